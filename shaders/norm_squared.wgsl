@@ -1,0 +1,32 @@
+// sums[group] = sum of the squares (SQUARE) or of the elements of x that this workgroup visits. 64 invocations walk x
+// with a common stride, then a tree adds their parts in a fixed order.
+var<workgroup> partial: array<f32, 64>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = group_index(group, groups);
+    var sum = vec4<f32>();
+    for (var i = index * 64u + lane; i < params.count; i += params.stride) {
+        let v = load_x(i);
+{% if SQUARE %}
+        sum = fma(v, v, sum);
+{% else %}
+        sum += v;
+{% endif %}
+    }
+    partial[lane] = sum.x + sum.y + sum.z + sum.w;
+    workgroupBarrier();
+    for (var step = 32u; step > 0u; step = step >> 1u) {
+        if (lane < step) {
+            partial[lane] += partial[lane + step];
+        }
+        workgroupBarrier();
+    }
+    if (lane == 0u) {
+        sums[index] = partial[0];
+    }
+}

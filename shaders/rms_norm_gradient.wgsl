@@ -1,0 +1,25 @@
+// dx = rstd * (w dy - x rstd^2 mean(w dy x)), per row. LANES invocations share a row.
+{% include "shared/rows.wgsl" %}
+
+@compute @workgroup_size({{ WORKGROUP }})
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row = group_index(group, groups) * {{ ROWS }}u + lane / {{ LANES }}u;
+    let base = min(row, params.rows - 1u) * params.cols4;
+    var products = vec4<f32>();
+    for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
+        products = fma(load_weight(i) * load_dy(base + i), load_x(base + i), products);
+    }
+    let mean = row_sum(lane, products.x + products.y + products.z + products.w) / params.cols;
+    if (row >= params.rows) {
+        return;
+    }
+    let scale = rstd[row];
+    let pull = scale * scale * mean;
+    for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
+        store_dx(base + i, scale * (load_weight(i) * load_dy(base + i) - load_x(base + i) * pull));
+    }
+}

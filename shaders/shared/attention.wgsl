@@ -1,0 +1,32 @@
+// How attention kernels share rows of K, V, Q or dO among the invocations of a workgroup, each of which owns a row.
+//
+// LANES > 0 (CPU devices): a workgroup is one subgroup; a block is LANES rows, of which every lane loads one piece at a
+// time (piece) that is broadcast to all (get). Otherwise blocks of BLOCK rows of two tensors lie in workgroup memory
+// (stage) and are walked row by row.
+{% set D4 = HEAD_DIM // 4 %}
+{% set SHARED = LANES == 0 %}
+{% set WORKGROUP = 64 if SHARED else LANES %}
+{% set BLOCK = (16 if HEAD_DIM <= 128 else 8) if SHARED else LANES %}
+{% if SHARED %}
+var<workgroup> block1: array<vec4<f32>, {{ BLOCK * D4 }}>;
+var<workgroup> block2: array<vec4<f32>, {{ BLOCK * D4 }}>;
+{% endif %}
+
+{% macro stage(one, two, rows, stride, base) %}
+        workgroupBarrier();
+        for (var e = lane; e < {{ BLOCK * D4 }}u; e += {{ WORKGROUP }}u) {
+            let at = min(first + e / {{ D4 }}u, {{ rows }} - 1u) * {{ stride }} + {{ base }} + e % {{ D4 }}u;
+            block1[e] = load_{{ one }}(at);
+            block2[e] = load_{{ two }}(at);
+        }
+        workgroupBarrier();
+{% endmacro %}
+
+{% macro piece(tensor, rows, stride, base, d) %}
+        let {{ tensor }}_piece{{ d }} = load_{{ tensor }}(min(first + lane, {{ rows }} - 1u) * {{ stride }} + {{ base }} + {{ d }}u);
+{% endmacro %}
+
+{% macro get(tensor, j, d) %}subgroupBroadcast({{ tensor }}_piece{{ d }}, {{ j }}u){% endmacro %}
+
+// s += a . b
+{% macro dot_add(s, a, b) %}{{ s }} = fma({{ a }}.x, {{ b }}.x, fma({{ a }}.y, {{ b }}.y, fma({{ a }}.z, {{ b }}.z, fma({{ a }}.w, {{ b }}.w, {{ s }}))));{% endmacro %}

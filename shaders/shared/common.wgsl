@@ -1,0 +1,33 @@
+// What every kernel has: conversions of stored groups of four, and the index of a workgroup.
+// The declarations of bindings and parameters are generated in front of this text.
+
+fn unpack_f16(word: vec2<u32>) -> vec4<f32> {
+    return vec4<f32>(unpack2x16float(word.x), unpack2x16float(word.y));
+}
+
+fn pack_f16(v: vec4<f32>) -> vec2<u32> {
+    return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
+}
+
+fn unpack_bf16(word: vec2<u32>) -> vec4<f32> {
+    return vec4<f32>(
+        bitcast<f32>(word.x << 16u),
+        bitcast<f32>(word.x & 0xffff0000u),
+        bitcast<f32>(word.y << 16u),
+        bitcast<f32>(word.y & 0xffff0000u),
+    );
+}
+
+// Round to nearest, ties to even; a NaN stays a NaN.
+fn pack_bf16(v: vec4<f32>) -> vec2<u32> {
+    let bits = bitcast<vec4<u32>>(v);
+    let rounded = (bits + vec4<u32>(0x7fffu) + ((bits >> vec4<u32>(16u)) & vec4<u32>(1u))) >> vec4<u32>(16u);
+    let nan = (bits & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+    let word = select(rounded, (bits >> vec4<u32>(16u)) | vec4<u32>(0x40u), nan);
+    return vec2<u32>(word.x | (word.y << 16u), word.z | (word.w << 16u));
+}
+
+// One-dimensional index of a workgroup in a grid that was folded to two dimensions.
+fn group_index(group: vec3<u32>, groups: vec3<u32>) -> u32 {
+    return group.y * groups.x + group.x;
+}

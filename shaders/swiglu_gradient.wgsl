@@ -1,0 +1,17 @@
+// Gradients of y = silu(gate) * up: dgate = dy * up * (s + g * s * (1 - s)), dup = dy * g * s, s = sigmoid(gate).
+// An invocation owns one group of four.
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = group_index(group, groups) * 256u + lane;
+    if (i < params.count) {
+        let g = load_gate(i);
+        let dy = load_dy(i);
+        let s = 1.0 / (1.0 + exp(-max(g, vec4<f32>(-80.0))));
+        store_dgate(i, dy * load_up(i) * (s + g * s * (1.0 - s)));
+        store_dup(i, dy * g * s);
+    }
+}

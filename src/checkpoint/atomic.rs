@@ -1,0 +1,158 @@
+//! Files and folders that appear under their final name complete or not at all.
+//!
+//! The content goes to a temporary sibling (same file system, so that the rename is one step), is
+//! forced to the disk, renamed, and then the folder's entry is forced to the disk as well. A killed
+//! process leaves at most a hidden `.NAME.*` sibling behind.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use tempfile::{Builder, TempDir};
+
+/// Writes a file by way of a temporary one, replacing what was there only when all is written.
+///
+/// # Errors
+/// Those of `write` and of the file system; the temporary file is removed and the old one untouched.
+pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = parent(path);
+    let mut builder = Builder::new();
+    let prefix = hidden_prefix(path)?;
+    builder.prefix(&prefix).suffix(".tmp");
+    // Temporary files are private by default; the result should have the usual permissions (0666 less umask).
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.tempfile_in(folder)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    write(&mut out)?;
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    sync_folder(folder)
+}
+
+/// A folder in the making: filled under a temporary name, it appears with [`NewFolder::commit`].
+///
+/// Dropped without it, the temporary folder is removed.
+pub struct NewFolder {
+    temporary: TempDir,
+    path: PathBuf,
+}
+
+impl NewFolder {
+    /// Begins the folder `path`, which must not exist (or be empty); missing parents are made.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn begin(path: &Path) -> io::Result<Self> {
+        let folder = parent(path);
+        let prefix = hidden_prefix(path)?;
+        fs::create_dir_all(folder)?;
+        let temporary = Builder::new().prefix(&prefix).suffix(".tmp").tempdir_in(folder)?;
+        Ok(NewFolder { temporary, path: path.to_path_buf() })
+    }
+
+    /// Where to write the files; each is expected to be synced, as [`write_file`] does.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Gives the folder its name.
+    ///
+    /// # Errors
+    /// Those of the file system; the temporary folder is removed.
+    pub fn commit(self) -> io::Result<()> {
+        sync_folder(self.temporary.path())?;
+        fs::rename(self.temporary.path(), &self.path)?;
+        // Renamed away: there is nothing left to remove.
+        let _ = self.temporary.keep();
+        sync_folder(parent(&self.path))
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn hidden_prefix(path: &Path) -> io::Result<OsString> {
+    let name = path.file_name().ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{} does not end in a name", path.display()))
+    })?;
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    Ok(prefix)
+}
+
+/// A rename is durable only when the folder is on the disk; other systems than Unix have no call for it.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.bin");
+        write_file(&path, |out| out.write_all(b"old")).unwrap();
+        let error = write_file(&path, |out| {
+            out.write_all(b"half of the new")?;
+            Err(io::Error::other("disk full"))
+        });
+        assert_eq!(error.unwrap_err().to_string(), "disk full");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["state.bin"]);
+        write_file(&path, |out| out.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["state.bin"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_have_the_permissions_of_ordinary_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
+        write_file(&ours, |out| out.write_all(b"x")).unwrap();
+        fs::write(&plain, b"x").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs/step-000010");
+        let folder_in_making = NewFolder::begin(&path).unwrap();
+        fs::write(folder_in_making.path().join("first"), b"1").unwrap();
+        assert!(!path.exists());
+        drop(folder_in_making);
+        assert!(names(&folder.path().join("runs")).is_empty());
+
+        let folder_in_making = NewFolder::begin(&path).unwrap();
+        fs::write(folder_in_making.path().join("first"), b"1").unwrap();
+        folder_in_making.commit().unwrap();
+        assert_eq!(names(&folder.path().join("runs")), ["step-000010"]);
+        assert_eq!(names(&path), ["first"]);
+
+        let second = NewFolder::begin(&path).unwrap();
+        assert!(second.commit().is_err(), "a folder with content is never replaced");
+        assert_eq!(names(&folder.path().join("runs")), ["step-000010"]);
+    }
+
+    #[test]
+    fn a_path_without_a_name_is_an_error() {
+        assert!(write_file(Path::new(".."), |_| Ok(())).is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! Weights and adapters on disk: safetensors in and out, PEFT adapters, files that are never half written.
+//!
+//! Files come from strangers. Every length and every offset is checked before it is used, and what is
+//! wrong is reported as a [`CheckpointError`] with the file and the tensor or key.
+
+mod adapter;
+pub mod atomic;
+mod error;
+mod weights;
+
+pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, AdapterConfig, AdapterTensor, TargetModules};
+pub use error::CheckpointError;
+pub use weights::{Checkpoint, TensorView, encode, write_safetensors};

@@ -1,0 +1,655 @@
+//! The command line: what can be typed, and how it becomes the library's options.
+//!
+//! Parsing never looks at a file or a device; `resolve` turns what was said into checked options. Options
+//! are spelled with underscores; each has a hidden alias with dashes, and a test holds that so.
+
+use crate::generate::sampling::SamplingOptions;
+use crate::train::options::{
+    Checks, DataOptions, EvaluateOptions, FinetuneOptions, LoraOptions, Method, OptionsError, Precision,
+    RecomputeKind, WeightInit,
+};
+use crate::train::schedule::ScheduleKind;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
+                          3 out of memory, 4 no usable device";
+
+/// How a command ended, as its process reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Success = 0,
+    RunFailed = 1,
+    BadInput = 2,
+    OutOfMemory = 3,
+    NoDevice = 4,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// LoRA fine-tuning of language models on any GPU
+#[derive(Clone, Debug, Parser)]
+#[command(name = "engraft", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print results and errors only: no progress, no notes
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+#[command(rename_all = "snake_case")]
+pub enum Command {
+    /// Train a LoRA adapter on a Hugging Face model
+    #[command(visible_alias = "finetune_lora", alias = "finetune-lora")]
+    Finetune(FinetuneArgs),
+    /// Train every weight of a Hugging Face model
+    #[command(alias = "finetune-full")]
+    FinetuneFull(FinetuneFullArgs),
+    /// Continue a prompt, with or without an adapter
+    Generate(GenerateArgs),
+    /// Loss and perplexity of a model on a data file, with or without an adapter
+    Evaluate(EvaluateArgs),
+    /// List GPUs and software devices, and the one that a run would choose
+    Devices(DevicesArgs),
+    /// Measure speed without any files
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Bench(BenchArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+pub struct FinetuneArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    #[command(flatten)]
+    pub training: TrainingArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl FinetuneArgs {
+    /// The run that was asked for.
+    ///
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn resolve(self) -> Result<FinetuneOptions, OptionsError> {
+        let init_adapter = self.lora.init_adapter.clone();
+        let options = FinetuneOptions {
+            lora: self.lora.options(),
+            init_adapter,
+            ..self.training.options(self.model, self.data, self.split, self.device)
+        };
+        options.validate()?;
+        Ok(options)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+pub struct FinetuneFullArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub split: SplitArgs,
+    /// Where the weights start: checkpoint, or random (then the folder needs no weights)
+    #[arg(long, value_name = "WHERE", default_value_t = WeightInit::default())]
+    pub init: WeightInit,
+    #[command(flatten)]
+    pub training: TrainingArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl FinetuneFullArgs {
+    /// The run that was asked for.
+    ///
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn resolve(self) -> Result<FinetuneOptions, OptionsError> {
+        let options = FinetuneOptions {
+            method: Method::Full { init: self.init },
+            ..self.training.options(self.model, self.data, self.split, self.device)
+        };
+        options.validate()?;
+        Ok(options)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// PEFT adapter on top of the model [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub lora: Option<PathBuf>,
+    /// What to continue [default: standard input]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// How the prompt is wrapped before the model sees it: alpaca, or none
+    #[arg(
+        long,
+        alias = "prompt-style",
+        value_name = "STYLE",
+        default_value_t = DataOptions::default().prompt_style
+    )]
+    pub prompt_style: String,
+    /// Tokens to generate at most; an end-of-sequence token ends earlier
+    #[arg(long, alias = "max-new-tokens", value_name = "N", default_value_t = 128, value_parser = count)]
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 takes the most probable token always
+    #[arg(long, value_name = "T", default_value_t = SamplingOptions::default().temperature)]
+    pub temperature: f32,
+    /// Sample among the K most probable tokens; 0 for all
+    #[arg(long, alias = "top-k", value_name = "K", default_value_t = 50, value_parser = count)]
+    pub top_k: usize,
+    /// Sample among the fewest tokens whose probabilities sum to P
+    #[arg(long, alias = "top-p", value_name = "P", default_value_t = SamplingOptions::default().top_p)]
+    pub top_p: f32,
+    /// Seed of the sampling
+    #[arg(long, value_name = "SEED", default_value_t = SamplingOptions::default().seed)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl GenerateArgs {
+    /// How to draw tokens.
+    pub fn sampling(&self) -> SamplingOptions {
+        SamplingOptions {
+            temperature: self.temperature,
+            top_k: (self.top_k > 0).then_some(self.top_k),
+            top_p: self.top_p,
+            seed: self.seed,
+        }
+    }
+
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let mut checks = Checks::default();
+        checks.at_least("--max_new_tokens", self.max_new_tokens, 1);
+        checks.prompt_style("--prompt_style", &self.prompt_style);
+        self.sampling().check(&mut checks);
+        checks.finish()
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+pub struct EvaluateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// PEFT adapter on top of the model [default: none]
+    #[arg(long, value_name = "DIR")]
+    pub lora: Option<PathBuf>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Evaluate only the share that finetune holds out with this fraction and seed [default: the whole file]
+    #[arg(
+        long = "data.val_split_fraction",
+        alias = "data.val-split-fraction",
+        value_name = "F",
+        help_heading = "Data"
+    )]
+    pub val_split_fraction: Option<f64>,
+    /// Seed of the split
+    #[arg(
+        long,
+        value_name = "SEED",
+        default_value_t = FinetuneOptions::default().seed,
+        help_heading = "Data"
+    )]
+    pub seed: u64,
+    /// Cut longer samples at the end [default: the model's own limit]
+    #[arg(long, alias = "max-seq-length", value_name = "N", value_parser = count)]
+    pub max_seq_length: Option<usize>,
+    /// Samples on the device at a time
+    #[arg(
+        long,
+        alias = "micro-batch-size",
+        value_name = "N",
+        default_value_t = FinetuneOptions::default().micro_batch_size,
+        value_parser = count
+    )]
+    pub micro_batch_size: usize,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl EvaluateArgs {
+    /// The evaluation that was asked for; `json` is not part of it.
+    ///
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn resolve(self) -> Result<EvaluateOptions, OptionsError> {
+        let options = EvaluateOptions {
+            model_dir: self.model.model_dir,
+            adapter: self.lora,
+            data: self.data.options(self.val_split_fraction.unwrap_or(0.0)),
+            seed: self.seed,
+            max_seq_length: self.max_seq_length,
+            micro_batch_size: self.micro_batch_size,
+            precision: self.precision.precision,
+            gpu: self.device.gpu,
+        };
+        options.validate()?;
+        Ok(options)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct DevicesArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time LoRA training steps of a Llama with random weights
+    Train(BenchTrainArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+pub struct BenchTrainArgs {
+    /// Hidden size
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count)]
+    pub hidden: usize,
+    /// Layers
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
+    pub layers: usize,
+    /// Query heads
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
+    pub heads: usize,
+    /// Key and value heads [default: as many as query heads]
+    #[arg(long, alias = "kv-heads", value_name = "N", value_parser = count)]
+    pub kv_heads: Option<usize>,
+    /// Hidden size of the MLP
+    #[arg(long, value_name = "N", default_value_t = 768, value_parser = count)]
+    pub ffn: usize,
+    /// Tokens in the vocabulary
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count)]
+    pub vocab: usize,
+    /// Tokens per sample
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = count)]
+    pub seq: usize,
+    /// Samples per step, all in one micro-batch
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
+    pub batch: usize,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = count)]
+    pub rank: usize,
+    /// Modules with an adapter, such as q_proj,v_proj [default: all linear layers of the blocks]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub targets: Vec<String>,
+    /// Steps to time, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = count)]
+    pub steps: usize,
+    /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
+    #[arg(long, value_name = "KIND", default_value_t = Precision::F32True)]
+    pub precision: Precision,
+    /// Activations to make again in the reverse pass, for memory: none, or layer
+    #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
+    pub recompute: RecomputeKind,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl BenchTrainArgs {
+    /// Key and value heads: as given, or as many as query heads.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// Modules with an adapter; empty for all linear layers of the blocks.
+    pub fn targets(&self) -> Vec<String> {
+        targets(&self.targets)
+    }
+
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let mut checks = Checks::default();
+        for (option, given, least) in [
+            ("--hidden", self.hidden, 1),
+            ("--layers", self.layers, 1),
+            ("--heads", self.heads, 1),
+            ("--kv_heads", self.kv_heads(), 1),
+            ("--ffn", self.ffn, 1),
+            ("--vocab", self.vocab, 2),
+            ("--seq", self.seq, 2),
+            ("--batch", self.batch, 1),
+            ("--rank", self.rank, 1),
+            ("--steps", self.steps, 1),
+        ] {
+            checks.at_least(option, given, least);
+        }
+        if self.heads > 0 && self.kv_heads() > 0 {
+            checks.require(
+                self.hidden.is_multiple_of(2 * self.heads),
+                "--hidden",
+                self.hidden,
+                format!("must be a multiple of twice --heads ({})", self.heads),
+            );
+            checks.require(
+                self.heads.is_multiple_of(self.kv_heads()),
+                "--kv_heads",
+                self.kv_heads(),
+                format!("must divide --heads ({})", self.heads),
+            );
+        }
+        checks.finish()
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Hugging Face folder of the model: config.json, tokenizer.json, *.safetensors
+    #[arg(value_name = "MODEL_DIR")]
+    pub model_dir: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct DataArgs {
+    /// Kind of data; JSON is the one there is
+    #[arg(long, value_name = "KIND", default_value = "JSON", value_parser = data_kind)]
+    pub data: DataKind,
+    /// JSON array or JSON lines of rows with instruction, output and perhaps input
+    #[arg(long = "data.json_path", alias = "data.json-path", value_name = "FILE")]
+    pub json_path: PathBuf,
+    /// Count the loss on the answer alone, not on the prompt: true or false
+    #[arg(
+        long = "data.mask_prompt",
+        alias = "data.mask-prompt",
+        value_name = "BOOL",
+        default_value_t = DataOptions::default().mask_prompt,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub mask_prompt: bool,
+    /// Shuffle the rows, in the split and in each epoch: true or false
+    #[arg(
+        long = "data.shuffle",
+        value_name = "BOOL",
+        default_value_t = DataOptions::default().shuffle,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub shuffle: bool,
+    /// How a row becomes a prompt: alpaca, or none
+    #[arg(
+        long = "data.prompt_style",
+        alias = "data.prompt-style",
+        value_name = "STYLE",
+        default_value_t = DataOptions::default().prompt_style
+    )]
+    pub prompt_style: String,
+}
+
+impl DataArgs {
+    fn options(self, val_split_fraction: f64) -> DataOptions {
+        let DataKind::Json = self.data;
+        DataOptions {
+            json_path: self.json_path,
+            val_split_fraction,
+            mask_prompt: self.mask_prompt,
+            shuffle: self.shuffle,
+            prompt_style: self.prompt_style,
+        }
+    }
+}
+
+/// What `--data` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataKind {
+    Json,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct SplitArgs {
+    /// Share of the rows held out for validation; 0 for none
+    #[arg(
+        long = "data.val_split_fraction",
+        alias = "data.val-split-fraction",
+        value_name = "F",
+        default_value_t = DataOptions::default().val_split_fraction
+    )]
+    pub val_split_fraction: f64,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Adapter")]
+pub struct LoraArgs {
+    /// Rank of the adapter
+    #[arg(
+        long,
+        alias = "lora-rank",
+        value_name = "R",
+        default_value_t = LoraOptions::default().rank,
+        value_parser = count
+    )]
+    pub lora_rank: usize,
+    /// The adapter's output is scaled by alpha / rank
+    #[arg(long, alias = "lora-alpha", value_name = "ALPHA", default_value_t = LoraOptions::default().alpha)]
+    pub lora_alpha: f64,
+    /// Probability of dropping an element of the adapter's input
+    #[arg(long, alias = "lora-dropout", value_name = "P", default_value_t = LoraOptions::default().dropout)]
+    pub lora_dropout: f64,
+    /// Modules with an adapter, such as q_proj,v_proj [default: all linear layers of the blocks]
+    #[arg(long, alias = "lora-targets", value_name = "NAMES", value_delimiter = ',')]
+    pub lora_targets: Vec<String>,
+    /// PEFT adapter to go on from; rank, alpha and targets are then its own [default: a new adapter]
+    #[arg(long, alias = "init-adapter", value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
+}
+
+impl LoraArgs {
+    fn options(self) -> LoraOptions {
+        LoraOptions {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            targets: targets(&self.lora_targets),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Training")]
+pub struct TrainingArgs {
+    /// Peak learning rate
+    #[arg(long, alias = "learning-rate", value_name = "LR", default_value = "3e-4")]
+    pub learning_rate: f64,
+    /// Samples per optimiser step
+    #[arg(
+        long,
+        alias = "batch-size",
+        value_name = "N",
+        default_value_t = FinetuneOptions::default().batch_size,
+        value_parser = count
+    )]
+    pub batch_size: usize,
+    /// Samples on the device at a time; a divisor of batch_size [default: 2, or 1 for an odd batch]
+    #[arg(long, alias = "micro-batch-size", value_name = "N", value_parser = count)]
+    pub micro_batch_size: Option<usize>,
+    /// Cut longer samples at the end [default: the model's own limit]
+    #[arg(long, alias = "max-seq-length", value_name = "N", value_parser = count)]
+    pub max_seq_length: Option<usize>,
+    /// Passes over the training rows
+    #[arg(long, value_name = "N", default_value_t = FinetuneOptions::default().epochs, value_parser = count)]
+    pub epochs: usize,
+    /// End after this many optimiser steps [default: when the epochs end]
+    #[arg(long, alias = "max-steps", value_name = "N", value_parser = count)]
+    pub max_steps: Option<usize>,
+    /// Steps of rising learning rate, at most the whole run [default: a tenth of the run, at most 100]
+    #[arg(long, alias = "lr-warmup-steps", value_name = "N", value_parser = count)]
+    pub lr_warmup_steps: Option<usize>,
+    /// Learning rate after the warm-up: cosine, linear, or constant
+    #[arg(long, alias = "lr-schedule", value_name = "KIND", default_value_t = ScheduleKind::default())]
+    pub lr_schedule: ScheduleKind,
+    /// Learning rate that cosine and linear fall to
+    #[arg(long, alias = "min-lr", value_name = "LR", default_value_t = FinetuneOptions::default().min_lr)]
+    pub min_lr: f64,
+    /// Decoupled weight decay of AdamW
+    #[arg(
+        long,
+        alias = "weight-decay",
+        value_name = "W",
+        default_value_t = FinetuneOptions::default().weight_decay
+    )]
+    pub weight_decay: f64,
+    /// Decay of AdamW's first moment
+    #[arg(long, value_name = "B", default_value_t = FinetuneOptions::default().beta1)]
+    pub beta1: f64,
+    /// Decay of AdamW's second moment
+    #[arg(long, value_name = "B", default_value_t = FinetuneOptions::default().beta2)]
+    pub beta2: f64,
+    /// What AdamW adds to the root of the second moment
+    #[arg(long, value_name = "EPS", default_value = "1e-8")]
+    pub eps: f64,
+    /// Largest norm of the gradient of all parameters; 0 does not clip
+    #[arg(long, alias = "grad-clip", value_name = "NORM", default_value_t = 1.0)]
+    pub grad_clip: f64,
+    /// Optimiser steps between evaluations [default: evaluate at the end alone]
+    #[arg(long, alias = "eval-interval", value_name = "N", value_parser = count)]
+    pub eval_interval: Option<usize>,
+    /// Optimiser steps between saves to step-NNNNNN [default: save at the end alone]
+    #[arg(long, alias = "save-interval", value_name = "N", value_parser = count)]
+    pub save_interval: Option<usize>,
+    /// Seed of the split, the order, the initial values and dropout
+    #[arg(long, value_name = "SEED", default_value_t = FinetuneOptions::default().seed)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
+    /// Activations to make again in the reverse pass, for memory: none, or layer
+    #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
+    pub recompute: RecomputeKind,
+    /// Folder for the result, the metrics and the hyperparameters
+    #[arg(long, alias = "out-dir", value_name = "DIR", default_value = "out")]
+    pub out_dir: PathBuf,
+}
+
+impl TrainingArgs {
+    /// Options of a run without an adapter's.
+    fn options(
+        self,
+        model: ModelArgs,
+        data: DataArgs,
+        split: SplitArgs,
+        device: DeviceArgs,
+    ) -> FinetuneOptions {
+        let default_micro_batch = if self.batch_size.is_multiple_of(2) { 2 } else { 1 };
+        FinetuneOptions {
+            model_dir: model.model_dir,
+            data: data.options(split.val_split_fraction),
+            out_dir: self.out_dir,
+            precision: self.precision.precision,
+            learning_rate: self.learning_rate,
+            batch_size: self.batch_size,
+            micro_batch_size: self.micro_batch_size.unwrap_or(default_micro_batch),
+            max_seq_length: self.max_seq_length,
+            epochs: self.epochs,
+            max_steps: self.max_steps,
+            lr_warmup_steps: self.lr_warmup_steps,
+            lr_schedule: self.lr_schedule,
+            min_lr: self.min_lr,
+            weight_decay: self.weight_decay,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
+            eval_interval: self.eval_interval,
+            save_interval: self.save_interval,
+            seed: self.seed,
+            recompute: self.recompute,
+            gpu: device.gpu,
+            ..FinetuneOptions::default()
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PrecisionArgs {
+    /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
+    #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
+    pub precision: Precision,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DeviceArgs {
+    /// Device, see `engraft devices` [default: the best GPU, a software device where there is none]
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub gpu: Option<String>,
+}
+
+/// PEFT's word for all linear layers is an empty list here.
+fn targets(names: &[String]) -> Vec<String> {
+    match names {
+        [all] if all == "all-linear" => Vec::new(),
+        names => names.iter().map(|name| name.trim().to_owned()).collect(),
+    }
+}
+
+fn data_kind(word: &str) -> Result<DataKind, String> {
+    match word {
+        "JSON" => Ok(DataKind::Json),
+        _ => Err("supported: JSON. For a file write --data JSON --data.json_path FILE".into()),
+    }
+}
+
+fn boolean(word: &str) -> Result<bool, String> {
+    match word.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("must be true or false".into()),
+    }
+}
+
+fn count(word: &str) -> Result<usize, String> {
+    word.parse().map_err(|_| "must be a whole number, 0 or above".into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Every option in both spellings, defaults, mistakes and help.
+
+use super::*;
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+
+const FINETUNE: [&str; 4] = ["finetune", "model", "--data.json_path", "rows.json"];
+
+fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("engraft").chain(words.iter().copied()))
+}
+
+fn finetune(words: &[&str]) -> FinetuneOptions {
+    match parse(&[&FINETUNE, words].concat()).unwrap_or_else(|e| panic!("{words:?}: {e}")).command {
+        Command::Finetune(args) => args.resolve().unwrap_or_else(|e| panic!("{words:?}: {e}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn bench(words: &[&str]) -> BenchTrainArgs {
+    match parse(&[&["bench", "train"], words].concat()).unwrap().command {
+        Command::Bench(BenchArgs { command: BenchCommand::Train(args) }) => args,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn each_command(command: &clap::Command, visit: &mut impl FnMut(&clap::Command)) {
+    visit(command);
+    command.get_subcommands().for_each(|inner| each_command(inner, visit));
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_underscore_has_its_dash() {
+    let mut seen = 0;
+    each_command(&Cli::command(), &mut |command| {
+        for arg in command.get_arguments() {
+            let Some(long) = arg.get_long().filter(|long| long.contains('_')) else { continue };
+            let aliases = arg.get_all_aliases().unwrap_or_default();
+            assert!(aliases.contains(&long.replace('_', "-").as_str()), "--{long} has {aliases:?}");
+            seen += 1;
+        }
+        if command.get_name().contains('_') {
+            let dashed = command.get_name().replace('_', "-");
+            assert!(command.get_all_aliases().any(|alias| alias == dashed), "{}", command.get_name());
+        }
+    });
+    assert!(seen > 40, "{seen}");
+}
+
+#[test]
+fn every_option_is_explained_in_one_line() {
+    each_command(&Cli::command(), &mut |command| {
+        for arg in command.get_arguments() {
+            let help = arg.get_help().unwrap_or_else(|| panic!("--{} has no help", arg.get_id())).to_string();
+            assert!(help.len() <= 110 && !help.contains('\n'), "{}: {help}", arg.get_id());
+        }
+    });
+}
+
+#[test]
+fn each_option_lands_in_its_field_in_both_spellings() {
+    type Change = fn(&mut FinetuneOptions);
+    let table: &[(&str, &str, Change)] = &[
+        ("--data.val_split_fraction", "0.25", |o| o.data.val_split_fraction = 0.25),
+        ("--data.mask_prompt", "false", |o| o.data.mask_prompt = false),
+        ("--data.shuffle", "false", |o| o.data.shuffle = false),
+        ("--data.prompt_style", "none", |o| o.data.prompt_style = "none".into()),
+        ("--lora_rank", "3", |o| o.lora.rank = 3),
+        ("--lora_alpha", "5.5", |o| o.lora.alpha = 5.5),
+        ("--lora_dropout", "0.05", |o| o.lora.dropout = 0.05),
+        ("--lora_targets", "q_proj,v_proj", |o| o.lora.targets = vec!["q_proj".into(), "v_proj".into()]),
+        ("--init_adapter", "old", |o| o.init_adapter = Some("old".into())),
+        ("--learning_rate", "1e-3", |o| o.learning_rate = 1e-3),
+        ("--batch_size", "4", |o| o.batch_size = 4),
+        ("--micro_batch_size", "4", |o| o.micro_batch_size = 4),
+        ("--max_seq_length", "256", |o| o.max_seq_length = Some(256)),
+        ("--epochs", "5", |o| o.epochs = 5),
+        ("--max_steps", "30", |o| o.max_steps = Some(30)),
+        ("--lr_warmup_steps", "7", |o| o.lr_warmup_steps = Some(7)),
+        ("--lr_schedule", "linear", |o| o.lr_schedule = ScheduleKind::Linear),
+        ("--min_lr", "1e-6", |o| o.min_lr = 1e-6),
+        ("--weight_decay", "0", |o| o.weight_decay = 0.0),
+        ("--beta1", "0.8", |o| o.beta1 = 0.8),
+        ("--beta2", "0.999", |o| o.beta2 = 0.999),
+        ("--eps", "1e-6", |o| o.eps = 1e-6),
+        ("--grad_clip", "0.5", |o| o.grad_clip = Some(0.5)),
+        ("--grad_clip", "0", |o| o.grad_clip = None),
+        ("--eval_interval", "10", |o| o.eval_interval = Some(10)),
+        ("--save_interval", "20", |o| o.save_interval = Some(20)),
+        ("--seed", "42", |o| o.seed = 42),
+        ("--precision", "16-mixed", |o| o.precision = Precision::F16Mixed),
+        ("--recompute", "layer", |o| o.recompute = RecomputeKind::Layer),
+        ("--out_dir", "there", |o| o.out_dir = "there".into()),
+        ("--gpu", "1", |o| o.gpu = Some("1".into())),
+    ];
+    for (option, value, change) in table {
+        let mut expected = finetune(&[]);
+        change(&mut expected);
+        assert_ne!(expected, finetune(&[]), "{option} is tested with its default");
+        let dashed = option.replace('_', "-");
+        assert_eq!(finetune(&[option, value]), expected, "{option}");
+        assert_eq!(finetune(&[&dashed, value]), expected, "{dashed}");
+        assert_eq!(finetune(&[&format!("{option}={value}")]), expected, "{option}=");
+    }
+    let listed: Vec<&str> = table.iter().map(|row| row.0.trim_start_matches('-')).collect();
+    let command = Cli::command();
+    for arg in command.find_subcommand("finetune").unwrap().get_arguments() {
+        let Some(long) = arg.get_long() else { continue };
+        let elsewhere = ["data", "data.json_path", "quiet", "help"].contains(&long);
+        assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
+    }
+}
+
+#[test]
+fn unsaid_options_are_the_librarys_defaults() {
+    let mut expected = FinetuneOptions { model_dir: "model".into(), ..FinetuneOptions::default() };
+    expected.data.json_path = "rows.json".into();
+    assert_eq!(finetune(&[]), expected);
+    assert_eq!(finetune(&["--data", "JSON", "--lora_targets", "all-linear"]), expected);
+    assert_eq!(finetune(&["--data.mask_prompt", "--data.shuffle", "True"]), expected);
+}
+
+#[test]
+fn the_micro_batch_follows_an_odd_batch_unless_given() {
+    for (batch, micro_batch) in [("1", 1), ("3", 1), ("6", 2)] {
+        assert_eq!(finetune(&["--batch_size", batch]).micro_batch_size, micro_batch);
+    }
+}
+
+#[test]
+fn commands_have_their_other_names() {
+    for name in ["finetune", "finetune_lora", "finetune-lora"] {
+        let cli = parse(&[name, "model", "--data.json-path", "rows.json"]).unwrap();
+        assert!(matches!(cli.command, Command::Finetune(_)), "{name}");
+    }
+    for name in ["finetune_full", "finetune-full"] {
+        let cli = parse(&[name, "model", "--data.json_path", "rows.json", "--init", "random"]).unwrap();
+        let Command::FinetuneFull(args) = cli.command else { panic!("{name}") };
+        assert_eq!(args.resolve().unwrap().method, Method::Full { init: WeightInit::Random });
+    }
+}
+
+#[test]
+fn full_training_takes_no_adapter_options() {
+    for option in ["--lora_rank", "--init_adapter"] {
+        let words = ["finetune_full", "model", "--data.json_path", "rows.json", option, "4"];
+        assert_eq!(parse(&words).unwrap_err().kind(), ErrorKind::UnknownArgument);
+    }
+}
+
+#[test]
+fn quiet_stands_anywhere() {
+    assert!(parse(&[&["--quiet"][..], &FINETUNE].concat()).unwrap().quiet);
+    assert!(parse(&[&FINETUNE, &["--quiet"][..]].concat()).unwrap().quiet);
+    assert!(!parse(&FINETUNE).unwrap().quiet);
+}
+
+#[test]
+fn mistakes_end_with_code_two_and_say_what_is_allowed() {
+    for (words, said) in [
+        (&["--data", "rows.json"][..], "--data JSON --data.json_path FILE"),
+        (&["--precision", "fp16"], "bf16-mixed"),
+        (&["--lr_schedule", "step"], "cosine, linear, constant"),
+        (&["--recompute", "all"], "none, layer"),
+        (&["--batch_size", "-1"], "whole number"),
+        (&["--epochs", "2.5"], "whole number"),
+        (&["--learning_rate", "fast"], "--learning_rate"),
+        (&["--data.shuffle", "maybe"], "true or false"),
+        (&["--learning_rat", "1"], "--learning_rate"),
+    ] {
+        let error = parse(&[&FINETUNE, words].concat()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(said), "{words:?}: {error}");
+    }
+    let error = parse(&["finetune", "model"]).unwrap_err();
+    assert_eq!((error.kind(), error.exit_code()), (ErrorKind::MissingRequiredArgument, 2));
+    assert!(error.to_string().contains("--data.json_path"));
+}
+
+#[test]
+fn numbers_out_of_range_are_all_reported() {
+    let words = ["--learning_rate", "-1", "--data.val_split_fraction", "nan", "--lora_rank", "0"];
+    let Command::Finetune(args) = parse(&[&FINETUNE[..], &words].concat()).unwrap().command else { panic!() };
+    let error = args.resolve().unwrap_err();
+    let options: Vec<&str> = error.problems.iter().map(|problem| problem.option).collect();
+    assert_eq!(options, ["--data.val_split_fraction", "--lora_rank", "--learning_rate"]);
+}
+
+#[test]
+fn generate_resolves_its_sampling() {
+    let generate = |words: &[&str]| match parse(&[&["generate", "model"], words].concat()).unwrap().command {
+        Command::Generate(args) => args,
+        other => panic!("{other:?}"),
+    };
+    let plain = generate(&[]);
+    assert_eq!((plain.sampling(), plain.max_new_tokens), (SamplingOptions::default(), 128));
+    assert_eq!((plain.prompt.as_deref(), plain.check()), (None, Ok(())));
+    let words =
+        ["--prompt", "- a list", "--top-k", "0", "--top_p", "0.9", "--temperature", "0", "--seed", "5"];
+    let own = generate(&words);
+    let expected = SamplingOptions { temperature: 0.0, top_k: None, top_p: 0.9, seed: 5 };
+    assert_eq!((own.sampling(), own.prompt.as_deref()), (expected, Some("- a list")));
+    let bad =
+        generate(&["--max-new-tokens", "0", "--temperature", "-1", "--top-p", "0", "--prompt-style", "x"]);
+    assert_eq!(bad.check().unwrap_err().problems.len(), 4);
+}
+
+#[test]
+fn evaluate_takes_the_whole_file_unless_a_fraction_is_given() {
+    let evaluate = |words: &[&str]| {
+        let all = [&["evaluate", "model", "--data", "JSON", "--data.json_path", "rows.json"], words].concat();
+        match parse(&all).unwrap().command {
+            Command::Evaluate(args) => args.resolve(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let whole = evaluate(&["--lora", "adapter", "--json"]).unwrap();
+    assert_eq!((whole.data.val_split_fraction, whole.adapter), (0.0, Some("adapter".into())));
+    assert_eq!(evaluate(&["--data.val-split-fraction", "0.2"]).unwrap().data.val_split_fraction, 0.2);
+    assert!(evaluate(&["--micro_batch_size", "0", "--max_seq_length", "1"]).is_err());
+}
+
+#[test]
+fn bench_train_takes_the_shape_of_a_model() {
+    let words = "--hidden 512 --layers 2 --heads 8 --kv_heads 2 --ffn 1024 --vocab 1000 --seq 64 \
+                 --batch 2 --rank 4 --targets q_proj,o_proj --steps 5 --precision bf16-true \
+                 --recompute layer --gpu x --json";
+    let args = bench(&words.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(args.check(), Ok(()));
+    assert_eq!((args.hidden, args.layers, args.heads, args.kv_heads(), args.ffn), (512, 2, 8, 2, 1024));
+    assert_eq!((args.vocab, args.seq, args.batch, args.rank, args.steps), (1000, 64, 2, 4, 5));
+    assert_eq!(args.targets(), ["q_proj", "o_proj"]);
+    assert_eq!((args.precision, args.recompute), (Precision::BF16True, RecomputeKind::Layer));
+    assert!(args.json && args.device.gpu.as_deref() == Some("x"));
+    assert_eq!(bench(&["--heads", "2"]).kv_heads(), 2);
+    assert!(bench(&["--kv-heads", "3"]).check().is_err());
+    assert!(bench(&["--heads", "0"]).check().is_err());
+    assert!(bench(&["--hidden", "12"]).check().is_err(), "a head of 3 has no rotary pairs");
+}
+
+#[test]
+fn help_lists_the_exit_codes_and_parses_without_a_world() {
+    for words in [&["--help"][..], &["finetune", "--help"], &["bench", "train", "--help"]] {
+        let help = parse(words).unwrap_err();
+        assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
+        assert!(help.to_string().contains("4 no usable device"), "{help}");
+    }
+    assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
+}

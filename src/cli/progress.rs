@@ -1,0 +1,319 @@
+//! Shows a run on the terminal: a bar where there is one, plain lines where there is none.
+//!
+//! Everything goes to standard error, so that standard output holds results alone. A failed write is
+//! ignored: a closed terminal must not end a run.
+
+use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{self, IsTerminal, Write};
+
+/// Plain lines of steps in a whole run, about.
+const LINES: usize = 50;
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgressMode {
+    Bar,
+    Lines,
+    Silent,
+}
+
+impl ProgressMode {
+    /// Silent where that was asked for, a bar where standard error is a terminal, lines elsewhere.
+    pub fn detect(quiet: bool) -> Self {
+        match (quiet, io::stderr().is_terminal()) {
+            (true, _) => ProgressMode::Silent,
+            (false, true) => ProgressMode::Bar,
+            (false, false) => ProgressMode::Lines,
+        }
+    }
+}
+
+/// Shows the events of one run.
+pub struct Progress {
+    mode: ProgressMode,
+    out: Box<dyn Write + Send>,
+    bar: Option<ProgressBar>,
+    steps: usize,
+}
+
+impl Progress {
+    /// Progress on standard error.
+    pub fn new(mode: ProgressMode) -> Self {
+        Progress::to_writer(mode, Box::new(io::stderr()))
+    }
+
+    /// Progress whose plain lines go to `out`; a bar is drawn on standard error always.
+    pub fn to_writer(mode: ProgressMode, out: Box<dyn Write + Send>) -> Self {
+        Progress { mode, out, bar: None, steps: 0 }
+    }
+
+    /// Shows one event.
+    pub fn show(&mut self, event: &Event) {
+        if self.mode == ProgressMode::Silent {
+            return;
+        }
+        match event {
+            Event::Started(run) => self.start(run),
+            Event::Step(record) => self.step(record),
+            Event::Evaluation(record) => self.line(&evaluation_line(record)),
+            Event::Saved { step, path } => self.line(&format!("step {step}: saved {}", path.display())),
+            Event::Overflow { step, scale } => {
+                self.line(&format!(
+                    "step {step}: skipped, its f16 gradients overflowed; loss scale is now {scale}"
+                ));
+            }
+            Event::Note(text) => self.line(text),
+            Event::Finished { steps, tokens, elapsed_s } => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+                self.line(&finished_line(*steps, *tokens, *elapsed_s));
+            }
+        }
+    }
+
+    fn start(&mut self, run: &RunSummary) {
+        self.steps = run.steps;
+        self.line(&started_lines(run));
+        if self.mode == ProgressMode::Bar {
+            let bar = ProgressBar::new(run.steps as u64);
+            // The template is a constant, so the fallback is never seen; it spares the run a panic.
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  ETA {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            bar.set_style(style.progress_chars("=> "));
+            self.bar = Some(bar);
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(bar_text(record));
+            bar.set_position(record.step as u64);
+            return;
+        }
+        let every = self.steps.div_ceil(LINES).max(1);
+        if record.step == 1 || record.step == self.steps || record.step.is_multiple_of(every) {
+            self.line(&step_line(record, self.steps));
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => {
+                let _ = writeln!(self.out, "{text}").and_then(|()| self.out.flush());
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// A run that ends in an error leaves a clean line for its message.
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+}
+
+fn started_lines(run: &RunSummary) -> String {
+    let device = if run.software_device {
+        format!("{} (software: a CPU in place of a GPU, slow)", run.device)
+    } else {
+        run.device.clone()
+    };
+    let share = 100.0 * run.trainable_parameters as f64 / run.base_parameters.max(1) as f64;
+    format!(
+        "device {device}, {:.2} GiB\n\
+         training {} of {} parameters ({share:.2} %), {} steps, {} epochs, {} samples, {} for validation",
+        run.device_bytes as f64 / GIB,
+        run.trainable_parameters,
+        run.base_parameters,
+        run.steps,
+        run.epochs,
+        run.train_samples,
+        run.val_samples,
+    )
+}
+
+fn bar_text(record: &StepRecord) -> String {
+    format!("loss {:.4}  {}", record.loss, rate(record.tokens_per_s))
+}
+
+fn step_line(record: &StepRecord, steps: usize) -> String {
+    let left = steps.saturating_sub(record.step) as f64;
+    let eta = left * record.elapsed_s / record.step.max(1) as f64;
+    format!(
+        "step {}/{steps}  epoch {:.2}  loss {:.4}  grad norm {:.3}  lr {:.2e}  {}  ETA {}",
+        record.step,
+        record.epoch,
+        record.loss,
+        record.grad_norm,
+        record.learning_rate,
+        rate(record.tokens_per_s),
+        duration(eta),
+    )
+}
+
+fn evaluation_line(record: &EvalRecord) -> String {
+    format!("step {}: validation loss {:.4}, perplexity {:.3}", record.step, record.val_loss, record.val_ppl)
+}
+
+fn finished_line(steps: usize, tokens: usize, elapsed_s: f64) -> String {
+    let per_second = if elapsed_s > 0.0 { tokens as f64 / elapsed_s } else { 0.0 };
+    format!("finished {steps} steps, {tokens} tokens in {}, {}", duration(elapsed_s), rate(per_second))
+}
+
+fn rate(tokens_per_s: f64) -> String {
+    let digits = if tokens_per_s < 100.0 { 1 } else { 0 };
+    format!("{tokens_per_s:.digits$} tokens/s")
+}
+
+/// `5s`, `2m 05s`, `3h 07m`.
+fn duration(seconds: f64) -> String {
+    let total = seconds.max(0.0).round() as u64;
+    let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m {seconds:02}s"),
+        _ => format!("{hours}h {minutes:02}m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    fn record(step: usize) -> StepRecord {
+        StepRecord {
+            step,
+            epoch: 0.5,
+            loss: 2.0,
+            grad_norm: 1.0,
+            learning_rate: 3e-4,
+            tokens: 512,
+            label_tokens: 100,
+            tokens_per_s: 812.4,
+            elapsed_s: step as f64,
+        }
+    }
+
+    fn run(steps: usize) -> Vec<Event> {
+        let summary = RunSummary {
+            steps,
+            epochs: 3,
+            trainable_parameters: 50,
+            base_parameters: 1000,
+            device: "llvmpipe".into(),
+            software_device: true,
+            device_bytes: 3 << 29,
+            ..RunSummary::default()
+        };
+        let mut events = vec![Event::Started(summary)];
+        events.extend((1..=steps).map(|step| Event::Step(record(step))));
+        events.push(Event::Overflow { step: steps, scale: 32768.0 });
+        events.push(Event::Evaluation(EvalRecord::new(steps, 0.0)));
+        events.push(Event::Saved { step: steps, path: "out".into() });
+        events.push(Event::Note("a word".into()));
+        events.push(Event::Finished { steps, tokens: 1000, elapsed_s: 125.0 });
+        events
+    }
+
+    fn shown(mode: ProgressMode, steps: usize) -> String {
+        let sink = Sink::default();
+        let mut progress = Progress::to_writer(mode, Box::new(sink.clone()));
+        run(steps).iter().for_each(|event| progress.show(event));
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn lines_say_what_happened() {
+        let text = shown(ProgressMode::Lines, 3);
+        for said in [
+            "device llvmpipe (software: a CPU in place of a GPU, slow), 1.50 GiB\n",
+            "training 50 of 1000 parameters (5.00 %), 3 steps, 3 epochs",
+            "step 1/3  epoch 0.50  loss 2.0000  grad norm 1.000  lr 3.00e-4  812 tokens/s  ETA 2s\n",
+            "step 3: skipped, its f16 gradients overflowed; loss scale is now 32768\n",
+            "step 3: validation loss 0.0000, perplexity 1.000\n",
+            "step 3: saved out\n",
+            "a word\n",
+            "finished 3 steps, 1000 tokens in 2m 05s, 8.0 tokens/s\n",
+        ] {
+            assert!(text.contains(said), "no {said:?} in\n{text}");
+        }
+        assert!(!text.contains('\u{1b}') && !text.contains('\r'));
+    }
+
+    #[test]
+    fn long_runs_are_thinned_but_keep_their_ends() {
+        let steps: Vec<String> = shown(ProgressMode::Lines, 1003)
+            .lines()
+            .filter(|line| line.starts_with("step ") && line.contains('/'))
+            .map(|line| line.split_whitespace().nth(1).unwrap().to_owned())
+            .collect();
+        assert!((40..=60).contains(&steps.len()), "{}", steps.len());
+        assert_eq!((steps[0].as_str(), steps[steps.len() - 1].as_str()), ("1/1003", "1003/1003"));
+    }
+
+    #[test]
+    fn silent_is_silent() {
+        assert_eq!(shown(ProgressMode::Silent, 5), "");
+        assert_eq!(ProgressMode::detect(true), ProgressMode::Silent);
+    }
+
+    #[test]
+    fn a_closed_output_does_not_end_the_run() {
+        let mut progress = Progress::to_writer(ProgressMode::Lines, Box::new(Broken));
+        run(2).iter().for_each(|event| progress.show(event));
+    }
+
+    #[test]
+    fn the_bar_has_a_valid_template_and_goes_through_a_run() {
+        let mut progress = Progress::to_writer(ProgressMode::Bar, Box::new(Sink::default()));
+        let events = run(3);
+        events[..4].iter().for_each(|event| progress.show(event));
+        let bar = progress.bar.as_ref().unwrap();
+        assert_eq!(
+            (bar.position(), bar.length(), bar.message().as_str()),
+            (3, Some(3), "loss 2.0000  812 tokens/s")
+        );
+        events[4..].iter().for_each(|event| progress.show(event));
+        assert!(progress.bar.is_none());
+    }
+
+    #[test]
+    fn durations_read_well() {
+        for (seconds, text) in [(4.6, "5s"), (125.0, "2m 05s"), (11_240.0, "3h 07m"), (f64::NAN, "0s")] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+}

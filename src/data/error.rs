@@ -1,0 +1,239 @@
+//! What can be wrong with data, a tokenizer or their options.
+//!
+//! Every message stands alone: it names the file, the line (JSONL) or the index (JSON array, counted from 0),
+//! the key, and what to do next. The underlying error is part of the text and is therefore not offered as
+//! `source()` again.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Where in a data file a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Line of a JSONL file, counted from 1.
+    Line(usize),
+    /// Element of a JSON array, counted from 0.
+    Index(usize),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Index(index) => write!(f, "record {index} (counted from 0)"),
+        }
+    }
+}
+
+/// An error of the data room. All of them are the user's to mend: none depends on the device.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    #[error("{}: no such file: name a JSON array or a JSONL file of records", file.display())]
+    Missing { file: PathBuf },
+
+    #[error("{}: is a directory: name the JSON or JSONL file in it", file.display())]
+    Directory { file: PathBuf },
+
+    #[error("{}: cannot be read: {error}", file.display())]
+    Read { file: PathBuf, error: std::io::Error },
+
+    #[error(
+        "{}: line {line}: byte {offset} of the file is not valid UTF-8: save the file as UTF-8",
+        file.display()
+    )]
+    NotUtf8 {
+        file: PathBuf,
+        line: usize,
+        /// Bytes from the start of the file, counted from 0.
+        offset: usize,
+    },
+
+    #[error(
+        "{}: holds no records: every record is an object with the keys `instruction`, `output` and, if \
+         wanted, `input`",
+        file.display()
+    )]
+    NoRecords { file: PathBuf },
+
+    #[error(
+        "{}: starts with {found:?}: expected `[` (a JSON array of records) or `{{` (JSONL, one record per \
+         line)",
+        file.display()
+    )]
+    NotRecords { file: PathBuf, found: char },
+
+    #[error("{}: line {line}, column {column}: broken JSON: {reason}{hint}", file.display())]
+    Syntax {
+        file: PathBuf,
+        line: usize,
+        /// In bytes, counted from 1.
+        column: usize,
+        reason: String,
+        /// Empty, or what to do, with its own leading punctuation.
+        hint: &'static str,
+    },
+
+    #[error(
+        "{}: {place}: expected an object with the keys `instruction` and `output`, found {found}",
+        file.display()
+    )]
+    NotAnObject { file: PathBuf, place: Place, found: &'static str },
+
+    #[error(
+        "{}: {place}: the key `{key}` is missing (keys found: {found}): every record needs `instruction` and \
+         `output`",
+        file.display()
+    )]
+    MissingKey {
+        file: PathBuf,
+        place: Place,
+        key: &'static str,
+        /// The keys that the record does have, separated by commas.
+        found: String,
+    },
+
+    #[error("{}: {place}: the key `{key}` must be a string, found {found}", file.display())]
+    WrongType { file: PathBuf, place: Place, key: &'static str, found: &'static str },
+
+    #[error(
+        "{}: {place}: the key `output` is empty, so there is no answer to learn: write one or remove the \
+         record",
+        file.display()
+    )]
+    EmptyOutput { file: PathBuf, place: Place },
+
+    #[error("unknown prompt style {name:?}: known are alpaca and none")]
+    UnknownPromptStyle { name: String },
+
+    #[error(
+        "{}: no such file: the model folder needs a tokenizer.json; from other tokenizer files it is made in \
+         Python by AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+        file.display()
+    )]
+    NoTokenizer { file: PathBuf },
+
+    #[error("{}: is not a tokenizer that can be read: {reason}: download the file again", file.display())]
+    BadTokenizer { file: PathBuf, reason: String },
+
+    #[error("{}: is not a JSON object: {reason}: download the file again", file.display())]
+    BadConfig { file: PathBuf, reason: String },
+
+    #[error("{}: the key `{key}` must be {expected}, found {found}", file.display())]
+    BadConfigKey { file: PathBuf, key: &'static str, expected: &'static str, found: String },
+
+    #[error(
+        "{}: the key `{key}` names the token {token:?}, which tokenizer.json does not have: the two files do \
+         not belong together",
+        file.display()
+    )]
+    UnknownToken { file: PathBuf, key: &'static str, token: String },
+
+    #[error(
+        "{}: `add_bos_token` is true but no token is named: set `bos_token` there or `bos_token_id` in \
+         config.json",
+        file.display()
+    )]
+    NoBos { file: PathBuf },
+
+    #[error(
+        "{}: the model names no token that ends an answer: set `eos_token` in tokenizer_config.json or \
+         `eos_token_id` in config.json",
+        model_dir.display()
+    )]
+    NoEos { model_dir: PathBuf },
+
+    #[error("the text {excerpt:?} cannot be tokenised: {reason}")]
+    Encode { excerpt: String, reason: String },
+
+    #[error("{count} token ids cannot be turned into text: {reason}")]
+    Decode { count: usize, reason: String },
+
+    #[error("{}record {index} (counted from 0) cannot be tokenised: {reason}", prefix(file))]
+    Tokenize {
+        /// Absent where the records came from no file.
+        file: Option<PathBuf>,
+        index: usize,
+        reason: String,
+    },
+
+    #[error(
+        "max_seq_length {value} is too short: a sample needs at least 2 tokens, one to read and one to \
+         predict"
+    )]
+    MaxSeqLength { value: usize },
+
+    #[error(
+        "val_split_fraction {fraction} is out of range: it must be at least 0 (no validation) and below 1"
+    )]
+    Fraction { fraction: f64 },
+
+    #[error(
+        "val_split_fraction {fraction} of {count} {} leaves none to train on: lower it, or add records",
+        records(*count)
+    )]
+    NoTrainRows { count: usize, fraction: f64 },
+
+    #[error(
+        "val_split_fraction {fraction} of {count} {} rounds to no validation record: {}set it to 0 to train \
+         without validation",
+        records(*count),
+        least_fraction(*count)
+    )]
+    NoValidationRows { count: usize, fraction: f64 },
+
+    #[error(
+        "{}: none of the {samples} {split} samples has a label left: {}",
+        file.display(),
+        no_label_advice(*max_seq_length, *shortest_prompt)
+    )]
+    NoLabels {
+        file: PathBuf,
+        /// `training` or `validation`.
+        split: &'static str,
+        samples: usize,
+        max_seq_length: Option<usize>,
+        /// Tokens of the shortest prompt alone.
+        shortest_prompt: usize,
+    },
+}
+
+fn prefix(file: &Option<PathBuf>) -> String {
+    file.as_ref().map(|file| format!("{}: ", file.display())).unwrap_or_default()
+}
+
+fn records(count: usize) -> &'static str {
+    if count == 1 { "record" } else { "records" }
+}
+
+/// Advice with the smallest fraction of two digits that gives one of `count` records to validation; none for
+/// a single record, which cannot be divided.
+fn least_fraction(count: usize) -> String {
+    if count < 2 {
+        return String::new();
+    }
+    format!("raise it to {}, or ", (50.0 / count as f64).ceil() / 100.0)
+}
+
+fn no_label_advice(max_seq_length: Option<usize>, shortest_prompt: usize) -> String {
+    match max_seq_length {
+        Some(max) if shortest_prompt >= max => format!(
+            "max_seq_length is {max}, but the shortest prompt alone has {shortest_prompt} tokens, so every \
+             answer begins beyond it: raise max_seq_length well above {shortest_prompt}, or take the loss on \
+             prompts too (mask_prompt false)"
+        ),
+        _ => "the tokenizer gives no token to the answers: check that tokenizer.json belongs to the model"
+            .to_owned(),
+    }
+}
+
+impl DataError {
+    /// Names the file that the records came from, where the error does not know it yet.
+    pub(super) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::Tokenize { index, reason, .. } => {
+                Self::Tokenize { file: Some(path.to_owned()), index, reason }
+            }
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Device buffers: allocation that reports failure, uploads and readbacks.
+
+use super::{Gpu, GpuError};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A buffer on the device, freed with its last handle.
+#[derive(Clone)]
+pub struct Buffer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    raw: wgpu::Buffer,
+    size: u64,
+    gpu: Gpu,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.gpu.shared.allocated.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+/// A part of a buffer, in bytes.
+#[derive(Clone)]
+pub struct BufferSlice {
+    pub buffer: Buffer,
+    pub offset: u64,
+    pub size: u64,
+}
+
+impl Gpu {
+    /// Allocates `size` bytes (rounded up to 16), zeroed. `what` names it in errors.
+    ///
+    /// # Errors
+    /// [`GpuError::OverLimit`] and [`GpuError::OutOfMemory`].
+    pub fn allocate(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
+        self.check()?;
+        let size = size.max(16).next_multiple_of(16);
+        let over = |limit, maximum| {
+            Err(GpuError::OverLimit { what: what.to_string(), limit, requested: size, maximum })
+        };
+        if size > self.shared.info.max_buffer_bytes {
+            return over("one buffer", self.shared.info.max_buffer_bytes);
+        }
+        if size > self.shared.info.max_binding_bytes {
+            return over("one binding", self.shared.info.max_binding_bytes);
+        }
+        let device = &self.shared.device;
+        let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let raw = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        if pollster::block_on(scope.pop()).is_some() {
+            return Err(GpuError::OutOfMemory { what: what.to_string(), bytes: size });
+        }
+        self.check()?;
+        self.shared.allocated.fetch_add(size, Ordering::Relaxed);
+        Ok(Buffer { inner: Arc::new(Inner { raw, size, gpu: self.clone() }) })
+    }
+
+    /// A uniform buffer with this content.
+    pub(super) fn uniform(&self, content: &[u8]) -> wgpu::Buffer {
+        let raw = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("parameters"),
+            size: content.len() as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.shared.queue.write_buffer(&raw, 0, content);
+        raw
+    }
+
+    /// Copies parts of buffers to the host, in one submission, after everything submitted before.
+    ///
+    /// # Errors
+    /// [`GpuError::Lost`] and whatever else the device reported.
+    pub fn read(&self, parts: &[BufferSlice]) -> Result<Vec<Vec<u8>>, GpuError> {
+        self.check()?;
+        let total: u64 = parts.iter().map(|p| p.size.next_multiple_of(4)).sum();
+        let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size: total.max(4),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.shared.device.create_command_encoder(&Default::default());
+        let mut at = 0;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for part in parts {
+            let size = part.size.next_multiple_of(4);
+            encoder.copy_buffer_to_buffer(part.buffer.raw(), part.offset, &staging, at, size);
+            ranges.push(at..at + part.size);
+            at += size;
+        }
+        self.shared.queue.submit([encoder.finish()]);
+        staging.map_async(wgpu::MapMode::Read, .., |_| ());
+        self.wait()?;
+        let view = staging.get_mapped_range(..).map_err(|e| GpuError::Lost(e.to_string()))?;
+        Ok(ranges.into_iter().map(|r| view[r.start as usize..r.end as usize].to_vec()).collect())
+    }
+}
+
+impl Buffer {
+    pub fn size(&self) -> u64 {
+        self.inner.size
+    }
+
+    pub fn slice(&self, offset: u64, size: u64) -> BufferSlice {
+        BufferSlice { buffer: self.clone(), offset, size }
+    }
+
+    pub fn whole(&self) -> BufferSlice {
+        self.slice(0, self.size())
+    }
+
+    pub(super) fn raw(&self) -> &wgpu::Buffer {
+        &self.inner.raw
+    }
+
+    pub(super) fn gpu(&self) -> &Gpu {
+        &self.inner.gpu
+    }
+}
+
+impl BufferSlice {
+    /// Writes `bytes` (a multiple of four) at the start of the slice, before the next submission.
+    pub fn write(&self, bytes: &[u8]) {
+        debug_assert!(bytes.len() as u64 <= self.size && bytes.len().is_multiple_of(4));
+        self.buffer.gpu().shared.queue.write_buffer(self.buffer.raw(), self.offset, bytes);
+    }
+
+    /// A part of this slice.
+    pub fn part(&self, offset: u64, size: u64) -> BufferSlice {
+        BufferSlice { buffer: self.buffer.clone(), offset: self.offset + offset, size }
+    }
+}

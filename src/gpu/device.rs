@@ -1,0 +1,276 @@
+//! Choosing and opening a device, and the state every other file of this room shares.
+
+use super::GpuError;
+use super::pipeline::PipelineCache;
+use crate::graph::DeviceProfile;
+use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// What a run chooses a device by.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// Part of a device's name, or its index in [`list_devices`]; `None`: the best real GPU, a software device only
+    /// where there is no other.
+    pub device: Option<String>,
+    /// Keep wgpu's bounds checks in the shaders (for tests; slower).
+    pub checked: bool,
+    /// Do not use subgroup operations even where the device has them (for tests).
+    pub no_subgroups: bool,
+}
+
+/// A device as `engraft devices` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceInfo {
+    pub index: usize,
+    pub name: String,
+    /// "discrete GPU", "integrated GPU", "virtual GPU", "software" or "other".
+    pub kind: &'static str,
+    pub backend: String,
+    pub driver: String,
+    /// Bytes of the largest buffer and of the largest part of one that a kernel can bind.
+    pub max_buffer_bytes: u64,
+    pub max_binding_bytes: u64,
+    pub max_workgroup_storage: u32,
+    pub max_workgroup_invocations: u32,
+    pub max_storage_buffers: u32,
+    pub subgroup_sizes: (u32, u32),
+    pub shader_f16: bool,
+    pub subgroups: bool,
+    pub timestamps: bool,
+    /// Why a run cannot use it, if so.
+    pub unusable: Option<String>,
+}
+
+/// Storage buffers that the hungriest kernel binds.
+const NEEDED_STORAGE_BUFFERS: u32 = 10;
+
+impl DeviceInfo {
+    fn of(index: usize, adapter: &wgpu::Adapter) -> Self {
+        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+            wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+            wgpu::DeviceType::VirtualGpu => "virtual GPU",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        };
+        let driver = [info.driver.as_str(), info.driver_info.as_str()];
+        let unusable = if limits.max_storage_buffers_per_shader_stage < NEEDED_STORAGE_BUFFERS {
+            Some(format!(
+                "{} storage buffers per kernel, {NEEDED_STORAGE_BUFFERS} are needed",
+                limits.max_storage_buffers_per_shader_stage
+            ))
+        } else if limits.max_compute_invocations_per_workgroup < 256 {
+            Some(format!("{} invocations per workgroup, 256 are needed", limits.max_compute_invocations_per_workgroup))
+        } else {
+            None
+        };
+        DeviceInfo {
+            index,
+            name: info.name,
+            kind,
+            backend: format!("{:?}", info.backend),
+            driver: driver.iter().filter(|s| !s.is_empty()).copied().collect::<Vec<_>>().join(" "),
+            max_buffer_bytes: limits.max_buffer_size,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_workgroup_storage: limits.max_compute_workgroup_storage_size,
+            max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            subgroup_sizes: (info.subgroup_min_size, info.subgroup_max_size),
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroups: features.contains(wgpu::Features::SUBGROUP),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            unusable,
+        }
+    }
+
+    pub fn is_software(&self) -> bool {
+        self.kind == "software"
+    }
+
+    /// Lower is better; unusable devices come last.
+    fn rank(&self) -> (bool, usize, usize) {
+        let kinds = ["discrete GPU", "integrated GPU", "virtual GPU", "other", "software"];
+        let backends = ["Vulkan", "Metal", "Dx12"];
+        let position = |list: &[&str], item: &str| list.iter().position(|x| *x == item).unwrap_or(list.len());
+        (self.unusable.is_some(), position(&kinds, self.kind), position(&backends, &self.backend))
+    }
+}
+
+fn adapters() -> Vec<wgpu::Adapter> {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    pollster::block_on(instance.enumerate_adapters(backends))
+}
+
+/// Every device of this machine, best first: the order that `--gpu INDEX` counts in.
+pub fn list_devices() -> Vec<DeviceInfo> {
+    ranked().into_iter().map(|(info, _)| info).collect()
+}
+
+fn ranked() -> Vec<(DeviceInfo, wgpu::Adapter)> {
+    let mut all: Vec<_> = adapters().into_iter().map(|a| (DeviceInfo::of(0, &a), a)).collect();
+    all.sort_by_key(|(info, _)| info.rank());
+    for (index, (info, _)) in all.iter_mut().enumerate() {
+        info.index = index;
+    }
+    all
+}
+
+/// An open device. Cheap to clone; all clones are the same device.
+#[derive(Clone)]
+pub struct Gpu {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub info: DeviceInfo,
+    pub profile: DeviceProfile,
+    pub offset_alignment: u64,
+    pub max_groups: u32,
+    pub checked: bool,
+    pub pipelines: Mutex<PipelineCache>,
+    pub allocated: AtomicU64,
+    failure: Arc<Mutex<Option<GpuError>>>,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({})", self.shared.info.name)
+    }
+}
+
+impl Gpu {
+    /// Opens the device that `options` asks for.
+    ///
+    /// # Errors
+    /// [`GpuError::NoDevice`] without any driver, [`GpuError::NoMatch`] where the wish fits none,
+    /// [`GpuError::Open`] where the driver refuses.
+    pub fn open(options: &GpuOptions) -> Result<Self, GpuError> {
+        let all = ranked();
+        if all.is_empty() {
+            return Err(GpuError::NoDevice);
+        }
+        let wish = options.device.as_deref();
+        let position = match wish {
+            None => 0,
+            Some(wish) => wish
+                .parse::<usize>()
+                .ok()
+                .filter(|&i| i < all.len())
+                .or_else(|| all.iter().position(|(i, _)| i.name.to_lowercase().contains(&wish.to_lowercase())))
+                .ok_or_else(|| GpuError::NoMatch {
+                    wanted: wish.to_string(),
+                    available: all
+                        .iter()
+                        .map(|(i, _)| format!("{}: {}", i.index, i.name))
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                })?,
+        };
+        let (info, adapter) = &all[position];
+        if let Some(reason) = &info.unusable {
+            return Err(GpuError::Open { device: info.name.clone(), reason: reason.clone() });
+        }
+        Gpu::from_adapter(info.clone(), adapter, options)
+    }
+
+    fn from_adapter(info: DeviceInfo, adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self, GpuError> {
+        let subgroups = info.subgroups && !options.no_subgroups;
+        let wanted = wgpu::Features::TIMESTAMP_QUERY
+            | if subgroups { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };
+        let mut limits = adapter.limits();
+        // wgpu would reserve a descriptor heap of this size on DX12
+        limits.max_non_sampler_bindings = limits.max_non_sampler_bindings.min(100_000);
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("engraft"),
+            required_features: adapter.features() & wanted,
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        }))
+        .map_err(|e| GpuError::Open { device: info.name.clone(), reason: e.to_string() })?;
+
+        let failure = Arc::new(Mutex::new(None));
+        let on_error = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let error = match error {
+                wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what: "a step".into(), bytes: 0 },
+                other => GpuError::Validation(other.to_string()),
+            };
+            record(&on_error, error);
+        }));
+        let on_loss = failure.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                record(&on_loss, GpuError::Lost(message));
+            }
+        });
+        let (smallest, largest) = info.subgroup_sizes;
+        let profile = DeviceProfile {
+            cpu: info.is_software(),
+            subgroup: (subgroups && smallest == largest && smallest > 0).then_some(smallest),
+            max_workgroup_invocations: info.max_workgroup_invocations,
+            max_workgroup_storage: info.max_workgroup_storage,
+        };
+        let shared = Shared {
+            pipelines: Mutex::new(PipelineCache::default()),
+            profile,
+            offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
+            max_groups: limits.max_compute_workgroups_per_dimension,
+            checked: options.checked,
+            allocated: AtomicU64::new(0),
+            failure,
+            device,
+            queue,
+            info,
+        };
+        Ok(Gpu { shared: Arc::new(shared) })
+    }
+
+    pub fn info(&self) -> &DeviceInfo {
+        &self.shared.info
+    }
+
+    pub fn profile(&self) -> &DeviceProfile {
+        &self.shared.profile
+    }
+
+    /// Bytes of all buffers that exist on the device.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.shared.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything submitted has run.
+    ///
+    /// # Errors
+    /// What the device reported since the last call.
+    pub fn wait(&self) -> Result<(), GpuError> {
+        self.check()?;
+        let polled = self.shared.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map(|_| ()).map_err(|e| GpuError::Lost(e.to_string()))
+    }
+
+    /// The error that a callback recorded, if one did.
+    pub fn check(&self) -> Result<(), GpuError> {
+        match self.shared.failure.lock() {
+            Ok(failure) => failure.clone().map_or(Ok(()), Err),
+            Err(_) => Err(GpuError::Lost("a device callback failed".into())),
+        }
+    }
+}
+
+fn record(slot: &Mutex<Option<GpuError>>, error: GpuError) {
+    if let Ok(mut slot) = slot.lock() {
+        // the first error is the cause, the later ones follow from it
+        slot.get_or_insert(error);
+    }
+}

@@ -1,0 +1,27 @@
+//! What can go wrong with a device, and what to do about it.
+
+use thiserror::Error;
+
+#[derive(Debug, Error, Clone, PartialEq)]
+pub enum GpuError {
+    #[error(
+        "no GPU or driver found: install a Vulkan driver for your GPU (Debian and Ubuntu: mesa-vulkan-drivers, which has \
+         a software device too), or check the installation with `vulkaninfo`"
+    )]
+    NoDevice,
+    #[error("no device matches {wanted:?}; available: {available}")]
+    NoMatch { wanted: String, available: String },
+    #[error("the device {device} could not be opened: {reason}; update its driver or choose another with --gpu")]
+    Open { device: String, reason: String },
+    #[error("out of device memory: {bytes} bytes for {what} could not be allocated; use a smaller micro-batch or \
+             sequence length, --recompute layer, or a 16-bit precision")]
+    OutOfMemory { what: String, bytes: u64 },
+    #[error("{what} needs {requested} bytes, over this device's limit of {maximum} for {limit}")]
+    OverLimit { what: String, limit: &'static str, requested: u64, maximum: u64 },
+    #[error("the device was lost: {0}; run again (a smaller micro-batch helps where a watchdog ended a long kernel)")]
+    Lost(String),
+    #[error("the device reported an error: {0}; please report it with the output of `engraft devices`")]
+    Validation(String),
+    #[error("the shader {shader} does not compile: {reason}")]
+    Shader { shader: String, reason: String },
+}

@@ -1,0 +1,16 @@
+//! The only room that knows wgpu: devices and their limits, buffers, pipelines, submission and readback.
+//!
+//! Every call that can meet a lost device checks for it and gives [`GpuError::Lost`]; wgpu's own panics on errors are
+//! replaced by a flag that the next synchronisation reads.
+
+mod buffer;
+mod compose;
+mod device;
+mod error;
+mod pipeline;
+
+pub use buffer::{Buffer, BufferSlice};
+pub use compose::{ShaderKey, param_bytes};
+pub use device::{DeviceInfo, Gpu, GpuOptions, list_devices};
+pub use error::GpuError;
+pub use pipeline::{Bound, Recording};

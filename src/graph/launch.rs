@@ -1,0 +1,215 @@
+//! What an operation asks of a device, as plain data: shaders, bindings, grid and cost.
+//!
+//! Declarations of bindings and parameters are generated from this description, so the two sides
+//! cannot disagree: a binding named `x` gives the shader `load_x(i)` (and `store_x(i, v)` where it
+//! may be written), each moving the i-th group of four elements as `vec4<f32>`.
+
+use super::{DType, TensorType};
+
+/// The facts about a device that decide which kernel is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceProfile {
+    /// Kernels run on CPU cores: workgroup memory and barriers cost more than they save.
+    pub cpu: bool,
+    /// Subgroup size where it is known, fixed and usable.
+    pub subgroup: Option<u32>,
+    pub max_workgroup_invocations: u32,
+    pub max_workgroup_storage: u32,
+}
+
+impl DeviceProfile {
+    /// Subgroup size where sharing through subgroup broadcast is the better way (CPU devices).
+    pub fn broadcast_lanes(&self) -> Option<u32> {
+        self.subgroup.filter(|&lanes| self.cpu && (4..=16).contains(&lanes))
+    }
+}
+
+/// A WGSL template of `shaders/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shader {
+    pub name: &'static str,
+    pub source: &'static str,
+}
+
+/// Takes the template `shaders/$name.wgsl` into the program.
+#[macro_export]
+macro_rules! shader {
+    ($name:literal) => {
+        $crate::graph::Shader {
+            name: $name,
+            source: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name, ".wgsl")),
+        }
+    };
+}
+
+/// A definition that changes what the template composes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Define {
+    Int(u32),
+    Flag(bool),
+    Text(&'static str),
+}
+
+/// A number that a dispatch passes to its kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Param {
+    U32(u32),
+    F32(f32),
+}
+
+/// Which buffer of the node a binding names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    Input(usize),
+    Output(usize),
+    Workspace(usize),
+}
+
+/// How the shader sees a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum View {
+    /// Groups of four, converted to and from `vec4<f32>`.
+    Vec4,
+    /// One element at a time (f32 and u32 only).
+    Scalar,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Binding {
+    pub name: &'static str,
+    pub place: Place,
+    pub dtype: DType,
+    pub view: View,
+    pub write: bool,
+    /// Bytes from the start of the buffer, and how many (`None`: to its end).
+    pub offset: u64,
+    pub size: Option<u64>,
+}
+
+/// Estimated work of a dispatch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    pub flops: f64,
+    pub bytes: f64,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Cost) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    pub shader: Shader,
+    pub defines: Vec<(&'static str, Define)>,
+    pub bindings: Vec<Binding>,
+    pub params: Vec<(&'static str, Param)>,
+    /// Workgroups; folded to two dimensions when it is submitted.
+    pub groups: u64,
+    pub cost: Cost,
+}
+
+impl Dispatch {
+    pub fn new(shader: Shader, groups: usize) -> Self {
+        Dispatch {
+            shader,
+            defines: Vec::new(),
+            bindings: Vec::new(),
+            params: Vec::new(),
+            groups: groups as u64,
+            cost: Cost::default(),
+        }
+    }
+
+    pub fn define(mut self, name: &'static str, value: u32) -> Self {
+        self.defines.push((name, Define::Int(value)));
+        self
+    }
+
+    pub fn flag(mut self, name: &'static str, value: bool) -> Self {
+        self.defines.push((name, Define::Flag(value)));
+        self
+    }
+
+    pub fn text(mut self, name: &'static str, value: &'static str) -> Self {
+        self.defines.push((name, Define::Text(value)));
+        self
+    }
+
+    pub fn param(mut self, name: &'static str, value: usize) -> Self {
+        self.params.push((name, Param::U32(value as u32)));
+        self
+    }
+
+    pub fn param_f32(mut self, name: &'static str, value: f64) -> Self {
+        self.params.push((name, Param::F32(value as f32)));
+        self
+    }
+
+    pub fn bind(mut self, binding: Binding) -> Self {
+        self.bindings.push(binding);
+        self
+    }
+
+    pub fn read(self, name: &'static str, place: Place, dtype: DType) -> Self {
+        self.bind(Binding { name, place, dtype, view: View::Vec4, write: false, offset: 0, size: None })
+    }
+
+    pub fn read_scalar(self, name: &'static str, place: Place, dtype: DType) -> Self {
+        self.bind(Binding { name, place, dtype, view: View::Scalar, write: false, offset: 0, size: None })
+    }
+
+    pub fn write(self, name: &'static str, place: Place, dtype: DType) -> Self {
+        self.bind(Binding { name, place, dtype, view: View::Vec4, write: true, offset: 0, size: None })
+    }
+
+    pub fn write_scalar(self, name: &'static str, place: Place, dtype: DType) -> Self {
+        self.bind(Binding { name, place, dtype, view: View::Scalar, write: true, offset: 0, size: None })
+    }
+
+    pub fn cost(mut self, flops: f64, bytes: f64) -> Self {
+        self.cost = Cost { flops, bytes };
+        self
+    }
+}
+
+/// What a node runs: dispatches in order, and the bytes of each scratch buffer they share.
+#[derive(Clone, Debug, Default)]
+pub struct LaunchPlan {
+    pub dispatches: Vec<Dispatch>,
+    pub workspaces: Vec<u64>,
+}
+
+impl From<Dispatch> for LaunchPlan {
+    fn from(dispatch: Dispatch) -> Self {
+        LaunchPlan { dispatches: vec![dispatch], workspaces: Vec::new() }
+    }
+}
+
+/// What an operation knows when it describes its launch.
+pub struct Launch<'a> {
+    pub device: &'a DeviceProfile,
+    pub inputs: &'a [TensorType],
+    pub outputs: &'a [TensorType],
+    /// Per output: add to what is there instead of overwriting it.
+    pub accumulate: &'a [bool],
+    /// Per output: somebody reads it.
+    pub live: &'a [bool],
+}
+
+impl Launch<'_> {
+    /// Bytes of all inputs and live outputs: the traffic of a kernel that touches each once.
+    pub fn traffic(&self) -> f64 {
+        let inputs: u64 = self.inputs.iter().map(TensorType::bytes).sum();
+        let outputs: u64 = self.outputs.iter().zip(self.live).filter(|(_, live)| **live).map(|(t, _)| t.bytes()).sum();
+        (inputs + outputs) as f64
+    }
+
+    /// Lanes that share a row in row kernels: on CPU devices one lane walks a row alone, but for rows so long that
+    /// llvmpipe would end its loops early (it stops an invocation after 65,535 iterations of all its loops together).
+    pub fn row_lanes(&self, cols4: usize) -> u32 {
+        if self.device.cpu && cols4 <= 4096 { 1 } else { (cols4.next_power_of_two() as u32).clamp(1, 64) }
+    }
+}

@@ -1,0 +1,9 @@
+//! Fine-tuning of language models with low-rank adapters on any GPU that Vulkan, Metal or DX12 reaches.
+
+pub mod autograd;
+pub mod checkpoint;
+pub mod data;
+pub mod gpu;
+pub mod graph;
+pub mod ops;
+pub mod plan;

@@ -1,0 +1,77 @@
+//! The operations: one file each, with meaning (shape rule), gradient rule, launch and f64 reference.
+//!
+//! To add one: a file here, its shader of the same name in `shaders/`, and a line in [`operations!`] below. The
+//! tests find it through that line.
+
+pub mod adamw;
+pub mod add;
+pub mod attention;
+pub mod cache;
+pub mod copy;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod gather_rows;
+pub mod lora_linear;
+pub mod matmul;
+pub mod norm_squared;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+
+use crate::graph::{Case, Dispatch, GraphError, Operation, Shader, TensorType};
+
+macro_rules! operations {
+    ($($op:ty),+ $(,)?) => {
+        /// Every trial of every operation.
+        pub fn cases() -> Vec<Case> {
+            let mut all = Vec::new();
+            $(all.extend(<$op as Operation>::cases());)+
+            all
+        }
+    };
+}
+
+operations![
+    adamw::AdamW,
+    add::Add,
+    attention::Attention,
+    attention::AttentionGradient,
+    cache::WriteRows,
+    copy::Copy,
+    cross_entropy::LinearCrossEntropy,
+    cross_entropy::LinearCrossEntropyGradient,
+    dropout::Dropout,
+    embedding::Embedding,
+    embedding::EmbeddingGradient,
+    gather_rows::GatherRows,
+    lora_linear::LoraLinear,
+    matmul::Matmul,
+    norm_squared::NormSquared,
+    rms_norm::RmsNorm,
+    rms_norm::RmsNormGradient,
+    rms_norm::RmsNormWeightGradient,
+    rope::Rope,
+    swiglu::SwiGlu,
+    swiglu::SwiGluGradient,
+];
+
+/// A dispatch of one invocation per item, 256 to a workgroup, with the number of items as `params.count`.
+pub(crate) fn elementwise(shader: Shader, items: usize) -> Dispatch {
+    Dispatch::new(shader, items.div_ceil(256)).param("count", items)
+}
+
+pub(crate) const FILL: Shader = crate::shader!("fill");
+
+/// Fails unless the operation has that many inputs.
+pub(crate) fn expect_inputs(op: &'static str, inputs: &[TensorType], count: usize) -> Result<(), GraphError> {
+    if inputs.len() == count {
+        return Ok(());
+    }
+    Err(GraphError::invalid(op, format!("takes {count} inputs, not {}", inputs.len())))
+}
+
+/// Fails with `reason` unless `condition` holds.
+pub(crate) fn expect(op: &'static str, condition: bool, reason: impl FnOnce() -> String) -> Result<(), GraphError> {
+    if condition { Ok(()) } else { Err(GraphError::invalid(op, reason())) }
+}

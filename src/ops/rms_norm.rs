@@ -1,0 +1,226 @@
+//! Root mean square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467) of the rows of x `[T, d]`:
+//! `y = x rstd weight`, `rstd = 1 / sqrt(mean(x^2) + eps)`. Outputs y `[T, d]` and rstd f32 `[T]`.
+//!
+//! Gradients: `dx = rstd (w dy - x rstd^2 mean(w dy x))` overwrites; `dweight = sum over rows of dy x rstd`.
+
+use super::{expect, expect_inputs};
+use crate::graph::{
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, Shape, TensorType, Value,
+};
+use std::sync::Arc;
+
+const SHADER: Shader = crate::shader!("rms_norm");
+const GRADIENT: Shader = crate::shader!("rms_norm_gradient");
+const WEIGHT_GRADIENT: Shader = crate::shader!("rms_norm_weight_gradient");
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RmsNorm {
+    pub eps: f64,
+}
+
+/// Inputs x, weight, rstd, dy; output dx.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RmsNormGradient;
+
+/// Inputs x, rstd, dy; output dweight f32 `[d]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RmsNormWeightGradient;
+
+pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, eps: f64) -> Result<Value, GraphError> {
+    graph.apply1(Arc::new(RmsNorm { eps }), &[x, weight])
+}
+
+/// A dispatch with `launch.row_lanes` invocations to a row, as `shaders/shared/rows.wgsl` lays them out.
+pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, cols4: usize) -> Dispatch {
+    let lanes = launch.row_lanes(cols4);
+    let per_group = if lanes == 1 { 8 } else { 64 / lanes as usize };
+    Dispatch::new(shader, rows.div_ceil(per_group)).define("LANES", lanes).param("rows", rows).param("cols4", cols4)
+}
+
+impl Operation for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
+        expect_inputs(self.name(), inputs, 2)?;
+        expect(self.name(), inputs[1].shape == Shape::vector(inputs[0].cols()), || {
+            format!("weight {} does not fit the rows of {}", inputs[1], inputs[0])
+        })?;
+        Ok(vec![inputs[0], TensorType::new(Shape::vector(inputs[0].rows()), DType::F32)])
+    }
+
+    fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
+        let Some(dy) = node.gradients[0] else { return Ok(vec![None; 2]) };
+        let (x, weight, rstd) = (node.inputs[0], node.inputs[1], node.outputs[1]);
+        let dx = match node.wanted[0] {
+            true => Some(graph.apply1(Arc::new(RmsNormGradient), &[x, weight, rstd, dy])?),
+            false => None,
+        };
+        let dweight = match node.wanted[1] {
+            true => Some(graph.apply1(Arc::new(RmsNormWeightGradient), &[x, rstd, dy])?),
+            false => None,
+        };
+        Ok(vec![dx, dweight])
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
+        let (x, keep) = (launch.inputs[0], launch.live[1]);
+        let mut dispatch = row_dispatch(SHADER, launch, x.rows(), x.cols4())
+            .flag("KEEP", keep)
+            .param_f32("cols", x.cols() as f64)
+            .param_f32("eps", self.eps)
+            .read("x", Place::Input(0), x.dtype)
+            .read("weight", Place::Input(1), launch.inputs[1].dtype)
+            .write("y", Place::Output(0), x.dtype);
+        if keep {
+            dispatch = dispatch.write_scalar("rstd", Place::Output(1), DType::F32);
+        }
+        dispatch.cost(4.0 * x.shape.elements() as f64, launch.traffic()).into()
+    }
+
+    fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let rstd = ReferenceTensor::from_fn(outputs[1].shape, |t| {
+            let squares: f64 = x.row(t).iter().map(|v| v * v).sum();
+            1.0 / (squares / x.cols() as f64 + self.eps).sqrt()
+        });
+        let y = ReferenceTensor::from_fn(outputs[0].shape, |i| {
+            x.data[i] * rstd.data[i / x.cols()] * weight.data[i % x.cols()]
+        });
+        vec![y, rstd]
+    }
+
+    fn cases() -> Vec<Case> {
+        let op = || RmsNorm { eps: 1e-5 };
+        let inputs = |rows, cols, dtype| {
+            vec![CaseInput::random(&[rows, cols], dtype), CaseInput::random(&[cols], DType::F32)]
+        };
+        vec![
+            Case::new("1x5", op(), inputs(1, 5, DType::F32)).gradients(&[0, 1]),
+            Case::new("6x16", op(), inputs(6, 16, DType::F32)).gradients(&[0, 1]),
+            Case::new("67x300", op(), inputs(67, 300, DType::F32)),
+            Case::new("f16", op(), inputs(9, 64, DType::F16)),
+            Case::new("bf16", op(), inputs(9, 64, DType::BF16)),
+            Case::new("folded grid", op(), inputs(525_000, 4, DType::F32)),
+        ]
+    }
+}
+
+impl Operation for RmsNormGradient {
+    fn name(&self) -> &'static str {
+        "rms_norm_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
+        expect_inputs(self.name(), inputs, 4)?;
+        expect(self.name(), inputs[0] == inputs[3], || format!("x {} and dy {} differ", inputs[0], inputs[3]))?;
+        Ok(vec![inputs[0]])
+    }
+
+    fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
+        node.refuse(self.name(), &[0, 1, 2, 3])?;
+        Ok(vec![None; 4])
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
+        let x = launch.inputs[0];
+        row_dispatch(GRADIENT, launch, x.rows(), x.cols4())
+            .param_f32("cols", x.cols() as f64)
+            .read("x", Place::Input(0), x.dtype)
+            .read("weight", Place::Input(1), launch.inputs[1].dtype)
+            .read_scalar("rstd", Place::Input(2), DType::F32)
+            .read("dy", Place::Input(3), x.dtype)
+            .write("dx", Place::Output(0), x.dtype)
+            .cost(8.0 * x.shape.elements() as f64, launch.traffic())
+            .into()
+    }
+
+    fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
+        let (x, weight, rstd, dy) = (&inputs[0], &inputs[1], &inputs[2], &inputs[3]);
+        let mut dx = ReferenceTensor::zeros(outputs[0].shape);
+        for t in 0..x.rows() {
+            let r = rstd.data[t];
+            let products = x.row(t).iter().zip(dy.row(t)).zip(&weight.data).map(|((x, dy), w)| x * dy * w);
+            let mean = products.sum::<f64>() / x.cols() as f64;
+            for (i, out) in dx.row_mut(t).iter_mut().enumerate() {
+                *out = r * (weight.data[i] * dy.row(t)[i] - x.row(t)[i] * r * r * mean);
+            }
+        }
+        vec![dx]
+    }
+
+    fn cases() -> Vec<Case> {
+        [(3, 7, DType::F32), (65, 130, DType::F32), (9, 64, DType::F16), (9, 64, DType::BF16)]
+            .into_iter()
+            .map(|(rows, cols, dtype)| {
+                let inputs = vec![
+                    CaseInput::random(&[rows, cols], dtype),
+                    CaseInput::random(&[cols], DType::F32),
+                    CaseInput::random(&[rows], DType::F32),
+                    CaseInput::random(&[rows, cols], dtype),
+                ];
+                Case::new(format!("{rows}x{cols} {dtype}"), RmsNormGradient, inputs)
+            })
+            .collect()
+    }
+}
+
+impl Operation for RmsNormWeightGradient {
+    fn name(&self) -> &'static str {
+        "rms_norm_weight_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
+        expect_inputs(self.name(), inputs, 3)?;
+        Ok(vec![TensorType::new(Shape::vector(inputs[0].cols()), DType::F32)])
+    }
+
+    fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
+        node.refuse(self.name(), &[0, 1, 2])?;
+        Ok(vec![None; 3])
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
+        let x = launch.inputs[0];
+        Dispatch::new(WEIGHT_GRADIENT, x.cols4())
+            .flag("ACCUMULATE", launch.accumulate[0])
+            .param("rows", x.rows())
+            .param("cols4", x.cols4())
+            .read("x", Place::Input(0), x.dtype)
+            .read_scalar("rstd", Place::Input(1), DType::F32)
+            .read("dy", Place::Input(2), launch.inputs[2].dtype)
+            .write("dweight", Place::Output(0), DType::F32)
+            .cost(3.0 * x.shape.elements() as f64, launch.traffic())
+            .into()
+    }
+
+    fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
+        let (x, rstd, dy) = (&inputs[0], &inputs[1], &inputs[2]);
+        let mut dweight = ReferenceTensor::zeros(outputs[0].shape);
+        for (i, (x, dy)) in x.data.iter().zip(&dy.data).enumerate() {
+            let cols = dweight.cols();
+            dweight.data[i % cols] += x * dy * rstd.data[i / cols];
+        }
+        vec![dweight]
+    }
+
+    fn cases() -> Vec<Case> {
+        [(1, 4, DType::F32), (131, 9, DType::F32), (70, 12, DType::BF16)]
+            .into_iter()
+            .map(|(rows, cols, dtype)| {
+                let inputs = vec![
+                    CaseInput::random(&[rows, cols], dtype),
+                    CaseInput::random(&[rows], DType::F32),
+                    CaseInput::random(&[rows, cols], dtype),
+                ];
+                Case::new(format!("{rows}x{cols} {dtype}"), RmsNormWeightGradient, inputs)
+            })
+            .collect()
+    }
+
+    fn accumulates(&self, _output: usize) -> bool {
+        true
+    }
+}

@@ -1,0 +1,121 @@
+//! The buffers behind a graph's leaves: weights, the flat trainable buffer with its gradient, inputs, state.
+
+use crate::gpu::{BufferSlice, Gpu, GpuError};
+use crate::graph::{Graph, LeafKind, TensorType, Value};
+use std::collections::HashMap;
+
+/// Leaf name to device memory. Graphs of several sizes share one.
+#[derive(Clone, Default)]
+pub struct Bindings {
+    leaves: HashMap<String, BufferSlice>,
+    gradients: HashMap<String, BufferSlice>,
+}
+
+impl Bindings {
+    pub fn new() -> Self {
+        Bindings::default()
+    }
+
+    /// Names the memory of a leaf.
+    pub fn bind(&mut self, name: impl Into<String>, slice: BufferSlice) {
+        self.leaves.insert(name.into(), slice);
+    }
+
+    /// Names the memory that gradients of a trainable leaf (or contributions to a state) are added to.
+    pub fn bind_gradient(&mut self, name: impl Into<String>, slice: BufferSlice) {
+        self.gradients.insert(name.into(), slice);
+    }
+
+    pub fn leaf(&self, name: &str) -> Option<&BufferSlice> {
+        self.leaves.get(name)
+    }
+
+    pub fn gradient(&self, name: &str) -> Option<&BufferSlice> {
+        self.gradients.get(name)
+    }
+
+    /// Allocates what the graph's inputs and state need and is not bound yet; gives the bytes allocated.
+    ///
+    /// # Errors
+    /// Failed allocations.
+    pub fn allocate_inputs(&mut self, gpu: &Gpu, graph: &Graph) -> Result<u64, GpuError> {
+        let mut bytes = 0;
+        for leaf in graph.leaves() {
+            if matches!(leaf.kind, LeafKind::Input | LeafKind::State) && !self.leaves.contains_key(&leaf.name) {
+                let buffer = gpu.allocate(&leaf.name, graph.type_of(leaf.value).bytes())?;
+                bytes += buffer.size();
+                self.bind(leaf.name.clone(), buffer.whole());
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// All trainable parameters as ranges of one flat f32 buffer, in a fixed order; gradients and moments share the ranges.
+#[derive(Clone, Debug, Default)]
+pub struct ParameterSpace {
+    entries: Vec<(String, TensorType, u64)>,
+    bytes: u64,
+}
+
+/// Parameters start at multiples of this, the largest offset alignment that WebGPU lets a device ask for.
+const ALIGNMENT: u64 = 256;
+
+impl ParameterSpace {
+    /// The trainable leaves of a graph, in the graph's order.
+    pub fn of(graph: &Graph) -> Self {
+        let mut space = ParameterSpace::default();
+        for leaf in graph.leaves().iter().filter(|l| l.kind == LeafKind::Trainable) {
+            let ty = graph.type_of(leaf.value);
+            space.entries.push((leaf.name.clone(), ty, space.bytes));
+            space.bytes += ty.bytes().next_multiple_of(ALIGNMENT);
+        }
+        space
+    }
+
+    /// Name, type and byte offset of each parameter.
+    pub fn entries(&self) -> &[(String, TensorType, u64)] {
+        &self.entries
+    }
+
+    /// Bytes of the flat buffer.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Number of parameters, padding not counted.
+    pub fn elements(&self) -> u64 {
+        self.entries.iter().map(|(_, ty, _)| ty.shape.elements() as u64).sum()
+    }
+
+    /// Binds every parameter to its range of `values`, and its gradient to that of `gradients`.
+    pub fn bind(&self, bindings: &mut Bindings, values: &BufferSlice, gradients: Option<&BufferSlice>) {
+        for (name, ty, offset) in &self.entries {
+            bindings.bind(name.clone(), values.part(*offset, ty.bytes()));
+            if let Some(gradients) = gradients {
+                bindings.bind_gradient(name.clone(), gradients.part(*offset, ty.bytes()));
+            }
+        }
+    }
+}
+
+/// The leaf's memory, or an error that names it.
+pub(super) fn resolve(
+    graph: &Graph,
+    bindings: &Bindings,
+    value: Value,
+    gradient: bool,
+) -> Result<BufferSlice, super::PlanError> {
+    let name = graph.leaf_of(value).map(|l| l.name.clone()).unwrap_or_default();
+    let found = match gradient {
+        true => bindings.gradient(&name).or_else(|| bindings.leaf(&name)),
+        false => bindings.leaf(&name),
+    };
+    let needed = graph.type_of(value).bytes();
+    match found {
+        None => Err(super::PlanError::Unbound { name }),
+        Some(slice) if slice.size < needed => Err(super::PlanError::TooSmall { name, size: slice.size, needed }),
+        // one buffer serves all sizes of a network: bind what this one uses
+        Some(slice) => Ok(slice.part(0, needed)),
+    }
+}

@@ -1,0 +1,221 @@
+//! Which values live, for how long, and in which slot.
+//!
+//! A slot is a buffer of its own: wgpu orders any two dispatches that share a writable buffer, so one arena would
+//! serialise everything. A slot is reused by values whose lifetimes do not meet.
+
+use crate::graph::{DeviceProfile, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value};
+use serde::Serialize;
+use std::collections::{HashMap, HashSet};
+
+/// Where a node's output goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// A slot of its own or shared over time.
+    Slot(usize),
+    /// The gradient of this trainable leaf, or this state: added to it.
+    Accumulator(Value),
+    /// The buffer of this leaf, overwritten in place.
+    Leaf(Value),
+}
+
+/// The live part of a graph with a home for each value.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Live nodes in order, with what each launches.
+    pub(super) nodes: Vec<(usize, LaunchPlan)>,
+    pub(super) homes: HashMap<Value, Home>,
+    /// Slots of each live node's workspaces.
+    pub(super) workspaces: Vec<Vec<usize>>,
+    /// Bytes of each slot.
+    pub sizes: Vec<u64>,
+}
+
+/// Peak bytes on the device, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryReport {
+    /// Frozen weights and constant tables.
+    pub weights: u64,
+    /// Trainable parameters and their gradients.
+    pub trainables: u64,
+    /// Both moments of AdamW.
+    pub optimiser: u64,
+    /// Inputs of a micro-batch, results, state between runs.
+    pub inputs: u64,
+    /// Slots: activations, their gradients and scratch space.
+    pub activations: u64,
+}
+
+impl MemoryReport {
+    pub fn total(&self) -> u64 {
+        self.weights + self.trainables + self.optimiser + self.inputs + self.activations
+    }
+}
+
+impl std::fmt::Display for MemoryReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "device memory {:.1} MiB: weights {:.1}, trainables {:.1}, optimiser {:.1}, inputs {:.1}, activations {:.1}",
+            mib(self.total()),
+            mib(self.weights),
+            mib(self.trainables),
+            mib(self.optimiser),
+            mib(self.inputs),
+            mib(self.activations)
+        )
+    }
+}
+
+impl Layout {
+    /// Plans a graph for a device.
+    pub fn new(graph: &Graph, device: &DeviceProfile) -> Self {
+        let live = live_nodes(graph);
+        let read: HashSet<Value> = live
+            .iter()
+            .flat_map(|&n| graph.nodes()[n].inputs.iter().copied())
+            .chain(graph.outputs().iter().map(|(_, v)| *v))
+            .chain(graph.accumulations().iter().map(|a| a.gradient))
+            .collect();
+        let accumulators: HashMap<Value, Value> =
+            graph.accumulations().iter().map(|a| (a.gradient, a.parameter)).collect();
+        let mut homes = HashMap::new();
+        let mut nodes = Vec::new();
+        for &n in &live {
+            let node = &graph.nodes()[n];
+            let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
+            let accumulate: Vec<bool> = node.outputs.iter().map(|v| accumulators.contains_key(v)).collect();
+            let alive: Vec<bool> = node.outputs.iter().map(|v| read.contains(v)).collect();
+            let launch = node.op.launch(&Launch {
+                device,
+                inputs: &types(&node.inputs),
+                outputs: &types(&node.outputs),
+                accumulate: &accumulate,
+                live: &alive,
+            });
+            for (o, &value) in node.outputs.iter().enumerate() {
+                if let Some(&parameter) = accumulators.get(&value) {
+                    homes.insert(value, Home::Accumulator(parameter));
+                } else if let Some(input) = node.op.in_place(o) {
+                    let source = node.inputs[input];
+                    let home = match homes.get(&source) {
+                        Some(&home) => home,
+                        None => Home::Leaf(source),
+                    };
+                    homes.insert(value, home);
+                }
+            }
+            nodes.push((n, launch));
+        }
+        let mut layout = Layout { nodes, homes, workspaces: Vec::new(), sizes: Vec::new() };
+        layout.assign(graph, &read);
+        layout
+    }
+
+    /// Plans a smaller size of the same network onto the slots of this one.
+    ///
+    /// `None` where the two graphs are not of one network.
+    pub fn shrink(&self, graph: &Graph, device: &DeviceProfile) -> Option<Self> {
+        let mut small = Layout::new(graph, device);
+        let same = small.nodes.len() == self.nodes.len()
+            && small.nodes.iter().zip(&self.nodes).all(|(a, b)| {
+                a.0 == b.0 && a.1.workspaces.len() == b.1.workspaces.len()
+            });
+        let fits = |value: &Value| match self.homes.get(value) {
+            Some(Home::Slot(slot)) => graph.type_of(*value).bytes() <= self.sizes[*slot],
+            _ => true,
+        };
+        let scratch = small.nodes.iter().zip(&self.workspaces).all(|((_, launch), slots)| {
+            launch.workspaces.iter().zip(slots).all(|(bytes, slot)| *bytes <= self.sizes[*slot])
+        });
+        if !same || !scratch || small.homes.len() != self.homes.len() || !self.homes.keys().all(fits) {
+            return None;
+        }
+        small.homes.clone_from(&self.homes);
+        small.workspaces.clone_from(&self.workspaces);
+        small.sizes.clone_from(&self.sizes);
+        Some(small)
+    }
+
+    /// Greedy assignment in execution order: a value takes the free slot that fits best, growing the largest free one
+    /// where none is big enough.
+    fn assign(&mut self, graph: &Graph, read: &HashSet<Value>) {
+        let kept: HashSet<Value> = graph.outputs().iter().map(|(_, v)| *v).collect();
+        let mut last_use: HashMap<Value, usize> = HashMap::new();
+        for (at, (n, _)) in self.nodes.iter().enumerate() {
+            for v in &graph.nodes()[*n].inputs {
+                last_use.insert(*v, at);
+            }
+        }
+        let mut free: Vec<usize> = Vec::new();
+        for at in 0..self.nodes.len() {
+            let node = &graph.nodes()[self.nodes[at].0];
+            let scratch: Vec<u64> = self.nodes[at].1.workspaces.clone();
+            let mut dying = Vec::new();
+            for &value in &node.outputs {
+                if self.homes.contains_key(&value) {
+                    continue;
+                }
+                let slot = take(&mut self.sizes, &mut free, graph.type_of(value).bytes());
+                self.homes.insert(value, Home::Slot(slot));
+                // an output that nobody reads is free again once its node has run
+                if !read.contains(&value) {
+                    dying.push(slot);
+                }
+            }
+            let slots: Vec<usize> = scratch.iter().map(|&bytes| take(&mut self.sizes, &mut free, bytes)).collect();
+            free.extend(&slots);
+            self.workspaces.push(slots);
+            free.extend(dying);
+            let mut inputs = node.inputs.clone();
+            inputs.sort_unstable();
+            inputs.dedup();
+            for value in inputs {
+                if last_use[&value] == at && !kept.contains(&value) && graph.leaf_of(value).is_none() {
+                    if let Some(Home::Slot(slot)) = self.homes.get(&value) {
+                        free.push(*slot);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn take(sizes: &mut Vec<u64>, free: &mut Vec<usize>, bytes: u64) -> usize {
+    let bytes = bytes.max(16).next_multiple_of(16);
+    let best = (0..free.len())
+        .filter(|&i| sizes[free[i]] >= bytes)
+        .min_by_key(|&i| sizes[free[i]])
+        .or_else(|| (0..free.len()).max_by_key(|&i| sizes[free[i]]));
+    match best {
+        Some(i) => {
+            let slot = free.swap_remove(i);
+            sizes[slot] = sizes[slot].max(bytes);
+            slot
+        }
+        None => {
+            sizes.push(bytes);
+            sizes.len() - 1
+        }
+    }
+}
+
+/// Nodes that an output, an accumulation or an in-place change of a leaf depends on.
+fn live_nodes(graph: &Graph) -> Vec<usize> {
+    let mut wanted: HashSet<Value> = graph.outputs().iter().map(|(_, v)| *v).collect();
+    wanted.extend(graph.accumulations().iter().map(|a| a.gradient));
+    let mut live = Vec::new();
+    for (n, node) in graph.nodes().iter().enumerate().rev() {
+        let changes_state = (0..node.outputs.len()).any(|o| {
+            node.op.in_place(o).is_some_and(|i| {
+                graph.leaf_of(node.inputs[i]).is_some_and(|l| l.kind == LeafKind::State)
+            })
+        });
+        if changes_state || node.outputs.iter().any(|v| wanted.contains(v)) {
+            wanted.extend(&node.inputs);
+            live.push(n);
+        }
+    }
+    live.reverse();
+    live
+}

@@ -1,0 +1,277 @@
+//! Every operation: kernels against the f64 reference (outputs poisoned with NaN first, padding must stay zero),
+//! gradient rules against central differences, every composed shader validated by naga.
+
+mod common;
+
+use common::Random;
+use engraft::gpu::{BufferSlice, Gpu, Recording, ShaderKey};
+use engraft::graph::evaluate::evaluate;
+use engraft::graph::layout::{pack, pack_u32, unpack};
+use engraft::graph::{
+    Case, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor, ReverseNode, TensorType, Value,
+};
+use std::collections::{HashMap, HashSet};
+
+/// The inputs of a case as the storage type holds them.
+fn inputs(case: &Case, random: &mut Random) -> Vec<ReferenceTensor> {
+    case.inputs
+        .iter()
+        .map(|input| {
+            let values: Vec<f64> = match &input.data {
+                Some(data) => data.clone(),
+                None => (0..input.ty.shape.elements()).map(|_| random.next() * input.spread).collect(),
+            };
+            let data = match input.ty.dtype {
+                DType::U32 => values,
+                _ => {
+                    let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+                    unpack(input.ty, &pack(input.ty, &values)).into_iter().map(f64::from).collect()
+                }
+            };
+            ReferenceTensor { shape: input.ty.shape, data }
+        })
+        .collect()
+}
+
+fn bytes(ty: TensorType, tensor: &ReferenceTensor) -> Vec<u8> {
+    match ty.dtype {
+        DType::U32 => pack_u32(&tensor.data.iter().map(|&v| v as u32).collect::<Vec<_>>()),
+        _ => pack(ty, &tensor.data.iter().map(|&v| v as f32).collect::<Vec<_>>()),
+    }
+}
+
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 | DType::U32 => 2e-5,
+        DType::F16 => 2e-3,
+        DType::BF16 => 1.2e-2,
+    }
+}
+
+fn types(case: &Case) -> (Vec<TensorType>, Vec<TensorType>) {
+    let inputs: Vec<TensorType> = case.inputs.iter().map(|i| i.ty).collect();
+    let outputs = case.op.infer(&inputs).unwrap_or_else(|e| panic!("{} {}: {e}", case.op.name(), case.label));
+    (inputs, outputs)
+}
+
+fn plan(case: &Case, device: &DeviceProfile, accumulate: bool) -> LaunchPlan {
+    let (inputs, outputs) = types(case);
+    let accumulate: Vec<bool> = (0..outputs.len()).map(|o| accumulate && case.op.accumulates(o)).collect();
+    let live = vec![true; outputs.len()];
+    case.op.launch(&Launch { device, inputs: &inputs, outputs: &outputs, accumulate: &accumulate, live: &live })
+}
+
+/// Runs the case and gives the worst error of its outputs, relative to the largest value and the tolerance.
+fn run(gpu: &Gpu, case: &Case, accumulate: bool) -> Result<f64, String> {
+    let name = format!("{} {}", case.op.name(), case.label);
+    let (input_types, output_types) = types(case);
+    let reference_inputs = inputs(case, &mut Random::new(7));
+    let expected = case.op.reference(&reference_inputs, &output_types);
+    let allocate = |size| gpu.allocate(&name, size).map_err(|e| e.to_string()).map(|b| b.whole());
+    let mut input_slices: Vec<BufferSlice> = Vec::new();
+    for (ty, tensor) in input_types.iter().zip(&reference_inputs) {
+        let slice = allocate(ty.bytes())?;
+        slice.write(&bytes(*ty, tensor));
+        input_slices.push(slice);
+    }
+    let mut output_slices: Vec<BufferSlice> = Vec::new();
+    for (o, ty) in output_types.iter().enumerate() {
+        if let Some(input) = case.op.in_place(o) {
+            output_slices.push(input_slices[input].clone());
+            continue;
+        }
+        let slice = allocate(ty.bytes())?;
+        if accumulate && case.op.accumulates(o) {
+            slice.write(&pack(*ty, &vec![1.0; ty.shape.elements()]));
+        } else {
+            slice.write(&vec![0xff; slice.size as usize]);
+        }
+        output_slices.push(slice);
+    }
+    let launch = plan(case, gpu.profile(), accumulate);
+    let mut workspaces = Vec::new();
+    for size in &launch.workspaces {
+        let slice = allocate(*size)?;
+        slice.write(&vec![0xff; slice.size as usize]);
+        workspaces.push(slice);
+    }
+    let mut recording = Recording::default();
+    for dispatch in &launch.dispatches {
+        let buffers: Vec<BufferSlice> = dispatch
+            .bindings
+            .iter()
+            .map(|b| match b.place {
+                Place::Input(i) => input_slices[i].clone(),
+                Place::Output(o) => output_slices[o].clone(),
+                Place::Workspace(w) => workspaces[w].clone(),
+            })
+            .collect();
+        recording.push(gpu.bind(dispatch, &buffers).map_err(|e| format!("{name}: {e}"))?);
+    }
+    gpu.submit(&[], &[&recording]).map_err(|e| format!("{name}: {e}"))?;
+    let read = gpu.read(&output_slices).map_err(|e| format!("{name}: {e}"))?;
+    let mut worst = 0.0f64;
+    for (o, (ty, expected)) in output_types.iter().zip(&expected).enumerate() {
+        let actual = unpack(*ty, &read[o]);
+        let added = if accumulate && case.op.accumulates(o) { 1.0 } else { 0.0 };
+        let largest = expected.data.iter().fold(1e-3f64, |m, v| m.max((v + added).abs()));
+        for (i, (&a, e)) in actual.iter().zip(&expected.data).enumerate() {
+            let error = (f64::from(a) - e - added).abs() / largest / tolerance(ty.dtype);
+            if error.is_nan() || error > 1.0 {
+                return Err(format!("{name}: output {o} element {i} is {a}, expected {}", e + added));
+            }
+            worst = worst.max(error);
+        }
+        let whole = TensorType::new(engraft::graph::Shape::matrix(ty.rows(), ty.cols4() * 4), ty.dtype);
+        // vectors of one element per row are written one by one and have no padding to keep
+        if ty.rows() > 1 && ty.dtype.is_float() && !["attention"].contains(&case.op.name()) {
+            let padded = unpack(whole, &read[o]);
+            let clean = padded.chunks(whole.cols()).all(|row| row[ty.cols()..].iter().all(|&v| v == 0.0));
+            if !clean && added == 0.0 {
+                return Err(format!("{name}: the padding of output {o} is not zero"));
+            }
+        }
+    }
+    Ok(worst)
+}
+
+fn check_all(gpu: &Gpu) {
+    let mut failures = Vec::new();
+    let mut worst: HashMap<&str, f64> = HashMap::new();
+    for case in engraft::ops::cases() {
+        for accumulate in [false, true] {
+            let (_, outputs) = types(&case);
+            if accumulate && !(0..outputs.len()).any(|o| case.op.accumulates(o)) {
+                continue;
+            }
+            match run(gpu, &case, accumulate) {
+                Ok(error) => {
+                    let entry = worst.entry(case.op.name()).or_default();
+                    *entry = entry.max(error);
+                }
+                Err(message) => failures.push(message),
+            }
+        }
+    }
+    let mut table: Vec<_> = worst.into_iter().collect();
+    table.sort_by_key(|(name, _)| *name);
+    for (name, error) in table {
+        println!("{name:32} worst error {:5.1} % of the tolerance", 100.0 * error);
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn kernels_equal_their_references() {
+    if let Some(gpu) = common::gpu() {
+        check_all(&gpu);
+    }
+}
+
+#[test]
+fn kernels_without_subgroups_equal_their_references() {
+    if let Some(gpu) = common::gpu_with(true) {
+        check_all(&gpu);
+    }
+}
+
+/// The GPU's own profile, other subgroup sizes, a GPU without any: every shader that any of them would compile.
+#[test]
+fn every_shader_variant_is_valid() {
+    let profile = |cpu, subgroup| DeviceProfile {
+        cpu,
+        subgroup,
+        max_workgroup_invocations: 256,
+        max_workgroup_storage: 16 << 10,
+    };
+    let profiles = [
+        profile(true, Some(8)),
+        profile(true, Some(4)),
+        profile(true, Some(16)),
+        profile(true, None),
+        profile(false, Some(32)),
+        profile(false, None),
+    ];
+    let mut seen = HashSet::new();
+    for case in engraft::ops::cases() {
+        for device in &profiles {
+            for accumulate in [false, true] {
+                for dispatch in plan(&case, device, accumulate).dispatches {
+                    let key = ShaderKey::of(&dispatch);
+                    if seen.insert(key.clone()) {
+                        validate(&key);
+                    }
+                }
+            }
+        }
+    }
+    println!("{} shader variants validated", seen.len());
+    assert!(seen.len() > 100);
+}
+
+fn validate(key: &ShaderKey) {
+    let source = key.compose().unwrap_or_else(|e| panic!("{e}"));
+    let module = naga::front::wgsl::parse_str(&source)
+        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(&source)));
+    naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all())
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(&source)));
+}
+
+/// `Σ_o Σ_i cotangent_o[i] · output_o[i]` of the case's operation in f64.
+fn weighted_sum(case: &Case, inputs: &[ReferenceTensor], outputs: &[TensorType], weights: &[ReferenceTensor]) -> f64 {
+    let results = case.op.reference(inputs, outputs);
+    results.iter().zip(weights).flat_map(|(r, w)| r.data.iter().zip(&w.data)).map(|(r, w)| r * w).sum()
+}
+
+#[test]
+fn gradient_rules_equal_central_differences() {
+    let mut checked = 0;
+    for case in engraft::ops::cases().into_iter().filter(|c| !c.gradients.is_empty()) {
+        let name = format!("{} {}", case.op.name(), case.label);
+        let (input_types, output_types) = types(&case);
+        let random = &mut Random::new(11);
+        let inputs = inputs(&case, random);
+        let mut graph = Graph::new();
+        let values: Vec<Value> = input_types
+            .iter()
+            .enumerate()
+            .map(|(i, ty)| graph.input(format!("x{i}"), ty.shape, ty.dtype).unwrap())
+            .collect();
+        let outputs = graph.apply(case.op.clone(), &values).unwrap();
+        // only the first output carries a gradient: the others are kept for the reverse rule
+        let cotangent = ReferenceTensor::from_fn(output_types[0].shape, |_| random.next());
+        let dy = graph.input("dy", output_types[0].shape, output_types[0].dtype).unwrap();
+        let mut gradients = vec![None; outputs.len()];
+        gradients[0] = Some(dy);
+        let wanted: Vec<bool> = (0..values.len()).map(|i| case.gradients.contains(&i)).collect();
+        let node = ReverseNode { inputs: &values, outputs: &outputs, gradients: &gradients, wanted: &wanted };
+        let returned = case.op.reverse(&mut graph, &node).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut leaves: HashMap<Value, ReferenceTensor> = values.iter().copied().zip(inputs.clone()).collect();
+        leaves.insert(dy, cotangent.clone());
+        let evaluated = evaluate(&graph, &leaves);
+        let mut weights: Vec<ReferenceTensor> = output_types.iter().map(|t| ReferenceTensor::zeros(t.shape)).collect();
+        weights[0] = cotangent;
+        for &input in &case.gradients {
+            let gradient = returned[input].unwrap_or_else(|| panic!("{name}: no gradient for input {input}"));
+            let gradient = evaluated[gradient.index()].as_ref().unwrap();
+            let step = 1e-5;
+            let largest = gradient.data.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
+            for i in 0..gradient.data.len() {
+                let at = |delta: f64| {
+                    let mut moved = inputs.clone();
+                    moved[input].data[i] += delta;
+                    weighted_sum(&case, &moved, &output_types, &weights)
+                };
+                let difference = (at(step) - at(-step)) / (2.0 * step);
+                let error = (difference - gradient.data[i]).abs() / largest;
+                assert!(error < 1e-6, "{name}: d input {input} [{i}] is {}, not {difference}", gradient.data[i]);
+            }
+            checked += 1;
+        }
+    }
+    println!("{checked} gradients checked");
+    assert!(checked >= 30);
+}
