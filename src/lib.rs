@@ -5,5 +5,8 @@ pub mod checkpoint;
 pub mod data;
 pub mod gpu;
 pub mod graph;
+pub mod models;
+pub mod nn;
 pub mod ops;
 pub mod plan;
+pub mod train;

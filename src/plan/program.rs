@@ -2,7 +2,7 @@
 
 use super::bindings::resolve;
 use super::slots::{Home, Layout};
-use super::{Bindings, MemoryReport};
+use super::Bindings;
 use crate::gpu::{Buffer, BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::{Cost, Graph, Place, Value};
 use thiserror::Error;
@@ -33,6 +33,25 @@ impl Slots {
         Ok(Slots { buffers })
     }
 
+    /// Allocates once for layouts that never run at the same time: the slots of the one with most memory serve the
+    /// others, which gain slots where theirs are larger.
+    ///
+    /// # Errors
+    /// Failed allocations.
+    pub fn shared<const N: usize>(gpu: &Gpu, mut layouts: [Layout; N]) -> Result<(Self, [Layout; N]), GpuError> {
+        let mut sizes: Vec<u64> = Vec::new();
+        let mut order: Vec<usize> = (0..N).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(layouts[i].sizes.iter().sum::<u64>()));
+        for i in order {
+            layouts[i].place_on(&mut sizes);
+        }
+        for layout in &mut layouts {
+            layout.sizes.clone_from(&sizes);
+        }
+        let slots = Slots::allocate(gpu, &layouts[0])?;
+        Ok((slots, layouts))
+    }
+
     pub fn bytes(&self) -> u64 {
         self.buffers.iter().map(Buffer::size).sum()
     }
@@ -42,6 +61,7 @@ impl Slots {
 pub struct Program {
     recording: Recording,
     outputs: Vec<(String, BufferSlice)>,
+    slot_bytes: u64,
 }
 
 impl Program {
@@ -86,7 +106,7 @@ impl Program {
             .iter()
             .map(|(name, value)| Ok((name.clone(), memory(*value)?)))
             .collect::<Result<_, PlanError>>()?;
-        Ok(Program { recording, outputs })
+        Ok(Program { recording, outputs, slot_bytes: slots.bytes() })
     }
 
     /// Plans, allocates and binds a graph by itself.
@@ -112,15 +132,13 @@ impl Program {
         found.map(|(_, slice)| slice).ok_or_else(|| PlanError::NoOutput(name.to_string()))
     }
 
+    /// Bytes of the slots it runs in, shared or not.
+    pub fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
+    }
+
     /// Estimated work of one run.
     pub fn cost(&self) -> Cost {
         self.recording.cost()
-    }
-}
-
-impl MemoryReport {
-    /// Adds the slots of a layout.
-    pub fn add_slots(&mut self, layout: &Layout) {
-        self.activations += layout.sizes.iter().sum::<u64>();
     }
 }

@@ -137,6 +137,30 @@ impl Layout {
         Some(small)
     }
 
+    /// Renumbers the slots onto existing buffers of these sizes, best fit first, and appends what does not fit.
+    pub(super) fn place_on(&mut self, sizes: &mut Vec<u64>) {
+        let mut order: Vec<usize> = (0..self.sizes.len()).collect();
+        order.sort_by_key(|&s| std::cmp::Reverse(self.sizes[s]));
+        let mut free: Vec<usize> = (0..sizes.len()).collect();
+        let mut places = vec![0; self.sizes.len()];
+        for slot in order {
+            let fit = (0..free.len()).filter(|&i| sizes[free[i]] >= self.sizes[slot]).min_by_key(|&i| sizes[free[i]]);
+            places[slot] = match fit {
+                Some(i) => free.swap_remove(i),
+                None => {
+                    sizes.push(self.sizes[slot]);
+                    sizes.len() - 1
+                }
+            };
+        }
+        for home in self.homes.values_mut() {
+            if let Home::Slot(slot) = home {
+                *slot = places[*slot];
+            }
+        }
+        self.workspaces.iter_mut().flatten().for_each(|slot| *slot = places[*slot]);
+    }
+
     /// Greedy assignment in execution order: a value takes the free slot that fits best, growing the largest free one
     /// where none is big enough.
     fn assign(&mut self, graph: &Graph, read: &HashSet<Value>) {

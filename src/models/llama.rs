@@ -1,0 +1,71 @@
+//! Llama 2, 3, 3.1 and 3.2 (Touvron et al. 2023, arXiv:2307.09288): RMSNorm before attention and MLP, rotary embedding,
+//! grouped query heads, SwiGLU.
+
+use super::{CacheHook, ModelConfig, Stream};
+use crate::graph::{GraphError, Value};
+use crate::nn::Builder;
+use crate::ops;
+
+/// The names and `(outputs, inputs)` of a block's linear layers, all blocks.
+pub(super) fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
+    let (d, inner) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let block = [
+        ("self_attn.q_proj", q, d),
+        ("self_attn.k_proj", kv, d),
+        ("self_attn.v_proj", kv, d),
+        ("self_attn.o_proj", d, q),
+        ("mlp.gate_proj", inner, d),
+        ("mlp.up_proj", inner, d),
+        ("mlp.down_proj", d, inner),
+    ];
+    (0..config.layers)
+        .flat_map(|l| block.map(|(name, outputs, inputs)| (format!("model.layers.{l}.{name}"), outputs, inputs)))
+        .collect()
+}
+
+/// Hidden states `[T, d]` after the final norm.
+pub(super) fn hidden(
+    b: &mut Builder<'_>,
+    config: &ModelConfig,
+    stream: &Stream,
+    cache: &mut CacheHook<'_>,
+) -> Result<Value, GraphError> {
+    let d = config.hidden_size;
+    let table = b.weight("model.embed_tokens.weight", &[config.vocab_size, d])?;
+    let mut x = ops::embedding::embedding(&mut b.graph, table, stream.tokens, stream.order, b.activations)?;
+    for layer in 0..config.layers {
+        b.graph.begin_block();
+        x = block(b, config, stream, cache, layer, x)?;
+        b.graph.end_block();
+    }
+    b.rms_norm(x, "model.norm", d, config.rms_norm_eps)
+}
+
+fn block(
+    b: &mut Builder<'_>,
+    config: &ModelConfig,
+    stream: &Stream,
+    cache: &mut CacheHook<'_>,
+    layer: usize,
+    x: Value,
+) -> Result<Value, GraphError> {
+    let (d, head_dim) = (config.hidden_size, config.head_dim);
+    let (q_width, kv_width) = (config.heads * head_dim, config.kv_heads * head_dim);
+    let name = |part: &str| format!("model.layers.{layer}.{part}");
+
+    let normed = b.rms_norm(x, &name("input_layernorm"), d, config.rms_norm_eps)?;
+    let q = b.linear(normed, &name("self_attn.q_proj"), q_width, d)?;
+    let k = b.linear(normed, &name("self_attn.k_proj"), kv_width, d)?;
+    let v = b.linear(normed, &name("self_attn.v_proj"), kv_width, d)?;
+    let q = ops::rope::rope(&mut b.graph, q, stream.positions, stream.rope_table)?;
+    let k = ops::rope::rope(&mut b.graph, k, stream.positions, stream.rope_table)?;
+    let (k, v) = cache(&mut b.graph, layer, k, v)?;
+    let attended = ops::attention::attention(&mut b.graph, (q, k, v), &stream.visibility, head_dim)?;
+    let projected = b.linear(attended, &name("self_attn.o_proj"), d, q_width)?;
+    let x = ops::add::add(&mut b.graph, x, projected)?;
+
+    let normed = b.rms_norm(x, &name("post_attention_layernorm"), d, config.rms_norm_eps)?;
+    let mlp = b.gated_mlp(normed, &name("mlp"), d, config.intermediate_size)?;
+    ops::add::add(&mut b.graph, x, mlp)
+}

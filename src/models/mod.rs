@@ -1,0 +1,174 @@
+//! From a configuration to the graphs of a network: training, evaluation, logits, generation with a KV cache.
+//!
+//! Inputs of a graph over T tokens (a flat stream of samples) with L label rows:
+//! `tokens, positions, starts, ends, query_ends` u32 `[T]` (see [`crate::ops::attention`]), `label_rows, targets` u32 `[L]`,
+//! `label_inverse` u32 `[T]` (see [`crate::ops::gather_rows`]), `order` u32 `[T]` where the embedding is trained, `rng` u32
+//! `[4]` where there is dropout, `loss_weight` f32 `[1]`. Loss is added to the state `loss_sum` `[1]`.
+
+pub mod config;
+mod llama;
+
+pub use config::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
+
+use crate::autograd::{Recompute, differentiate};
+use crate::graph::{DType, Graph, GraphError, Shape, Value};
+use crate::nn::{AdapterSpec, Builder, WeightMode};
+use crate::ops;
+use crate::ops::attention::Visibility;
+use crate::ops::matmul::{Layout, matmul};
+
+/// A network: its configuration, how its weights are held, its adapter.
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub config: ModelConfig,
+    pub weights: WeightMode,
+    pub activations: DType,
+    pub adapter: Option<AdapterSpec>,
+    pub recompute: Recompute,
+    /// Rows of the table of rotary angles: the longest sample.
+    pub positions: usize,
+}
+
+/// The inputs that every graph over a token stream has.
+pub(crate) struct Stream {
+    pub tokens: Value,
+    pub positions: Value,
+    pub visibility: Visibility,
+    pub rope_table: Value,
+    pub order: Option<Value>,
+}
+
+/// Keys and values of one layer as the attention of that layer sees them.
+pub(crate) type CacheHook<'h> = dyn FnMut(&mut Graph, usize, Value, Value) -> Result<(Value, Value), GraphError> + 'h;
+
+/// Name of the leaf with the rotary angles.
+pub const ROPE_TABLE: &str = "rope_table";
+/// Name of the state that losses are added to.
+pub const LOSS_SUM: &str = "loss_sum";
+
+impl Network {
+    /// Modules that can carry an adapter, with their `(outputs, inputs)`: the linear layers of the blocks.
+    pub fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
+        match config.family {
+            Family::Llama => llama::linear_modules(config),
+        }
+    }
+
+    /// Forward, loss and gradients for T tokens of which at most L carry a label.
+    ///
+    /// # Errors
+    /// A configuration whose shapes do not fit together.
+    pub fn training(&self, tokens: usize, labels: usize) -> Result<Graph, GraphError> {
+        self.loss(tokens, labels, true)
+    }
+
+    /// Forward and loss.
+    ///
+    /// # Errors
+    /// As [`Network::training`].
+    pub fn evaluation(&self, tokens: usize, labels: usize) -> Result<Graph, GraphError> {
+        self.loss(tokens, labels, false)
+    }
+
+    fn loss(&self, tokens: usize, labels: usize, train: bool) -> Result<Graph, GraphError> {
+        let mut b = self.builder();
+        let stream = self.stream(&mut b, tokens)?;
+        if train && self.adapter.as_ref().is_some_and(|a| a.dropout > 0.0) {
+            b.rng = Some(b.graph.input("rng", Shape::vector(4), DType::U32)?);
+        }
+        let hidden = self.hidden(&mut b, &stream, &mut |_, _, k, v| Ok((k, v)))?;
+        let rows = b.graph.input("label_rows", Shape::vector(labels), DType::U32)?;
+        let inverse = b.graph.input("label_inverse", Shape::vector(tokens), DType::U32)?;
+        let targets = b.graph.input("targets", Shape::vector(labels), DType::U32)?;
+        let labelled = ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse)?;
+        let head = self.head(&mut b)?;
+        let mut loss = ops::cross_entropy::linear_cross_entropy(&mut b.graph, labelled, head, targets)?;
+        let loss_sum = b.graph.state(LOSS_SUM, Shape::scalar(), DType::F32)?;
+        if train {
+            let weight = b.graph.input("loss_weight", Shape::scalar(), DType::F32)?;
+            differentiate(&mut b.graph, loss, weight, self.recompute)?;
+            // the gradient makes the loss as well: the forward node is dead then
+            loss = ops::cross_entropy::loss_of_gradient(&b.graph).unwrap_or(loss);
+        }
+        b.graph.accumulate(loss_sum, loss);
+        Ok(b.graph)
+    }
+
+    /// Logits f32 of the rows that the input `rows` u32 `[rows]` names, as the output `logits` `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Network::training`].
+    pub fn logits(&self, tokens: usize, rows: usize) -> Result<Graph, GraphError> {
+        let mut b = self.builder();
+        let stream = self.stream(&mut b, tokens)?;
+        let hidden = self.hidden(&mut b, &stream, &mut |_, _, k, v| Ok((k, v)))?;
+        self.finish_logits(b, hidden, tokens, rows)
+    }
+
+    /// One step of generation: `tokens` new tokens after what is in the KV cache of `cache` rows; `offset` u32 `[1]` is the
+    /// row of the first. Output `logits` `[1, vocab]` of the row that the input `rows` names.
+    ///
+    /// # Errors
+    /// As [`Network::training`].
+    pub fn generation(&self, tokens: usize, cache: usize) -> Result<Graph, GraphError> {
+        let mut b = self.builder();
+        let stream = self.stream(&mut b, tokens)?;
+        let offset = b.graph.input("offset", Shape::vector(1), DType::U32)?;
+        let dtype = self.activations;
+        let mut hook = |graph: &mut Graph, layer: usize, k: Value, v: Value| {
+            let shape = Shape::matrix(cache, graph.shape_of(k).cols());
+            let mut store = |kind: &str, x: Value| {
+                let state = graph.state(format!("{kind}_cache.{layer}"), shape, dtype)?;
+                ops::cache::write_rows(graph, state, x, offset)
+            };
+            Ok((store("k", k)?, store("v", v)?))
+        };
+        let hidden = self.hidden(&mut b, &stream, &mut hook)?;
+        self.finish_logits(b, hidden, tokens, 1)
+    }
+
+    fn finish_logits(
+        &self,
+        mut b: Builder<'_>,
+        hidden: Value,
+        tokens: usize,
+        rows: usize,
+    ) -> Result<Graph, GraphError> {
+        let index = b.graph.input("rows", Shape::vector(rows), DType::U32)?;
+        // only the gradient reads the inverse; the index stands in for it where the lengths agree
+        let inverse = b.graph.input("rows_inverse", Shape::vector(tokens), DType::U32)?;
+        let picked = ops::gather_rows::gather_rows(&mut b.graph, hidden, index, inverse)?;
+        let head = self.head(&mut b)?;
+        let logits = matmul(&mut b.graph, Layout::NT, picked, head, 1.0, DType::F32)?;
+        b.graph.output("logits", logits);
+        Ok(b.graph)
+    }
+
+    fn builder(&self) -> Builder<'_> {
+        Builder::new(self.weights, self.activations, self.adapter.as_ref())
+    }
+
+    fn stream(&self, b: &mut Builder<'_>, tokens: usize) -> Result<Stream, GraphError> {
+        let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
+        let (ids, positions) = (input("tokens")?, input("positions")?);
+        let visibility = Visibility { starts: input("starts")?, ends: input("ends")?, query_ends: input("query_ends")? };
+        let order = match self.weights {
+            WeightMode::Trainable => Some(input("order")?),
+            WeightMode::Frozen(_) => None,
+        };
+        let table = Shape::matrix(self.positions, self.config.head_dim);
+        let rope_table = b.graph.frozen(ROPE_TABLE, table, DType::F32)?;
+        Ok(Stream { tokens: ids, positions, visibility, rope_table, order })
+    }
+
+    fn hidden(&self, b: &mut Builder<'_>, stream: &Stream, cache: &mut CacheHook<'_>) -> Result<Value, GraphError> {
+        match self.config.family {
+            Family::Llama => llama::hidden(b, &self.config, stream, cache),
+        }
+    }
+
+    fn head(&self, b: &mut Builder<'_>) -> Result<Value, GraphError> {
+        let name = if self.config.tied_head { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        b.weight(name, &[self.config.vocab_size, self.config.hidden_size])
+    }
+}

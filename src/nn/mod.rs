@@ -1,0 +1,116 @@
+//! Layers as functions on a graph. A [`Builder`] carries what all layers of one network share: storage types, what is
+//! trained, and where adapters sit.
+
+use crate::graph::{DType, Graph, GraphError, Shape, Value};
+use crate::ops;
+use crate::ops::matmul::{Layout, matmul};
+use std::collections::HashMap;
+
+/// Where adapters sit and how they scale.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSpec {
+    pub rank: usize,
+    /// s of `y = Wx + s·B(Ax)`.
+    pub scale: f64,
+    /// Probability of dropping an element of the adapter's input, in training.
+    pub dropout: f64,
+    /// Full names of the modules that carry an adapter, e.g. `model.layers.0.self_attn.q_proj`.
+    pub modules: Vec<String>,
+}
+
+/// How the base weights of a network are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightMode {
+    /// Frozen, stored in this type. Vectors (norms) are always f32.
+    Frozen(DType),
+    /// Trained, in f32.
+    Trainable,
+}
+
+/// A graph under construction and what its layers share.
+pub struct Builder<'a> {
+    pub graph: Graph,
+    pub weights: WeightMode,
+    /// Storage type of activations and of their gradients.
+    pub activations: DType,
+    pub adapter: Option<&'a AdapterSpec>,
+    /// The generator input, where dropout is on.
+    pub rng: Option<Value>,
+    known: HashMap<String, Value>,
+    dropouts: u32,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(weights: WeightMode, activations: DType, adapter: Option<&'a AdapterSpec>) -> Self {
+        Builder {
+            graph: Graph::new(),
+            weights,
+            activations,
+            adapter,
+            rng: None,
+            known: HashMap::new(),
+            dropouts: 0,
+        }
+    }
+
+    /// The base weight of this name: one leaf, however often it is asked for.
+    ///
+    /// # Errors
+    /// A name that is taken by another kind of leaf.
+    pub fn weight(&mut self, name: &str, dims: &[usize]) -> Result<Value, GraphError> {
+        if let Some(&value) = self.known.get(name) {
+            return Ok(value);
+        }
+        let shape = Shape::new(dims);
+        let value = match self.weights {
+            WeightMode::Trainable => self.graph.trainable(name, shape)?,
+            WeightMode::Frozen(dtype) => {
+                self.graph.frozen(name, shape, if dims.len() == 1 { DType::F32 } else { dtype })?
+            }
+        };
+        self.known.insert(name.to_string(), value);
+        Ok(value)
+    }
+
+    /// `x·Wᵀ` with the weight `{module}.weight` `[outputs, inputs]`, and the module's adapter where it has one.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn linear(&mut self, x: Value, module: &str, outputs: usize, inputs: usize) -> Result<Value, GraphError> {
+        let weight = self.weight(&format!("{module}.weight"), &[outputs, inputs])?;
+        let adapter = self.adapter.filter(|spec| spec.modules.iter().any(|m| m == module));
+        let Some(spec) = adapter else {
+            return matmul(&mut self.graph, Layout::NT, x, weight, 1.0, self.activations);
+        };
+        let a = self.graph.trainable(format!("{module}.lora_A.weight"), Shape::matrix(spec.rank, inputs))?;
+        let b = self.graph.trainable(format!("{module}.lora_B.weight"), Shape::matrix(outputs, spec.rank))?;
+        let dropped = match self.rng {
+            Some(rng) if spec.dropout > 0.0 => {
+                self.dropouts += 1;
+                Some(ops::dropout::dropout(&mut self.graph, x, rng, spec.dropout, self.dropouts)?)
+            }
+            _ => None,
+        };
+        ops::lora_linear::lora_linear(&mut self.graph, x, weight, (a, b), dropped, spec.scale, self.activations)
+    }
+
+    /// RMS normalisation with the weight `{module}.weight` `[width]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn rms_norm(&mut self, x: Value, module: &str, width: usize, eps: f64) -> Result<Value, GraphError> {
+        let weight = self.weight(&format!("{module}.weight"), &[width])?;
+        ops::rms_norm::rms_norm(&mut self.graph, x, weight, eps)
+    }
+
+    /// Gated MLP: `down(silu(gate(x)) * up(x))`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn gated_mlp(&mut self, x: Value, module: &str, width: usize, inner: usize) -> Result<Value, GraphError> {
+        let gate = self.linear(x, &format!("{module}.gate_proj"), inner, width)?;
+        let up = self.linear(x, &format!("{module}.up_proj"), inner, width)?;
+        let product = ops::swiglu::swiglu(&mut self.graph, gate, up)?;
+        self.linear(product, &format!("{module}.down_proj"), width, inner)
+    }
+}

@@ -1,0 +1,129 @@
+//! Between PEFT adapters on disk and the adapter of a network.
+
+use super::optimiser::{Optimiser, OptimiserError};
+use crate::checkpoint::{Adapter, AdapterConfig, AdapterTensor, TargetModules};
+use crate::models::{ModelConfig, Network};
+use crate::nn::AdapterSpec;
+use std::collections::HashMap;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum AdapterError {
+    #[error("no module matches {wanted:?}; the linear layers of the blocks are {known}")]
+    NoTarget { wanted: String, known: String },
+    #[error("the adapter has the module {module}, which this model has not or which cannot carry an adapter; \
+             is it an adapter of another model?")]
+    UnknownModule { module: String },
+    #[error("the adapter of {module} is for [{found_out}, {found_in}], the layer is [{outputs}, {inputs}]; \
+             is it an adapter of another model?")]
+    Shape { module: String, found_out: usize, found_in: usize, outputs: usize, inputs: usize },
+    #[error("the adapter has rank {found} in {module}, its configuration says {expected}")]
+    Rank { module: String, expected: usize, found: usize },
+}
+
+/// An adapter on the modules that `targets` names (last part or full name, as PEFT matches; empty: all linear layers).
+///
+/// # Errors
+/// A target that matches no layer.
+pub fn spec_of_targets(
+    config: &ModelConfig,
+    targets: &[String],
+    rank: usize,
+    alpha: f64,
+    dropout: f64,
+) -> Result<AdapterSpec, AdapterError> {
+    let all: Vec<String> = Network::linear_modules(config).into_iter().map(|(name, _, _)| name).collect();
+    let matches = |module: &str, target: &str| module == target || module.ends_with(&format!(".{target}"));
+    for target in targets {
+        if !all.iter().any(|m| matches(m, target)) {
+            let mut known: Vec<&str> = all.iter().filter_map(|m| m.rsplit('.').next()).collect();
+            known.sort_unstable();
+            known.dedup();
+            return Err(AdapterError::NoTarget { wanted: target.clone(), known: known.join(", ") });
+        }
+    }
+    let modules = all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| matches(m, t))).collect();
+    Ok(AdapterSpec { rank, scale: alpha / rank as f64, dropout, modules })
+}
+
+/// The adapter that a PEFT folder holds, checked against the model.
+///
+/// # Errors
+/// Modules or shapes that are not the model's.
+pub fn spec_of_adapter(config: &ModelConfig, adapter: &Adapter) -> Result<AdapterSpec, AdapterError> {
+    let known: HashMap<String, (usize, usize)> =
+        Network::linear_modules(config).into_iter().map(|(name, o, i)| (name, (o, i))).collect();
+    for tensor in &adapter.tensors {
+        let module = tensor.module.clone();
+        let &(outputs, inputs) =
+            known.get(&module).ok_or_else(|| AdapterError::UnknownModule { module: module.clone() })?;
+        if (tensor.outputs, tensor.inputs) != (outputs, inputs) {
+            let (found_out, found_in) = (tensor.outputs, tensor.inputs);
+            return Err(AdapterError::Shape { module, found_out, found_in, outputs, inputs });
+        }
+        if tensor.r != adapter.config.r {
+            return Err(AdapterError::Rank { module, expected: adapter.config.r, found: tensor.r });
+        }
+    }
+    Ok(AdapterSpec {
+        rank: adapter.config.r,
+        scale: adapter.config.scale(),
+        dropout: adapter.config.lora_dropout,
+        modules: adapter.tensors.iter().map(|t| t.module.clone()).collect(),
+    })
+}
+
+/// Sets the trainable parameters to an adapter's values.
+///
+/// # Errors
+/// A module that is not trained.
+pub fn load(optimiser: &Optimiser, adapter: &Adapter) -> Result<(), OptimiserError> {
+    for tensor in &adapter.tensors {
+        optimiser.set(&format!("{}.lora_A.weight", tensor.module), &tensor.a)?;
+        optimiser.set(&format!("{}.lora_B.weight", tensor.module), &tensor.b)?;
+    }
+    Ok(())
+}
+
+/// The trainable parameters as a PEFT adapter.
+///
+/// # Errors
+/// What the device reported.
+pub fn extract(
+    optimiser: &Optimiser,
+    config: &ModelConfig,
+    settings: AdapterConfig,
+) -> Result<Adapter, OptimiserError> {
+    let mut values: HashMap<String, Vec<f32>> = optimiser.parameters()?.into_iter().collect();
+    let mut tensors = Vec::new();
+    for (module, outputs, inputs) in Network::linear_modules(config) {
+        let a = values.remove(&format!("{module}.lora_A.weight"));
+        let b = values.remove(&format!("{module}.lora_B.weight"));
+        if let (Some(a), Some(b)) = (a, b) {
+            tensors.push(AdapterTensor { module, a, b, r: settings.r, inputs, outputs });
+        }
+    }
+    Ok(Adapter { config: settings, tensors })
+}
+
+/// PEFT's configuration of an adapter on these modules: last parts of their names where they say the same as the full
+/// names would, full names else.
+pub fn settings_of(config: &ModelConfig, spec: &AdapterSpec, alpha: f64, base: Option<String>) -> AdapterConfig {
+    let last = |m: &String| m.rsplit('.').next().unwrap_or(m).to_string();
+    let mut short: Vec<String> = spec.modules.iter().map(last).collect();
+    short.sort_unstable();
+    short.dedup();
+    let covered =
+        Network::linear_modules(config).iter().filter(|(name, _, _)| short.contains(&last(name))).count();
+    let names = if covered == spec.modules.len() { short } else { spec.modules.clone() };
+    AdapterConfig {
+        r: spec.rank,
+        lora_alpha: alpha,
+        lora_dropout: spec.dropout,
+        target_modules: TargetModules::Names(names),
+        exclude_modules: None,
+        base_model_name_or_path: base,
+        revision: None,
+        use_rslora: false,
+    }
+}

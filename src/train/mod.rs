@@ -1,0 +1,10 @@
+//! Training: options, schedule, optimiser, the loop, metrics.
+
+pub mod adapter;
+pub mod loss_scale;
+pub mod metrics;
+pub mod optimiser;
+pub mod options;
+pub mod schedule;
+pub mod trainer;
+pub mod weights;

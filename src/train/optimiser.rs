@@ -1,0 +1,147 @@
+//! The flat trainable buffer with its gradient and moments, and the AdamW step on it.
+
+use crate::gpu::{BufferSlice, Gpu, GpuError};
+use crate::graph::layout::{pack, unpack};
+use crate::graph::{DType, Graph, GraphError, Shape};
+use crate::ops::adamw::{HYPER_LEN, Hyper, adamw};
+use crate::ops::norm_squared::norm_squared;
+use crate::plan::{Bindings, ParameterSpace, PlanError, Program};
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum OptimiserError {
+    #[error("the parameter {0:?} is not trained in this run")]
+    Unknown(String),
+    #[error("the parameter {name:?} has {expected} elements, {found} were given")]
+    Length { name: String, expected: usize, found: usize },
+    #[error("the graph of the optimiser is wrong: {0}")]
+    Graph(#[from] GraphError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// AdamW over all trainable parameters.
+pub struct Optimiser {
+    gpu: Gpu,
+    space: ParameterSpace,
+    values: BufferSlice,
+    gradients: BufferSlice,
+    moments: [BufferSlice; 2],
+    hyper: BufferSlice,
+    program: Program,
+}
+
+impl Optimiser {
+    /// Allocates zeroed parameters, gradients and moments for `space`.
+    ///
+    /// # Errors
+    /// Failed allocations.
+    pub fn new(gpu: &Gpu, space: ParameterSpace) -> Result<Self, OptimiserError> {
+        let bytes = space.bytes().max(16);
+        let allocate = |what| gpu.allocate(what, bytes).map(|b| b.whole());
+        let (values, gradients) = (allocate("trainable parameters")?, allocate("gradients")?);
+        let moments = [allocate("first moments of AdamW")?, allocate("second moments of AdamW")?];
+        let hyper = gpu.allocate("hyperparameters", 4 * HYPER_LEN as u64)?.whole();
+
+        let mut graph = Graph::new();
+        let shape = Shape::vector(bytes as usize / 4);
+        let state = [
+            graph.state("values", shape, DType::F32)?,
+            graph.state("first", shape, DType::F32)?,
+            graph.state("second", shape, DType::F32)?,
+        ];
+        let gradient = graph.input("gradient", shape, DType::F32)?;
+        let hyper_input = graph.input("hyper", Shape::vector(HYPER_LEN), DType::F32)?;
+        let norm2 = norm_squared(&mut graph, gradient)?;
+        adamw(&mut graph, state, gradient, norm2, hyper_input)?;
+        graph.output("norm2", norm2);
+        let mut bindings = Bindings::new();
+        bindings.bind("values", values.clone());
+        bindings.bind("first", moments[0].clone());
+        bindings.bind("second", moments[1].clone());
+        bindings.bind("gradient", gradients.clone());
+        bindings.bind("hyper", hyper.clone());
+        let program = Program::compile(gpu, &graph, &bindings)?;
+        Ok(Optimiser { gpu: gpu.clone(), space, values, gradients, moments, hyper, program })
+    }
+
+    pub fn space(&self) -> &ParameterSpace {
+        &self.space
+    }
+
+    /// Binds the parameters of a network's graphs to their ranges.
+    pub fn bind(&self, bindings: &mut Bindings) {
+        self.space.bind(bindings, &self.values, Some(&self.gradients));
+    }
+
+    /// What must be zeroed before a window of accumulation.
+    pub fn gradient_buffer(&self) -> &BufferSlice {
+        &self.gradients
+    }
+
+    /// Bytes of parameters with gradients, and of the moments.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.values.size + self.gradients.size, self.moments[0].size + self.moments[1].size)
+    }
+
+    /// Bytes of the hyperparameters' buffer.
+    pub fn input_bytes(&self) -> u64 {
+        self.hyper.size
+    }
+
+    /// Bytes of scratch space.
+    pub fn slot_bytes(&self) -> u64 {
+        self.program.slot_bytes()
+    }
+
+    /// Runs the update; gives where the squared norm of the scaled gradient can be read.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn step(&self, hyper: &Hyper) -> Result<BufferSlice, OptimiserError> {
+        self.hyper.write(bytemuck::cast_slice(&hyper.to_array()));
+        self.gpu.submit(&[], &[self.program.recording()])?;
+        Ok(self.program.output("norm2")?.part(0, 4))
+    }
+
+    /// Sets one parameter, row-major.
+    ///
+    /// # Errors
+    /// An unknown name or a wrong number of elements.
+    pub fn set(&self, name: &str, values: &[f32]) -> Result<(), OptimiserError> {
+        let found = self.space.entries().iter().find(|(n, _, _)| n == name);
+        let (_, ty, offset) = found.ok_or_else(|| OptimiserError::Unknown(name.to_string()))?;
+        if ty.shape.elements() != values.len() {
+            let (expected, found) = (ty.shape.elements(), values.len());
+            return Err(OptimiserError::Length { name: name.to_string(), expected, found });
+        }
+        self.values.part(*offset, ty.bytes()).write(&pack(*ty, values));
+        Ok(())
+    }
+
+    /// Every parameter, row-major, in the order of the space.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn parameters(&self) -> Result<Vec<(String, Vec<f32>)>, OptimiserError> {
+        self.read(&self.values)
+    }
+
+    /// Every gradient as accumulated, before clipping and with the loss scale in it.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn gradients(&self) -> Result<Vec<(String, Vec<f32>)>, OptimiserError> {
+        self.read(&self.gradients)
+    }
+
+    fn read(&self, from: &BufferSlice) -> Result<Vec<(String, Vec<f32>)>, OptimiserError> {
+        let bytes = self.gpu.read(std::slice::from_ref(from))?.swap_remove(0);
+        let entry = |(name, ty, offset): &(String, crate::graph::TensorType, u64)| {
+            (name.clone(), unpack(*ty, &bytes[*offset as usize..]))
+        };
+        Ok(self.space.entries().iter().map(entry).collect())
+    }
+}

@@ -1,0 +1,296 @@
+//! A network on a device: micro-batches in, gradients accumulated, optimiser steps, evaluation.
+//!
+//! Plans are made per size (tokens and label rows rounded up to buckets), on first use; all share the slots of the
+//! largest. A step is: [`Trainer::begin`], [`Trainer::accumulate`] for each micro-batch, [`Trainer::step`].
+
+use super::optimiser::{Optimiser, OptimiserError};
+use super::weights::{WeightError, WeightSource, initial_values};
+use crate::data::MicroBatch;
+use crate::gpu::{BufferSlice, Gpu, GpuError};
+use crate::graph::layout::{pack_u32, unpack};
+use crate::graph::{Cost, DType, GraphError, Shape, TensorType};
+use crate::models::{LOSS_SUM, Network};
+use crate::nn::WeightMode;
+use crate::ops::adamw::Hyper;
+use crate::ops::cross_entropy::NO_TARGET;
+use crate::ops::embedding::token_order;
+use crate::ops::gather_rows::NO_ROW;
+use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
+use std::collections::HashMap;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum TrainerError {
+    #[error("the network cannot be built: {0}")]
+    Graph(#[from] GraphError),
+    #[error("a micro-batch of {tokens} tokens with {labels} labels is over the planned {max_tokens} and {max_labels}")]
+    TooLarge { tokens: usize, labels: usize, max_tokens: usize, max_labels: usize },
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Optimiser(#[from] OptimiserError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// The largest micro-batch that will come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub tokens: usize,
+    pub labels: usize,
+}
+
+/// What an optimiser step gives back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// Sum of the token losses of the window, in nats.
+    pub loss_sum: f64,
+    /// Global norm of the gradient before clipping, without the loss scale; not finite after an overflow.
+    pub grad_norm: f64,
+}
+
+pub struct Trainer {
+    gpu: Gpu,
+    network: Network,
+    capacity: Capacity,
+    bindings: Bindings,
+    optimiser: Optimiser,
+    loss_sum: BufferSlice,
+    training: Family,
+    evaluation: Family,
+    slots: Slots,
+    memory: MemoryReport,
+    micro_batches: u32,
+    seed: u64,
+}
+
+/// The plans of all sizes of one kind of graph.
+struct Family {
+    layout: Layout,
+    programs: HashMap<Size, Program>,
+}
+
+/// Tokens and label rows of a plan.
+type Size = (usize, usize);
+
+impl Trainer {
+    /// Loads the network onto the device and allocates for micro-batches up to `capacity`.
+    ///
+    /// # Errors
+    /// Weights that do not fit the configuration, a failed allocation, a kernel that does not compile.
+    pub fn new(
+        gpu: &Gpu,
+        network: Network,
+        source: &WeightSource,
+        capacity: Capacity,
+        seed: u64,
+    ) -> Result<Self, TrainerError> {
+        let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
+        let graph = network.training(capacity.tokens, capacity.labels)?;
+        let layout = Layout::new(&graph, gpu.profile());
+        let eval_graph = network.evaluation(capacity.tokens, capacity.labels)?;
+        let eval_layout = Layout::new(&eval_graph, gpu.profile());
+
+        let mut memory = MemoryReport::default();
+        let mut bindings = Bindings::new();
+        memory.weights = source.upload(gpu, &graph, &network.config, &mut bindings)?;
+        let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph))?;
+        optimiser.bind(&mut bindings);
+        (memory.trainables, memory.optimiser) = optimiser.bytes();
+        for (name, values) in initial_values(optimiser.space(), source, seed)? {
+            optimiser.set(&name, &values)?;
+        }
+        memory.inputs = bindings.allocate_inputs(gpu, &graph)? + optimiser.input_bytes();
+        let (slots, layouts) = Slots::shared(gpu, [layout, eval_layout])?;
+        memory.activations = slots.bytes() + optimiser.slot_bytes();
+        let [layout, eval_layout] = layouts;
+        let loss_sum = bindings.leaf(LOSS_SUM).cloned().ok_or(PlanError::Unbound { name: LOSS_SUM.into() })?;
+        let family = |layout| Family { layout, programs: HashMap::new() };
+        Ok(Trainer {
+            gpu: gpu.clone(),
+            network,
+            capacity,
+            bindings,
+            optimiser,
+            loss_sum,
+            training: family(layout),
+            evaluation: family(eval_layout),
+            slots,
+            memory,
+            micro_batches: 0,
+            seed,
+        })
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Parameters, gradients and moments.
+    pub fn optimiser(&self) -> &Optimiser {
+        &self.optimiser
+    }
+
+    /// Device memory by kind: what is allocated, to the byte.
+    pub fn memory(&self) -> &MemoryReport {
+        &self.memory
+    }
+
+    /// Estimated work of the largest training micro-batch.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn cost(&mut self) -> Result<Cost, TrainerError> {
+        let size = (self.capacity.tokens, self.capacity.labels);
+        Ok(self.program(true, size)?.cost())
+    }
+
+    /// Starts a window of accumulation: gradients and loss are zeroed.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn begin(&mut self) -> Result<(), TrainerError> {
+        self.gpu.submit(&[self.optimiser.gradient_buffer().clone(), self.loss_sum.clone()], &[])?;
+        Ok(())
+    }
+
+    /// Adds a micro-batch to the window; `weight` is what each token loss counts in the gradient (the loss scale over
+    /// the label tokens of the whole window).
+    ///
+    /// # Errors
+    /// A micro-batch over the capacity, and what the device reported.
+    pub fn accumulate(&mut self, batch: &MicroBatch, weight: f32) -> Result<(), TrainerError> {
+        let size = self.write_inputs(batch)?;
+        let rng = [self.seed as u32, (self.seed >> 32) as u32, self.micro_batches, 0];
+        self.micro_batches += 1;
+        self.write("rng", &rng);
+        if let Some(slice) = self.bindings.leaf("loss_weight") {
+            slice.write(&weight.to_le_bytes());
+        }
+        let gpu = self.gpu.clone();
+        gpu.submit(&[], &[self.program(true, size)?.recording()])?;
+        Ok(())
+    }
+
+    /// Clips and updates the parameters from the window's gradients, and reads loss and norm.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn step(&mut self, hyper: &Hyper) -> Result<StepOutcome, TrainerError> {
+        let norm2 = self.optimiser.step(hyper)?;
+        let read = self.gpu.read(&[self.loss_sum.part(0, 4), norm2])?;
+        let [loss, norm2] = [float(&read[0]), float(&read[1])];
+        Ok(StepOutcome { loss_sum: loss, grad_norm: norm2.sqrt() * hyper.inverse_scale })
+    }
+
+    /// Sum of the token losses of some micro-batches, without dropout; gradients are left alone.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn evaluate<'a>(&mut self, batches: impl IntoIterator<Item = &'a MicroBatch>) -> Result<f64, TrainerError> {
+        let gpu = self.gpu.clone();
+        let mut total = 0.0;
+        for batch in batches {
+            gpu.submit(&[self.loss_sum.clone()], &[])?;
+            let size = self.write_inputs(batch)?;
+            gpu.submit(&[], &[self.program(false, size)?.recording()])?;
+            total += float(&gpu.read(&[self.loss_sum.part(0, 4)])?[0]);
+        }
+        Ok(total)
+    }
+
+    /// Logits of every token of a micro-batch, row-major `[T, vocab]`: for small models and tests, since this is the
+    /// tensor that training never makes.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn logits(&mut self, batch: &MicroBatch) -> Result<Vec<f32>, TrainerError> {
+        let (tokens, real) = (self.write_inputs(batch)?.0, batch.tokens_len());
+        let graph = self.network.logits(tokens, real)?;
+        let mut bindings = self.bindings.clone();
+        bindings.allocate_inputs(&self.gpu, &graph)?;
+        let program = Program::compile(&self.gpu, &graph, &bindings)?;
+        if let Some(rows) = bindings.leaf("rows") {
+            rows.write(&pack_u32(&(0..real as u32).collect::<Vec<_>>()));
+        }
+        self.gpu.submit(&[], &[program.recording()])?;
+        let ty = TensorType::new(Shape::matrix(real, self.network.config.vocab_size), DType::F32);
+        Ok(unpack(ty, &self.gpu.read(std::slice::from_ref(program.output("logits")?))?[0]))
+    }
+
+    fn write(&self, name: &str, values: &[u32]) {
+        if let Some(slice) = self.bindings.leaf(name) {
+            slice.write(&pack_u32(values));
+        }
+    }
+
+    /// Uploads a micro-batch padded to its bucket; padding tokens are samples of their own without a label.
+    fn write_inputs(&self, batch: &MicroBatch) -> Result<Size, TrainerError> {
+        let (tokens, labels) = (bucket(batch.tokens_len()), bucket(batch.label_count()));
+        if tokens > self.capacity.tokens || labels > self.capacity.labels {
+            return Err(TrainerError::TooLarge {
+                tokens: batch.tokens_len(),
+                labels: batch.label_count(),
+                max_tokens: self.capacity.tokens,
+                max_labels: self.capacity.labels,
+            });
+        }
+        let real = batch.tokens_len() as u32;
+        let padded = |values: &[u32], pad: &dyn Fn(u32) -> u32| -> Vec<u32> {
+            values.iter().copied().chain((real..tokens as u32).map(pad)).collect()
+        };
+        let ids = padded(&batch.tokens, &|_| 0);
+        self.write("positions", &padded(&batch.positions, &|_| 0));
+        self.write("starts", &padded(&batch.segment_start, &|t| t));
+        self.write("ends", &(1..=tokens as u32).collect::<Vec<_>>());
+        self.write("query_ends", &padded(&batch.segment_end, &|t| t + 1));
+        if self.network.weights == WeightMode::Trainable {
+            self.write("order", &token_order(&ids));
+        }
+        self.write("tokens", &ids);
+        let mut inverse = vec![NO_ROW; tokens];
+        for (i, &row) in batch.label_rows.iter().enumerate() {
+            inverse[row as usize] = i as u32;
+        }
+        self.write("label_inverse", &inverse);
+        let mut rows = batch.label_rows.clone();
+        rows.resize(labels, NO_ROW);
+        self.write("label_rows", &rows);
+        let mut targets = batch.targets.clone();
+        targets.resize(labels, NO_TARGET);
+        self.write("targets", &targets);
+        Ok((tokens, labels))
+    }
+
+    fn program(&mut self, train: bool, size: Size) -> Result<&Program, TrainerError> {
+        let family = if train { &mut self.training } else { &mut self.evaluation };
+        if !family.programs.contains_key(&size) {
+            let graph = match train {
+                true => self.network.training(size.0, size.1)?,
+                false => self.network.evaluation(size.0, size.1)?,
+            };
+            let layout = family.layout.shrink(&graph, self.gpu.profile()).ok_or_else(|| {
+                GraphError::invalid("plan", "a smaller size of the network does not fit the plan of the largest")
+            })?;
+            let program = Program::new(&self.gpu, &graph, &layout, &self.slots, &self.bindings)?;
+            family.programs.insert(size, program);
+        }
+        Ok(&family.programs[&size])
+    }
+}
+
+/// Sizes that get a plan of their own: multiples of 32 up to 256, then steps of an eighth.
+pub fn bucket(n: usize) -> usize {
+    let step = (n.next_power_of_two() / 8).max(32);
+    n.max(1).next_multiple_of(step)
+}
+
+fn float(bytes: &[u8]) -> f64 {
+    bytes.first_chunk::<4>().map_or(f64::NAN, |b| f64::from(f32::from_le_bytes(*b)))
+}

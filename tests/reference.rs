@@ -1,0 +1,293 @@
+//! Whole models against PyTorch + transformers + PEFT in f32: logits, losses, every adapter gradient by name, the 20-step
+//! curve, the final adapter, greedy tokens. Formulas and tolerances: `tests/fixtures/gen/data/formulas.json` and the
+//! constants below; see `tests/fixtures/README.md`.
+
+mod common;
+
+use engraft::autograd::Recompute;
+use engraft::checkpoint::{Adapter, Checkpoint};
+use engraft::data::MicroBatch;
+use engraft::gpu::Gpu;
+use engraft::graph::DType;
+use engraft::models::{ModelConfig, Network};
+use engraft::nn::WeightMode;
+use engraft::ops::adamw::Hyper;
+use engraft::train::adapter;
+use engraft::train::trainer::{Capacity, Trainer};
+use engraft::train::weights::WeightSource;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+const LOGITS: f64 = 1e-4;
+const LOSS: f64 = 5e-6;
+const GRADIENT: f64 = 1e-4;
+const CURVE_LOSS: f64 = 1e-5;
+const CURVE_NORM: f64 = 2e-5;
+const FINAL: f64 = 2e-6;
+
+/// Tensors and figures of one reference run.
+struct Reference {
+    folder: PathBuf,
+    tensors: HashMap<String, (Vec<usize>, Vec<f64>)>,
+    report: serde_json::Value,
+}
+
+impl Reference {
+    fn read(name: &str) -> Self {
+        let folder = common::fixtures().join("models").join(name);
+        let bytes = std::fs::read(folder.join("ref/reference.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file
+            .iter()
+            .map(|(name, view)| {
+                let numbers = view.data().chunks(4).map(|b| b.try_into().unwrap());
+                let values = match view.dtype() {
+                    safetensors::Dtype::F32 => numbers.map(|b| f64::from(f32::from_le_bytes(b))).collect(),
+                    safetensors::Dtype::I32 => numbers.map(|b| f64::from(i32::from_le_bytes(b))).collect(),
+                    other => panic!("{name} is {other:?}"),
+                };
+                (name.to_string(), (view.shape().to_vec(), values))
+            })
+            .collect();
+        let report = serde_json::from_str(&std::fs::read_to_string(folder.join("ref/reference.json")).unwrap()).unwrap();
+        Reference { folder, tensors, report }
+    }
+
+    fn tensor(&self, name: &str) -> &[f64] {
+        &self.tensors[name].1
+    }
+
+    fn number(&self, key: &str) -> f64 {
+        self.report[key].as_f64().unwrap()
+    }
+
+    fn curve(&self, key: &str) -> Vec<f64> {
+        self.report["curve"][key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    }
+
+    fn ids(&self, key: &str) -> Vec<u32> {
+        let list = if key == "prompt_ids" { &self.report[key] } else { &self.report[key]["tokens"] };
+        list.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+    }
+
+    /// Batch `index` of `{prefix}input_ids` as a flat stream without its padding.
+    fn batch(&self, prefix: &str, index: usize) -> MicroBatch {
+        let (rows, width) = (2, 24);
+        let part = |name: &str| {
+            let all = self.tensor(&format!("{prefix}{name}"));
+            all[index * rows * width..(index + 1) * rows * width].to_vec()
+        };
+        let (ids, mask, labels) = (part("input_ids"), part("attention_mask"), part("labels"));
+        let mut batch = MicroBatch {
+            tokens: vec![],
+            positions: vec![],
+            segment_start: vec![],
+            segment_end: vec![],
+            label_rows: vec![],
+            targets: vec![],
+        };
+        for row in 0..rows {
+            let length = mask[row * width..(row + 1) * width].iter().filter(|&&m| m == 1.0).count();
+            let start = batch.tokens.len() as u32;
+            for t in 0..length {
+                let at = row * width + t;
+                if t > 0 && labels[at] >= 0.0 {
+                    batch.label_rows.push(start + t as u32 - 1);
+                    batch.targets.push(labels[at] as u32);
+                }
+                batch.tokens.push(ids[at] as u32);
+                batch.positions.push(t as u32);
+                batch.segment_start.push(start);
+                batch.segment_end.push(start + length as u32);
+            }
+        }
+        batch
+    }
+
+    /// The rows of `[2, 24, vocab]` logits that are not padding.
+    fn logits(&self, name: &str) -> Vec<f64> {
+        let (shape, values) = &self.tensors[name];
+        let vocab = shape[2];
+        let mask = self.tensor("attention_mask");
+        values.chunks(vocab).zip(mask).filter(|(_, m)| **m == 1.0).flat_map(|(row, _)| row.to_vec()).collect()
+    }
+}
+
+/// The worst error of each quantity, printed and compared with what is allowed.
+#[derive(Default)]
+struct Errors(Vec<(String, f64, f64)>);
+
+impl Errors {
+    fn add(&mut self, what: &str, error: f64, allowed: f64) {
+        match self.0.iter_mut().find(|e| e.0 == what) {
+            Some(entry) => entry.1 = if error.is_nan() { f64::NAN } else { entry.1.max(error) },
+            None => self.0.push((what.to_string(), error, allowed)),
+        }
+    }
+
+    fn finish(self, model: &str) {
+        for (what, error, allowed) in &self.0 {
+            println!("{model:14} {what:22} worst error {error:.2e}   allowed {allowed:.0e}");
+        }
+        let wrong: Vec<_> = self.0.iter().filter(|(_, error, allowed)| error.is_nan() || error > allowed).collect();
+        assert!(wrong.is_empty(), "{model}: over the tolerance: {wrong:?}");
+    }
+}
+
+fn worst(actual: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    actual.iter().zip(expected).fold(0.0, |m, (a, e)| if (a - e).is_nan() { f64::NAN } else { m.max((a - e).abs()) })
+}
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+fn network(folder: &Path, with_adapter: bool, recompute: Recompute) -> (Network, Option<Adapter>) {
+    let config = ModelConfig::read(folder).unwrap();
+    let peft = with_adapter.then(|| Adapter::read(&folder.join("ref/adapter")).unwrap());
+    let spec = peft.as_ref().map(|a| adapter::spec_of_adapter(&config, a).unwrap());
+    let network = Network {
+        config,
+        weights: WeightMode::Frozen(DType::F32),
+        activations: DType::F32,
+        adapter: spec,
+        recompute,
+        positions: 128,
+    };
+    (network, peft)
+}
+
+fn trainer(gpu: &Gpu, folder: &Path, with_adapter: bool, recompute: Recompute) -> Trainer {
+    let (network, peft) = network(folder, with_adapter, recompute);
+    let source = WeightSource::Checkpoint(Checkpoint::open(folder).unwrap());
+    source.check(&network.config).unwrap();
+    let trainer = Trainer::new(gpu, network, &source, Capacity { tokens: 48, labels: 48 }, 1).unwrap();
+    if let Some(peft) = peft {
+        adapter::load(trainer.optimiser(), &peft).unwrap();
+    }
+    trainer
+}
+
+fn check_model(gpu: &Gpu, name: &str) {
+    let reference = Reference::read(name);
+    let mut errors = Errors::default();
+    let batch = reference.batch("", 0);
+    let tokens = reference.number("loss_tokens");
+
+    let mut base = trainer(gpu, &reference.folder, false, Recompute::None);
+    errors.add("base loss", (base.evaluate([&batch]).unwrap() / tokens - reference.number("base_loss")).abs(), LOSS);
+    errors.add("base logits", worst(&widen(&base.logits(&batch).unwrap()), &reference.logits("base.logits")), LOGITS);
+
+    let mut lora = trainer(gpu, &reference.folder, true, Recompute::None);
+    errors.add("adapter loss", (lora.evaluate([&batch]).unwrap() / tokens - reference.number("lora_loss")).abs(), LOSS);
+    errors.add("adapter logits", worst(&widen(&lora.logits(&batch).unwrap()), &reference.logits("lora.logits")), LOGITS);
+
+    lora.begin().unwrap();
+    lora.accumulate(&batch, 1.0 / tokens as f32).unwrap();
+    let gradients = lora.optimiser().gradients().unwrap();
+    let expected = reference.tensors.keys().filter(|k| k.starts_with("grad.")).count();
+    assert_eq!(gradients.len(), expected, "{name}: as many gradients as the reference has");
+    for (parameter, values) in &gradients {
+        let expected = reference.tensor(&format!("grad.base_model.model.{parameter}"));
+        let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let error = worst(&widen(values), expected) / largest;
+        assert!(error < GRADIENT, "{name}: gradient of {parameter}: relative error {error:.2e}");
+        errors.add("gradients (relative)", error, GRADIENT);
+    }
+
+    let (losses, norms, rates) = (reference.curve("loss"), reference.curve("grad_norm"), reference.curve("lr"));
+    let micro: Vec<MicroBatch> = (0..8).map(|i| reference.batch("train.", i)).collect();
+    for k in 0..20 {
+        let window = [&micro[(2 * k) % 8], &micro[(2 * k + 1) % 8]];
+        let labels: usize = window.iter().map(|b| b.label_count()).sum();
+        lora.begin().unwrap();
+        for batch in window {
+            lora.accumulate(batch, 1.0 / labels as f32).unwrap();
+        }
+        let rate = if k < 5 {
+            1e-3 * k as f64 / 5.0
+        } else {
+            1e-3 * 0.5 * (1.0 + (std::f64::consts::PI * (k as f64 - 5.0) / 15.0).cos())
+        };
+        errors.add("curve: learning rate", (rate - rates[k]).abs(), 1e-12);
+        let outcome = lora
+            .step(&Hyper {
+                learning_rate: rate,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.01,
+                clip: Some(1.0),
+                inverse_scale: 1.0,
+                step: k as u64 + 1,
+            })
+            .unwrap();
+        errors.add("curve: loss", (outcome.loss_sum / labels as f64 - losses[k]).abs(), CURVE_LOSS);
+        errors.add("curve: gradient norm", (outcome.grad_norm - norms[k]).abs(), CURVE_NORM);
+    }
+    for (parameter, values) in lora.optimiser().parameters().unwrap() {
+        let expected = reference.tensor(&format!("final.base_model.model.{parameter}"));
+        errors.add("final adapter", worst(&widen(&values), expected), FINAL);
+    }
+    let trained = lora.logits(&batch).unwrap();
+    errors.add("trained logits", worst(&widen(&trained), &reference.logits("trained.logits")), LOGITS);
+    errors.finish(name);
+}
+
+#[test]
+fn llama_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "llama");
+    }
+}
+
+#[test]
+fn llama_with_untied_head_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "llama_untied");
+    }
+}
+
+#[test]
+fn sharded_llama_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "llama_sharded");
+    }
+}
+
+fn first_gradients(trainer: &mut Trainer, batches: &[MicroBatch]) -> Vec<(String, Vec<f32>)> {
+    let labels: usize = batches.iter().map(MicroBatch::label_count).sum();
+    trainer.begin().unwrap();
+    for batch in batches {
+        trainer.accumulate(batch, 1.0 / labels as f32).unwrap();
+    }
+    trainer.optimiser().gradients().unwrap()
+}
+
+#[test]
+fn recomputation_and_repetition_give_the_same_bits() {
+    let Some(gpu) = common::gpu() else { return };
+    let reference = Reference::read("llama");
+    let batches = [reference.batch("train.", 0), reference.batch("train.", 1)];
+    let mut kept = trainer(&gpu, &reference.folder, true, Recompute::None);
+    let mut rebuilt = trainer(&gpu, &reference.folder, true, Recompute::Layer);
+    let first = first_gradients(&mut kept, &batches);
+    assert_eq!(first, first_gradients(&mut kept, &batches), "the same window twice");
+    assert_eq!(first, first_gradients(&mut rebuilt, &batches), "with recomputation");
+}
+
+#[test]
+fn device_memory_is_what_the_plan_says() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = common::fixtures().join("models/llama");
+    let mut reports = Vec::new();
+    for recompute in [Recompute::None, Recompute::Layer] {
+        let before = gpu.allocated_bytes();
+        let trainer = trainer(&gpu, &folder, true, recompute);
+        println!("{:?}: {}", recompute, trainer.memory());
+        assert_eq!(gpu.allocated_bytes() - before, trainer.memory().total());
+        reports.push(*trainer.memory());
+    }
+    assert_eq!(reports[0].weights, reports[1].weights);
+}
