@@ -2,7 +2,10 @@
 
 pub mod autograd;
 pub mod checkpoint;
+pub mod cli;
 pub mod data;
+pub mod error;
+pub mod generate;
 pub mod gpu;
 pub mod graph;
 pub mod models;
@@ -10,3 +13,5 @@ pub mod nn;
 pub mod ops;
 pub mod plan;
 pub mod train;
+
+pub use error::Error;

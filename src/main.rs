@@ -1,1 +1,5 @@
-fn main() {}
+//! The `engraft` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    engraft::cli::run()
+}

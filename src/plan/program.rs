@@ -61,7 +61,8 @@ impl Slots {
 pub struct Program {
     recording: Recording,
     outputs: Vec<(String, BufferSlice)>,
-    slot_bytes: u64,
+    /// Keeps the slots alive, and counted, as long as dispatches use them.
+    slots: Slots,
 }
 
 impl Program {
@@ -106,7 +107,7 @@ impl Program {
             .iter()
             .map(|(name, value)| Ok((name.clone(), memory(*value)?)))
             .collect::<Result<_, PlanError>>()?;
-        Ok(Program { recording, outputs, slot_bytes: slots.bytes() })
+        Ok(Program { recording, outputs, slots: slots.clone() })
     }
 
     /// Plans, allocates and binds a graph by itself.
@@ -134,7 +135,7 @@ impl Program {
 
     /// Bytes of the slots it runs in, shared or not.
     pub fn slot_bytes(&self) -> u64 {
-        self.slot_bytes
+        self.slots.bytes()
     }
 
     /// Estimated work of one run.

@@ -1,0 +1,46 @@
+//! The command line: parse, resolve, call the library, print.
+
+pub mod args;
+mod bench;
+mod devices;
+mod evaluate;
+mod finetune;
+mod generate;
+mod progress;
+
+use crate::error::{Error, Failure};
+use args::{BenchCommand, Cli, Command, Exit};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Runs the program on the process's arguments.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Finetune(args) => finetune::lora(args, cli.quiet),
+        Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
+        Command::Generate(args) => generate::run(args),
+        Command::Evaluate(args) => evaluate::run(args, cli.quiet),
+        Command::Devices(args) => devices::run(args),
+        Command::Bench(args) => match args.command {
+            BenchCommand::Train(args) => bench::train(args),
+        },
+    };
+    let exit = match result {
+        Ok(()) => Exit::Success,
+        Err(error) => {
+            eprintln!("engraft: {error}");
+            exit_of(&error)
+        }
+    };
+    exit.into()
+}
+
+fn exit_of(error: &Error) -> Exit {
+    match error.failure() {
+        Failure::Run => Exit::RunFailed,
+        Failure::Input => Exit::BadInput,
+        Failure::Memory => Exit::OutOfMemory,
+        Failure::Device => Exit::NoDevice,
+    }
+}

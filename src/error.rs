@@ -1,0 +1,106 @@
+//! The error of the library's top-level calls, and the exit code that the program makes of it.
+
+use crate::checkpoint::CheckpointError;
+use crate::data::DataError;
+use crate::gpu::GpuError;
+use crate::models::ConfigError;
+use crate::plan::PlanError;
+use crate::train::adapter::AdapterError;
+use crate::train::loss_scale::LossScaleError;
+use crate::train::metrics::MetricsError;
+use crate::train::optimiser::OptimiserError;
+use crate::train::options::OptionsError;
+use crate::train::trainer::TrainerError;
+use crate::train::weights::WeightError;
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Whatever ends a run early.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+    #[error(transparent)]
+    LossScale(#[from] LossScaleError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error("{input}")]
+    Input { input: String },
+    #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+/// What kind of failure an error is: the program's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The run itself failed.
+    Run,
+    /// Options, files or data are wrong; nothing was written.
+    Input,
+    /// The device has not enough memory.
+    Memory,
+    /// No device can be used.
+    Device,
+}
+
+impl Error {
+    /// A mistake in what the user gave, in words.
+    pub fn input(message: impl Into<String>) -> Self {
+        Error::Input { input: message.into() }
+    }
+
+    pub fn failure(&self) -> Failure {
+        match self {
+            Error::Options(_) | Error::Config(_) | Error::Data(_) | Error::Adapter(_) | Error::Input { .. } => {
+                Failure::Input
+            }
+            Error::Checkpoint(CheckpointError::Write { .. }) => Failure::Run,
+            Error::Checkpoint(_) | Error::Trainer(TrainerError::Weights(WeightError::Checkpoint(_))) => Failure::Input,
+            Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
+            Error::Gpu(e) => of_gpu(e),
+            Error::Trainer(e) => match e {
+                TrainerError::Gpu(e)
+                | TrainerError::Plan(PlanError::Gpu(e))
+                | TrainerError::Weights(WeightError::Gpu(e))
+                | TrainerError::Optimiser(OptimiserError::Gpu(e) | OptimiserError::Plan(PlanError::Gpu(e))) => of_gpu(e),
+                _ => Failure::Run,
+            },
+        }
+    }
+}
+
+impl From<OptimiserError> for Error {
+    fn from(error: OptimiserError) -> Self {
+        Error::Trainer(error.into())
+    }
+}
+
+impl From<WeightError> for Error {
+    fn from(error: WeightError) -> Self {
+        match error {
+            WeightError::Checkpoint(e) => Error::Checkpoint(e),
+            WeightError::Gpu(e) => Error::Gpu(e),
+        }
+    }
+}
+
+fn of_gpu(error: &GpuError) -> Failure {
+    match error {
+        GpuError::NoDevice | GpuError::NoMatch { .. } | GpuError::Open { .. } => Failure::Device,
+        GpuError::OutOfMemory { .. } | GpuError::OverLimit { .. } => Failure::Memory,
+        GpuError::Lost(_) | GpuError::Validation(_) | GpuError::Shader { .. } => Failure::Run,
+    }
+}

@@ -1,0 +1,3 @@
+//! Text from a model: sampling, and generation with a KV cache.
+
+pub mod sampling;
