@@ -213,7 +213,7 @@ impl Words {
     }
 }
 
-/// SplitMix64.
+/// The `SplitMix64` generator.
 struct Rng(u64);
 
 impl Rng {

@@ -1,10 +1,23 @@
-use super::args::{FinetuneArgs, FinetuneFullArgs};
-use crate::error::Error;
+//! `engraft finetune` and `engraft finetune_full`.
 
-pub fn lora(_args: FinetuneArgs, _quiet: bool) -> Result<(), Error> {
-    Err(Error::input("not built yet"))
+use super::args::{FinetuneArgs, FinetuneFullArgs};
+use super::progress::{Progress, ProgressMode};
+use crate::error::Error;
+use crate::train::finetune::Finetune;
+use crate::train::options::FinetuneOptions;
+
+/// Trains an adapter.
+pub fn lora(args: FinetuneArgs, quiet: bool) -> Result<(), Error> {
+    run(args.resolve()?, quiet)
 }
 
-pub fn full(_args: FinetuneFullArgs, _quiet: bool) -> Result<(), Error> {
-    Err(Error::input("not built yet"))
+/// Trains every weight.
+pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
+    run(args.resolve()?, quiet)
+}
+
+fn run(options: FinetuneOptions, quiet: bool) -> Result<(), Error> {
+    let mut progress = Progress::new(ProgressMode::detect(quiet));
+    Finetune::new(options).on_event(|event| progress.show(event)).run()?;
+    Ok(())
 }

@@ -95,13 +95,6 @@ pub enum DataError {
     #[error("{}: {place}: the key `{key}` must be a string, found {found}", file.display())]
     WrongType { file: PathBuf, place: Place, key: &'static str, found: &'static str },
 
-    #[error(
-        "{}: {place}: the key `output` is empty, so there is no answer to learn: write one or remove the \
-         record",
-        file.display()
-    )]
-    EmptyOutput { file: PathBuf, place: Place },
-
     #[error("unknown prompt style {name:?}: known are alpaca and none")]
     UnknownPromptStyle { name: String },
 

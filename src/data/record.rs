@@ -157,9 +157,6 @@ impl Record {
             other => Err(wrong_type(key, &other.unwrap_or_default())),
         };
         let (instruction, input, output) = (text("instruction")?, text("input")?, text("output")?);
-        if output.is_empty() {
-            return Err(DataError::EmptyOutput { file: file(), place });
-        }
         Ok(Self { instruction, input: (!input.is_empty()).then_some(input), output })
     }
 }

@@ -1,10 +1,12 @@
 //! Training: options, schedule, optimiser, the loop, metrics.
 
 pub mod adapter;
+pub mod finetune;
 pub mod loss_scale;
 pub mod metrics;
 pub mod optimiser;
 pub mod options;
+pub mod save;
 pub mod schedule;
 pub mod trainer;
 pub mod weights;

@@ -178,6 +178,16 @@ impl Trainer {
         Ok(())
     }
 
+    /// Seconds and work of each kind of kernel in one micro-batch, each dispatch by itself.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn profile(&mut self, batch: &MicroBatch) -> Result<Vec<(&'static str, f64, Cost)>, TrainerError> {
+        let size = self.write_inputs(batch)?;
+        let gpu = self.gpu.clone();
+        Ok(gpu.profile_recording(self.program(true, size)?.recording())?)
+    }
+
     /// Clips and updates the parameters from the window's gradients, and reads loss and norm.
     ///
     /// # Errors

@@ -1,0 +1,379 @@
+//! A whole run: options in, an adapter (or a model) in a folder out.
+//!
+//! Everything that can be wrong with the input is found before the device is opened and before anything is written.
+
+use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
+use super::loss_scale::{LossScale, ScaleUpdate};
+use super::metrics::{EvalRecord, Event, MetricsWriter, RunSummary, StepRecord};
+use super::options::{FinetuneOptions, Method, RecomputeKind, WeightInit};
+use super::save::{save_adapter, save_hyperparameters, save_model};
+use super::schedule::{Schedule, WarmupSchedule};
+use super::trainer::{Capacity, StepOutcome, Trainer};
+use super::weights::WeightSource;
+use crate::autograd::Recompute;
+use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
+use crate::data::{Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order};
+use crate::error::Error;
+use crate::gpu::{Gpu, GpuOptions};
+use crate::models::{ModelConfig, Network};
+use crate::nn::WeightMode;
+use crate::ops::adamw::Hyper;
+use crate::plan::MemoryReport;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// A fine-tuning run under construction.
+///
+/// ```no_run
+/// use engraft::train::finetune::Finetune;
+/// use engraft::train::options::FinetuneOptions;
+///
+/// let mut options = FinetuneOptions { model_dir: "models/llama".into(), ..Default::default() };
+/// options.data.json_path = "data.json".into();
+/// let report = Finetune::new(options).run()?;
+/// println!("validation loss {:?}", report.val_loss);
+/// # Ok::<(), engraft::Error>(())
+/// ```
+pub struct Finetune<'a> {
+    options: FinetuneOptions,
+    schedule: Option<Schedule>,
+    on_event: Box<dyn FnMut(&Event) + 'a>,
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct FinetuneReport {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Tokens trained on, prompts included.
+    pub tokens: usize,
+    /// Loss of every step: mean over the label tokens of its global batch, in nats.
+    pub losses: Vec<f64>,
+    /// Validation loss after the last step, where there are validation rows.
+    pub val_loss: Option<f64>,
+    pub seconds: f64,
+    pub out_dir: PathBuf,
+    /// Device memory by kind.
+    pub memory: MemoryReport,
+}
+
+/// What is left to know once the input is checked.
+struct Prepared {
+    config: ModelConfig,
+    source: WeightSource,
+    data: Dataset,
+    network: Network,
+    /// The adapter to start from, and the settings to save with.
+    adapter: Option<(Option<Adapter>, AdapterConfig)>,
+    steps: usize,
+    capacity: Capacity,
+    notes: Vec<String>,
+}
+
+impl<'a> Finetune<'a> {
+    pub fn new(options: FinetuneOptions) -> Self {
+        Finetune { options, schedule: None, on_event: Box::new(|_| ()) }
+    }
+
+    /// Calls `f` with every event of the run, in order.
+    pub fn on_event(mut self, f: impl FnMut(&Event) + 'a) -> Self {
+        self.on_event = Box::new(f);
+        self
+    }
+
+    /// Uses this learning rate by step (from 0) instead of the options' schedule.
+    pub fn schedule(mut self, rate: impl Fn(usize) -> f64 + Send + 'static) -> Self {
+        self.schedule = Some(Box::new(rate));
+        self
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// Every kind of [`Error`]; [`Error::failure`] sorts them.
+    pub fn run(mut self) -> Result<FinetuneReport, Error> {
+        let prepared = self.prepare()?;
+        let gpu = Gpu::open(&GpuOptions { device: self.options.gpu.clone(), ..Default::default() })?;
+        self.train(&gpu, prepared)
+    }
+
+    fn prepare(&mut self) -> Result<Prepared, Error> {
+        self.options.validate()?;
+        let options = &mut self.options;
+        let mut notes = Vec::new();
+        let config = ModelConfig::read(&options.model_dir)?;
+        let random = options.method == Method::Full { init: WeightInit::Random };
+        let source = match random {
+            true => WeightSource::Random { seed: options.seed },
+            false => WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?),
+        };
+        source.check(&config)?;
+        let tokenizer = Tokenizer::open(&options.model_dir)?;
+
+        let limit = config.max_position_embeddings;
+        if options.max_seq_length.is_some_and(|length| length > limit) {
+            notes.push(format!("--max_seq_length is cut to the model's own limit of {limit} tokens"));
+        }
+        options.max_seq_length = Some(options.max_seq_length.unwrap_or(limit).min(limit));
+        let style = options.data.prompt_style.parse().unwrap_or(PromptStyle::Alpaca);
+        let sample =
+            SampleOptions { style, mask_prompt: options.data.mask_prompt, max_seq_length: options.max_seq_length };
+        let data = Dataset::open(
+            &options.data.json_path,
+            &tokenizer,
+            &DatasetOptions {
+                sample,
+                val_split_fraction: options.data.val_split_fraction,
+                seed: options.seed,
+                shuffle: options.data.shuffle,
+            },
+        )?;
+        check_vocabulary(&data, &config)?;
+        notes.push(data.summary.to_string());
+
+        let adapter = match options.method {
+            Method::Full { .. } => None,
+            Method::Lora => Some(adapter_of(options, &config)?),
+        };
+        let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
+        let adapter = adapter.map(|(_, start, settings)| (start, settings));
+        let (weights, activations) = (options.precision.weights(), options.precision.activations());
+        let network = Network {
+            weights: if adapter.is_some() { WeightMode::Frozen(weights) } else { WeightMode::Trainable },
+            activations,
+            adapter: spec,
+            recompute: match options.recompute {
+                RecomputeKind::None => Recompute::None,
+                RecomputeKind::Layer => Recompute::Layer,
+            },
+            positions: longest(&data),
+            config: config.clone(),
+        };
+        let per_epoch = data.train.len().div_ceil(options.batch_size);
+        let all = per_epoch * options.epochs;
+        let steps = options.max_steps.map_or(all, |max| all.min(max));
+        options.lr_warmup_steps = Some(options.warmup_steps(steps));
+        let capacity = capacity(&data, options, steps);
+        Ok(Prepared { config, source, data, network, adapter, steps, capacity, notes })
+    }
+
+    fn train(mut self, gpu: &Gpu, prepared: Prepared) -> Result<FinetuneReport, Error> {
+        let Prepared { config, source, data, network, adapter, steps, capacity, notes } = prepared;
+        let mut trainer = Trainer::new(gpu, network, &source, capacity, self.options.seed)?;
+        if let Some((Some(start), _)) = &adapter {
+            adapter::load(trainer.optimiser(), start)?;
+        }
+        drop(source);
+        let settings = adapter.map(|(_, settings)| settings);
+        save_hyperparameters(&self.options, steps, gpu, trainer.network())?;
+        let mut metrics = MetricsWriter::create(&self.options.out_dir)?;
+        for note in notes {
+            self.emit(Event::Note(note));
+        }
+        self.emit(Event::Started(RunSummary {
+            steps,
+            epochs: self.options.epochs,
+            train_samples: data.train.len(),
+            val_samples: data.validation.len(),
+            trainable_parameters: trainer.optimiser().space().elements() as usize,
+            base_parameters: config.parameter_count() as usize,
+            device: gpu.info().name.clone(),
+            software_device: gpu.info().is_software(),
+            device_bytes: trainer.memory().total(),
+        }));
+
+        let schedule = self.schedule.take().unwrap_or_else(|| {
+            let o = &self.options;
+            let warmup = o.lr_warmup_steps.unwrap_or(0);
+            WarmupSchedule::new(o.lr_schedule, o.learning_rate, o.min_lr, warmup, steps).into()
+        });
+        let validation = validation_batches(&data.validation, self.options.micro_batch());
+        let per_epoch = data.train.len().div_ceil(self.options.batch_size);
+        let mut scale = LossScale::new(trainer.network().activations);
+        let (start, mut order) = (Instant::now(), Vec::new());
+        let (mut tokens, mut applied, mut val_loss, mut losses) = (0, 0, None, Vec::new());
+        for step in 0..steps {
+            let (epoch, within) = (step / per_epoch, step % per_epoch);
+            if within == 0 {
+                order = epoch_order(data.train.len(), self.options.seed, epoch as u64, self.options.data.shuffle);
+            }
+            let begin = within * self.options.batch_size;
+            let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
+            let samples: Vec<&Sample> = window.iter().map(|&i| &data.train[i]).collect();
+            let clock = Instant::now();
+            let rate = schedule(step);
+            let (outcome, update) = self.step(&mut trainer, &samples, rate, applied + 1, &mut scale)?;
+            applied += u64::from(!matches!(update, ScaleUpdate::Skip { .. }));
+            if let ScaleUpdate::Skip { scale } = update {
+                self.emit(Event::Overflow { step: step + 1, scale });
+            }
+            let count: usize = samples.iter().map(|s| s.tokens.len()).sum();
+            let labels: usize = samples.iter().map(|s| s.label_tokens()).sum();
+            tokens += count;
+            let record = StepRecord {
+                step: step + 1,
+                epoch: epoch as f64 + (begin + window.len()) as f64 / order.len() as f64,
+                loss: outcome.loss_sum / labels as f64,
+                grad_norm: outcome.grad_norm,
+                learning_rate: rate,
+                tokens: count,
+                label_tokens: labels,
+                tokens_per_s: count as f64 / clock.elapsed().as_secs_f64(),
+                elapsed_s: start.elapsed().as_secs_f64(),
+            };
+            metrics.step(&record)?;
+            losses.push(record.loss);
+            self.emit(Event::Step(record));
+            let last = step + 1 == steps;
+            let due = |interval: Option<usize>| interval.is_some_and(|n| (step + 1) % n == 0);
+            if !validation.is_empty() && (last || due(self.options.eval_interval)) {
+                let labels: usize = data.validation.iter().map(Sample::label_tokens).sum();
+                let loss = trainer.evaluate(&validation)? / labels as f64;
+                let record = EvalRecord::new(step + 1, loss);
+                metrics.evaluation(&record)?;
+                val_loss = Some(loss);
+                self.emit(Event::Evaluation(record));
+            }
+            if last || due(self.options.save_interval) {
+                self.save(&trainer, settings.as_ref(), step + 1, last)?;
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        self.emit(Event::Finished { steps, tokens, elapsed_s: seconds });
+        let (memory, out_dir) = (*trainer.memory(), self.options.out_dir);
+        Ok(FinetuneReport { steps, tokens, losses, val_loss, seconds, out_dir, memory })
+    }
+
+    /// One optimiser step over a global batch.
+    fn step(
+        &self,
+        trainer: &mut Trainer,
+        samples: &[&Sample],
+        learning_rate: f64,
+        count: u64,
+        scale: &mut LossScale,
+    ) -> Result<(StepOutcome, ScaleUpdate), Error> {
+        let o = &self.options;
+        let labels: usize = samples.iter().map(|s| s.label_tokens()).sum();
+        let used = scale.scale();
+        trainer.begin()?;
+        for micro in samples.chunks(o.micro_batch()) {
+            let batch = MicroBatch::from_samples(micro.iter().copied());
+            trainer.accumulate(&batch, used / labels as f32)?;
+        }
+        let outcome = trainer.step(&Hyper {
+            learning_rate,
+            beta1: o.beta1,
+            beta2: o.beta2,
+            eps: o.eps,
+            weight_decay: o.weight_decay,
+            clip: o.grad_clip,
+            inverse_scale: 1.0 / f64::from(used),
+            step: count,
+        })?;
+        let update = scale.update(outcome.grad_norm.is_finite())?;
+        Ok((outcome, update))
+    }
+
+    /// Writes `step-NNNNNN/`, and the output folder itself at the end.
+    fn save(
+        &mut self,
+        trainer: &Trainer,
+        settings: Option<&AdapterConfig>,
+        step: usize,
+        last: bool,
+    ) -> Result<(), Error> {
+        let mut folders = Vec::new();
+        if self.options.save_interval.is_some_and(|n| step.is_multiple_of(n)) {
+            folders.push(self.options.out_dir.join(format!("step-{step:06}")));
+        }
+        if last {
+            folders.push(self.options.out_dir.clone());
+        }
+        for path in folders {
+            match settings {
+                Some(settings) => save_adapter(trainer, settings.clone(), &path)?,
+                None => save_model(trainer, &self.options.model_dir, &path)?,
+            }
+            self.emit(Event::Saved { step, path });
+        }
+        Ok(())
+    }
+
+    fn emit(&mut self, event: Event) {
+        (self.on_event)(&event);
+    }
+}
+
+/// The network's adapter, the values to start from and the settings to save with.
+fn adapter_of(
+    options: &mut FinetuneOptions,
+    config: &ModelConfig,
+) -> Result<(crate::nn::AdapterSpec, Option<Adapter>, AdapterConfig), Error> {
+    if let Some(folder) = &options.init_adapter {
+        let adapter = Adapter::read(folder)?;
+        let mut spec = spec_of_adapter(config, &adapter)?;
+        if options.lora.dropout > 0.0 {
+            spec.dropout = options.lora.dropout;
+        }
+        options.lora.rank = spec.rank;
+        options.lora.alpha = adapter.config.lora_alpha;
+        options.lora.dropout = spec.dropout;
+        options.lora.targets.clone_from(&spec.modules);
+        let settings = AdapterConfig { lora_dropout: spec.dropout, ..adapter.config.clone() };
+        return Ok((spec, Some(adapter), settings));
+    }
+    let lora = &options.lora;
+    let spec = spec_of_targets(config, &lora.targets, lora.rank, lora.alpha, lora.dropout)?;
+    let base = options.model_dir.canonicalize().unwrap_or_else(|_| options.model_dir.clone());
+    let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));
+    Ok((spec, None, settings))
+}
+
+/// Tokens that the model has no row for would read beyond its embedding.
+fn check_vocabulary(data: &Dataset, config: &ModelConfig) -> Result<(), Error> {
+    let largest = data.train.iter().chain(&data.validation).flat_map(|s| &s.tokens).max();
+    match largest {
+        Some(&token) if token as usize >= config.vocab_size => Err(Error::input(format!(
+            "the tokenizer gives the token {token}, but the model has {} (vocab_size in config.json); \
+             tokenizer.json and config.json belong to different models",
+            config.vocab_size
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn longest(data: &Dataset) -> usize {
+    data.train.iter().chain(&data.validation).map(|s| s.tokens.len()).max().unwrap_or(1)
+}
+
+/// The most tokens and labels that any micro-batch of the run will have.
+fn capacity(data: &Dataset, options: &FinetuneOptions, steps: usize) -> Capacity {
+    let mut capacity = Capacity { tokens: 1, labels: 1 };
+    let mut add = |samples: &mut dyn Iterator<Item = &Sample>| {
+        let (mut tokens, mut labels) = (0, 0);
+        for sample in samples {
+            tokens += sample.tokens.len();
+            labels += sample.label_tokens();
+        }
+        capacity.tokens = capacity.tokens.max(tokens);
+        capacity.labels = capacity.labels.max(labels);
+    };
+    let per_epoch = data.train.len().div_ceil(options.batch_size);
+    for epoch in 0..steps.div_ceil(per_epoch) {
+        let order = epoch_order(data.train.len(), options.seed, epoch as u64, options.data.shuffle);
+        for window in order.chunks(options.batch_size) {
+            for micro in window.chunks(options.micro_batch()) {
+                add(&mut micro.iter().map(|&i| &data.train[i]));
+            }
+        }
+    }
+    for micro in data.validation.chunks(options.micro_batch()) {
+        add(&mut micro.iter());
+    }
+    capacity
+}
+
+fn validation_batches(samples: &[Sample], size: usize) -> Vec<MicroBatch> {
+    samples.chunks(size).map(MicroBatch::from_samples).collect()
+}
