@@ -2,6 +2,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
+use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::models::ConfigError;
 use crate::plan::PlanError;
@@ -33,6 +34,8 @@ pub enum Error {
     Gpu(#[from] GpuError),
     #[error(transparent)]
     Trainer(#[from] TrainerError),
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     #[error(transparent)]
     LossScale(#[from] LossScaleError),
     #[error(transparent)]
@@ -71,6 +74,7 @@ impl Error {
             Error::Checkpoint(_) | Error::Trainer(TrainerError::Weights(WeightError::Checkpoint(_))) => Failure::Input,
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
             Error::Gpu(e) => of_gpu(e),
+            Error::Generate(e) => of_generate(e),
             Error::Trainer(e) => match e {
                 TrainerError::Gpu(e)
                 | TrainerError::Plan(PlanError::Gpu(e))
@@ -94,6 +98,21 @@ impl From<WeightError> for Error {
             WeightError::Checkpoint(e) => Error::Checkpoint(e),
             WeightError::Gpu(e) => Error::Gpu(e),
         }
+    }
+}
+
+fn of_generate(error: &GenerateError) -> Failure {
+    match error {
+        GenerateError::NoPrompt
+        | GenerateError::UnknownToken { .. }
+        | GenerateError::CacheFull { .. }
+        | GenerateError::OverLimit { .. }
+        | GenerateError::Options(_)
+        | GenerateError::Weights(WeightError::Checkpoint(_)) => Failure::Input,
+        GenerateError::Gpu(e)
+        | GenerateError::Plan(PlanError::Gpu(e))
+        | GenerateError::Weights(WeightError::Gpu(e)) => of_gpu(e),
+        GenerateError::Sampling(_) | GenerateError::Graph(_) | GenerateError::Plan(_) => Failure::Run,
     }
 }
 

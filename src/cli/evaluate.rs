@@ -1,6 +1,55 @@
+//! `engraft evaluate`: a table or one JSON object on standard output.
+
 use super::args::EvaluateArgs;
 use crate::error::Error;
+use crate::train::evaluator::{EvaluateReport, evaluate};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{self, IsTerminal};
 
-pub fn run(_args: EvaluateArgs, _quiet: bool) -> Result<(), Error> {
-    Err(Error::input("not built yet"))
+pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
+    let json = args.json;
+    let options = args.resolve()?;
+    let bar = match !quiet && io::stderr().is_terminal() {
+        true => ProgressBar::no_length(),
+        false => ProgressBar::hidden(),
+    };
+    // the template is a constant, so the fallback is never seen
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} samples  ETA {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("=> "));
+    let result = evaluate(&options, |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let report = result?;
+    match json {
+        true => println!("{:#}", serde_json::json!(report)),
+        false => println!("{}", table(&report)),
+    }
+    Ok(())
+}
+
+fn table(report: &EvaluateReport) -> String {
+    let software = if report.software_device { " (software)" } else { "" };
+    let mut samples = report.samples.to_string();
+    if report.truncated > 0 {
+        samples += &format!(", {} cut after {} tokens", report.truncated, report.max_seq_length);
+    }
+    if report.without_label > 0 {
+        samples += &format!(", {} more left out: no token of the answer is left", report.without_label);
+    }
+    let rate = report.tokens as f64 / report.seconds.max(1e-9);
+    [
+        ("loss", format!("{:.6}", report.loss)),
+        ("perplexity", format!("{:.4}", report.perplexity)),
+        ("label tokens", report.label_tokens.to_string()),
+        ("tokens", report.tokens.to_string()),
+        ("samples", samples),
+        ("precision", report.precision.clone()),
+        ("device", format!("{}{software}", report.device)),
+        ("time", format!("{:.1}s, {rate:.0} tokens/s", report.seconds)),
+    ]
+    .map(|(name, value)| format!("{name:12}  {value}"))
+    .join("\n")
 }

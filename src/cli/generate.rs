@@ -1,6 +1,145 @@
-use super::args::GenerateArgs;
-use crate::error::Error;
+//! `engraft generate`: text on standard output as it comes, everything else on standard error.
 
-pub fn run(_args: GenerateArgs) -> Result<(), Error> {
-    Err(Error::input("not built yet"))
+use super::args::GenerateArgs;
+use super::devices::describe;
+use crate::checkpoint::Adapter;
+use crate::data::{DecodeStream, PromptStyle, Tokenizer};
+use crate::error::Error;
+use crate::generate::{CacheSize, End, GenerateOptions, Generated, Generator};
+use crate::gpu::{Gpu, GpuOptions};
+use crate::train::setup::open_network;
+use std::io::{self, IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+
+pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
+    args.check()?;
+    let note = |text: &str| {
+        if !quiet {
+            eprintln!("{text}");
+        }
+    };
+    let adapter = args.lora.as_deref().map(Adapter::read).transpose()?;
+    let (network, source) = open_network(&args.model.model_dir, adapter.as_ref(), args.precision.precision)?;
+    let tokenizer = Tokenizer::open(&args.model.model_dir)?;
+    let style: PromptStyle = args.prompt_style.parse()?;
+    let text = match &args.prompt {
+        Some(text) => text.clone(),
+        None => read_prompt(note)?,
+    };
+    let prompt = tokenizer.encode(&style.prompt(&text, None))?;
+    let max_new_tokens = room(prompt.len(), args.max_new_tokens, network.config.max_position_embeddings)?;
+    if max_new_tokens < args.max_new_tokens {
+        note(&format!(
+            "--max_new_tokens is cut to {max_new_tokens}: with the prompt of {} the model's limit of {} is reached",
+            prompt.len(),
+            network.config.max_position_embeddings
+        ));
+    }
+
+    let gpu = Gpu::open(&GpuOptions { device: args.device.gpu.clone(), ..GpuOptions::default() })?;
+    note(&format!("device {}", describe(gpu.info())));
+    let cache = CacheSize::new(prompt.len() + max_new_tokens);
+    let mut generator = Generator::new(&gpu, network, &source, adapter.as_ref(), cache)?;
+    let options =
+        GenerateOptions { max_new_tokens, sampling: args.sampling(), stop: tokenizer.stop_tokens().to_vec() };
+    let mut out = Output::new(&tokenizer);
+    let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
+    out.finish()?;
+    note(&summary(&generated, prompt.len()));
+    Ok(())
+}
+
+/// New tokens that fit behind the prompt: what was asked for, or what the model's limit leaves.
+fn room(prompt: usize, wanted: usize, limit: usize) -> Result<usize, Error> {
+    match limit.saturating_sub(prompt) {
+        0 => Err(Error::input(format!(
+            "the prompt has {prompt} tokens, and the model takes {limit} with its answer (max_position_embeddings in \
+             config.json); shorten the prompt"
+        ))),
+        left => Ok(wanted.min(left)),
+    }
+}
+
+fn read_prompt(note: impl Fn(&str)) -> Result<String, Error> {
+    let mut stdin = io::stdin();
+    if stdin.is_terminal() {
+        note("type the prompt, and end it with Ctrl-D on a line of its own");
+    }
+    let mut text = String::new();
+    stdin
+        .read_to_string(&mut text)
+        .map_err(|error| Error::input(format!("the prompt on standard input cannot be read: {error}")))?;
+    // the newline that `echo` and editors add is not the prompt's
+    let end = text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t).len());
+    text.truncate(end.unwrap_or(text.len()));
+    Ok(text)
+}
+
+fn summary(generated: &Generated, prompt: usize) -> String {
+    let count = generated.tokens.len();
+    let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+    let end = match generated.end {
+        End::Stop(_) => "ended by the model",
+        End::Length => "ended by --max_new_tokens",
+        End::Caller => "ended by the reader",
+    };
+    format!(
+        "{count} tokens in {:.2}s, {:.1} tokens/s; prompt {prompt} tokens, {:.1} tokens/s; {end}",
+        generated.seconds,
+        rate(count, generated.seconds),
+        rate(prompt, generated.prompt_seconds),
+    )
+}
+
+/// Standard output, written as soon as a character is whole.
+struct Output<'t> {
+    text: DecodeStream<'t>,
+    error: Option<io::Error>,
+}
+
+impl<'t> Output<'t> {
+    fn new(tokenizer: &'t Tokenizer) -> Self {
+        Output { text: tokenizer.decode_stream(), error: None }
+    }
+
+    fn push(&mut self, token: u32) -> ControlFlow<()> {
+        if let Some(piece) = self.text.push(token) {
+            self.error = write_out(&piece).err();
+        }
+        if self.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// What was held back, and a newline. A reader that has had enough (`| head`) is no error.
+    fn finish(self) -> Result<(), Error> {
+        let error = match self.error {
+            Some(error) => Some(error),
+            None => write_out(&format!("{}\n", self.text.finish()?.unwrap_or_default())).err(),
+        };
+        match error {
+            Some(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::Write { path: "standard output".into(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn write_out(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_tokens_are_cut_to_the_models_limit() {
+        assert_eq!(room(10, 5, 100).unwrap(), 5);
+        assert_eq!(room(98, 5, 100).unwrap(), 2);
+        let error = room(100, 5, 100).unwrap_err().to_string();
+        assert!(error.contains("100 tokens") && error.contains("max_position_embeddings"), "{error}");
+        assert!(room(200, 5, 100).is_err());
+    }
 }

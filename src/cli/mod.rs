@@ -19,7 +19,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Finetune(args) => finetune::lora(args, cli.quiet),
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
-        Command::Generate(args) => generate::run(args),
+        Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Devices(args) => devices::run(args),
         Command::Bench(args) => match args.command {

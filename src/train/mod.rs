@@ -1,12 +1,15 @@
 //! Training: options, schedule, optimiser, the loop, metrics.
 
 pub mod adapter;
+pub mod evaluator;
 pub mod finetune;
+mod inputs;
 pub mod loss_scale;
 pub mod metrics;
 pub mod optimiser;
 pub mod options;
 pub mod save;
 pub mod schedule;
+pub mod setup;
 pub mod trainer;
 pub mod weights;

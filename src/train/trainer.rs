@@ -3,6 +3,7 @@
 //! Plans are made per size (tokens and label rows rounded up to buckets), on first use; all share the slots of the
 //! largest. A step is: [`Trainer::begin`], [`Trainer::accumulate`] for each micro-batch, [`Trainer::step`].
 
+use super::inputs::write_batch;
 use super::optimiser::{Optimiser, OptimiserError};
 use super::weights::{WeightError, WeightSource, initial_values};
 use crate::data::MicroBatch;
@@ -10,11 +11,7 @@ use crate::gpu::{BufferSlice, Gpu, GpuError};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, GraphError, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
-use crate::nn::WeightMode;
 use crate::ops::adamw::Hyper;
-use crate::ops::cross_entropy::NO_TARGET;
-use crate::ops::embedding::token_order;
-use crate::ops::gather_rows::NO_ROW;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
 use std::collections::HashMap;
 use thiserror::Error;
@@ -240,42 +237,9 @@ impl Trainer {
         }
     }
 
-    /// Uploads a micro-batch padded to its bucket; padding tokens are samples of their own without a label.
     fn write_inputs(&self, batch: &MicroBatch) -> Result<Size, TrainerError> {
-        let (tokens, labels) = (bucket(batch.tokens_len()), bucket(batch.label_count()));
-        if tokens > self.capacity.tokens || labels > self.capacity.labels {
-            return Err(TrainerError::TooLarge {
-                tokens: batch.tokens_len(),
-                labels: batch.label_count(),
-                max_tokens: self.capacity.tokens,
-                max_labels: self.capacity.labels,
-            });
-        }
-        let real = batch.tokens_len() as u32;
-        let padded = |values: &[u32], pad: &dyn Fn(u32) -> u32| -> Vec<u32> {
-            values.iter().copied().chain((real..tokens as u32).map(pad)).collect()
-        };
-        let ids = padded(&batch.tokens, &|_| 0);
-        self.write("positions", &padded(&batch.positions, &|_| 0));
-        self.write("starts", &padded(&batch.segment_start, &|t| t));
-        self.write("ends", &(1..=tokens as u32).collect::<Vec<_>>());
-        self.write("query_ends", &padded(&batch.segment_end, &|t| t + 1));
-        if self.network.weights == WeightMode::Trainable {
-            self.write("order", &token_order(&ids));
-        }
-        self.write("tokens", &ids);
-        let mut inverse = vec![NO_ROW; tokens];
-        for (i, &row) in batch.label_rows.iter().enumerate() {
-            inverse[row as usize] = i as u32;
-        }
-        self.write("label_inverse", &inverse);
-        let mut rows = batch.label_rows.clone();
-        rows.resize(labels, NO_ROW);
-        self.write("label_rows", &rows);
-        let mut targets = batch.targets.clone();
-        targets.resize(labels, NO_TARGET);
-        self.write("targets", &targets);
-        Ok((tokens, labels))
+        let size = write_batch(&self.bindings, batch, self.capacity)?;
+        Ok((size.tokens, size.labels))
     }
 
     fn program(&mut self, train: bool, size: Size) -> Result<&Program, TrainerError> {

@@ -1,0 +1,342 @@
+//! A network that continues token sequences with a KV cache.
+//!
+//! Three plans share one set of slots: two sizes of prompt chunk and the single token. The caches are state leaves that
+//! all three write in place. A chunk shorter than its plan is filled up with copies of its last token at the same
+//! position: their rows of the cache lie behind the end of the text, where no row looks before it has been overwritten,
+//! and since they equal a real row they are finite, as attention needs of rows that it masks.
+
+use super::sampling::{Sampler, SamplingError, SamplingOptions};
+use crate::checkpoint::Adapter;
+use crate::error::Error;
+use crate::gpu::{Gpu, GpuError};
+use crate::graph::layout::{pack_u32, unpack};
+use crate::graph::{DType, GraphError, Shape, TensorType};
+use crate::models::Network;
+use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
+use crate::train::options::{OptionsError, Precision};
+use crate::train::setup::{bind_adapter, open_network};
+use crate::train::trainer::bucket;
+use crate::train::weights::{WeightError, WeightSource};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum GenerateError {
+    #[error("there is nothing to continue: the prompt has no tokens, and the tokenizer adds no BOS; give a --prompt")]
+    NoPrompt,
+    #[error(
+        "the token {token} of the prompt is not in the model's vocabulary of {vocabulary}; tokenizer.json and \
+         config.json belong to different models"
+    )]
+    UnknownToken { token: u32, vocabulary: usize },
+    #[error("{tokens} tokens do not fit the KV cache of {cache}; shorten the prompt or open a larger cache")]
+    CacheFull { tokens: usize, cache: usize },
+    #[error("a cache of {tokens} tokens is over the model's limit of {limit} (max_position_embeddings)")]
+    OverLimit { tokens: usize, limit: usize },
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    #[error("the network cannot be built: {0}")]
+    Graph(#[from] GraphError),
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+/// Rows that a generator plans for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSize {
+    /// Prompt and new tokens together, at most the model's `max_position_embeddings`.
+    pub tokens: usize,
+    /// Prompt tokens that run at once; more need more memory for activations.
+    pub chunk: usize,
+}
+
+/// What to generate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateOptions {
+    pub max_new_tokens: usize,
+    pub sampling: SamplingOptions,
+    /// Tokens that end the text, themselves left out.
+    pub stop: Vec<u32>,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// This stop token was drawn.
+    Stop(u32),
+    /// There are as many tokens as were asked for.
+    Length,
+    /// The callback said so.
+    Caller,
+}
+
+/// A continuation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// The new tokens, without a stop token.
+    pub tokens: Vec<u32>,
+    pub end: End,
+    /// Seconds until the logits of the prompt were there; the compilation of kernels is not counted.
+    pub prompt_seconds: f64,
+    /// Seconds for all new tokens.
+    pub seconds: f64,
+}
+
+/// A network with a KV cache on a device.
+pub struct Generator {
+    gpu: Gpu,
+    network: Network,
+    bindings: Bindings,
+    slots: Slots,
+    /// Falling in size, the last for a single token.
+    plans: [Plan; 3],
+    cache: CacheSize,
+    /// Tokens in the cache.
+    length: usize,
+    memory: MemoryReport,
+}
+
+/// The generation of up to `rows` tokens at once.
+struct Plan {
+    rows: usize,
+    layout: Layout,
+    /// Made on first use.
+    program: Option<Program>,
+}
+
+/// [`CacheSize::chunk`] where nobody chose one: enough rows to fill a large GPU.
+const CHUNK: usize = 256;
+
+impl CacheSize {
+    /// Room for `tokens`, with the usual chunks.
+    pub fn new(tokens: usize) -> Self {
+        CacheSize { tokens, chunk: CHUNK }
+    }
+}
+
+impl Generator {
+    /// Loads a Hugging Face folder, and the PEFT adapter of `adapter_dir`, with room for `max_tokens` of prompt and new
+    /// text together.
+    ///
+    /// # Errors
+    /// Files that are missing, broken or of different models; what the device refuses.
+    pub fn open(
+        gpu: &Gpu,
+        model_dir: &Path,
+        adapter_dir: Option<&Path>,
+        precision: Precision,
+        max_tokens: usize,
+    ) -> Result<Self, Error> {
+        let adapter = adapter_dir.map(Adapter::read).transpose()?;
+        let (network, source) = open_network(model_dir, adapter.as_ref(), precision)?;
+        Ok(Generator::new(gpu, network, &source, adapter.as_ref(), CacheSize::new(max_tokens))?)
+    }
+
+    /// Loads a network onto the device. `adapter` holds the values of the network's adapter, where it has one.
+    ///
+    /// # Errors
+    /// A cache over the model's limit, weights that do not fit the configuration, a failed allocation.
+    pub fn new(
+        gpu: &Gpu,
+        mut network: Network,
+        source: &WeightSource,
+        adapter: Option<&Adapter>,
+        cache: CacheSize,
+    ) -> Result<Self, GenerateError> {
+        let limit = network.config.max_position_embeddings;
+        if cache.tokens > limit {
+            return Err(GenerateError::OverLimit { tokens: cache.tokens, limit });
+        }
+        let cache = CacheSize { tokens: cache.tokens.max(1), chunk: cache.chunk.max(1) };
+        network.positions = cache.tokens;
+
+        let large = cache.chunk.min(bucket(cache.tokens));
+        let sizes = [large, large.div_ceil(4), 1];
+        let graph = network.generation(large, cache.tokens)?;
+        let mut layouts = Vec::new();
+        for rows in sizes {
+            layouts.push(Layout::new(&network.generation(rows, cache.tokens)?, gpu.profile()));
+        }
+        let [a, b, c] = <[Layout; 3]>::try_from(layouts)
+            .map_err(|_| GraphError::invalid("plan", "a generator has three sizes"))?;
+
+        let mut bindings = Bindings::new();
+        let mut memory = MemoryReport {
+            weights: source.upload(gpu, &graph, &network.config, &mut bindings)?,
+            ..MemoryReport::default()
+        };
+        memory.trainables = bind_adapter(gpu, &ParameterSpace::of(&graph), adapter, &mut bindings)?;
+        memory.inputs = bindings.allocate_inputs(gpu, &graph)?;
+        let (slots, [a, b, c]) = Slots::shared(gpu, [a, b, c])?;
+        memory.activations = slots.bytes();
+        let plan = |rows, layout| Plan { rows, layout, program: None };
+        let plans = [plan(sizes[0], a), plan(sizes[1], b), plan(sizes[2], c)];
+        Ok(Generator { gpu: gpu.clone(), network, bindings, slots, plans, cache, length: 0, memory })
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Device memory by kind; the caches are among the inputs.
+    pub fn memory(&self) -> &MemoryReport {
+        &self.memory
+    }
+
+    /// Tokens that the cache has room for.
+    pub fn capacity(&self) -> usize {
+        self.cache.tokens
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Forgets what is in the cache.
+    pub fn reset(&mut self) {
+        self.length = 0;
+    }
+
+    /// Appends `tokens` to the cache and gives the logits `[vocab]` of the token after the last.
+    ///
+    /// # Errors
+    /// No tokens, one that the model does not know, more than fit, and what the device reported. The cache is as before
+    /// where the tokens are at fault.
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
+        self.check(tokens, 0)?;
+        let mut rest = tokens;
+        let mut last = 0;
+        while !rest.is_empty() {
+            last = self.plan_for(rest.len());
+            let (chunk, after) = rest.split_at(rest.len().min(self.plans[last].rows));
+            self.append(chunk, last)?;
+            rest = after;
+        }
+        let ty = TensorType::new(Shape::matrix(1, self.network.config.vocab_size), DType::F32);
+        let gpu = self.gpu.clone();
+        let bytes = gpu.read(std::slice::from_ref(self.program(last)?.output("logits")?))?;
+        Ok(unpack(ty, &bytes[0]))
+    }
+
+    /// Continues `prompt` from an empty cache. `on_token` sees each new token as it comes, stop tokens excepted, and can
+    /// end the text.
+    ///
+    /// # Errors
+    /// As [`Generator::logits`]; sampling options out of range; logits that are not finite.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated, GenerateError> {
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        self.reset();
+        self.check(prompt, options.max_new_tokens)?;
+        self.compile(prompt.len())?;
+
+        let start = Instant::now();
+        let mut logits = self.logits(prompt)?;
+        let prompt_seconds = start.elapsed().as_secs_f64();
+        let mut tokens = Vec::new();
+        let end = loop {
+            if tokens.len() == options.max_new_tokens {
+                break End::Length;
+            }
+            let token = sampler.sample(&logits)?;
+            if options.stop.contains(&token) {
+                break End::Stop(token);
+            }
+            tokens.push(token);
+            if on_token(token).is_break() {
+                break End::Caller;
+            }
+            if tokens.len() < options.max_new_tokens {
+                logits = self.logits(&[token])?;
+            }
+        };
+        let seconds = start.elapsed().as_secs_f64() - prompt_seconds;
+        Ok(Generated { tokens, end, prompt_seconds, seconds })
+    }
+
+    /// Makes the kernels for a prompt of this length and for single tokens.
+    fn compile(&mut self, prompt: usize) -> Result<(), GenerateError> {
+        let mut rest = prompt;
+        while rest > 0 {
+            let plan = self.plan_for(rest);
+            self.program(plan)?;
+            rest -= rest.min(self.plans[plan].rows);
+        }
+        self.program(self.plans.len() - 1).map(|_| ())
+    }
+
+    fn check(&self, tokens: &[u32], more: usize) -> Result<(), GenerateError> {
+        let vocabulary = self.network.config.vocab_size;
+        if tokens.is_empty() {
+            return Err(GenerateError::NoPrompt);
+        }
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(GenerateError::UnknownToken { token, vocabulary });
+        }
+        let tokens = self.length.saturating_add(tokens.len()).saturating_add(more);
+        if tokens > self.cache.tokens {
+            return Err(GenerateError::CacheFull { tokens, cache: self.cache.tokens });
+        }
+        Ok(())
+    }
+
+    /// The plan that the next of `rest` tokens run in: a large chunk where the small ones would take more runs than two.
+    fn plan_for(&self, rest: usize) -> usize {
+        match rest {
+            1 => 2,
+            _ if rest > 2 * self.plans[1].rows => 0,
+            _ => 1,
+        }
+    }
+
+    /// Runs tokens that fit one plan.
+    fn append(&mut self, tokens: &[u32], plan: usize) -> Result<(), GenerateError> {
+        let (rows, offset, count) = (self.plans[plan].rows, self.length as u32, tokens.len() as u32);
+        let filled = |value: &dyn Fn(u32) -> u32| (0..rows as u32).map(|t| value(t.min(count - 1))).collect::<Vec<_>>();
+        self.write("tokens", &filled(&|t| tokens[t as usize]))?;
+        self.write("positions", &filled(&|t| offset + t))?;
+        self.write("ends", &filled(&|t| offset + t + 1))?;
+        self.write("offset", &[offset])?;
+        self.write("rows", &[count - 1])?;
+        let gpu = self.gpu.clone();
+        gpu.submit(&[], &[self.program(plan)?.recording()])?;
+        self.length += tokens.len();
+        Ok(())
+    }
+
+    fn write(&self, name: &str, values: &[u32]) -> Result<(), PlanError> {
+        let leaf = self.bindings.leaf(name).ok_or_else(|| PlanError::Unbound { name: name.into() })?;
+        leaf.write(&pack_u32(values));
+        Ok(())
+    }
+
+    fn program(&mut self, plan: usize) -> Result<&Program, GenerateError> {
+        let Plan { rows, layout, program } = &mut self.plans[plan];
+        if program.is_none() {
+            let graph = self.network.generation(*rows, self.cache.tokens)?;
+            *program = Some(Program::new(&self.gpu, &graph, layout, &self.slots, &self.bindings)?);
+        }
+        program.as_ref().ok_or_else(|| PlanError::NoOutput("logits".into()).into())
+    }
+}

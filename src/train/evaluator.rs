@@ -1,0 +1,187 @@
+//! Loss and perplexity of a model on a data file, in the memory that a forward pass takes: no gradients, no moments,
+//! no activation kept for a reverse pass.
+
+use super::inputs::write_batch;
+use super::options::EvaluateOptions;
+use super::setup::{bind_adapter, check_vocabulary, open_network};
+use super::trainer::{Capacity, TrainerError, bucket};
+use super::weights::WeightSource;
+use crate::checkpoint::Adapter;
+use crate::data::{Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer};
+use crate::error::Error;
+use crate::gpu::{BufferSlice, Gpu, GpuOptions};
+use crate::graph::GraphError;
+use crate::models::{LOSS_SUM, Network};
+use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvaluateReport {
+    /// Mean over all label tokens, in nats.
+    pub loss: f64,
+    /// `exp(loss)`; infinite where that is over f64.
+    pub perplexity: f64,
+    /// Tokens that a loss was taken of.
+    pub label_tokens: usize,
+    /// Tokens read, prompts included.
+    pub tokens: usize,
+    pub samples: usize,
+    /// How many of the samples were cut to the maximum length.
+    pub truncated: usize,
+    /// Rows left out because no label was left.
+    pub without_label: usize,
+    pub max_seq_length: usize,
+    pub precision: String,
+    pub device: String,
+    pub software_device: bool,
+    pub seconds: f64,
+}
+
+/// Evaluates a Hugging Face folder, with or without an adapter, on a data file. `on_batch` hears how many of all
+/// samples are done.
+///
+/// # Errors
+/// Every kind of [`Error`]; what is wrong with the input is found before the device is opened.
+pub fn evaluate(
+    options: &EvaluateOptions,
+    mut on_batch: impl FnMut(usize, usize),
+) -> Result<EvaluateReport, Error> {
+    options.validate()?;
+    let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
+    let (mut network, source) = open_network(&options.model_dir, adapter.as_ref(), options.precision)?;
+    let tokenizer = Tokenizer::open(&options.model_dir)?;
+    let limit = network.config.max_position_embeddings;
+    let max_seq_length = options.max_seq_length.unwrap_or(limit).min(limit);
+    let style: PromptStyle = options.data.prompt_style.parse()?;
+    let sample =
+        SampleOptions { style, mask_prompt: options.data.mask_prompt, max_seq_length: Some(max_seq_length) };
+    let fraction = options.data.val_split_fraction;
+    let data = Dataset::open(
+        &options.data.json_path,
+        &tokenizer,
+        &DatasetOptions {
+            sample,
+            val_split_fraction: fraction,
+            seed: options.seed,
+            shuffle: options.data.shuffle,
+        },
+    )?;
+    // without a split every row is in the first part
+    let (samples, summary) = match fraction > 0.0 {
+        true => (data.validation, data.summary.validation),
+        false => (data.train, data.summary.train),
+    };
+    check_vocabulary(samples.iter().flat_map(|s| &s.tokens), &network.config)?;
+    network.positions = summary.longest.max(1);
+
+    let gpu = Gpu::open(&GpuOptions { device: options.gpu.clone(), ..GpuOptions::default() })?;
+    let start = Instant::now();
+    let batches: Vec<&[Sample]> = samples.chunks(options.micro_batch_size.max(1)).collect();
+    let mut evaluator = Evaluator::new(&gpu, network, &source, adapter.as_ref(), capacity(&batches))?;
+    let (mut loss_sum, mut done) = (0.0, 0);
+    for batch in batches {
+        loss_sum += evaluator.loss_sum(&MicroBatch::from_samples(batch))?;
+        done += batch.len();
+        on_batch(done, samples.len());
+    }
+    let loss = loss_sum / summary.label_tokens as f64;
+    Ok(EvaluateReport {
+        loss,
+        perplexity: loss.exp(),
+        label_tokens: summary.label_tokens,
+        tokens: summary.tokens,
+        samples: summary.samples,
+        truncated: summary.truncated,
+        without_label: summary.without_label,
+        max_seq_length,
+        precision: options.precision.to_string(),
+        device: gpu.info().name.clone(),
+        software_device: gpu.info().is_software(),
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// A network on a device that gives losses and nothing else.
+pub struct Evaluator {
+    gpu: Gpu,
+    network: Network,
+    capacity: Capacity,
+    bindings: Bindings,
+    loss_sum: BufferSlice,
+    layout: Layout,
+    slots: Slots,
+    programs: HashMap<(usize, usize), Program>,
+    memory: MemoryReport,
+}
+
+impl Evaluator {
+    /// Loads the network onto the device and allocates for micro-batches up to `capacity`. `adapter` holds the values of
+    /// the network's adapter, where it has one.
+    ///
+    /// # Errors
+    /// Weights that do not fit the configuration, a failed allocation.
+    pub fn new(
+        gpu: &Gpu,
+        network: Network,
+        source: &WeightSource,
+        adapter: Option<&Adapter>,
+        capacity: Capacity,
+    ) -> Result<Self, TrainerError> {
+        let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
+        let graph = network.evaluation(capacity.tokens, capacity.labels)?;
+        let mut bindings = Bindings::new();
+        let mut memory = MemoryReport {
+            weights: source.upload(gpu, &graph, &network.config, &mut bindings)?,
+            ..MemoryReport::default()
+        };
+        memory.trainables = bind_adapter(gpu, &ParameterSpace::of(&graph), adapter, &mut bindings)?;
+        memory.inputs = bindings.allocate_inputs(gpu, &graph)?;
+        let layout = Layout::new(&graph, gpu.profile());
+        let slots = Slots::allocate(gpu, &layout)?;
+        memory.activations = slots.bytes();
+        let loss_sum = bindings.leaf(LOSS_SUM).cloned().ok_or_else(|| PlanError::Unbound { name: LOSS_SUM.into() })?;
+        let programs = HashMap::new();
+        Ok(Evaluator { gpu: gpu.clone(), network, capacity, bindings, loss_sum, layout, slots, programs, memory })
+    }
+    /// Device memory by kind: what is allocated, to the byte.
+    pub fn memory(&self) -> &MemoryReport {
+        &self.memory
+    }
+
+    /// Sum of the token losses of a micro-batch, in nats, without dropout.
+    ///
+    /// # Errors
+    /// A micro-batch over the capacity, and what the device reported.
+    pub fn loss_sum(&mut self, batch: &MicroBatch) -> Result<f64, TrainerError> {
+        let size = write_batch(&self.bindings, batch, self.capacity)?;
+        self.gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
+        let gpu = self.gpu.clone();
+        gpu.submit(&[], &[self.program(size)?.recording()])?;
+        let read = gpu.read(&[self.loss_sum.part(0, 4)])?;
+        Ok(read[0].first_chunk().map_or(f64::NAN, |bytes| f64::from(f32::from_le_bytes(*bytes))))
+    }
+
+    fn program(&mut self, size: Capacity) -> Result<&Program, TrainerError> {
+        let key = (size.tokens, size.labels);
+        if !self.programs.contains_key(&key) {
+            let graph = self.network.evaluation(size.tokens, size.labels)?;
+            let layout = self.layout.shrink(&graph, self.gpu.profile()).ok_or_else(|| {
+                GraphError::invalid("plan", "a smaller size of the network does not fit the plan of the largest")
+            })?;
+            let program = Program::new(&self.gpu, &graph, &layout, &self.slots, &self.bindings)?;
+            self.programs.insert(key, program);
+        }
+        Ok(&self.programs[&key])
+    }
+}
+
+/// The most tokens and labels that any of the batches has.
+fn capacity(batches: &[&[Sample]]) -> Capacity {
+    let largest = |count: fn(&Sample) -> usize| {
+        batches.iter().map(|batch| batch.iter().map(count).sum::<usize>()).max().unwrap_or(1)
+    };
+    Capacity { tokens: largest(|s| s.tokens.len()), labels: largest(Sample::label_tokens) }
+}

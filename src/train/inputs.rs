@@ -1,0 +1,60 @@
+//! A micro-batch on its way into the input buffers of a graph.
+
+use super::trainer::{Capacity, TrainerError, bucket};
+use crate::data::MicroBatch;
+use crate::graph::layout::pack_u32;
+use crate::ops::cross_entropy::NO_TARGET;
+use crate::ops::embedding::token_order;
+use crate::ops::gather_rows::NO_ROW;
+use crate::plan::Bindings;
+
+/// Uploads a micro-batch padded to its buckets, and gives these; padding tokens are samples of their own without a
+/// label. Inputs that the bindings lack are those that the graph does not have.
+///
+/// # Errors
+/// A micro-batch over `capacity`, which is what the input buffers were allocated for.
+pub(super) fn write_batch(
+    bindings: &Bindings,
+    batch: &MicroBatch,
+    capacity: Capacity,
+) -> Result<Capacity, TrainerError> {
+    let size = Capacity { tokens: bucket(batch.tokens_len()), labels: bucket(batch.label_count()) };
+    if size.tokens > capacity.tokens || size.labels > capacity.labels {
+        return Err(TrainerError::TooLarge {
+            tokens: batch.tokens_len(),
+            labels: batch.label_count(),
+            max_tokens: capacity.tokens,
+            max_labels: capacity.labels,
+        });
+    }
+    let write = |name: &str, values: &[u32]| {
+        if let Some(slice) = bindings.leaf(name) {
+            slice.write(&pack_u32(values));
+        }
+    };
+    let (real, tokens) = (batch.tokens_len() as u32, size.tokens as u32);
+    let padded = |values: &[u32], pad: &dyn Fn(u32) -> u32| -> Vec<u32> {
+        values.iter().copied().chain((real..tokens).map(pad)).collect()
+    };
+    let ids = padded(&batch.tokens, &|_| 0);
+    write("positions", &padded(&batch.positions, &|_| 0));
+    write("starts", &padded(&batch.segment_start, &|t| t));
+    write("ends", &(1..=tokens).collect::<Vec<_>>());
+    write("query_ends", &padded(&batch.segment_end, &|t| t + 1));
+    if bindings.leaf("order").is_some() {
+        write("order", &token_order(&ids));
+    }
+    write("tokens", &ids);
+    let mut inverse = vec![NO_ROW; size.tokens];
+    for (i, &row) in batch.label_rows.iter().enumerate() {
+        inverse[row as usize] = i as u32;
+    }
+    write("label_inverse", &inverse);
+    let mut rows = batch.label_rows.clone();
+    rows.resize(size.labels, NO_ROW);
+    write("label_rows", &rows);
+    let mut targets = batch.targets.clone();
+    targets.resize(size.labels, NO_TARGET);
+    write("targets", &targets);
+    Ok(size)
+}
