@@ -26,7 +26,9 @@ fn main() -> Result<(), engraft::Error> {
     let report = Finetune::new(options)
         .on_event(|event| match event {
             Event::Note(text) => println!("{text}"),
-            Event::Step(step) => println!("step {:2}  loss {:.4}  {:.0} tokens/s", step.step, step.loss, step.tokens_per_s),
+            Event::Step(step) => {
+                println!("step {:2}  loss {:.4}  {:.0} tokens/s", step.step, step.loss, step.tokens_per_s)
+            }
             Event::Evaluation(evaluation) => println!("validation loss {:.4}", evaluation.val_loss),
             _ => {}
         })

@@ -67,11 +67,15 @@ impl Error {
 
     pub fn failure(&self) -> Failure {
         match self {
-            Error::Options(_) | Error::Config(_) | Error::Data(_) | Error::Adapter(_) | Error::Input { .. } => {
+            Error::Options(_)
+            | Error::Config(_)
+            | Error::Data(_)
+            | Error::Adapter(_)
+            | Error::Input { .. } => Failure::Input,
+            Error::Checkpoint(CheckpointError::Write { .. }) => Failure::Run,
+            Error::Checkpoint(_) | Error::Trainer(TrainerError::Weights(WeightError::Checkpoint(_))) => {
                 Failure::Input
             }
-            Error::Checkpoint(CheckpointError::Write { .. }) => Failure::Run,
-            Error::Checkpoint(_) | Error::Trainer(TrainerError::Weights(WeightError::Checkpoint(_))) => Failure::Input,
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
             Error::Gpu(e) => of_gpu(e),
             Error::Generate(e) => of_generate(e),
@@ -79,7 +83,9 @@ impl Error {
                 TrainerError::Gpu(e)
                 | TrainerError::Plan(PlanError::Gpu(e))
                 | TrainerError::Weights(WeightError::Gpu(e))
-                | TrainerError::Optimiser(OptimiserError::Gpu(e) | OptimiserError::Plan(PlanError::Gpu(e))) => of_gpu(e),
+                | TrainerError::Optimiser(OptimiserError::Gpu(e) | OptimiserError::Plan(PlanError::Gpu(e))) => {
+                    of_gpu(e)
+                }
                 _ => Failure::Run,
             },
         }

@@ -8,7 +8,8 @@ use engraft::gpu::{BufferSlice, Gpu, Recording, ShaderKey};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
-    Case, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor, ReverseNode, TensorType, Value,
+    Case, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor, ReverseNode, TensorType,
+    Value,
 };
 use std::collections::{HashMap, HashSet};
 
@@ -58,7 +59,13 @@ fn plan(case: &Case, device: &DeviceProfile, accumulate: bool) -> LaunchPlan {
     let (inputs, outputs) = types(case);
     let accumulate: Vec<bool> = (0..outputs.len()).map(|o| accumulate && case.op.accumulates(o)).collect();
     let live = vec![true; outputs.len()];
-    case.op.launch(&Launch { device, inputs: &inputs, outputs: &outputs, accumulate: &accumulate, live: &live })
+    case.op.launch(&Launch {
+        device,
+        inputs: &inputs,
+        outputs: &outputs,
+        accumulate: &accumulate,
+        live: &live,
+    })
 }
 
 /// Runs the case and gives the worst error of its outputs, relative to the largest value and the tolerance.
@@ -221,7 +228,12 @@ fn validate(key: &ShaderKey) {
 }
 
 /// `Σ_o Σ_i cotangent_o[i] · output_o[i]` of the case's operation in f64.
-fn weighted_sum(case: &Case, inputs: &[ReferenceTensor], outputs: &[TensorType], weights: &[ReferenceTensor]) -> f64 {
+fn weighted_sum(
+    case: &Case,
+    inputs: &[ReferenceTensor],
+    outputs: &[TensorType],
+    weights: &[ReferenceTensor],
+) -> f64 {
     let results = case.op.reference(inputs, outputs);
     results.iter().zip(weights).flat_map(|(r, w)| r.data.iter().zip(&w.data)).map(|(r, w)| r * w).sum()
 }
@@ -249,10 +261,12 @@ fn gradient_rules_equal_central_differences() {
         let wanted: Vec<bool> = (0..values.len()).map(|i| case.gradients.contains(&i)).collect();
         let node = ReverseNode { inputs: &values, outputs: &outputs, gradients: &gradients, wanted: &wanted };
         let returned = case.op.reverse(&mut graph, &node).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let mut leaves: HashMap<Value, ReferenceTensor> = values.iter().copied().zip(inputs.clone()).collect();
+        let mut leaves: HashMap<Value, ReferenceTensor> =
+            values.iter().copied().zip(inputs.clone()).collect();
         leaves.insert(dy, cotangent.clone());
         let evaluated = evaluate(&graph, &leaves);
-        let mut weights: Vec<ReferenceTensor> = output_types.iter().map(|t| ReferenceTensor::zeros(t.shape)).collect();
+        let mut weights: Vec<ReferenceTensor> =
+            output_types.iter().map(|t| ReferenceTensor::zeros(t.shape)).collect();
         weights[0] = cotangent;
         for &input in &case.gradients {
             let gradient = returned[input].unwrap_or_else(|| panic!("{name}: no gradient for input {input}"));
@@ -267,7 +281,11 @@ fn gradient_rules_equal_central_differences() {
                 };
                 let difference = (at(step) - at(-step)) / (2.0 * step);
                 let error = (difference - gradient.data[i]).abs() / largest;
-                assert!(error < 1e-6, "{name}: d input {input} [{i}] is {}, not {difference}", gradient.data[i]);
+                assert!(
+                    error < 1e-6,
+                    "{name}: d input {input} [{i}] is {}, not {difference}",
+                    gradient.data[i]
+                );
             }
             checked += 1;
         }

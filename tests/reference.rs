@@ -49,7 +49,9 @@ impl Reference {
                 (name.to_string(), (view.shape().to_vec(), values))
             })
             .collect();
-        let report = serde_json::from_str(&std::fs::read_to_string(folder.join("ref/reference.json")).unwrap()).unwrap();
+        let report =
+            serde_json::from_str(&std::fs::read_to_string(folder.join("ref/reference.json")).unwrap())
+                .unwrap();
         Reference { folder, tensors, report }
     }
 
@@ -129,14 +131,18 @@ impl Errors {
         for (what, error, allowed) in &self.0 {
             println!("{model:14} {what:22} worst error {error:.2e}   allowed {allowed:.0e}");
         }
-        let wrong: Vec<_> = self.0.iter().filter(|(_, error, allowed)| error.is_nan() || error > allowed).collect();
+        let wrong: Vec<_> =
+            self.0.iter().filter(|(_, error, allowed)| error.is_nan() || error > allowed).collect();
         assert!(wrong.is_empty(), "{model}: over the tolerance: {wrong:?}");
     }
 }
 
 fn worst(actual: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(actual.len(), expected.len());
-    actual.iter().zip(expected).fold(0.0, |m, (a, e)| if (a - e).is_nan() { f64::NAN } else { m.max((a - e).abs()) })
+    actual
+        .iter()
+        .zip(expected)
+        .fold(0.0, |m, (a, e)| if (a - e).is_nan() { f64::NAN } else { m.max((a - e).abs()) })
 }
 
 fn widen(values: &[f32]) -> Vec<f64> {
@@ -176,12 +182,28 @@ fn check_model(gpu: &Gpu, name: &str) {
     let tokens = reference.number("loss_tokens");
 
     let mut base = trainer(gpu, &reference.folder, false, Recompute::None);
-    errors.add("base loss", (base.evaluate([&batch]).unwrap() / tokens - reference.number("base_loss")).abs(), LOSS);
-    errors.add("base logits", worst(&widen(&base.logits(&batch).unwrap()), &reference.logits("base.logits")), LOGITS);
+    errors.add(
+        "base loss",
+        (base.evaluate([&batch]).unwrap() / tokens - reference.number("base_loss")).abs(),
+        LOSS,
+    );
+    errors.add(
+        "base logits",
+        worst(&widen(&base.logits(&batch).unwrap()), &reference.logits("base.logits")),
+        LOGITS,
+    );
 
     let mut lora = trainer(gpu, &reference.folder, true, Recompute::None);
-    errors.add("adapter loss", (lora.evaluate([&batch]).unwrap() / tokens - reference.number("lora_loss")).abs(), LOSS);
-    errors.add("adapter logits", worst(&widen(&lora.logits(&batch).unwrap()), &reference.logits("lora.logits")), LOGITS);
+    errors.add(
+        "adapter loss",
+        (lora.evaluate([&batch]).unwrap() / tokens - reference.number("lora_loss")).abs(),
+        LOSS,
+    );
+    errors.add(
+        "adapter logits",
+        worst(&widen(&lora.logits(&batch).unwrap()), &reference.logits("lora.logits")),
+        LOGITS,
+    );
 
     lora.begin().unwrap();
     lora.accumulate(&batch, 1.0 / tokens as f32).unwrap();
@@ -196,7 +218,8 @@ fn check_model(gpu: &Gpu, name: &str) {
         errors.add("gradients (relative)", error, GRADIENT);
     }
 
-    let (losses, norms, rates) = (reference.curve("loss"), reference.curve("grad_norm"), reference.curve("lr"));
+    let (losses, norms, rates) =
+        (reference.curve("loss"), reference.curve("grad_norm"), reference.curve("lr"));
     let micro: Vec<MicroBatch> = (0..8).map(|i| reference.batch("train.", i)).collect();
     for k in 0..20 {
         let window = [&micro[(2 * k) % 8], &micro[(2 * k + 1) % 8]];

@@ -4,8 +4,8 @@
 //! for how it was made.
 
 use engraft::data::{PromptStyle, Record, Tokenizer, read_records};
-use engraft::generate::{GenerateOptions, Generator};
 use engraft::generate::sampling::SamplingOptions;
+use engraft::generate::{GenerateOptions, Generator};
 use engraft::gpu::{Gpu, GpuOptions};
 use engraft::train::finetune::Finetune;
 use engraft::train::metrics::Event;
@@ -25,10 +25,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/demo");
     let out = std::env::args().nth(1).map_or_else(|| PathBuf::from("target/demo"), PathBuf::from);
     let model = here.join("model");
-    let questions: Vec<Record> = read_records(&here.join("data/new_task_test.json"))?.into_iter().take(QUESTIONS).collect();
+    let questions: Vec<Record> =
+        read_records(&here.join("data/new_task_test.json"))?.into_iter().take(QUESTIONS).collect();
     let gpu = Gpu::open(&GpuOptions::default())?;
     println!("device: {} ({}), {}", gpu.info().name, gpu.info().kind, gpu.info().driver);
-    println!("task:   {} ({} words that are not in the training data)\n", questions[0].instruction, questions.len());
+    println!(
+        "task:   {} ({} words that are not in the training data)\n",
+        questions[0].instruction,
+        questions.len()
+    );
 
     let before = answers(&gpu, &model, None, &questions)?;
     let mut options = FinetuneOptions {
@@ -52,20 +57,36 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\n{:<12} {:<18} {:<18} right", "word", "before", "after");
     for (record, (before, after)) in questions.iter().zip(before.iter().zip(&after)).take(SHOWN) {
         let word = record.input.as_deref().unwrap_or_default();
-        println!("{word:<12} {before:<18} {after:<18} {}", if *after == record.output { "yes" } else { "no" });
+        println!(
+            "{word:<12} {before:<18} {after:<18} {}",
+            if *after == record.output { "yes" } else { "no" }
+        );
     }
     let percent = |answers: &[String]| {
         let right = answers.iter().zip(&questions).filter(|(a, r)| **a == r.output).count();
         100.0 * right as f64 / questions.len() as f64
     };
-    println!("\nexact answers on held-out words: {:.0} % before, {:.0} % after", percent(&before), percent(&after));
+    println!(
+        "\nexact answers on held-out words: {:.0} % before, {:.0} % after",
+        percent(&before),
+        percent(&after)
+    );
     println!("trained on {} tokens in {:.0} s; {}", report.tokens, report.seconds, report.memory);
-    println!("the adapter, as PEFT reads it, is in {}; all took {:.0} s", out.display(), clock.elapsed().as_secs_f64());
+    println!(
+        "the adapter, as PEFT reads it, is in {}; all took {:.0} s",
+        out.display(),
+        clock.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
 /// Greedy answers of the model, with or without the adapter.
-fn answers(gpu: &Gpu, model: &Path, adapter: Option<&Path>, questions: &[Record]) -> Result<Vec<String>, Box<dyn Error>> {
+fn answers(
+    gpu: &Gpu,
+    model: &Path,
+    adapter: Option<&Path>,
+    questions: &[Record],
+) -> Result<Vec<String>, Box<dyn Error>> {
     let tokenizer = Tokenizer::open(model)?;
     let mut generator = Generator::open(gpu, model, adapter, PRECISION, 96)?;
     let options = GenerateOptions {
@@ -77,7 +98,8 @@ fn answers(gpu: &Gpu, model: &Path, adapter: Option<&Path>, questions: &[Record]
     for record in questions {
         let prompt = PromptStyle::Alpaca.prompt(&record.instruction, record.input.as_deref());
         generator.reset();
-        let answer = generator.generate(&tokenizer.encode(&prompt)?, &options, &mut |_| ControlFlow::Continue(()))?;
+        let answer =
+            generator.generate(&tokenizer.encode(&prompt)?, &options, &mut |_| ControlFlow::Continue(()))?;
         all.push(tokenizer.decode(&answer.tokens)?.trim().to_string());
     }
     Ok(all)

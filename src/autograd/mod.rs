@@ -30,9 +30,15 @@ pub enum Recompute {
 /// # Errors
 /// [`GraphError::NotDifferentiable`] where a path to a trainable leaf has no gradient rule;
 /// [`GraphError::Invalid`] where seed and loss differ in type.
-pub fn differentiate(graph: &mut Graph, loss: Value, seed: Value, recompute: Recompute) -> Result<(), GraphError> {
+pub fn differentiate(
+    graph: &mut Graph,
+    loss: Value,
+    seed: Value,
+    recompute: Recompute,
+) -> Result<(), GraphError> {
     if graph.type_of(loss) != graph.type_of(seed) {
-        let reason = format!("the seed {} differs from the loss {}", graph.type_of(seed), graph.type_of(loss));
+        let reason =
+            format!("the seed {} differs from the loss {}", graph.type_of(seed), graph.type_of(loss));
         return Err(GraphError::invalid("differentiate", reason));
     }
     let Some((last, _)) = graph.producer(loss) else { return Ok(()) };
@@ -83,13 +89,17 @@ impl Reverse {
         node: &Node,
         needs: &HashSet<Value>,
     ) -> Result<(), GraphError> {
-        let gradients: Vec<Option<Value>> = node.outputs.iter().map(|v| self.gradients.get(v).copied()).collect();
+        let gradients: Vec<Option<Value>> =
+            node.outputs.iter().map(|v| self.gradients.get(v).copied()).collect();
         let wanted: Vec<bool> = node.inputs.iter().map(|v| needs.contains(v)).collect();
         if gradients.iter().all(Option::is_none) || !wanted.contains(&true) {
             return Ok(());
         }
         if let Some(block) = node.block {
-            if self.recompute == Recompute::Layer && Some(block) != self.last_block && self.copied.insert(block) {
+            if self.recompute == Recompute::Layer
+                && Some(block) != self.last_block
+                && self.copied.insert(block)
+            {
                 self.copy_block(graph, nodes, block)?;
             }
         }

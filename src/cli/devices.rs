@@ -19,7 +19,10 @@ pub fn run(args: DevicesArgs) -> Result<(), Error> {
             println!("{}\n", details(device));
         }
         if let Ok((device, reason)) = &choice {
-            println!("a run uses {}: {}, {reason}; --gpu NAME|INDEX chooses another", device.index, device.name);
+            println!(
+                "a run uses {}: {}, {reason}; --gpu NAME|INDEX chooses another",
+                device.index, device.name
+            );
         }
     }
     choice.map(|_| ()).map_err(Error::from)
@@ -59,12 +62,16 @@ fn details(device: &DeviceInfo) -> String {
         (true, false) => format!("subgroups of {smallest} to {largest}"),
     };
     let has = |there: bool, what: &str| format!("{}{what}", if there { "" } else { "no " });
-    let features = [subgroups, has(device.shader_f16, "f16 arithmetic"), has(device.timestamps, "timestamps")];
+    let features =
+        [subgroups, has(device.shader_f16, "f16 arithmetic"), has(device.timestamps, "timestamps")];
     let mut text = format!("{}: {} ({})", device.index, device.name, device.kind);
     let mut line = |name: &str, value: String| text += &format!("\n   {name:10}{value}");
     line("backend", device.backend.clone());
     line("driver", if device.driver.is_empty() { "unknown".into() } else { device.driver.clone() });
-    line("buffers", format!("up to {}, {} bound at once", size(device.max_buffer_bytes), size(device.max_binding_bytes)));
+    line(
+        "buffers",
+        format!("up to {}, {} bound at once", size(device.max_buffer_bytes), size(device.max_binding_bytes)),
+    );
     line(
         "kernels",
         format!(

@@ -24,7 +24,9 @@ use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum GenerateError {
-    #[error("there is nothing to continue: the prompt has no tokens, and the tokenizer adds no BOS; give a --prompt")]
+    #[error(
+        "there is nothing to continue: the prompt has no tokens, and the tokenizer adds no BOS; give a --prompt"
+    )]
     NoPrompt,
     #[error(
         "the token {token} of the prompt is not in the model's vocabulary of {vocabulary}; tokenizer.json and \
@@ -313,7 +315,9 @@ impl Generator {
     /// Runs tokens that fit one plan.
     fn append(&mut self, tokens: &[u32], plan: usize) -> Result<(), GenerateError> {
         let (rows, offset, count) = (self.plans[plan].rows, self.length as u32, tokens.len() as u32);
-        let filled = |value: &dyn Fn(u32) -> u32| (0..rows as u32).map(|t| value(t.min(count - 1))).collect::<Vec<_>>();
+        let filled = |value: &dyn Fn(u32) -> u32| {
+            (0..rows as u32).map(|t| value(t.min(count - 1))).collect::<Vec<_>>()
+        };
         self.write("tokens", &filled(&|t| tokens[t as usize]))?;
         self.write("positions", &filled(&|t| offset + t))?;
         self.write("ends", &filled(&|t| offset + t + 1))?;

@@ -14,7 +14,10 @@ use std::fmt::Write;
 const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/common.wgsl"));
 const SHARED: [(&str, &str); 2] = [
     ("shared/rows.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/rows.wgsl"))),
-    ("shared/attention.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention.wgsl"))),
+    (
+        "shared/attention.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention.wgsl")),
+    ),
 ];
 
 /// What one composed shader depends on: dispatches with equal keys share a pipeline.
@@ -95,7 +98,10 @@ impl ShaderKey {
                 (DType::F32, View::Vec4) => "vec4<f32>",
                 (DType::F16 | DType::BF16, View::Vec4) => "vec2<u32>",
             };
-            line(format_args!("@group(0) @binding({}) var<storage, {access}> {name}: array<{element}>;", i + 1));
+            line(format_args!(
+                "@group(0) @binding({}) var<storage, {access}> {name}: array<{element}>;",
+                i + 1
+            ));
             if *view == View::Scalar {
                 continue;
             }
@@ -106,7 +112,9 @@ impl ShaderKey {
             };
             line(format_args!("fn load_{name}(at_: u32) -> vec4<f32> {{ return {unpack}({name}[at_]); }}"));
             if *write {
-                line(format_args!("fn store_{name}(at_: u32, quad_: vec4<f32>) {{ {name}[at_] = {pack}(quad_); }}"));
+                line(format_args!(
+                    "fn store_{name}(at_: u32, quad_: vec4<f32>) {{ {name}[at_] = {pack}(quad_); }}"
+                ));
             }
         }
         text

@@ -62,7 +62,10 @@ impl DeviceInfo {
                 limits.max_storage_buffers_per_shader_stage
             ))
         } else if limits.max_compute_invocations_per_workgroup < 256 {
-            Some(format!("{} invocations per workgroup, 256 are needed", limits.max_compute_invocations_per_workgroup))
+            Some(format!(
+                "{} invocations per workgroup, 256 are needed",
+                limits.max_compute_invocations_per_workgroup
+            ))
         } else {
             None
         };
@@ -165,7 +168,9 @@ impl Gpu {
                 .parse::<usize>()
                 .ok()
                 .filter(|&i| i < all.len())
-                .or_else(|| all.iter().position(|(i, _)| i.name.to_lowercase().contains(&wish.to_lowercase())))
+                .or_else(|| {
+                    all.iter().position(|(i, _)| i.name.to_lowercase().contains(&wish.to_lowercase()))
+                })
                 .ok_or_else(|| GpuError::NoMatch {
                     wanted: wish.to_string(),
                     available: all
@@ -182,7 +187,11 @@ impl Gpu {
         Gpu::from_adapter(info.clone(), adapter, options)
     }
 
-    fn from_adapter(info: DeviceInfo, adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self, GpuError> {
+    fn from_adapter(
+        info: DeviceInfo,
+        adapter: &wgpu::Adapter,
+        options: &GpuOptions,
+    ) -> Result<Self, GpuError> {
         let subgroups = info.subgroups && !options.no_subgroups;
         let wanted = wgpu::Features::TIMESTAMP_QUERY
             | if subgroups { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };

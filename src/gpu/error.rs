@@ -11,14 +11,20 @@ pub enum GpuError {
     NoDevice,
     #[error("no device matches {wanted:?}; available: {available}")]
     NoMatch { wanted: String, available: String },
-    #[error("the device {device} could not be opened: {reason}; update its driver or choose another with --gpu")]
+    #[error(
+        "the device {device} could not be opened: {reason}; update its driver or choose another with --gpu"
+    )]
     Open { device: String, reason: String },
-    #[error("out of device memory: {bytes} bytes for {what} could not be allocated; use a smaller micro-batch or \
-             sequence length, --recompute layer, or a 16-bit precision")]
+    #[error(
+        "out of device memory: {bytes} bytes for {what} could not be allocated; use a smaller micro-batch or \
+             sequence length, --recompute layer, or a 16-bit precision"
+    )]
     OutOfMemory { what: String, bytes: u64 },
     #[error("{what} needs {requested} bytes, over this device's limit of {maximum} for {limit}")]
     OverLimit { what: String, limit: &'static str, requested: u64, maximum: u64 },
-    #[error("the device was lost: {0}; run again (a smaller micro-batch helps where a watchdog ended a long kernel)")]
+    #[error(
+        "the device was lost: {0}; run again (a smaller micro-batch helps where a watchdog ended a long kernel)"
+    )]
     Lost(String),
     #[error("the device reported an error: {0}; please report it with the output of `engraft devices`")]
     Validation(String),

@@ -69,7 +69,10 @@ impl Gpu {
     }
 
     fn pipelines(&self) -> Result<std::sync::MutexGuard<'_, PipelineCache>, GpuError> {
-        self.shared.pipelines.lock().map_err(|_| GpuError::Validation("a shader compiler thread failed".into()))
+        self.shared
+            .pipelines
+            .lock()
+            .map_err(|_| GpuError::Validation("a shader compiler thread failed".into()))
     }
 
     fn compile(&self, key: &ShaderKey) -> Result<Arc<Pipeline>, GpuError> {
@@ -87,9 +90,9 @@ impl Gpu {
             entries.push(entry(0, wgpu::BufferBindingType::Uniform));
         }
         entries.extend(
-            key.writes()
-                .enumerate()
-                .map(|(i, write)| entry(i as u32 + 1, wgpu::BufferBindingType::Storage { read_only: !write })),
+            key.writes().enumerate().map(|(i, write)| {
+                entry(i as u32 + 1, wgpu::BufferBindingType::Storage { read_only: !write })
+            }),
         );
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(key.shader.name),
@@ -238,7 +241,10 @@ impl Gpu {
     ///
     /// # Errors
     /// What the device reported.
-    pub fn profile_recording(&self, recording: &Recording) -> Result<Vec<(&'static str, f64, Cost)>, GpuError> {
+    pub fn profile_recording(
+        &self,
+        recording: &Recording,
+    ) -> Result<Vec<(&'static str, f64, Cost)>, GpuError> {
         let mut kinds: Vec<(&'static str, f64, Cost)> = Vec::new();
         for step in &recording.steps {
             let start = std::time::Instant::now();

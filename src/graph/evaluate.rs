@@ -16,7 +16,9 @@ pub fn evaluate(graph: &Graph, leaves: &HashMap<Value, ReferenceTensor>) -> Vec<
         let inputs: Vec<ReferenceTensor> = node
             .inputs
             .iter()
-            .map(|v| values[v.index()].clone().unwrap_or_else(|| panic!("{:?} has no value", graph.leaf_of(*v))))
+            .map(|v| {
+                values[v.index()].clone().unwrap_or_else(|| panic!("{:?} has no value", graph.leaf_of(*v)))
+            })
             .collect();
         let types: Vec<TensorType> = node.outputs.iter().map(|&v| graph.type_of(v)).collect();
         for (value, tensor) in node.outputs.iter().zip(node.op.reference(&inputs, &types)) {

@@ -203,7 +203,8 @@ impl Launch<'_> {
     /// Bytes of all inputs and live outputs: the traffic of a kernel that touches each once.
     pub fn traffic(&self) -> f64 {
         let inputs: u64 = self.inputs.iter().map(TensorType::bytes).sum();
-        let outputs: u64 = self.outputs.iter().zip(self.live).filter(|(_, live)| **live).map(|(t, _)| t.bytes()).sum();
+        let outputs: u64 =
+            self.outputs.iter().zip(self.live).filter(|(_, live)| **live).map(|(t, _)| t.bytes()).sum();
         (inputs + outputs) as f64
     }
 

@@ -11,7 +11,9 @@ mod operation;
 mod shape;
 
 pub use dtype::DType;
-pub use launch::{Binding, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader, View};
+pub use launch::{
+    Binding, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader, View,
+};
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
 pub use shape::{LANE, Shape, TensorType};
 
@@ -106,12 +108,22 @@ impl Graph {
     }
 
     /// A tensor that the host writes before each run.
-    pub fn input(&mut self, name: impl Into<String>, shape: Shape, dtype: DType) -> Result<Value, GraphError> {
+    pub fn input(
+        &mut self,
+        name: impl Into<String>,
+        shape: Shape,
+        dtype: DType,
+    ) -> Result<Value, GraphError> {
         self.leaf(name.into(), LeafKind::Input, TensorType::new(shape, dtype))
     }
 
     /// A weight that never changes.
-    pub fn frozen(&mut self, name: impl Into<String>, shape: Shape, dtype: DType) -> Result<Value, GraphError> {
+    pub fn frozen(
+        &mut self,
+        name: impl Into<String>,
+        shape: Shape,
+        dtype: DType,
+    ) -> Result<Value, GraphError> {
         self.leaf(name.into(), LeafKind::Frozen, TensorType::new(shape, dtype))
     }
 
@@ -121,7 +133,12 @@ impl Graph {
     }
 
     /// A tensor kept on the device between runs and changed in place.
-    pub fn state(&mut self, name: impl Into<String>, shape: Shape, dtype: DType) -> Result<Value, GraphError> {
+    pub fn state(
+        &mut self,
+        name: impl Into<String>,
+        shape: Shape,
+        dtype: DType,
+    ) -> Result<Value, GraphError> {
         self.leaf(name.into(), LeafKind::State, TensorType::new(shape, dtype))
     }
 

@@ -129,7 +129,11 @@ impl CaseInput {
 
     pub fn indices(values: impl IntoIterator<Item = u32>) -> Self {
         let data: Vec<f64> = values.into_iter().map(f64::from).collect();
-        CaseInput { ty: TensorType::new(Shape::vector(data.len()), DType::U32), data: Some(data), spread: 0.0 }
+        CaseInput {
+            ty: TensorType::new(Shape::vector(data.len()), DType::U32),
+            data: Some(data),
+            spread: 0.0,
+        }
     }
 
     pub fn values(dims: &[usize], dtype: DType, data: Vec<f64>) -> Self {

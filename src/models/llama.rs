@@ -20,7 +20,9 @@ pub(super) fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)
         ("mlp.down_proj", d, inner),
     ];
     (0..config.layers)
-        .flat_map(|l| block.map(|(name, outputs, inputs)| (format!("model.layers.{l}.{name}"), outputs, inputs)))
+        .flat_map(|l| {
+            block.map(|(name, outputs, inputs)| (format!("model.layers.{l}.{name}"), outputs, inputs))
+        })
         .collect()
 }
 

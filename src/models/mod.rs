@@ -39,7 +39,8 @@ pub(crate) struct Stream {
 }
 
 /// Keys and values of one layer as the attention of that layer sees them.
-pub(crate) type CacheHook<'h> = dyn FnMut(&mut Graph, usize, Value, Value) -> Result<(Value, Value), GraphError> + 'h;
+pub(crate) type CacheHook<'h> =
+    dyn FnMut(&mut Graph, usize, Value, Value) -> Result<(Value, Value), GraphError> + 'h;
 
 /// Name of the leaf with the rotary angles.
 pub const ROPE_TABLE: &str = "rope_table";
@@ -151,7 +152,8 @@ impl Network {
     fn stream(&self, b: &mut Builder<'_>, tokens: usize) -> Result<Stream, GraphError> {
         let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
         let (ids, positions) = (input("tokens")?, input("positions")?);
-        let visibility = Visibility { starts: input("starts")?, ends: input("ends")?, query_ends: input("query_ends")? };
+        let visibility =
+            Visibility { starts: input("starts")?, ends: input("ends")?, query_ends: input("query_ends")? };
         let order = match self.weights {
             WeightMode::Trainable => Some(input("order")?),
             WeightMode::Frozen(_) => None,
@@ -161,7 +163,12 @@ impl Network {
         Ok(Stream { tokens: ids, positions, visibility, rope_table, order })
     }
 
-    fn hidden(&self, b: &mut Builder<'_>, stream: &Stream, cache: &mut CacheHook<'_>) -> Result<Value, GraphError> {
+    fn hidden(
+        &self,
+        b: &mut Builder<'_>,
+        stream: &Stream,
+        cache: &mut CacheHook<'_>,
+    ) -> Result<Value, GraphError> {
         match self.config.family {
             Family::Llama => llama::hidden(b, &self.config, stream, cache),
         }

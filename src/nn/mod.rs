@@ -76,7 +76,13 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn linear(&mut self, x: Value, module: &str, outputs: usize, inputs: usize) -> Result<Value, GraphError> {
+    pub fn linear(
+        &mut self,
+        x: Value,
+        module: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<Value, GraphError> {
         let weight = self.weight(&format!("{module}.weight"), &[outputs, inputs])?;
         let adapter = self.adapter.filter(|spec| spec.modules.iter().any(|m| m == module));
         let Some(spec) = adapter else {
@@ -91,7 +97,15 @@ impl<'a> Builder<'a> {
             }
             _ => None,
         };
-        ops::lora_linear::lora_linear(&mut self.graph, x, weight, (a, b), dropped, spec.scale, self.activations)
+        ops::lora_linear::lora_linear(
+            &mut self.graph,
+            x,
+            weight,
+            (a, b),
+            dropped,
+            spec.scale,
+            self.activations,
+        )
     }
 
     /// RMS normalisation with the weight `{module}.weight` `[width]`.
@@ -107,7 +121,13 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn gated_mlp(&mut self, x: Value, module: &str, width: usize, inner: usize) -> Result<Value, GraphError> {
+    pub fn gated_mlp(
+        &mut self,
+        x: Value,
+        module: &str,
+        width: usize,
+        inner: usize,
+    ) -> Result<Value, GraphError> {
         let gate = self.linear(x, &format!("{module}.gate_proj"), inner, width)?;
         let up = self.linear(x, &format!("{module}.up_proj"), inner, width)?;
         let product = ops::swiglu::swiglu(&mut self.graph, gate, up)?;

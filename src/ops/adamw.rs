@@ -7,8 +7,8 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -60,7 +60,13 @@ impl Hyper {
 pub struct AdamW;
 
 /// Appends the update and gives the new parameter, m, v (the same buffers).
-pub fn adamw(graph: &mut Graph, state: [Value; 3], gradient: Value, norm2: Value, hyper: Value) -> Result<Vec<Value>, GraphError> {
+pub fn adamw(
+    graph: &mut Graph,
+    state: [Value; 3],
+    gradient: Value,
+    norm2: Value,
+    hyper: Value,
+) -> Result<Vec<Value>, GraphError> {
     graph.apply(Arc::new(AdamW), &[state[0], state[1], state[2], gradient, norm2, hyper])
 }
 
@@ -104,7 +110,8 @@ impl Operation for AdamW {
             let g = inputs[3].data[i] * hyper[6] * clip;
             let m = hyper[1] * inputs[1].data[i] + hyper[9] * g;
             let v = hyper[2] * inputs[2].data[i] + hyper[10] * g * g;
-            out[0].data[i] = inputs[0].data[i] * hyper[4] - hyper[0] * (m * hyper[7]) / ((v * hyper[8]).sqrt() + hyper[3]);
+            out[0].data[i] =
+                inputs[0].data[i] * hyper[4] - hyper[0] * (m * hyper[7]) / ((v * hyper[8]).sqrt() + hyper[3]);
             out[1].data[i] = m;
             out[2].data[i] = v;
         }
@@ -130,7 +137,11 @@ impl Operation for AdamW {
                 CaseInput::values(&[n], DType::F32, values(|i| 0.1 + (i % 5) as f64)),
                 CaseInput::random(&[n], DType::F32),
                 CaseInput::values(&[1], DType::F32, vec![9.0]),
-                CaseInput::values(&[HYPER_LEN], DType::F32, hyper.to_array().iter().map(|&v| f64::from(v)).collect()),
+                CaseInput::values(
+                    &[HYPER_LEN],
+                    DType::F32,
+                    hyper.to_array().iter().map(|&v| f64::from(v)).collect(),
+                ),
             ];
             Case::new(label, AdamW, inputs)
         };

@@ -4,8 +4,8 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -50,7 +50,8 @@ impl Operation for Add {
     }
 
     fn cases() -> Vec<Case> {
-        let pair = |dims: &[usize], dtype| vec![CaseInput::random(dims, dtype), CaseInput::random(dims, dtype)];
+        let pair =
+            |dims: &[usize], dtype| vec![CaseInput::random(dims, dtype), CaseInput::random(dims, dtype)];
         vec![
             Case::new("1x1", Add, pair(&[1, 1], DType::F32)).gradients(&[0, 1]),
             Case::new("37x13", Add, pair(&[37, 13], DType::F32)),

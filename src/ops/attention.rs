@@ -11,8 +11,8 @@
 
 use super::{expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
-    ReverseNode, Shader, Shape, TensorType, Value,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -122,7 +122,14 @@ impl Operation for Attention {
         let mut lse = ReferenceTensor::zeros(outputs[1].shape);
         for head in 0..lse.rows() {
             for t in 0..q.rows() {
-                let p = Probabilities::of_row(self.head_dim, q, k, head, t, inputs[3].index(t)..inputs[4].index(t));
+                let p = Probabilities::of_row(
+                    self.head_dim,
+                    q,
+                    k,
+                    head,
+                    t,
+                    inputs[3].index(t)..inputs[4].index(t),
+                );
                 lse.row_mut(head)[t] = p.lse;
                 for (s, weight) in p.keys.zip(&p.weights) {
                     for d in 0..self.head_dim {
@@ -159,7 +166,9 @@ impl Probabilities {
     ) -> Self {
         let kv = head / (q.cols() / k.cols()) * d;
         let query = &q.row(t)[head * d..(head + 1) * d];
-        let score = |s: usize| query.iter().zip(&k.row(s)[kv..kv + d]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt();
+        let score = |s: usize| {
+            query.iter().zip(&k.row(s)[kv..kv + d]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt()
+        };
         let scores: Vec<f64> = keys.clone().map(score).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
@@ -294,10 +303,14 @@ impl Operation for AttentionGradient {
             .map(|case| {
                 // o and lse must belong to q, k, v: computed by the forward reference from the same random numbers
                 let head_dim = 4.max(case.inputs[0].ty.cols());
-                let op = AttentionGradient { head_dim: case.op.infer(&types(&case.inputs)).map_or(head_dim, |t| {
-                    case.inputs[0].ty.cols() / t[1].rows()
-                }) };
-                let fixed: Vec<CaseInput> = case.inputs.iter().enumerate().map(|(i, x)| fixed_values(i, x)).collect();
+                let op = AttentionGradient {
+                    head_dim: case
+                        .op
+                        .infer(&types(&case.inputs))
+                        .map_or(head_dim, |t| case.inputs[0].ty.cols() / t[1].rows()),
+                };
+                let fixed: Vec<CaseInput> =
+                    case.inputs.iter().enumerate().map(|(i, x)| fixed_values(i, x)).collect();
                 let reference: Vec<ReferenceTensor> = fixed
                     .iter()
                     .map(|x| ReferenceTensor { shape: x.ty.shape, data: x.data.clone().unwrap_or_default() })

@@ -5,8 +5,8 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -61,8 +61,11 @@ impl Operation for WriteRows {
 
     fn cases() -> Vec<Case> {
         let case = |offset, dtype: DType| {
-            let inputs =
-                vec![CaseInput::random(&[6, 5], dtype), CaseInput::random(&[3, 5], dtype), CaseInput::indices([offset])];
+            let inputs = vec![
+                CaseInput::random(&[6, 5], dtype),
+                CaseInput::random(&[3, 5], dtype),
+                CaseInput::indices([offset]),
+            ];
             Case::new(format!("{dtype} at {offset}"), WriteRows, inputs)
         };
         vec![case(0, DType::F32), case(3, DType::BF16), case(4, DType::F16)]

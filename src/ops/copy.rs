@@ -4,8 +4,8 @@
 
 use super::{elementwise, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 

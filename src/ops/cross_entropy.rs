@@ -33,7 +33,12 @@ pub struct LinearCrossEntropy;
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearCrossEntropyGradient;
 
-pub fn linear_cross_entropy(graph: &mut Graph, h: Value, weight: Value, targets: Value) -> Result<Value, GraphError> {
+pub fn linear_cross_entropy(
+    graph: &mut Graph,
+    h: Value,
+    weight: Value,
+    targets: Value,
+) -> Result<Value, GraphError> {
     graph.apply1(Arc::new(LinearCrossEntropy), &[h, weight, targets])
 }
 
@@ -64,11 +69,17 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
     let h_row = h.bytes() / rows as u64;
     let logits = Operand::new(Place::Workspace(0), DType::F32);
     let (want_dh, want_dw) = (gradient && launch.live[1], gradient && launch.live[2]);
-    let mut plan =
-        LaunchPlan { dispatches: Vec::new(), workspaces: vec![chunk as u64 * logit_row, (rows * 4).next_multiple_of(16) as u64] };
+    let mut plan = LaunchPlan {
+        dispatches: Vec::new(),
+        workspaces: vec![chunk as u64 * logit_row, (rows * 4).next_multiple_of(16) as u64],
+    };
     if want_dw && !launch.accumulate[2] {
         let dw = launch.outputs[2];
-        plan.dispatches.push(elementwise(FILL, dw.rows() * dw.cols4()).write("y", Place::Output(2), dw.dtype));
+        plan.dispatches.push(elementwise(FILL, dw.rows() * dw.cols4()).write(
+            "y",
+            Place::Output(2),
+            dw.dtype,
+        ));
     }
     for start in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - start);
@@ -91,11 +102,13 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
         plan.dispatches.push(softmax);
         if want_dh {
             let product = Product { layout: Layout::NN, m: count, n: width, k: vocab, ..forward };
-            let dh = Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
+            let dh =
+                Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
             plan.dispatches.push(product.dispatch(launch, logits, weight, None, dh));
         }
         if want_dw {
-            let product = Product { layout: Layout::TN, m: vocab, n: width, k: count, alpha: 1.0, accumulate: true };
+            let product =
+                Product { layout: Layout::TN, m: vocab, n: width, k: count, alpha: 1.0, accumulate: true };
             let dw = Operand::new(Place::Output(2), launch.outputs[2].dtype);
             plan.dispatches.push(product.dispatch(launch, logits, h_chunk, None, dw));
         }
@@ -183,7 +196,6 @@ impl Operation for LinearCrossEntropy {
             case(9, 64, 16, DType::F16, DType::F16),
             // several chunks of logits
             case(200, 36_003, 4, DType::F32, DType::F16),
-
         ]
     }
 

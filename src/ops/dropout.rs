@@ -5,8 +5,8 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -52,12 +52,16 @@ impl Operation for Dropout {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
         expect_inputs(self.name(), inputs, 2)?;
         expect(self.name(), (0.0..1.0).contains(&self.p), || format!("p is {}, not in [0, 1)", self.p))?;
-        expect(self.name(), inputs[1].dtype == DType::U32 && inputs[1].cols() == 4, || "rng is u32 [4]".into())?;
+        expect(self.name(), inputs[1].dtype == DType::U32 && inputs[1].cols() == 4, || {
+            "rng is u32 [4]".into()
+        })?;
         Ok(vec![inputs[0]])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        let dx = node.gradients[0].map(|dy| graph.apply1(Arc::new(self.clone()), &[dy, node.inputs[1]])).transpose()?;
+        let dx = node.gradients[0]
+            .map(|dy| graph.apply1(Arc::new(self.clone()), &[dy, node.inputs[1]]))
+            .transpose()?;
         Ok(vec![dx, None])
     }
 

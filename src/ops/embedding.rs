@@ -5,8 +5,8 @@
 
 use super::{FILL, elementwise, expect};
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
-    ReverseNode, Shader, Shape, TensorType, Value,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -49,9 +49,13 @@ impl Operation for Embedding {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect(self.name(), matches!(inputs.len(), 2 | 3), || "takes a table, tokens and perhaps an order".into())?;
+        expect(self.name(), matches!(inputs.len(), 2 | 3), || {
+            "takes a table, tokens and perhaps an order".into()
+        })?;
         let indices = inputs[1..].iter().all(|t| t.dtype == DType::U32 && t.shape == inputs[1].shape);
-        expect(self.name(), indices && inputs[0].dtype.is_float(), || "tokens and order are u32 of one length".into())?;
+        expect(self.name(), indices && inputs[0].dtype.is_float(), || {
+            "tokens and order are u32 of one length".into()
+        })?;
         Ok(vec![TensorType::new(Shape::matrix(inputs[1].cols(), inputs[0].cols()), self.dtype)])
     }
 
@@ -59,10 +63,14 @@ impl Operation for Embedding {
         let mut gradients = vec![None; node.inputs.len()];
         if let (Some(dy), true) = (node.gradients[0], node.wanted[0]) {
             let Some(&order) = node.inputs.get(2) else {
-                return Err(GraphError::invalid(self.name(), "the gradient of a table needs the `order` input"));
+                return Err(GraphError::invalid(
+                    self.name(),
+                    "the gradient of a table needs the `order` input",
+                ));
             };
             let vocab = graph.shape_of(node.inputs[0]).rows();
-            gradients[0] = Some(graph.apply1(Arc::new(EmbeddingGradient { vocab }), &[dy, node.inputs[1], order])?);
+            gradients[0] =
+                Some(graph.apply1(Arc::new(EmbeddingGradient { vocab }), &[dy, node.inputs[1], order])?);
         }
         Ok(gradients)
     }
@@ -97,7 +105,9 @@ impl Operation for Embedding {
         };
         [DType::F32, DType::F16, DType::BF16]
             .into_iter()
-            .map(|dtype| Case::new(dtype.name(), Embedding { dtype: DType::F32 }, inputs(dtype)).gradients(&[0]))
+            .map(|dtype| {
+                Case::new(dtype.name(), Embedding { dtype: DType::F32 }, inputs(dtype)).gradients(&[0])
+            })
             .collect()
     }
 }

@@ -5,8 +5,8 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, Shape, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ impl Operation for GatherRows {
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        let dx = node.gradients[0].map(|dy| gather_rows(graph, dy, node.inputs[2], node.inputs[1])).transpose()?;
+        let dx =
+            node.gradients[0].map(|dy| gather_rows(graph, dy, node.inputs[2], node.inputs[1])).transpose()?;
         Ok(vec![dx, None, None])
     }
 

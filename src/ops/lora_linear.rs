@@ -10,8 +10,8 @@
 use super::expect;
 use super::matmul::{Layout, Operand, Product, accumulate_product, matmul, matmul_pair};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shape, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -42,11 +42,16 @@ impl Operation for LoraLinear {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect(self.name(), matches!(inputs.len(), 4 | 5), || "takes x, W, A, B and perhaps dropout(x)".into())?;
+        expect(self.name(), matches!(inputs.len(), 4 | 5), || {
+            "takes x, W, A, B and perhaps dropout(x)".into()
+        })?;
         let (x, w, a, b) = (inputs[0], inputs[1], inputs[2], inputs[3]);
-        let fits = w.cols() == x.cols() && a.cols() == x.cols() && b.rows() == w.rows() && b.cols() == a.rows();
+        let fits =
+            w.cols() == x.cols() && a.cols() == x.cols() && b.rows() == w.rows() && b.cols() == a.rows();
         expect(self.name(), fits, || format!("x {x}, W {w}, A {a}, B {b} do not fit together"))?;
-        expect(self.name(), inputs.get(4).is_none_or(|d| *d == x), || "dropout(x) differs from x in type".into())?;
+        expect(self.name(), inputs.get(4).is_none_or(|d| *d == x), || {
+            "dropout(x) differs from x in type".into()
+        })?;
         Ok(vec![
             TensorType::new(Shape::matrix(x.rows(), w.rows()), self.dtype),
             TensorType::new(Shape::matrix(x.rows(), a.rows()), DType::F32),
@@ -56,12 +61,15 @@ impl Operation for LoraLinear {
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let mut gradients = vec![None; node.inputs.len()];
         let Some(dy) = node.gradients[0] else { return Ok(gradients) };
-        let (x, w, a, b, h) = (node.inputs[0], node.inputs[1], node.inputs[2], node.inputs[3], node.outputs[1]);
+        let (x, w, a, b, h) =
+            (node.inputs[0], node.inputs[1], node.inputs[2], node.inputs[3], node.outputs[1]);
         let dropped = node.inputs.get(4).copied();
         let x_type = graph.type_of(x).dtype;
         let e = matmul(graph, Layout::NN, dy, b, self.scale, DType::F32)?;
         match dropped {
-            None if node.wanted[0] => gradients[0] = Some(matmul_pair(graph, Layout::NN, (dy, w), (e, a), x_type)?),
+            None if node.wanted[0] => {
+                gradients[0] = Some(matmul_pair(graph, Layout::NN, (dy, w), (e, a), x_type)?)
+            }
             None => {}
             Some(_) => {
                 if node.wanted[0] {
@@ -130,7 +138,8 @@ impl Operation for LoraLinear {
         let mut with_dropout = inputs(3, 4, 5, 2, DType::F32, DType::F32);
         with_dropout.push(CaseInput::random(&[3, 5], DType::F32));
         vec![
-            Case::new("small", op(DType::F32), inputs(3, 4, 5, 2, DType::F32, DType::F32)).gradients(&[0, 1, 2, 3]),
+            Case::new("small", op(DType::F32), inputs(3, 4, 5, 2, DType::F32, DType::F32))
+                .gradients(&[0, 1, 2, 3]),
             Case::new("dropout", op(DType::F32), with_dropout).gradients(&[0, 2, 3, 4]),
             Case::new("one row, rank 1", op(DType::F32), inputs(1, 40, 36, 1, DType::F32, DType::F32)),
             Case::new("odd", op(DType::F32), inputs(37, 50, 70, 6, DType::F32, DType::F32)),

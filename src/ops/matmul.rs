@@ -13,8 +13,8 @@
 //! or add where the planner says so.
 
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
-    ReverseNode, Shader, Shape, TensorType, Value,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -170,7 +170,9 @@ impl Product {
         }
         let flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;
         let elements = |x: usize, y: usize, t: DType| (x * y * t.size()) as f64;
-        let bytes = elements(self.m, self.k, a.dtype) + elements(self.n, self.k, b.dtype) + elements(self.m, self.n, out.dtype);
+        let bytes = elements(self.m, self.k, a.dtype)
+            + elements(self.n, self.k, b.dtype)
+            + elements(self.m, self.n, out.dtype);
         dispatch.param_f32("alpha", self.alpha).cost(flops, bytes)
     }
 }
@@ -246,7 +248,10 @@ impl Operation for Matmul {
             let (m2, n2, k2) = self.layout.extents(&pair[0], &pair[1]);
             let inner = self.layout.inner_of_b(&pair[1]);
             if (m2, n2) != (m, n) || k2 != inner || k2 == 0 {
-                let reason = format!("{:?} of {} and {} does not fit a [{m}, {n}] product", self.layout, pair[0], pair[1]);
+                let reason = format!(
+                    "{:?} of {} and {} does not fit a [{m}, {n}] product",
+                    self.layout, pair[0], pair[1]
+                );
                 return Err(GraphError::invalid(self.name(), reason));
             }
         }
@@ -267,8 +272,14 @@ impl Operation for Matmul {
                 Layout::NN => ((Layout::NT, dc, b), (Layout::TN, a, dc)),
                 Layout::TN => ((Layout::NT, b, dc), (Layout::NN, a, dc)),
             };
-            for ((layout, x, y), (dtype, wanted)) in [for_a, for_b].into_iter().zip([(ta, wanted[0]), (tb, wanted[1])]) {
-                gradients.push(if wanted { Some(matmul(graph, layout, x, y, self.alpha, dtype)?) } else { None });
+            for ((layout, x, y), (dtype, wanted)) in
+                [for_a, for_b].into_iter().zip([(ta, wanted[0]), (tb, wanted[1])])
+            {
+                gradients.push(if wanted {
+                    Some(matmul(graph, layout, x, y, self.alpha, dtype)?)
+                } else {
+                    None
+                });
             }
         }
         Ok(gradients)
@@ -280,7 +291,8 @@ impl Operation for Matmul {
             let (_, _, k2) = self.layout.extents(&launch.inputs[2], &launch.inputs[3]);
             (Operand::input(launch, 2), Operand::input(launch, 3), k2)
         });
-        let product = Product { layout: self.layout, m, n, k, alpha: self.alpha, accumulate: launch.accumulate[0] };
+        let product =
+            Product { layout: self.layout, m, n, k, alpha: self.alpha, accumulate: launch.accumulate[0] };
         let out = Operand::new(Place::Output(0), self.dtype);
         product.dispatch(launch, Operand::input(launch, 0), Operand::input(launch, 1), pair, out).into()
     }
@@ -295,7 +307,16 @@ impl Operation for Matmul {
 
     fn cases() -> Vec<Case> {
         let mut cases = Vec::new();
-        let shapes = [(1, 1, 1), (5, 7, 6), (33, 70, 37), (64, 6, 40), (3, 130, 9), (100, 8, 65), (8, 96, 50), (64, 4, 4099)];
+        let shapes = [
+            (1, 1, 1),
+            (5, 7, 6),
+            (33, 70, 37),
+            (64, 6, 40),
+            (3, 130, 9),
+            (100, 8, 65),
+            (8, 96, 50),
+            (64, 4, 4099),
+        ];
         for layout in [Layout::NT, Layout::NN, Layout::TN] {
             let dims = |m: usize, n: usize, k: usize| match layout {
                 Layout::NT => ([m, k], [n, k]),
@@ -309,7 +330,9 @@ impl Operation for Matmul {
                 let case = Case::new(format!("{layout:?} {m}x{n}x{k}"), op, inputs);
                 cases.push(if m * n * k < 300 { case.gradients(&[0, 1]) } else { case });
             }
-            for (dtype, other) in [(DType::F16, DType::F16), (DType::BF16, DType::BF16), (DType::F32, DType::BF16)] {
+            for (dtype, other) in
+                [(DType::F16, DType::F16), (DType::BF16, DType::BF16), (DType::F32, DType::BF16)]
+            {
                 let ((a, b), (a2, b2)) = (dims(35, 44, 52), dims(35, 44, 6));
                 let inputs = vec![
                     CaseInput::random(&a, dtype),

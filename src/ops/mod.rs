@@ -72,6 +72,10 @@ pub(crate) fn expect_inputs(op: &'static str, inputs: &[TensorType], count: usiz
 }
 
 /// Fails with `reason` unless `condition` holds.
-pub(crate) fn expect(op: &'static str, condition: bool, reason: impl FnOnce() -> String) -> Result<(), GraphError> {
+pub(crate) fn expect(
+    op: &'static str,
+    condition: bool,
+    reason: impl FnOnce() -> String,
+) -> Result<(), GraphError> {
     if condition { Ok(()) } else { Err(GraphError::invalid(op, reason())) }
 }

@@ -5,8 +5,8 @@
 
 use super::{expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
-    ReverseNode, Shader, Shape, TensorType, Value,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -35,7 +35,10 @@ pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, eps: f64) -> Result<
 pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, cols4: usize) -> Dispatch {
     let lanes = launch.row_lanes(cols4);
     let per_group = if lanes == 1 { 8 } else { 64 / lanes as usize };
-    Dispatch::new(shader, rows.div_ceil(per_group)).define("LANES", lanes).param("rows", rows).param("cols4", cols4)
+    Dispatch::new(shader, rows.div_ceil(per_group))
+        .define("LANES", lanes)
+        .param("rows", rows)
+        .param("cols4", cols4)
 }
 
 impl Operation for RmsNorm {
@@ -115,7 +118,9 @@ impl Operation for RmsNormGradient {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
         expect_inputs(self.name(), inputs, 4)?;
-        expect(self.name(), inputs[0] == inputs[3], || format!("x {} and dy {} differ", inputs[0], inputs[3]))?;
+        expect(self.name(), inputs[0] == inputs[3], || {
+            format!("x {} and dy {} differ", inputs[0], inputs[3])
+        })?;
         Ok(vec![inputs[0]])
     }
 

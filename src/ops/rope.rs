@@ -5,8 +5,8 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -43,7 +43,10 @@ impl Operation for Rope {
         expect_inputs(self.name(), inputs, 3)?;
         let head_dim = inputs[2].cols();
         expect(self.name(), head_dim % 8 == 0 && inputs[0].cols() % head_dim == 0, || {
-            format!("head dimension {head_dim} must be a multiple of 8 and divide the width {}", inputs[0].cols())
+            format!(
+                "head dimension {head_dim} must be a multiple of 8 and divide the width {}",
+                inputs[0].cols()
+            )
         })?;
         expect(self.name(), inputs[1].dtype == DType::U32 && inputs[1].cols() == inputs[0].rows(), || {
             format!("positions {} do not fit {}", inputs[1], inputs[0])
@@ -54,7 +57,9 @@ impl Operation for Rope {
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         node.refuse(self.name(), &[1, 2])?;
         let op = Arc::new(Rope { inverse: !self.inverse });
-        let dx = node.gradients[0].map(|dy| graph.apply1(op, &[dy, node.inputs[1], node.inputs[2]])).transpose()?;
+        let dx = node.gradients[0]
+            .map(|dy| graph.apply1(op, &[dy, node.inputs[1], node.inputs[2]]))
+            .transpose()?;
         Ok(vec![dx, None, None])
     }
 

@@ -4,8 +4,8 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
-    Shader, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -87,7 +87,9 @@ impl Operation for SwiGluGradient {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
         expect_inputs(self.name(), inputs, 3)?;
-        expect(self.name(), inputs[0] == inputs[1] && inputs[0] == inputs[2], || "inputs differ in type".into())?;
+        expect(self.name(), inputs[0] == inputs[1] && inputs[0] == inputs[2], || {
+            "inputs differ in type".into()
+        })?;
         Ok(vec![inputs[0]; 2])
     }
 
@@ -121,7 +123,9 @@ impl Operation for SwiGluGradient {
     fn cases() -> Vec<Case> {
         [DType::F32, DType::F16, DType::BF16]
             .into_iter()
-            .map(|dtype| Case::new(dtype.name(), SwiGluGradient, vec![CaseInput::random(&[11, 10], dtype); 3]))
+            .map(|dtype| {
+                Case::new(dtype.name(), SwiGluGradient, vec![CaseInput::random(&[11, 10], dtype); 3])
+            })
             .collect()
     }
 }

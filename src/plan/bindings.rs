@@ -41,7 +41,8 @@ impl Bindings {
     pub fn allocate_inputs(&mut self, gpu: &Gpu, graph: &Graph) -> Result<u64, GpuError> {
         let mut bytes = 0;
         for leaf in graph.leaves() {
-            if matches!(leaf.kind, LeafKind::Input | LeafKind::State) && !self.leaves.contains_key(&leaf.name) {
+            if matches!(leaf.kind, LeafKind::Input | LeafKind::State) && !self.leaves.contains_key(&leaf.name)
+            {
                 let buffer = gpu.allocate(&leaf.name, graph.type_of(leaf.value).bytes())?;
                 bytes += buffer.size();
                 self.bind(leaf.name.clone(), buffer.whole());
@@ -114,7 +115,9 @@ pub(super) fn resolve(
     let needed = graph.type_of(value).bytes();
     match found {
         None => Err(super::PlanError::Unbound { name }),
-        Some(slice) if slice.size < needed => Err(super::PlanError::TooSmall { name, size: slice.size, needed }),
+        Some(slice) if slice.size < needed => {
+            Err(super::PlanError::TooSmall { name, size: slice.size, needed })
+        }
         // one buffer serves all sizes of a network: bind what this one uses
         Some(slice) => Ok(slice.part(0, needed)),
     }

@@ -1,8 +1,8 @@
 //! A planned graph bound to buffers: each run only encodes and submits.
 
+use super::Bindings;
 use super::bindings::resolve;
 use super::slots::{Home, Layout};
-use super::Bindings;
 use crate::gpu::{Buffer, BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::{Cost, Graph, Place, Value};
 use thiserror::Error;
@@ -29,7 +29,8 @@ impl Slots {
     /// # Errors
     /// Failed allocations.
     pub fn allocate(gpu: &Gpu, layout: &Layout) -> Result<Self, GpuError> {
-        let buffers = layout.sizes.iter().map(|&bytes| gpu.allocate("activations", bytes)).collect::<Result<_, _>>()?;
+        let buffers =
+            layout.sizes.iter().map(|&bytes| gpu.allocate("activations", bytes)).collect::<Result<_, _>>()?;
         Ok(Slots { buffers })
     }
 
@@ -38,7 +39,10 @@ impl Slots {
     ///
     /// # Errors
     /// Failed allocations.
-    pub fn shared<const N: usize>(gpu: &Gpu, mut layouts: [Layout; N]) -> Result<(Self, [Layout; N]), GpuError> {
+    pub fn shared<const N: usize>(
+        gpu: &Gpu,
+        mut layouts: [Layout; N],
+    ) -> Result<(Self, [Layout; N]), GpuError> {
         let mut sizes: Vec<u64> = Vec::new();
         let mut order: Vec<usize> = (0..N).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(layouts[i].sizes.iter().sum::<u64>()));

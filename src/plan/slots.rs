@@ -83,7 +83,8 @@ impl Layout {
         let mut nodes = Vec::new();
         for &n in &live {
             let node = &graph.nodes()[n];
-            let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
+            let types =
+                |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
             let accumulate: Vec<bool> = node.outputs.iter().map(|v| accumulators.contains_key(v)).collect();
             let alive: Vec<bool> = node.outputs.iter().map(|v| read.contains(v)).collect();
             let launch = node.op.launch(&Launch {
@@ -118,9 +119,11 @@ impl Layout {
     pub fn shrink(&self, graph: &Graph, device: &DeviceProfile) -> Option<Self> {
         let mut small = Layout::new(graph, device);
         let same = small.nodes.len() == self.nodes.len()
-            && small.nodes.iter().zip(&self.nodes).all(|(a, b)| {
-                a.0 == b.0 && a.1.workspaces.len() == b.1.workspaces.len()
-            });
+            && small
+                .nodes
+                .iter()
+                .zip(&self.nodes)
+                .all(|(a, b)| a.0 == b.0 && a.1.workspaces.len() == b.1.workspaces.len());
         let fits = |value: &Value| match self.homes.get(value) {
             Some(Home::Slot(slot)) => graph.type_of(*value).bytes() <= self.sizes[*slot],
             _ => true,
@@ -144,7 +147,9 @@ impl Layout {
         let mut free: Vec<usize> = (0..sizes.len()).collect();
         let mut places = vec![0; self.sizes.len()];
         for slot in order {
-            let fit = (0..free.len()).filter(|&i| sizes[free[i]] >= self.sizes[slot]).min_by_key(|&i| sizes[free[i]]);
+            let fit = (0..free.len())
+                .filter(|&i| sizes[free[i]] >= self.sizes[slot])
+                .min_by_key(|&i| sizes[free[i]]);
             places[slot] = match fit {
                 Some(i) => free.swap_remove(i),
                 None => {
@@ -187,7 +192,8 @@ impl Layout {
                     dying.push(slot);
                 }
             }
-            let slots: Vec<usize> = scratch.iter().map(|&bytes| take(&mut self.sizes, &mut free, bytes)).collect();
+            let slots: Vec<usize> =
+                scratch.iter().map(|&bytes| take(&mut self.sizes, &mut free, bytes)).collect();
             free.extend(&slots);
             self.workspaces.push(slots);
             free.extend(dying);
@@ -231,9 +237,9 @@ fn live_nodes(graph: &Graph) -> Vec<usize> {
     let mut live = Vec::new();
     for (n, node) in graph.nodes().iter().enumerate().rev() {
         let changes_state = (0..node.outputs.len()).any(|o| {
-            node.op.in_place(o).is_some_and(|i| {
-                graph.leaf_of(node.inputs[i]).is_some_and(|l| l.kind == LeafKind::State)
-            })
+            node.op
+                .in_place(o)
+                .is_some_and(|i| graph.leaf_of(node.inputs[i]).is_some_and(|l| l.kind == LeafKind::State))
         });
         if changes_state || node.outputs.iter().any(|v| wanted.contains(v)) {
             wanted.extend(&node.inputs);

@@ -11,11 +11,15 @@ use thiserror::Error;
 pub enum AdapterError {
     #[error("no module matches {wanted:?}; the linear layers of the blocks are {known}")]
     NoTarget { wanted: String, known: String },
-    #[error("the adapter has the module {module}, which this model has not or which cannot carry an adapter; \
-             is it an adapter of another model?")]
+    #[error(
+        "the adapter has the module {module}, which this model has not or which cannot carry an adapter; \
+             is it an adapter of another model?"
+    )]
     UnknownModule { module: String },
-    #[error("the adapter of {module} is for [{found_out}, {found_in}], the layer is [{outputs}, {inputs}]; \
-             is it an adapter of another model?")]
+    #[error(
+        "the adapter of {module} is for [{found_out}, {found_in}], the layer is [{outputs}, {inputs}]; \
+             is it an adapter of another model?"
+    )]
     Shape { module: String, found_out: usize, found_in: usize, outputs: usize, inputs: usize },
     #[error("the adapter has rank {found} in {module}, its configuration says {expected}")]
     Rank { module: String, expected: usize, found: usize },
@@ -42,7 +46,8 @@ pub fn spec_of_targets(
             return Err(AdapterError::NoTarget { wanted: target.clone(), known: known.join(", ") });
         }
     }
-    let modules = all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| matches(m, t))).collect();
+    let modules =
+        all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| matches(m, t))).collect();
     Ok(AdapterSpec { rank, scale: alpha / rank as f64, dropout, modules })
 }
 
@@ -108,7 +113,12 @@ pub fn extract(
 
 /// PEFT's configuration of an adapter on these modules: last parts of their names where they say the same as the full
 /// names would, full names else.
-pub fn settings_of(config: &ModelConfig, spec: &AdapterSpec, alpha: f64, base: Option<String>) -> AdapterConfig {
+pub fn settings_of(
+    config: &ModelConfig,
+    spec: &AdapterSpec,
+    alpha: f64,
+    base: Option<String>,
+) -> AdapterConfig {
     let last = |m: &String| m.rsplit('.').next().unwrap_or(m).to_string();
     let mut short: Vec<String> = spec.modules.iter().map(last).collect();
     short.sort_unstable();

@@ -142,9 +142,20 @@ impl Evaluator {
         let layout = Layout::new(&graph, gpu.profile());
         let slots = Slots::allocate(gpu, &layout)?;
         memory.activations = slots.bytes();
-        let loss_sum = bindings.leaf(LOSS_SUM).cloned().ok_or_else(|| PlanError::Unbound { name: LOSS_SUM.into() })?;
+        let loss_sum =
+            bindings.leaf(LOSS_SUM).cloned().ok_or_else(|| PlanError::Unbound { name: LOSS_SUM.into() })?;
         let programs = HashMap::new();
-        Ok(Evaluator { gpu: gpu.clone(), network, capacity, bindings, loss_sum, layout, slots, programs, memory })
+        Ok(Evaluator {
+            gpu: gpu.clone(),
+            network,
+            capacity,
+            bindings,
+            loss_sum,
+            layout,
+            slots,
+            programs,
+            memory,
+        })
     }
     /// Device memory by kind: what is allocated, to the byte.
     pub fn memory(&self) -> &MemoryReport {
@@ -169,7 +180,10 @@ impl Evaluator {
         if !self.programs.contains_key(&key) {
             let graph = self.network.evaluation(size.tokens, size.labels)?;
             let layout = self.layout.shrink(&graph, self.gpu.profile()).ok_or_else(|| {
-                GraphError::invalid("plan", "a smaller size of the network does not fit the plan of the largest")
+                GraphError::invalid(
+                    "plan",
+                    "a smaller size of the network does not fit the plan of the largest",
+                )
             })?;
             let program = Program::new(&self.gpu, &graph, &layout, &self.slots, &self.bindings)?;
             self.programs.insert(key, program);

@@ -12,7 +12,9 @@ use super::trainer::{Capacity, StepOutcome, Trainer};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
-use crate::data::{Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order};
+use crate::data::{
+    Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order,
+};
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::models::{ModelConfig, Network};
@@ -116,8 +118,11 @@ impl<'a> Finetune<'a> {
         }
         options.max_seq_length = Some(options.max_seq_length.unwrap_or(limit).min(limit));
         let style = options.data.prompt_style.parse().unwrap_or(PromptStyle::Alpaca);
-        let sample =
-            SampleOptions { style, mask_prompt: options.data.mask_prompt, max_seq_length: options.max_seq_length };
+        let sample = SampleOptions {
+            style,
+            mask_prompt: options.data.mask_prompt,
+            max_seq_length: options.max_seq_length,
+        };
         let data = Dataset::open(
             &options.data.json_path,
             &tokenizer,
@@ -195,7 +200,8 @@ impl<'a> Finetune<'a> {
         for step in 0..steps {
             let (epoch, within) = (step / per_epoch, step % per_epoch);
             if within == 0 {
-                order = epoch_order(data.train.len(), self.options.seed, epoch as u64, self.options.data.shuffle);
+                order =
+                    epoch_order(data.train.len(), self.options.seed, epoch as u64, self.options.data.shuffle);
             }
             let begin = within * self.options.batch_size;
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];

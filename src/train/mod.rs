@@ -1,6 +1,7 @@
 //! Training: options, schedule, optimiser, the loop, metrics.
 
 pub mod adapter;
+pub mod bench;
 pub mod evaluator;
 pub mod finetune;
 mod inputs;

@@ -43,7 +43,10 @@ pub fn open_network(
 ///
 /// # Errors
 /// The largest token, where it is over the vocabulary.
-pub fn check_vocabulary<'t>(tokens: impl IntoIterator<Item = &'t u32>, config: &ModelConfig) -> Result<(), Error> {
+pub fn check_vocabulary<'t>(
+    tokens: impl IntoIterator<Item = &'t u32>,
+    config: &ModelConfig,
+) -> Result<(), Error> {
     match tokens.into_iter().max() {
         Some(&token) if token as usize >= config.vocab_size => Err(Error::input(format!(
             "the tokenizer gives the token {token}, but the model has {} (vocab_size in config.json); \

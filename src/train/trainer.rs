@@ -20,7 +20,9 @@ use thiserror::Error;
 pub enum TrainerError {
     #[error("the network cannot be built: {0}")]
     Graph(#[from] GraphError),
-    #[error("a micro-batch of {tokens} tokens with {labels} labels is over the planned {max_tokens} and {max_labels}")]
+    #[error(
+        "a micro-batch of {tokens} tokens with {labels} labels is over the planned {max_tokens} and {max_labels}"
+    )]
     TooLarge { tokens: usize, labels: usize, max_tokens: usize, max_labels: usize },
     #[error(transparent)]
     Weights(#[from] WeightError),
@@ -103,7 +105,8 @@ impl Trainer {
         let (slots, layouts) = Slots::shared(gpu, [layout, eval_layout])?;
         memory.activations = slots.bytes() + optimiser.slot_bytes();
         let [layout, eval_layout] = layouts;
-        let loss_sum = bindings.leaf(LOSS_SUM).cloned().ok_or(PlanError::Unbound { name: LOSS_SUM.into() })?;
+        let loss_sum =
+            bindings.leaf(LOSS_SUM).cloned().ok_or(PlanError::Unbound { name: LOSS_SUM.into() })?;
         let family = |layout| Family { layout, programs: HashMap::new() };
         Ok(Trainer {
             gpu: gpu.clone(),
@@ -200,7 +203,10 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::accumulate`].
-    pub fn evaluate<'a>(&mut self, batches: impl IntoIterator<Item = &'a MicroBatch>) -> Result<f64, TrainerError> {
+    pub fn evaluate<'a>(
+        &mut self,
+        batches: impl IntoIterator<Item = &'a MicroBatch>,
+    ) -> Result<f64, TrainerError> {
         let gpu = self.gpu.clone();
         let mut total = 0.0;
         for batch in batches {
@@ -250,7 +256,10 @@ impl Trainer {
                 false => self.network.evaluation(size.0, size.1)?,
             };
             let layout = family.layout.shrink(&graph, self.gpu.profile()).ok_or_else(|| {
-                GraphError::invalid("plan", "a smaller size of the network does not fit the plan of the largest")
+                GraphError::invalid(
+                    "plan",
+                    "a smaller size of the network does not fit the plan of the largest",
+                )
             })?;
             let program = Program::new(&self.gpu, &graph, &layout, &self.slots, &self.bindings)?;
             family.programs.insert(size, program);

@@ -22,7 +22,9 @@ pub enum WeightError {
 pub enum WeightSource {
     Checkpoint(Checkpoint),
     /// Normal numbers of transformers' standard deviation 0.02 (norms are one), from this seed.
-    Random { seed: u64 },
+    Random {
+        seed: u64,
+    },
 }
 
 /// Bytes that wait in upload memory before they are sent.
@@ -132,7 +134,9 @@ struct Random(u64);
 impl Random {
     fn named(seed: u64, name: &str) -> Self {
         // FNV-1a tells the streams apart
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let hash = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         Random(hash ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 

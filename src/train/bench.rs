@@ -1,0 +1,256 @@
+//! The speed of whole LoRA training steps: a Llama with random weights on random tokens, no files.
+//!
+//! Every step is one micro-batch of `batch` samples in which every token but the first of a sample carries a label. The
+//! first step plans and compiles, so it is timed by itself; rates come from the median of the others.
+
+use super::adapter::spec_of_targets;
+use super::options::{Precision, RecomputeKind};
+use super::trainer::{Capacity, StepOutcome, Trainer, TrainerError};
+use super::weights::WeightSource;
+use crate::autograd::Recompute;
+use crate::data::{MicroBatch, Sample};
+use crate::error::Error;
+use crate::gpu::Gpu;
+use crate::graph::Cost;
+use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
+use crate::nn::WeightMode;
+use crate::ops::adamw::Hyper;
+use serde::Serialize;
+use std::time::Instant;
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchTrainOptions {
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Hidden size of the MLP.
+    pub ffn: usize,
+    pub vocab: usize,
+    /// Tokens per sample.
+    pub seq: usize,
+    /// Samples per step.
+    pub batch: usize,
+    pub rank: usize,
+    /// Modules with an adapter; empty for all linear layers of the blocks.
+    pub targets: Vec<String>,
+    /// Timed steps, after one that is not.
+    pub steps: usize,
+    pub precision: Precision,
+    pub recompute: RecomputeKind,
+}
+
+impl Default for BenchTrainOptions {
+    fn default() -> Self {
+        BenchTrainOptions {
+            hidden: 256,
+            layers: 4,
+            heads: 4,
+            kv_heads: 4,
+            ffn: 768,
+            vocab: 2048,
+            seq: 128,
+            batch: 4,
+            rank: 8,
+            targets: ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec(),
+            steps: 20,
+            precision: Precision::F32True,
+            recompute: RecomputeKind::None,
+        }
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BenchTrainReport {
+    /// Tokens of a step over the median time of a step.
+    pub tokens_per_s: f64,
+    pub step_ms_median: f64,
+    /// Time of the first step, with planning and the compilation of its kernels.
+    pub first_step_s: f64,
+    /// Bytes of all buffers on the device.
+    pub peak_device_bytes: u64,
+    /// Most memory of the process in MiB, a software device's buffers included; known on Linux alone.
+    pub peak_rss_mb: Option<f64>,
+    pub device: String,
+    pub driver: String,
+    /// Mean loss of a label in nats, at the first and at the last step.
+    pub loss_first: f64,
+    pub loss_last: f64,
+}
+
+/// One kind of kernel in one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelTime {
+    pub kernel: &'static str,
+    /// Each dispatch was waited for by itself, so the sum of all kinds is above the time of a step.
+    pub seconds: f64,
+    pub cost: Cost,
+}
+
+/// A measurement that is set up: the trainer and its micro-batch.
+pub struct BenchTrain {
+    trainer: Trainer,
+    batch: MicroBatch,
+    steps: usize,
+    taken: u64,
+}
+
+impl BenchTrain {
+    /// Makes the network with random weights and its micro-batch of random tokens.
+    ///
+    /// # Errors
+    /// Targets that name no layer, shapes that do not fit together, a failed allocation.
+    pub fn new(gpu: &Gpu, options: &BenchTrainOptions) -> Result<Self, Error> {
+        let config = ModelConfig {
+            family: Family::Llama,
+            vocab_size: options.vocab,
+            hidden_size: options.hidden,
+            intermediate_size: options.ffn,
+            layers: options.layers,
+            heads: options.heads,
+            kv_heads: options.kv_heads,
+            head_dim: options.hidden / options.heads,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            max_position_embeddings: options.seq,
+            tied_head: false,
+        };
+        let adapter =
+            spec_of_targets(&config, &options.targets, options.rank, 2.0 * options.rank as f64, 0.0)?;
+        let network = Network {
+            config,
+            weights: WeightMode::Frozen(options.precision.weights()),
+            activations: options.precision.activations(),
+            adapter: Some(adapter),
+            recompute: match options.recompute {
+                RecomputeKind::None => Recompute::None,
+                RecomputeKind::Layer => Recompute::Layer,
+            },
+            positions: options.seq,
+        };
+        let batch = random_batch(options);
+        let capacity = Capacity { tokens: batch.tokens_len(), labels: batch.label_count() };
+        let trainer = Trainer::new(gpu, network, &WeightSource::Random { seed: 0 }, capacity, 0)?;
+        Ok(BenchTrain { trainer, batch, steps: options.steps, taken: 0 })
+    }
+
+    /// Takes the first step and then the timed ones.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn run(&mut self) -> Result<BenchTrainReport, Error> {
+        let mut times = Vec::with_capacity(self.steps + 1);
+        let mut losses = Vec::with_capacity(self.steps + 1);
+        let mut peak = 0;
+        for _ in 0..=self.steps.max(1) {
+            let start = Instant::now();
+            let outcome = self.step()?;
+            times.push(start.elapsed().as_secs_f64());
+            losses.push(outcome.loss_sum / self.batch.label_count() as f64);
+            peak = peak.max(self.trainer.gpu().allocated_bytes());
+        }
+        let first = times.remove(0);
+        times.sort_by(f64::total_cmp);
+        let median = times[times.len() / 2];
+        let info = self.trainer.gpu().info();
+        Ok(BenchTrainReport {
+            tokens_per_s: self.batch.tokens_len() as f64 / median,
+            step_ms_median: median * 1e3,
+            first_step_s: first,
+            peak_device_bytes: peak,
+            peak_rss_mb: peak_rss_mib(),
+            device: info.name.clone(),
+            driver: info.driver.clone(),
+            loss_first: losses[0],
+            loss_last: losses[losses.len() - 1],
+        })
+    }
+
+    /// One optimiser step.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn step(&mut self) -> Result<StepOutcome, TrainerError> {
+        self.taken += 1;
+        self.trainer.begin()?;
+        self.trainer.accumulate(&self.batch, 1.0 / self.batch.label_count() as f32)?;
+        self.trainer.step(&Hyper {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: None,
+            inverse_scale: 1.0,
+            step: self.taken,
+        })
+    }
+
+    /// Time and work of each kind of kernel in forward and reverse pass, longest first; the median of three passes.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn kernels(&mut self) -> Result<Vec<KernelTime>, Error> {
+        let passes = [
+            self.trainer.profile(&self.batch)?,
+            self.trainer.profile(&self.batch)?,
+            self.trainer.profile(&self.batch)?,
+        ];
+        let mut kernels: Vec<KernelTime> = (0..passes[0].len())
+            .map(|i| {
+                let mut seconds = [passes[0][i].1, passes[1][i].1, passes[2][i].1];
+                seconds.sort_by(f64::total_cmp);
+                let (kernel, _, cost) = passes[0][i];
+                KernelTime { kernel, seconds: seconds[1], cost }
+            })
+            .collect();
+        kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(kernels)
+    }
+
+    pub fn trainer(&self) -> &Trainer {
+        &self.trainer
+    }
+}
+
+fn random_batch(options: &BenchTrainOptions) -> MicroBatch {
+    // Knuth's linear congruential generator: its high bits are even enough for tokens
+    let mut state = 1u64;
+    let mut token = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % options.vocab as u64) as u32
+    };
+    let samples: Vec<Sample> = (0..options.batch)
+        .map(|_| Sample { tokens: (0..options.seq).map(|_| token()).collect(), masked: 0 })
+        .collect();
+    MicroBatch::from_samples(&samples)
+}
+
+/// The most memory that the process has had in RAM, in MiB.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kib| kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_but_the_first_of_a_sample_is_a_label() {
+        let options = BenchTrainOptions { seq: 5, batch: 3, vocab: 7, ..Default::default() };
+        let batch = random_batch(&options);
+        assert_eq!((batch.tokens_len(), batch.label_count()), (15, 12));
+        assert!(batch.tokens.iter().all(|&t| t < 7));
+        assert!(batch.tokens.iter().any(|&t| t != batch.tokens[0]));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn linux_tells_the_peak_memory() {
+        assert!(peak_rss_mib().is_some_and(|mib| mib > 1.0));
+    }
+}
