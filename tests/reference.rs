@@ -67,11 +67,6 @@ impl Reference {
         self.report["curve"][key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
     }
 
-    fn ids(&self, key: &str) -> Vec<u32> {
-        let list = if key == "prompt_ids" { &self.report[key] } else { &self.report[key]["tokens"] };
-        list.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
-    }
-
     /// Batch `index` of `{prefix}input_ids` as a flat stream without its padding.
     fn batch(&self, prefix: &str, index: usize) -> MicroBatch {
         let (rows, width) = (2, 24);

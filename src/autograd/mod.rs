@@ -95,13 +95,12 @@ impl Reverse {
         if gradients.iter().all(Option::is_none) || !wanted.contains(&true) {
             return Ok(());
         }
-        if let Some(block) = node.block {
-            if self.recompute == Recompute::Layer
-                && Some(block) != self.last_block
-                && self.copied.insert(block)
-            {
-                self.copy_block(graph, nodes, block)?;
-            }
+        if let Some(block) = node.block
+            && self.recompute == Recompute::Layer
+            && Some(block) != self.last_block
+            && self.copied.insert(block)
+        {
+            self.copy_block(graph, nodes, block)?;
         }
         let current = |v: &Value| self.copies.get(v).copied().unwrap_or(*v);
         let inputs: Vec<Value> = node.inputs.iter().map(current).collect();

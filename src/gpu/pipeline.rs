@@ -16,6 +16,8 @@ pub(super) struct Pipeline {
     layout: wgpu::BindGroupLayout,
 }
 
+type Compiled = (ShaderKey, Arc<Pipeline>);
+
 /// A dispatch with its buffers.
 pub struct Bound {
     pipeline: Arc<Pipeline>,
@@ -51,7 +53,7 @@ impl Gpu {
             }
         }
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(missing.len().max(1));
-        let results: Vec<Result<Vec<(ShaderKey, Arc<Pipeline>)>, GpuError>> = std::thread::scope(|scope| {
+        let results: Vec<Result<Vec<Compiled>, GpuError>> = std::thread::scope(|scope| {
             let handles: Vec<_> = (0..workers)
                 .map(|worker| {
                     let mine = missing.iter().skip(worker).step_by(workers);

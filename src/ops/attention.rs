@@ -285,10 +285,10 @@ impl Operation for AttentionGradient {
                 for (s, weight) in p.keys.zip(&p.weights) {
                     let dp: f64 = gradient.iter().zip(&v.row(s)[p.kv..p.kv + d]).map(|(a, b)| a * b).sum();
                     let ds = weight * (dp - delta) * scale;
-                    for i in 0..d {
+                    for (i, g) in gradient.iter().enumerate() {
                         dq.row_mut(t)[head * d + i] += ds * k.row(s)[p.kv + i];
                         dk.row_mut(s)[p.kv + i] += ds * q.row(t)[head * d + i];
-                        dv.row_mut(s)[p.kv + i] += weight * gradient[i];
+                        dv.row_mut(s)[p.kv + i] += weight * g;
                     }
                 }
             }
@@ -335,7 +335,7 @@ fn types(inputs: &[CaseInput]) -> Vec<TensorType> {
 
 /// The input with reproducible values in [-1, 1) that every storage type holds exactly.
 fn fixed_values(position: usize, input: &CaseInput) -> CaseInput {
-    let value = |i: usize| (((i * 37 + position * 11) * 2_654_435_761 >> 7) % 64) as f64 / 32.0 - 1.0;
+    let value = |i: usize| ((((i * 37 + position * 11) * 2_654_435_761) >> 7) % 64) as f64 / 32.0 - 1.0;
     let data = input.data.clone().unwrap_or_else(|| (0..input.ty.shape.elements()).map(value).collect());
     CaseInput { data: Some(data), ..input.clone() }
 }

@@ -42,7 +42,7 @@ impl Operation for Rope {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
         expect_inputs(self.name(), inputs, 3)?;
         let head_dim = inputs[2].cols();
-        expect(self.name(), head_dim % 8 == 0 && inputs[0].cols() % head_dim == 0, || {
+        expect(self.name(), head_dim.is_multiple_of(8) && inputs[0].cols().is_multiple_of(head_dim), || {
             format!(
                 "head dimension {head_dim} must be a multiple of 8 and divide the width {}",
                 inputs[0].cols()

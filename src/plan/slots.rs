@@ -201,10 +201,9 @@ impl Layout {
             inputs.sort_unstable();
             inputs.dedup();
             for value in inputs {
-                if last_use[&value] == at && !kept.contains(&value) && graph.leaf_of(value).is_none() {
-                    if let Some(Home::Slot(slot)) = self.homes.get(&value) {
-                        free.push(*slot);
-                    }
+                let dead = last_use[&value] == at && !kept.contains(&value) && graph.leaf_of(value).is_none();
+                if let (true, Some(Home::Slot(slot))) = (dead, self.homes.get(&value)) {
+                    free.push(*slot);
                 }
             }
         }

@@ -210,7 +210,7 @@ impl Trainer {
         let gpu = self.gpu.clone();
         let mut total = 0.0;
         for batch in batches {
-            gpu.submit(&[self.loss_sum.clone()], &[])?;
+            gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
             let size = self.write_inputs(batch)?;
             gpu.submit(&[], &[self.program(false, size)?.recording()])?;
             total += float(&gpu.read(&[self.loss_sum.part(0, 4)])?[0]);

@@ -78,7 +78,7 @@ impl WeightSource {
                     pack(ty, &rope_table(&config.rope.inverse_frequencies(config.head_dim), ty.rows()))
                 }
                 // the fast path: rows without padding need no detour through f32
-                WeightSource::Checkpoint(checkpoint) if ty.cols() % 4 == 0 => {
+                WeightSource::Checkpoint(checkpoint) if ty.cols().is_multiple_of(4) => {
                     let mut bytes = Vec::with_capacity(ty.bytes() as usize);
                     checkpoint.tensor(&leaf.name)?.write_as(ty.dtype, &mut bytes);
                     bytes

@@ -1,0 +1,499 @@
+//! `engraft finetune` and `finetune_full` as a user calls them: files, exit codes, messages, repeatability, and PyTorch +
+//! PEFT where Python has them.
+
+mod common;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn model() -> PathBuf {
+    common::fixtures().join("models/llama")
+}
+
+/// Twelve rows with answers of very different lengths.
+fn rows() -> Vec<Value> {
+    (0..12)
+        .map(|i| json!({"instruction": format!("Say {i}"), "input": "", "output": "ab ".repeat(1 + i * i % 11)}))
+        .collect()
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn engraft(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_engraft")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A run of the command on the small rows; options replace the defaults by coming later in the map.
+struct Run {
+    folder: tempfile::TempDir,
+    command: &'static str,
+    options: Vec<(String, String)>,
+}
+
+impl Run {
+    fn new(options: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = write(folder.path(), "data.json", &json!(rows()).to_string());
+        let defaults = [
+            ("data", "JSON"),
+            ("data.json_path", data.to_str().unwrap()),
+            ("data.val_split_fraction", "0.2"),
+            ("data.shuffle", "false"),
+            ("max_seq_length", "100"),
+            ("batch_size", "8"),
+            ("micro_batch_size", "2"),
+            ("max_steps", "3"),
+            ("learning_rate", "1e-3"),
+            ("precision", "32-true"),
+        ];
+        let mut run = Run { command: "finetune", options: Vec::new(), folder };
+        for (name, value) in defaults.iter().chain(options) {
+            run.set(name, value);
+        }
+        run
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        self.options.retain(|(n, _)| n != name);
+        self.options.push((name.to_string(), value.to_string()));
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    fn start(&self, model: &Path) -> Output {
+        let mut arguments = vec![self.command.to_string(), model.display().to_string()];
+        for (name, value) in &self.options {
+            arguments.extend([format!("--{name}"), value.clone()]);
+        }
+        arguments.extend(["--out_dir".to_string(), self.out().display().to_string()]);
+        if let Ok(gpu) = std::env::var("ENGRAFT_TEST_GPU") {
+            arguments.extend(["--gpu".to_string(), gpu]);
+        }
+        engraft(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Runs to success and gives the lines of metrics.jsonl.
+    fn finish(&self) -> Vec<Value> {
+        let output = self.start(&model());
+        assert!(output.status.success(), "{:?}: {}", self.options, text(&output.stderr));
+        self.metrics()
+    }
+
+    fn metrics(&self) -> Vec<Value> {
+        let lines = fs::read_to_string(self.out().join("metrics.jsonl")).unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn adapter(&self) -> Vec<u8> {
+        fs::read(self.out().join("adapter_model.safetensors")).unwrap()
+    }
+}
+
+fn numbers(metrics: &[Value], key: &str) -> Vec<f64> {
+    metrics.iter().filter_map(|line| line[key].as_f64()).collect()
+}
+
+fn close(a: f64, b: f64, tolerance: f64, what: &str) {
+    assert!((a - b).abs() <= tolerance * b.abs(), "{what}: {a} against {b}");
+}
+
+#[test]
+fn a_run_leaves_complete_files() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let run =
+        Run::new(&[("save_interval", "2"), ("eval_interval", "2"), ("max_steps", "5"), ("epochs", "9")]);
+    let output = run.start(&model());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let log = text(&output.stderr);
+    assert!(!log.contains('\r') && !log.contains('\u{1b}'), "no bar where the output is no terminal: {log}");
+    let metrics = run.metrics();
+    let steps: Vec<&Value> = metrics.iter().filter(|l| l.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 5);
+    for key in [
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens",
+        "label_tokens",
+        "tokens_per_s",
+        "elapsed_s",
+    ] {
+        assert!(steps.iter().all(|line| line[key].is_number()), "{key}");
+    }
+    let evaluations: Vec<u64> =
+        metrics.iter().filter(|l| l.get("val_loss").is_some()).map(|l| l["step"].as_u64().unwrap()).collect();
+    assert_eq!(evaluations, [2, 4, 5]);
+    assert!(metrics.iter().filter(|l| l.get("val_loss").is_some()).all(|l| l["val_ppl"].is_number()));
+    assert!(steps[4]["loss"].as_f64() < steps[0]["loss"].as_f64(), "the loss falls");
+    let mut names: Vec<String> =
+        fs::read_dir(run.out()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let expected = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "hyperparameters.json",
+        "metrics.jsonl",
+        "step-000002",
+        "step-000004",
+    ];
+    assert_eq!(names, expected, "and nothing temporary");
+    let settings: Value =
+        serde_json::from_str(&fs::read_to_string(run.out().join("hyperparameters.json")).unwrap()).unwrap();
+    assert_eq!((settings["steps"].as_u64(), settings["precision"].as_str()), (Some(5), Some("32-true")));
+    assert!(run.out().join("step-000004/adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn quiet_runs_say_nothing_and_other_spellings_work() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "d.jsonl", &rows().iter().map(|r| format!("{r}\n")).collect::<String>());
+    let out = folder.path().join("out");
+    let output = engraft(&[
+        "finetune_lora",
+        model().to_str().unwrap(),
+        "--data",
+        "JSON",
+        "--data.json-path",
+        data.to_str().unwrap(),
+        "--max-steps",
+        "1",
+        "--lora-rank",
+        "2",
+        "--lora-targets",
+        "q_proj,v_proj",
+        "--out-dir",
+        out.to_str().unwrap(),
+        "--quiet",
+    ]);
+    // the Vulkan loader itself may print to standard error
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("step"), "{}", text(&output.stderr));
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["r"], &config["target_modules"]), (&json!(2), &json!(["q_proj", "v_proj"])));
+}
+
+/// Every bad input: exit code 2, a message with these words, no output folder, no panic.
+#[test]
+fn bad_input_is_named_and_writes_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| write(scratch.path(), name, content).display().to_string();
+    let row = json!(rows()[0]).to_string();
+    let no_output = file("key.jsonl", &format!("{row}\n{{\"instruction\": \"x\"}}\n"));
+    let wrong_type = file("type.json", r#"[{"instruction": "x", "output": 3}]"#);
+    let broken = file("broken.json", r#"[{"instruction": "x", "#);
+    let broken_line = file("broken.jsonl", &format!("{row}\n{{oops\n"));
+    let (empty, one) = (file("empty.json", ""), file("one.json", &format!("[{row}]")));
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("data.json_path", "/nowhere/data.json", &["/nowhere/data.json"]),
+        ("data.json_path", &no_output, &["key.jsonl", "line 2", "output"]),
+        ("data.json_path", &wrong_type, &["type.json", "output", "string"]),
+        ("data.json_path", &broken, &["broken.json", "line 1"]),
+        ("data.json_path", &broken_line, &["broken.jsonl", "line 2"]),
+        ("data.json_path", &empty, &["empty.json", "empty"]),
+        ("data.json_path", &one, &["val_split_fraction"]),
+        ("data.val_split_fraction", "NaN", &["val_split_fraction", "NaN"]),
+        ("data.val_split_fraction", "1.5", &["val_split_fraction", "1.5"]),
+        ("data", "CSV", &["CSV", "JSON"]),
+        ("batch_size", "7", &["batch_size"]),
+        ("batch_size", "0", &["batch_size"]),
+        ("lora_rank", "0", &["lora_rank"]),
+        ("learning_rate", "NaN", &["learning_rate"]),
+        ("lora_targets", "nose_proj", &["nose_proj", "q_proj"]),
+        ("init_adapter", "/nowhere", &["/nowhere"]),
+        ("precision", "8-true", &["8-true", "bf16-true"]),
+    ];
+    for (name, value, words) in cases {
+        let run = Run::new(&[(name, value)]);
+        check_refused(&run, &model(), words);
+    }
+    let folder = |name: &str| {
+        let path = scratch.path().join(name);
+        fs::create_dir(&path).unwrap();
+        for entry in fs::read_dir(model()).unwrap() {
+            let entry = entry.unwrap();
+            if entry.path().is_file() {
+                fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
+            }
+        }
+        path
+    };
+    let run = Run::new(&[]);
+    check_refused(&run, Path::new("/nowhere/model"), &["/nowhere/model"]);
+    let other = folder("other");
+    let config = fs::read_to_string(other.join("config.json"))
+        .unwrap()
+        .replace("LlamaForCausalLM", "MambaForCausalLM");
+    fs::write(other.join("config.json"), config).unwrap();
+    check_refused(&run, &other, &["MambaForCausalLM", "LlamaForCausalLM"]);
+    let other = folder("no_tokenizer");
+    fs::remove_file(other.join("tokenizer.json")).unwrap();
+    check_refused(&run, &other, &["tokenizer.json"]);
+    let other = folder("no_weights");
+    fs::remove_file(other.join("model.safetensors")).unwrap();
+    check_refused(&run, &other, &["safetensors"]);
+    let other = folder("truncated");
+    let bytes = fs::read(other.join("model.safetensors")).unwrap();
+    fs::write(other.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    check_refused(&run, &other, &["model.safetensors"]);
+}
+
+fn check_refused(run: &Run, model: &Path, words: &[&str]) {
+    let output = run.start(model);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words:?}: {message}");
+    assert!(words.iter().all(|w| message.contains(w)), "{words:?} in: {message}");
+    assert!(!message.contains("panicked"), "{message}");
+    assert!(!run.out().exists(), "{words:?}: something was written");
+}
+
+#[test]
+fn an_unknown_device_is_exit_code_4() {
+    let mut run = Run::new(&[]);
+    run.set("gpu", "no such device");
+    let output = run.start(&model());
+    assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+    assert!(!run.out().exists());
+}
+
+#[test]
+fn one_seed_gives_the_same_bits() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let run = |seed: &str| {
+        let run = Run::new(&[("seed", seed), ("lora_dropout", "0.1"), ("data.shuffle", "true")]);
+        let losses = numbers(&run.finish(), "loss");
+        (losses, run.adapter())
+    };
+    let first = run("7");
+    assert!(first == run("7"), "one seed, two results");
+    assert!(first.1 != run("8").1, "two seeds, one result");
+}
+
+#[test]
+fn accumulation_is_weighted_by_label_tokens() {
+    if common::gpu().is_none() {
+        return;
+    }
+    // ten training rows, batch 8: the partial window of an epoch is stepped too
+    let run = |micro: &str| {
+        let run = Run::new(&[("micro_batch_size", micro), ("epochs", "2"), ("max_steps", "99")]);
+        run.finish()
+    };
+    let whole = run("8");
+    assert_eq!(numbers(&whole, "loss").len(), 4);
+    for micro in ["1", "4"] {
+        let parts = run(micro);
+        for key in ["loss", "grad_norm"] {
+            close(
+                numbers(&parts, key)[0],
+                numbers(&whole, key)[0],
+                1e-5,
+                &format!("{key} at micro-batch {micro}"),
+            );
+        }
+        close(numbers(&parts, "val_loss")[0], numbers(&whole, "val_loss")[0], 1e-4, "validation loss");
+    }
+}
+
+#[test]
+fn recomputation_changes_no_bit() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let run = |recompute: &str| {
+        let run = Run::new(&[("recompute", recompute), ("lora_dropout", "0.2")]);
+        run.finish();
+        run.adapter()
+    };
+    assert!(run("none") == run("layer"));
+}
+
+#[test]
+fn sixteen_bit_storage_trains_alike() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let losses = |precision: &str| numbers(&Run::new(&[("precision", precision)]).finish(), "loss");
+    let exact = losses("32-true");
+    for precision in ["bf16-true", "16-true", "bf16-mixed", "16-mixed"] {
+        for (loss, exact) in losses(precision).iter().zip(&exact) {
+            close(*loss, *exact, 0.01, precision);
+        }
+    }
+}
+
+#[test]
+fn full_training_makes_a_model_that_loads() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let mut run =
+        Run::new(&[("max_steps", "30"), ("epochs", "99"), ("learning_rate", "3e-3"), ("init", "random")]);
+    run.command = "finetune_full";
+    let losses = numbers(&run.finish(), "loss");
+    assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
+    let next = Run::new(&[("max_steps", "1")]);
+    let output = next.start(&run.out());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+/// Runs a script of tests/python; `None`, said loudly, where Python or a package is missing.
+fn python(script: &str, arguments: &[&str]) -> Option<String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
+    let probe =
+        Command::new("python3").args(["-c", "import torch, transformers, peft, safetensors"]).output();
+    if !probe.is_ok_and(|p| p.status.success()) {
+        eprintln!("SKIPPED: python3 with torch, transformers and peft is not on this machine");
+        return None;
+    }
+    let output = Command::new("python3").arg(path).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", text(&output.stderr));
+    Some(text(&output.stdout))
+}
+
+#[test]
+fn losses_equal_pytorch_and_the_adapter_loads_in_peft() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let start = scratch.path().join("start").display().to_string();
+    let model = model();
+    let name = model.to_str().unwrap();
+    let made = python(
+        "make_adapter.py",
+        &["--model", name, "--out", &start, "--r", "4", "--alpha", "8", "--b_std", "0.02"],
+    );
+    if made.is_none() {
+        return;
+    }
+    let run = Run::new(&[
+        ("init_adapter", &start),
+        ("max_steps", "4"),
+        ("epochs", "9"),
+        ("lr_warmup_steps", "2"),
+        ("batch_size", "4"),
+        ("data.mask_prompt", "true"),
+    ]);
+    let metrics = run.finish();
+    let data = run.folder.path().join("data.json").display().to_string();
+    let reference = python(
+        "reference_finetune.py",
+        &[
+            "--model",
+            name,
+            "--data",
+            &data,
+            "--adapter",
+            &start,
+            "--max_seq_length",
+            "100",
+            "--batch_size",
+            "4",
+            "--micro_batch_size",
+            "2",
+            "--steps",
+            "4",
+            "--lr",
+            "1e-3",
+            "--warmup",
+            "2",
+            "--min_lr",
+            "0",
+            "--schedule",
+            "cosine",
+            "--weight_decay",
+            "0.01",
+            "--beta1",
+            "0.9",
+            "--beta2",
+            "0.95",
+            "--eps",
+            "1e-8",
+            "--grad_clip",
+            "1.0",
+            "--val_split_fraction",
+            "0.2",
+            "--mask_prompt",
+            "true",
+        ],
+    )
+    .unwrap();
+    let reference: Vec<Value> = reference.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    let mut worst = 0.0f64;
+    for key in ["loss", "grad_norm", "learning_rate", "val_loss"] {
+        let (ours, theirs) = (numbers(&metrics, key), numbers(&reference, key));
+        assert_eq!(ours.len(), theirs.len(), "{key}");
+        assert!(!ours.is_empty(), "{key}");
+        for (a, b) in ours.iter().zip(&theirs) {
+            close(*a, *b, 2e-4, key);
+            worst = worst.max((a - b).abs() / b.abs());
+        }
+    }
+    println!("worst relative error against PyTorch + PEFT: {worst:.1e}");
+
+    // the trained adapter, read by PEFT, gives the validation loss that was reported
+    let ids: Vec<u32> = (5..29).collect();
+    let input = write(scratch.path(), "ids.json", &json!({"input_ids": [ids], "labels": [ids]}).to_string());
+    let loaded =
+        python("load_adapter.py", &[name, run.out().to_str().unwrap(), input.to_str().unwrap()]).unwrap();
+    let loaded: Value = serde_json::from_str(&loaded).unwrap();
+    assert_eq!(
+        (&loaded["missing"], &loaded["unexpected"]),
+        (&json!([]), &json!([])),
+        "PEFT reads every tensor"
+    );
+    let logits: Vec<f64> = loaded["logits"].as_array().unwrap()[0]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|row| row.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()))
+        .collect();
+    let ours = our_logits(&model, &run.out(), &ids);
+    assert_eq!(ours.len(), logits.len());
+    let error = ours.iter().zip(&logits).fold(0.0f64, |m, (a, b)| m.max((f64::from(*a) - b).abs()));
+    println!("logits of our adapter in PEFT: worst difference {error:.1e}");
+    assert!(error < 1e-4);
+}
+
+fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
+    use engraft::checkpoint::{Adapter, Checkpoint};
+    use engraft::train::trainer::{Capacity, Trainer};
+    let gpu = common::gpu().unwrap();
+    let peft = Adapter::read(adapter).unwrap();
+    let config = engraft::models::ModelConfig::read(model).unwrap();
+    let network = engraft::models::Network {
+        weights: engraft::nn::WeightMode::Frozen(engraft::graph::DType::F32),
+        activations: engraft::graph::DType::F32,
+        adapter: Some(engraft::train::adapter::spec_of_adapter(&config, &peft).unwrap()),
+        recompute: engraft::autograd::Recompute::None,
+        positions: 128,
+        config,
+    };
+    let source = engraft::train::weights::WeightSource::Checkpoint(Checkpoint::open(model).unwrap());
+    let mut trainer = Trainer::new(&gpu, network, &source, Capacity { tokens: 32, labels: 32 }, 1).unwrap();
+    engraft::train::adapter::load(trainer.optimiser(), &peft).unwrap();
+    let sample = engraft::data::Sample { tokens: ids.to_vec(), masked: 1 };
+    trainer.logits(&engraft::data::MicroBatch::from_samples([&sample])).unwrap()
+}

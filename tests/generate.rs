@@ -1,0 +1,411 @@
+//! Generation with a KV cache against PyTorch and against the network without a cache; the commands `generate`,
+//! `evaluate` and `devices` as a user calls them.
+
+mod common;
+
+use engraft::checkpoint::Adapter;
+use engraft::data::{MicroBatch, Sample};
+use engraft::error::{Error, Failure};
+use engraft::generate::sampling::SamplingOptions;
+use engraft::generate::{CacheSize, End, GenerateError, GenerateOptions, Generator};
+use engraft::gpu::Gpu;
+use engraft::train::evaluator::Evaluator;
+use engraft::train::options::Precision;
+use engraft::train::setup::open_network;
+use engraft::train::trainer::{Capacity, Trainer};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn model(name: &str) -> PathBuf {
+    common::fixtures().join("models").join(name)
+}
+
+fn greedy(max_new_tokens: usize) -> GenerateOptions {
+    let sampling = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
+    GenerateOptions { max_new_tokens, sampling, stop: vec![] }
+}
+
+fn keep_going(_: u32) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn ids(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+/// Tokens without any pattern, below the fixtures' vocabulary of 512.
+fn text(length: usize) -> Vec<u32> {
+    (0..length as u32).map(|t| (t * 197 + t * t * 31 + 11) % 500).collect()
+}
+
+#[test]
+fn greedy_tokens_equal_pytorch() {
+    let Some(gpu) = common::gpu() else { return };
+    for name in ["llama", "llama_untied", "llama_sharded"] {
+        let folder = model(name);
+        let report = std::fs::read_to_string(folder.join("ref/reference.json")).unwrap();
+        let reference: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let prompt = ids(&reference["prompt_ids"]);
+        let adapter = folder.join("ref/adapter");
+        for (key, adapter) in [("base_greedy", None), ("lora_greedy", Some(adapter.as_path()))] {
+            let expected = ids(&reference[key]["tokens"]);
+            let size = prompt.len() + expected.len();
+            let mut generator = Generator::open(&gpu, &folder, adapter, Precision::F32True, size).unwrap();
+            // twice: what the first text left in the cache must not show in the second
+            for _ in 0..2 {
+                let generated =
+                    generator.generate(&prompt, &greedy(expected.len()), &mut keep_going).unwrap();
+                assert_eq!(generated.tokens, expected, "{name}: {key}");
+                assert_eq!(generated.end, End::Length);
+            }
+        }
+    }
+}
+
+fn generator(gpu: &Gpu, cache: CacheSize) -> Generator {
+    let folder = model("llama");
+    let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
+    let (network, source) = open_network(&folder, Some(&adapter), Precision::F32True).unwrap();
+    Generator::new(gpu, network, &source, Some(&adapter), cache).unwrap()
+}
+
+fn trainer(gpu: &Gpu, tokens: usize) -> Trainer {
+    let folder = model("llama");
+    let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
+    let (network, source) = open_network(&folder, Some(&adapter), Precision::F32True).unwrap();
+    let trainer = Trainer::new(gpu, network, &source, Capacity { tokens, labels: tokens }, 1).unwrap();
+    engraft::train::adapter::load(trainer.optimiser(), &adapter).unwrap();
+    trainer
+}
+
+fn worst(actual: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(actual.len(), expected.len());
+    let differences = actual.iter().zip(expected).map(|(a, e)| (a - e).abs());
+    differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d) })
+}
+
+#[test]
+fn chunks_of_any_size_give_the_logits_of_the_whole_sequence() {
+    let Some(gpu) = common::gpu() else { return };
+    let tokens = text(101);
+    let sample = Sample { tokens: tokens.clone(), masked: 0 };
+    let whole = trainer(&gpu, tokens.len()).logits(&MicroBatch::from_samples([&sample])).unwrap();
+    let vocabulary = whole.len() / tokens.len();
+    let row = |t: usize| &whole[t * vocabulary..(t + 1) * vocabulary];
+
+    // chunks of 24 and 6 rows, neither of which divides 101
+    let mut generator = generator(&gpu, CacheSize { tokens: tokens.len(), chunk: 24 });
+    let all = generator.logits(&tokens).unwrap();
+    let mut largest = worst(&all, row(100));
+    // the text so far in pieces, after the longer text has filled the cache
+    generator.reset();
+    let mut end = 0;
+    for piece in [1, 5, 40, 2, 13, 1, 1, 37, 1] {
+        let logits = generator.logits(&tokens[end..end + piece]).unwrap();
+        end += piece;
+        largest = largest.max(worst(&logits, row(end - 1)));
+    }
+    assert_eq!((end, generator.len()), (tokens.len(), tokens.len()));
+    println!("logits with a KV cache: worst error {largest:.2e}");
+    assert!(largest < 1e-4, "{largest:.2e}");
+}
+
+#[test]
+fn sampling_is_a_function_of_the_seed() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut generator = generator(&gpu, CacheSize::new(40));
+    let mut draw = |seed| {
+        let sampling = SamplingOptions { temperature: 1.0, top_k: Some(40), top_p: 0.95, seed };
+        let options = GenerateOptions { max_new_tokens: 24, sampling, stop: vec![] };
+        generator.generate(&text(9), &options, &mut keep_going).unwrap().tokens
+    };
+    let first = draw(1);
+    assert_eq!(first.len(), 24);
+    assert_eq!(first, draw(1));
+    assert_ne!(first, draw(2));
+}
+
+#[test]
+fn stop_tokens_and_the_caller_end_a_text() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut generator = generator(&gpu, CacheSize::new(30));
+    let prompt = text(7);
+    let all = generator.generate(&prompt, &greedy(12), &mut keep_going).unwrap().tokens;
+    let stop = *all.iter().skip(1).find(|&&token| token != all[0]).unwrap();
+    let before = all.iter().position(|&token| token == stop).unwrap();
+
+    let mut seen = Vec::new();
+    let mut collect = |token| {
+        seen.push(token);
+        ControlFlow::Continue(())
+    };
+    let options = GenerateOptions { stop: vec![stop], ..greedy(12) };
+    let stopped = generator.generate(&prompt, &options, &mut collect).unwrap();
+    assert_eq!((stopped.end, &stopped.tokens[..]), (End::Stop(stop), &all[..before]));
+    assert_eq!(seen, stopped.tokens);
+
+    let ended = generator.generate(&prompt, &greedy(12), &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!((ended.end, &ended.tokens[..]), (End::Caller, &all[..1]));
+    let nothing = generator.generate(&prompt, &greedy(0), &mut keep_going).unwrap();
+    assert_eq!((nothing.end, nothing.tokens.len()), (End::Length, 0));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_leaves_the_cache_alone() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut generator = generator(&gpu, CacheSize::new(10));
+    let expected = generator.logits(&text(8)).unwrap();
+    assert!(matches!(generator.logits(&[]), Err(GenerateError::NoPrompt)));
+    assert!(matches!(
+        generator.logits(&[1, 99_999]),
+        Err(GenerateError::UnknownToken { token: 99_999, vocabulary: 512 })
+    ));
+    assert!(matches!(generator.logits(&[1, 2, 3]), Err(GenerateError::CacheFull { tokens: 11, cache: 10 })));
+    assert_eq!(generator.len(), 8);
+    generator.logits(&[1, 2]).unwrap();
+    let error = generator.generate(&text(8), &greedy(3), &mut keep_going).unwrap_err();
+    assert_eq!(Error::from(error).failure(), Failure::Input);
+    generator.reset();
+    assert_eq!(generator.logits(&text(8)).unwrap(), expected);
+
+    let over = Generator::open(&gpu, &model("llama"), None, Precision::F32True, 129).map(|_| ());
+    assert!(matches!(over, Err(Error::Generate(GenerateError::OverLimit { tokens: 129, limit: 128 }))));
+}
+
+#[test]
+fn sixteen_bit_storage_stays_close() {
+    let Some(gpu) = common::gpu() else { return };
+    let tokens = text(20);
+    let logits = |precision| {
+        let mut generator = Generator::open(&gpu, &model("llama"), None, precision, 20).unwrap();
+        generator.logits(&tokens).unwrap()
+    };
+    let exact = logits(Precision::F32True);
+    let spread = exact.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    for (precision, allowed) in [(Precision::F16True, 0.01), (Precision::BF16True, 0.08)] {
+        let error = worst(&logits(precision), &exact) / spread;
+        println!("{precision}: worst error {error:.2e} of the largest logit");
+        assert!(error < allowed, "{precision}: {error:.2e}");
+    }
+}
+
+#[test]
+fn device_memory_is_what_the_reports_say() {
+    let Some(gpu) = common::gpu() else { return };
+    let before = gpu.allocated_bytes();
+    let generator = generator(&gpu, CacheSize::new(100));
+    assert_eq!(gpu.allocated_bytes() - before, generator.memory().total());
+    drop(generator);
+    assert_eq!(gpu.allocated_bytes(), before);
+}
+
+#[test]
+fn the_evaluator_gives_the_trainers_loss_in_less_memory() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = model("llama");
+    let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
+    let (network, source) = open_network(&folder, Some(&adapter), Precision::F32True).unwrap();
+    let capacity = Capacity { tokens: 90, labels: 90 };
+    let before = gpu.allocated_bytes();
+    let mut evaluator = Evaluator::new(&gpu, network, &source, Some(&adapter), capacity).unwrap();
+    assert_eq!(gpu.allocated_bytes() - before, evaluator.memory().total());
+    let mut trainer = trainer(&gpu, 90);
+    assert!(evaluator.memory().total() < trainer.memory().total());
+    assert_eq!(evaluator.memory().optimiser, 0);
+    let samples = [Sample { tokens: text(50), masked: 9 }, Sample { tokens: text(33), masked: 30 }];
+    for samples in [&samples[..], &samples[1..]] {
+        let batch = MicroBatch::from_samples(samples);
+        let expected = trainer.evaluate([&batch]).unwrap();
+        assert!((evaluator.loss_sum(&batch).unwrap() / expected - 1.0).abs() < 1e-6);
+    }
+}
+
+/// Runs the program on the device under test.
+fn engraft(arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Ok(device) = std::env::var("ENGRAFT_TEST_GPU")
+        && arguments[0] != "devices"
+        && !arguments.contains(&"--gpu")
+    {
+        command.args(["--gpu", &device]);
+    }
+    let mut child = command.spawn().unwrap();
+    // a program that ends before it reads closes the pipe: no error here
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn said(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+fn success(arguments: &[&str], input: &str) -> (String, String) {
+    let output = engraft(arguments, input);
+    let (out, err) = said(&output);
+    assert!(output.status.success(), "{arguments:?}: {err}");
+    (out, err)
+}
+
+/// The exit code, and the message.
+fn failure(arguments: &[&str]) -> (i32, String) {
+    let output = engraft(arguments, "");
+    let (out, err) = said(&output);
+    assert_eq!(out, "", "{arguments:?}");
+    assert!(err.starts_with("engraft: ") && !err.contains("panicked"), "{arguments:?}: {err}");
+    (output.status.code().unwrap(), err)
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn the_command_generates_the_same_from_an_option_and_from_standard_input() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = model("llama");
+    let adapter = folder.join("ref/adapter");
+    let options = ["--prompt_style", "none", "--max_new_tokens", "12", "--precision", "32-true"];
+    let call = |more: &[&str], input: &str| {
+        success(&[&["generate", path(&folder)], &options[..], more].concat(), input)
+    };
+    let greedy = ["--temperature", "0"];
+    let (text, notes) = call(&[&greedy[..], &["--prompt", "the cat"]].concat(), "");
+    assert!(text.ends_with('\n') && notes.contains("tokens/s") && notes.contains("device "), "{notes}");
+    let (piped, notes) = call(&[&greedy[..], &["--quiet"]].concat(), "the cat\n");
+    assert_eq!(piped, text);
+    assert_eq!(notes, "");
+    let lora = ["--lora", path(&adapter), "--prompt", "the cat"];
+    assert_ne!(call(&[&greedy[..], &lora].concat(), "").0, text, "the adapter changes the text");
+
+    let sampled = |seed| call(&["--prompt", "the cat", "--temperature", "1", "--seed", seed], "").0;
+    assert_eq!(sampled("3"), sampled("3"));
+    assert_ne!(sampled("3"), sampled("4"));
+}
+
+#[test]
+fn a_text_beyond_the_models_limit_is_cut_with_a_note() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = model("llama");
+    let generate = ["generate", path(&folder), "--prompt_style", "none", "--temperature", "0"];
+    let (_, notes) = success(&[&generate[..], &["--max_new_tokens", "500"]].concat(), "the cat");
+    assert!(notes.contains("--max_new_tokens is cut to") && notes.contains("128"), "{notes}");
+    let prompt = "the cat sat ".repeat(200);
+    let (code, message) = failure(&[&generate[..], &["--prompt", &prompt]].concat());
+    assert!(code == 2 && message.contains("shorten the prompt"), "{message}");
+}
+
+const RECORDS: &str = r#"[
+    {"instruction": "name an animal", "output": "the cat"},
+    {"instruction": "repeat", "input": "one two", "output": "one two"},
+    {"instruction": "say nothing of it", "output": "a dog sat on the mat"}
+]"#;
+
+#[test]
+fn the_command_evaluates_a_file() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = model("llama");
+    let adapter = folder.join("ref/adapter");
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("data.json");
+    std::fs::write(&file, RECORDS).unwrap();
+    let common = ["evaluate", path(&folder), "--data.json_path", path(&file), "--precision", "32-true"];
+    let style = ["--data.prompt_style", "none"];
+    let json = |more: &[&str]| -> serde_json::Value {
+        let (out, err) = success(&[&common[..], &style, &["--json"], more].concat(), "");
+        assert_eq!(err, "");
+        serde_json::from_str(&out).unwrap()
+    };
+    let number = |report: &serde_json::Value, key: &str| report[key].as_f64().unwrap();
+    let base = json(&["--micro_batch_size", "1"]);
+    assert_eq!(number(&base, "samples"), 3.0);
+    let loss = number(&base, "loss");
+    assert!(loss > 1.0 && (number(&base, "perplexity") / loss.exp() - 1.0).abs() < 1e-9, "{base}");
+    // the mean is over label tokens, so the division into micro-batches does not show
+    let together = json(&["--micro_batch_size", "3"]);
+    assert!((number(&together, "loss") / loss - 1.0).abs() < 1e-5, "{base} {together}");
+    assert_eq!(together["label_tokens"], base["label_tokens"]);
+    let adapted = json(&["--lora", path(&adapter)]);
+    assert!((number(&adapted, "loss") - loss).abs() > 1e-3);
+    let unmasked = json(&["--data.mask_prompt", "false"]);
+    assert!(number(&unmasked, "label_tokens") > number(&base, "label_tokens"));
+    assert_eq!(number(&json(&["--data.val_split_fraction", "0.34"]), "samples"), 1.0);
+
+    let (table, _) = success(&[&common[..], &style].concat(), "");
+    for word in ["loss", "perplexity", "label tokens", "samples", "device"] {
+        assert!(table.contains(word), "{table}");
+    }
+    let (code, message) = failure(&[&common[..], &["--max_seq_length", "2"]].concat());
+    assert!(code == 2 && message.contains("data.json"), "{message}");
+}
+
+#[test]
+fn the_command_lists_devices() {
+    let text = engraft(&["devices"], "");
+    let json = engraft(&["devices", "--json"], "");
+    assert_eq!(text.status.code(), json.status.code());
+    let list: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(list["reason"].is_string());
+    if common::gpu().is_none() {
+        assert_eq!(text.status.code(), Some(4));
+        assert!(list["devices"].as_array().unwrap().is_empty() && list["chosen"].is_null());
+        assert!(said(&text).1.contains("install a Vulkan driver"));
+        return;
+    }
+    assert_eq!(text.status.code(), Some(0));
+    assert_eq!(list["chosen"], 0);
+    let first = &list["devices"][0];
+    assert!(first["max_binding_bytes"].as_u64().unwrap() > 0 && first["shader_f16"].is_boolean());
+    assert!(said(&text).0.contains(first["name"].as_str().unwrap()));
+    assert!(said(&text).0.contains("a run uses 0"));
+}
+
+#[test]
+fn without_any_driver_every_command_says_what_to_install() {
+    let folder = model("llama");
+    for arguments in [vec!["devices"], vec!["generate", path(&folder), "--prompt", "a"]] {
+        // the Vulkan loader finds no driver in an empty list
+        let output = Command::new(env!("CARGO_BIN_EXE_engraft"))
+            .args(&arguments)
+            .env("VK_DRIVER_FILES", "/nonexistent.json")
+            .env("VK_ICD_FILENAMES", "/nonexistent.json")
+            .output()
+            .unwrap();
+        let message = said(&output).1;
+        if cfg!(target_os = "linux") {
+            assert_eq!(output.status.code(), Some(4), "{message}");
+            assert!(message.contains("install a Vulkan driver"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn bad_input_has_an_exit_code_and_a_reason() {
+    let folder = model("llama");
+    let data = folder.join("config.json");
+    let generate = ["generate", "--prompt", "a"];
+    let evaluate = ["evaluate", path(&folder), "--data.json_path"];
+    for (arguments, words) in [
+        ([&generate[..], &["/no/such/model"]].concat(), "/no/such/model"),
+        ([&generate[..], &[path(&folder), "--lora", "/no/such/adapter"]].concat(), "/no/such/adapter"),
+        ([&generate[..], &[path(&folder), "--temperature", "-1"]].concat(), "--temperature"),
+        ([&generate[..], &[path(&folder), "--prompt_style", "chatml"]].concat(), "--prompt_style"),
+        ([&evaluate[..], &["/no/such/file.json"]].concat(), "/no/such/file.json"),
+        ([&evaluate[..], &[path(&data)]].concat(), "config.json"),
+        ([&evaluate[..], &[path(&data), "--micro_batch_size", "0"]].concat(), "--micro_batch_size"),
+    ] {
+        let (code, message) = failure(&arguments);
+        assert!(code == 2 && message.contains(words), "{arguments:?}: {code}: {message}");
+    }
+    let (code, message) = failure(&[&generate[..], &[path(&folder), "--gpu", "no such device"]].concat());
+    assert_eq!(code, 4, "{message}");
+}
