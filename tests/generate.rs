@@ -225,6 +225,8 @@ fn the_evaluator_gives_the_trainers_loss_in_less_memory() {
 /// Runs the program on the device under test.
 fn engraft(arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    // without it some drivers complain on standard error, which these tests compare
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Ok(device) = std::env::var("ENGRAFT_TEST_GPU")
         && arguments[0] != "devices"
@@ -375,6 +377,7 @@ fn without_any_driver_every_command_says_what_to_install() {
     for arguments in [vec!["devices"], vec!["generate", path(&folder), "--prompt", "a"]] {
         // the Vulkan loader finds no driver in an empty list
         let output = Command::new(env!("CARGO_BIN_EXE_engraft"))
+            .env("XDG_RUNTIME_DIR", std::env::temp_dir())
             .args(&arguments)
             .env("VK_DRIVER_FILES", "/nonexistent.json")
             .env("VK_ICD_FILENAMES", "/nonexistent.json")

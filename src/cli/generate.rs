@@ -28,6 +28,9 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     };
     let prompt = tokenizer.encode(&style.prompt(&text, None))?;
     let max_new_tokens = room(prompt.len(), args.max_new_tokens, network.config.max_position_embeddings)?;
+
+    let gpu = Gpu::open(&GpuOptions { device: args.device.gpu.clone(), ..GpuOptions::default() })?;
+    note(&format!("device {}", describe(gpu.info())));
     if max_new_tokens < args.max_new_tokens {
         note(&format!(
             "--max_new_tokens is cut to {max_new_tokens}: with the prompt of {} the model's limit of {} is reached",
@@ -35,9 +38,6 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
             network.config.max_position_embeddings
         ));
     }
-
-    let gpu = Gpu::open(&GpuOptions { device: args.device.gpu.clone(), ..GpuOptions::default() })?;
-    note(&format!("device {}", describe(gpu.info())));
     let cache = CacheSize::new(prompt.len() + max_new_tokens);
     let mut generator = Generator::new(&gpu, network, &source, adapter.as_ref(), cache)?;
     let options =
@@ -80,7 +80,7 @@ fn summary(generated: &Generated, prompt: usize) -> String {
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     let end = match generated.end {
         End::Stop(_) => "ended by the model",
-        End::Length => "ended by --max_new_tokens",
+        End::Length => "ended by its length",
         End::Caller => "ended by the reader",
     };
     format!(
