@@ -3,6 +3,11 @@
 
 mod common;
 
+use engraft::checkpoint::{Adapter, AdapterTensor, Checkpoint};
+use engraft::models::ModelConfig;
+use engraft::plan::MemoryReport;
+use engraft::train::finetune::Finetune;
+use engraft::train::options::{DataOptions, FinetuneOptions, LoraOptions, Precision};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -101,8 +106,10 @@ impl Run {
     }
 }
 
+/// The values of a key in the lines that have it; a number that is not finite is null in the file and fails here.
 fn numbers(metrics: &[Value], key: &str) -> Vec<f64> {
-    metrics.iter().filter_map(|line| line[key].as_f64()).collect()
+    let values = metrics.iter().filter_map(|line| line.get(key));
+    values.map(|value| value.as_f64().unwrap_or_else(|| panic!("{key} is {value}"))).collect()
 }
 
 fn close(a: f64, b: f64, tolerance: f64, what: &str) {
@@ -157,6 +164,122 @@ fn a_run_leaves_complete_files() {
         serde_json::from_str(&fs::read_to_string(run.out().join("hyperparameters.json")).unwrap()).unwrap();
     assert_eq!((settings["steps"].as_u64(), settings["precision"].as_str()), (Some(5), Some("32-true")));
     assert!(run.out().join("step-000004/adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn files_have_their_documented_form() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let run =
+        Run::new(&[("save_interval", "2"), ("eval_interval", "3"), ("max_steps", "4"), ("epochs", "9")]);
+    let output = run.start(&model());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty(), "progress goes to standard error");
+    let step = [
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens",
+        "label_tokens",
+        "tokens_per_s",
+        "elapsed_s",
+    ];
+    let evaluation = ["step", "val_loss", "val_ppl"];
+    let metrics = run.metrics();
+    let keys: Vec<Vec<&String>> =
+        metrics.iter().map(|line| line.as_object().unwrap().keys().collect()).collect();
+    let expected: [&[&str]; 6] = [&step, &step, &step, &evaluation, &step, &evaluation];
+    assert_eq!(keys, expected, "steps 1, 2, 3, an evaluation, step 4, an evaluation");
+    // ten training rows in batches of eight: a whole window and a partial one in each epoch
+    assert_eq!(numbers(&metrics, "epoch"), [0.8, 1.0, 1.8, 2.0]);
+    let tokens = numbers(&metrics, "tokens");
+    assert_eq!((tokens[0], tokens[1]), (tokens[2], tokens[3]), "without shuffling both epochs are alike");
+    let (val_loss, val_ppl) = (numbers(&metrics, "val_loss"), numbers(&metrics, "val_ppl"));
+    close(val_ppl[1], val_loss[1].exp(), 1e-9, "perplexity");
+
+    let mut last = fs::read_dir(run.out().join("step-000004"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect::<Vec<_>>();
+    last.sort();
+    assert_eq!(last, ["adapter_config.json", "adapter_model.safetensors"]);
+    assert!(fs::read(run.out().join("step-000004/adapter_model.safetensors")).unwrap() == run.adapter());
+    assert!(fs::read(run.out().join("step-000002/adapter_model.safetensors")).unwrap() != run.adapter());
+
+    let file = fs::read_to_string(run.out().join("hyperparameters.json")).unwrap();
+    let kept: FinetuneOptions = serde_json::from_str(&file).unwrap();
+    let resolved = FinetuneOptions {
+        model_dir: model(),
+        data: DataOptions {
+            json_path: run.folder.path().join("data.json"),
+            val_split_fraction: 0.2,
+            shuffle: false,
+            ..DataOptions::default()
+        },
+        out_dir: run.out(),
+        precision: Precision::F32True,
+        learning_rate: 1e-3,
+        epochs: 9,
+        max_steps: Some(4),
+        max_seq_length: Some(100),
+        lr_warmup_steps: Some(0),
+        eval_interval: Some(3),
+        save_interval: Some(2),
+        gpu: std::env::var("ENGRAFT_TEST_GPU").ok(),
+        ..FinetuneOptions::default()
+    };
+    assert_eq!(kept, resolved);
+    let keys: Value = serde_json::from_str(&file).unwrap();
+    let all = serde_json::to_value(&resolved).unwrap();
+    assert!(all.as_object().unwrap().keys().all(|key| keys.get(key).is_some()), "every option is in {file}");
+}
+
+#[test]
+fn every_option_has_a_dashed_spelling() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.json", &json!(rows()).to_string());
+    let out = folder.path().join("out");
+    let options = [
+        ("--data.json-path", data.to_str().unwrap()),
+        ("--data.val-split-fraction", "0.25"),
+        ("--data.mask-prompt", "false"),
+        ("--data.prompt-style", "none"),
+        ("--learning-rate", "2e-3"),
+        ("--batch-size", "4"),
+        ("--micro-batch-size", "4"),
+        ("--max-seq-length", "64"),
+        ("--max-steps", "1"),
+        ("--lora-rank", "3"),
+        ("--lora-alpha", "6"),
+        ("--lora-dropout", "0.05"),
+        ("--lora-targets", "v_proj"),
+        ("--lr-warmup-steps", "1"),
+        ("--lr-schedule", "linear"),
+        ("--min-lr", "1e-5"),
+        ("--weight-decay", "0.02"),
+        ("--grad-clip", "0.5"),
+        ("--eval-interval", "1"),
+        ("--save-interval", "1"),
+        ("--out-dir", out.to_str().unwrap()),
+    ];
+    let (name, gpu) = (model().display().to_string(), std::env::var("ENGRAFT_TEST_GPU"));
+    let mut arguments = vec!["finetune-lora", &name];
+    arguments.extend(options.iter().flat_map(|&(option, value)| [option, value]));
+    arguments.extend(gpu.iter().flat_map(|gpu| ["--gpu", gpu]));
+    let output = engraft(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let kept: FinetuneOptions =
+        serde_json::from_str(&fs::read_to_string(out.join("hyperparameters.json")).unwrap()).unwrap();
+    let lora = LoraOptions { rank: 3, alpha: 6.0, dropout: 0.05, targets: vec!["v_proj".into()] };
+    assert_eq!((kept.lora, kept.max_seq_length, kept.min_lr), (lora, Some(64), 1e-5));
+    assert_eq!((kept.grad_clip, kept.weight_decay, kept.micro_batch_size), (Some(0.5), 0.02, 4));
+    assert_eq!((kept.data.mask_prompt, kept.data.val_split_fraction), (false, 0.25));
 }
 
 #[test]
@@ -257,6 +380,69 @@ fn bad_input_is_named_and_writes_nothing() {
     check_refused(&run, &other, &["model.safetensors"]);
 }
 
+/// Files that are whole, each by itself, but do not belong together.
+#[test]
+fn input_that_does_not_fit_together_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let trained = Adapter::read(&model().join("ref/adapter")).unwrap();
+    let adapter = |name: &str, change: &dyn Fn(&mut AdapterTensor)| {
+        let mut adapter = trained.clone();
+        change(&mut adapter.tensors[0]);
+        let folder = scratch.path().join(name);
+        adapter.write(&folder).unwrap();
+        folder.display().to_string()
+    };
+    let narrow = adapter("narrow", &|tensor| {
+        tensor.inputs /= 2;
+        tensor.a.truncate(tensor.r * tensor.inputs);
+    });
+    let module = trained.tensors[0].module.clone();
+    let foreign = adapter("foreign", &|tensor| tensor.module = tensor.module.replace("layers.0", "layers.7"));
+    check_refused(&Run::new(&[("init_adapter", &narrow)]), &model(), &[&module, "[64, 80]", "[64, 160]"]);
+    check_refused(&Run::new(&[("init_adapter", &foreign)]), &model(), &["model.layers.7."]);
+
+    let other = scratch.path().join("other");
+    fs::create_dir(&other).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        fs::copy(model().join(name), other.join(name)).unwrap();
+    }
+    let config = fs::read_to_string(model().join("config.json")).unwrap();
+    let wider = config.replace("\"intermediate_size\": 160", "\"intermediate_size\": 168");
+    fs::write(other.join("config.json"), wider).unwrap();
+    check_refused(&Run::new(&[]), &other, &["model.safetensors", "model.layers.0.mlp.", "160", "168"]);
+    fs::write(other.join("config.json"), &config[..config.len() / 2]).unwrap();
+    check_refused(&Run::new(&[]), &other, &["config.json", "line"]);
+
+    let rows = json!([rows()[0], {"instruction": "x", "input": 7, "output": "y"}]).to_string();
+    let rows = write(scratch.path(), "input.json", &rows).display().to_string();
+    let half = ("data.val_split_fraction", "0.5");
+    check_refused(
+        &Run::new(&[("data.json_path", &rows), half]),
+        &model(),
+        &["input.json", "record 1", "input"],
+    );
+    let array =
+        write(scratch.path(), "array.json", "[\n  {\"instruction\": \"x\", \"output\": \"y\"},\n  {oops}\n]");
+    let array = array.display().to_string();
+    check_refused(&Run::new(&[("data.json_path", &array)]), &model(), &["array.json", "line 3"]);
+    check_refused(&Run::new(&[("max_seq_length", "8")]), &model(), &["data.json", "label", "max_seq_length"]);
+    check_refused(&Run::new(&[("data.val_split_fraction", "0.01")]), &model(), &["val_split_fraction 0.01"]);
+}
+
+#[test]
+fn an_output_folder_that_is_a_file_fails_the_run() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let run = Run::new(&[]);
+    fs::write(run.out(), "mine").unwrap();
+    let output = run.start(&model());
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains(run.out().to_str().unwrap()) && !message.contains("panicked"), "{message}");
+    assert_eq!(fs::read_to_string(run.out()).unwrap(), "mine");
+}
+
 fn check_refused(run: &Run, model: &Path, words: &[&str]) {
     let output = run.start(model);
     let message = text(&output.stderr);
@@ -280,14 +466,19 @@ fn one_seed_gives_the_same_bits() {
     if common::gpu().is_none() {
         return;
     }
-    let run = |seed: &str| {
-        let run = Run::new(&[("seed", seed), ("lora_dropout", "0.1"), ("data.shuffle", "true")]);
+    let run = |seed: &str, dropout: &str| {
+        let run = Run::new(&[("seed", seed), ("lora_dropout", dropout), ("data.shuffle", "true")]);
         let losses = numbers(&run.finish(), "loss");
         (losses, run.adapter())
     };
-    let first = run("7");
-    assert!(first == run("7"), "one seed, two results");
-    assert!(first.1 != run("8").1, "two seeds, one result");
+    let first = ["0", "0.1"].map(|dropout| {
+        let first = run("7", dropout);
+        assert!(first == run("7", dropout), "dropout {dropout}: one seed, two results");
+        let other = run("8", dropout);
+        assert!(first.0 != other.0 && first.1 != other.1, "dropout {dropout}: two seeds, one result");
+        first
+    });
+    assert!(first[0].1 != first[1].1, "dropout has no effect");
 }
 
 #[test]
@@ -314,6 +505,54 @@ fn accumulation_is_weighted_by_label_tokens() {
         }
         close(numbers(&parts, "val_loss")[0], numbers(&whole, "val_loss")[0], 1e-4, "validation loss");
     }
+}
+
+/// AdamW's first step with an epsilon of 1 moves a parameter by rate · g / (|g| + 1), so that the adapter shows its
+/// gradient; the usual epsilon would leave little but the sign.
+#[test]
+fn accumulated_gradients_are_equal() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let start = model().join("ref/adapter");
+    let before = Adapter::read(&start).unwrap();
+    let moved = |micro: &str| -> Vec<(String, Vec<f64>)> {
+        let run = Run::new(&[
+            ("init_adapter", start.to_str().unwrap()),
+            ("micro_batch_size", micro),
+            ("max_steps", "1"),
+            ("learning_rate", "1"),
+            ("lr_schedule", "constant"),
+            ("eps", "1"),
+            ("weight_decay", "0"),
+            ("grad_clip", "0"),
+        ]);
+        run.finish();
+        let after = Adapter::read(&run.out()).unwrap();
+        let change =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
+        let tensors = after.tensors.iter().zip(&before.tensors);
+        tensors
+            .flat_map(|(after, before)| {
+                assert_eq!(after.module, before.module);
+                [
+                    (format!("{} A", after.module), change(&after.a, &before.a)),
+                    (format!("{} B", after.module), change(&after.b, &before.b)),
+                ]
+            })
+            .collect()
+    };
+    let whole = moved("8");
+    let mut worst = 0.0f64;
+    for micro in ["1", "2"] {
+        for ((name, ours), (_, expected)) in moved(micro).iter().zip(&whole) {
+            let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            let error = ours.iter().zip(expected).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
+            assert!(error < 1e-5, "{name} at micro-batch {micro}: {error:.1e} of {largest:.1e}");
+            worst = worst.max(error);
+        }
+    }
+    println!("gradients of 1x8 and 2x4 against 8x1: worst relative difference {worst:.1e}");
 }
 
 #[test]
@@ -344,6 +583,39 @@ fn sixteen_bit_storage_trains_alike() {
 }
 
 #[test]
+fn sixteen_bit_storage_takes_less_memory() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let memory = |precision: Precision| -> MemoryReport {
+        let run = Run::new(&[]);
+        let options = FinetuneOptions {
+            model_dir: model(),
+            data: DataOptions { json_path: run.folder.path().join("data.json"), ..DataOptions::default() },
+            out_dir: run.out(),
+            precision,
+            max_steps: Some(1),
+            gpu: std::env::var("ENGRAFT_TEST_GPU").ok(),
+            ..FinetuneOptions::default()
+        };
+        let report = Finetune::new(options).run().unwrap();
+        assert!(report.losses[0].is_finite() && report.val_loss.is_some_and(f64::is_finite));
+        report.memory
+    };
+    let full = memory(Precision::F32True);
+    for precision in [Precision::BF16True, Precision::F16True, Precision::BF16Mixed, Precision::F16Mixed] {
+        let stored = memory(precision);
+        if matches!(precision, Precision::BF16True | Precision::F16True) {
+            assert!(10 * stored.weights < 6 * full.weights, "{precision}: {stored:?} against {full:?}");
+        } else {
+            assert_eq!(stored.weights, full.weights, "{precision}");
+        }
+        assert!(stored.activations < full.activations, "{precision}: {stored:?} against {full:?}");
+        assert_eq!((stored.trainables, stored.optimiser), (full.trainables, full.optimiser), "{precision}");
+    }
+}
+
+#[test]
 fn full_training_makes_a_model_that_loads() {
     if common::gpu().is_none() {
         return;
@@ -351,11 +623,29 @@ fn full_training_makes_a_model_that_loads() {
     let mut run =
         Run::new(&[("max_steps", "30"), ("epochs", "99"), ("learning_rate", "3e-3"), ("init", "random")]);
     run.command = "finetune_full";
-    let losses = numbers(&run.finish(), "loss");
+    // random weights need no file of weights
+    let bare = run.folder.path().join("bare");
+    fs::create_dir(&bare).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(model().join(name), bare.join(name)).unwrap();
+    }
+    let output = run.start(&bare);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let losses = numbers(&run.metrics(), "loss");
     assert!(losses[29] < 0.7 * losses[0], "{losses:?}");
+
+    let config = ModelConfig::read(&run.out()).unwrap();
+    let shapes = config.expected_shapes();
+    let saved = Checkpoint::open(&run.out()).unwrap();
+    saved.check(shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))).unwrap();
+    assert_eq!(saved.names().count(), shapes.len());
+
+    // an adapter starts without effect: the first loss on the saved model is that of its trained weights
     let next = Run::new(&[("max_steps", "1")]);
     let output = next.start(&run.out());
     assert!(output.status.success(), "{}", text(&output.stderr));
+    let first = numbers(&next.metrics(), "loss")[0];
+    assert!(first < 0.7 * losses[0], "{first} after {losses:?}");
 }
 
 /// Runs a script of tests/python; `None`, said loudly, where Python or a package is missing.
