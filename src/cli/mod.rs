@@ -16,6 +16,11 @@ use std::process::ExitCode;
 /// Runs the program on the process's arguments.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // Mesa's loader layer complains on standard error without it, though nothing here opens a window.
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
     let result = match cli.command {
         Command::Finetune(args) => finetune::lora(args, cli.quiet),
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),

@@ -40,6 +40,11 @@ impl ShaderKey {
         }
     }
 
+    /// Whether the shader reads parameters, from binding 0.
+    pub fn has_params(&self) -> bool {
+        !self.params.is_empty()
+    }
+
     /// Whether each storage binding may be written, in order.
     pub fn writes(&self) -> impl Iterator<Item = bool> + '_ {
         self.bindings.iter().map(|b| b.3)

@@ -88,7 +88,7 @@ impl Gpu {
             count: None,
         };
         let mut entries = Vec::new();
-        if source.contains("var<uniform> params") {
+        if key.has_params() {
             entries.push(entry(0, wgpu::BufferBindingType::Uniform));
         }
         entries.extend(
