@@ -188,6 +188,7 @@ fn every_shader_variant_is_valid() {
     let profile = |cpu, subgroup| DeviceProfile {
         cpu,
         subgroup,
+        wide_loads: false,
         max_workgroup_invocations: 256,
         max_workgroup_storage: 16 << 10,
     };
@@ -217,14 +218,19 @@ fn every_shader_variant_is_valid() {
 }
 
 fn validate(key: &ShaderKey) {
-    let source = key.compose().unwrap_or_else(|e| panic!("{e}"));
-    let module = naga::front::wgsl::parse_str(&source)
-        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(&source)));
+    for wide in [false, true] {
+        validate_source(key, &key.compose(wide).unwrap_or_else(|e| panic!("{e}")));
+    }
+}
+
+fn validate_source(key: &ShaderKey, source: &str) {
+    let module = naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(source)));
     naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all())
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .validate(&module)
-        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(&source)));
+        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(source)));
 }
 
 /// `Σ_o Σ_i cotangent_o[i] · output_o[i]` of the case's operation in f64.

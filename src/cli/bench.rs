@@ -62,13 +62,18 @@ fn report_table(report: &BenchTrainReport) -> String {
 /// Kinds of kernels with their share of the time and the rates that their estimated work gives.
 fn kernel_table(kernels: &[KernelTime]) -> String {
     let total: f64 = kernels.iter().map(|k| k.seconds).sum();
-    let mut text = format!("\n{:<32}{:>10}{:>8}{:>12}{:>10}\n", "kernel", "ms", "share", "GFLOP/s", "GB/s");
+    let mut text = format!(
+        "\n{:<44}{:>6}{:>10}{:>8}{:>12}{:>10}\n",
+        "kernel", "count", "ms", "share", "GFLOP/s", "GB/s"
+    );
     for k in kernels {
+        let name = format!("{} {}", k.kernel, k.detail);
         let (ms, share) = (k.seconds * 1e3, 100.0 * k.seconds / total);
         let (flops, bytes) = (k.cost.flops / k.seconds / 1e9, k.cost.bytes / k.seconds / 1e9);
-        let _ = writeln!(text, "{:<32}{ms:>10.2}{share:>7.1}%{flops:>12.1}{bytes:>10.1}", k.kernel);
+        let _ =
+            writeln!(text, "{name:<44}{:>6}{ms:>10.2}{share:>7.1}%{flops:>12.1}{bytes:>10.1}", k.dispatches);
     }
-    let _ = writeln!(text, "each dispatch was waited for by itself: their sum is above the time of a step");
+    let _ = writeln!(text, "{:<50}{:>10.2}", "sum", total * 1e3);
     text
 }
 
@@ -79,10 +84,16 @@ mod tests {
 
     #[test]
     fn kernels_are_listed_with_their_share() {
-        let kernel = |kernel, seconds| KernelTime { kernel, seconds, cost: Cost { flops: 2e9, bytes: 1e9 } };
+        let kernel = |kernel, seconds| KernelTime {
+            kernel,
+            detail: "NT".into(),
+            dispatches: 3,
+            seconds,
+            cost: Cost { flops: 2e9, bytes: 1e9 },
+        };
         let table = kernel_table(&[kernel("matmul", 0.75), kernel("add", 0.25)]);
         let columns: Vec<&str> = table.lines().nth(2).unwrap().split_whitespace().collect();
-        assert_eq!(columns, ["matmul", "750.00", "75.0%", "2.7", "1.3"]);
+        assert_eq!(columns, ["matmul", "NT", "3", "750.00", "75.0%", "2.7", "1.3"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/common.wgsl"));
+const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const SHARED: [(&str, &str); 2] = [
     ("shared/rows.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/rows.wgsl"))),
     (
@@ -50,15 +51,20 @@ impl ShaderKey {
         self.bindings.iter().map(|b| b.3)
     }
 
-    /// The WGSL text.
+    /// The WGSL text. `wide` moves every group of four in 64-bit words: llvmpipe loads and stores lane by lane and
+    /// element by element, so half as many elements are almost half the time.
     ///
     /// # Errors
     /// A template that does not render: a mistake in `shaders/`.
-    pub fn compose(&self) -> Result<String, GpuError> {
+    pub fn compose(&self, wide: bool) -> Result<String, GpuError> {
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
-        let mut text = self.declarations();
+        let mut text = self.declarations(wide);
         text.push_str(COMMON);
         text.push('\n');
+        if wide {
+            text.push_str(WIDE);
+            text.push('\n');
+        }
         let mut environment = Environment::new();
         environment.set_syntax(syntax().map_err(|e| error(e.to_string()))?);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -81,7 +87,7 @@ impl ShaderKey {
         Ok(text)
     }
 
-    fn declarations(&self) -> String {
+    fn declarations(&self, wide: bool) -> String {
         let mut text = String::new();
         let mut line = |s: std::fmt::Arguments<'_>| {
             // writing to a String cannot fail
@@ -100,7 +106,9 @@ impl ShaderKey {
             let element = match (dtype, view) {
                 (DType::U32, _) => "u32",
                 (_, View::Scalar) => "f32",
+                (DType::F32, View::Vec4) if wide => "vec2<u64>",
                 (DType::F32, View::Vec4) => "vec4<f32>",
+                (DType::F16 | DType::BF16, View::Vec4) if wide => "u64",
                 (DType::F16 | DType::BF16, View::Vec4) => "vec2<u32>",
             };
             line(format_args!(
@@ -110,10 +118,13 @@ impl ShaderKey {
             if *view == View::Scalar {
                 continue;
             }
-            let (unpack, pack) = match dtype {
-                DType::F16 => ("unpack_f16", "pack_f16"),
-                DType::BF16 => ("unpack_bf16", "pack_bf16"),
-                DType::F32 | DType::U32 => ("", ""),
+            let (unpack, pack) = match (dtype, wide) {
+                (DType::F16, false) => ("unpack_f16", "pack_f16"),
+                (DType::BF16, false) => ("unpack_bf16", "pack_bf16"),
+                (DType::F16, true) => ("unpack_f16_wide", "pack_f16_wide"),
+                (DType::BF16, true) => ("unpack_bf16_wide", "pack_bf16_wide"),
+                (DType::F32 | DType::U32, true) => ("unpack_f32_wide", "pack_f32_wide"),
+                (DType::F32 | DType::U32, false) => ("", ""),
             };
             line(format_args!("fn load_{name}(at_: u32) -> vec4<f32> {{ return {unpack}({name}[at_]); }}"));
             if *write {

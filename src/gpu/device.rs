@@ -193,8 +193,10 @@ impl Gpu {
         options: &GpuOptions,
     ) -> Result<Self, GpuError> {
         let subgroups = info.subgroups && !options.no_subgroups;
-        let wanted = wgpu::Features::TIMESTAMP_QUERY
-            | if subgroups { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };
+        let wide_loads = info.is_software() && adapter.features().contains(wgpu::Features::SHADER_INT64);
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
+        wanted.set(wgpu::Features::SUBGROUP, subgroups);
+        wanted.set(wgpu::Features::SHADER_INT64, wide_loads);
         let mut limits = adapter.limits();
         // wgpu would reserve a descriptor heap of this size on DX12
         limits.max_non_sampler_bindings = limits.max_non_sampler_bindings.min(100_000);
@@ -226,6 +228,7 @@ impl Gpu {
         let profile = DeviceProfile {
             cpu: info.is_software(),
             subgroup: (subgroups && smallest == largest && smallest > 0).then_some(smallest),
+            wide_loads,
             max_workgroup_invocations: info.max_workgroup_invocations,
             max_workgroup_storage: info.max_workgroup_storage,
         };

@@ -8,9 +8,11 @@ mod compose;
 mod device;
 mod error;
 mod pipeline;
+mod timing;
 
 pub use buffer::{Buffer, BufferSlice};
 pub use compose::{ShaderKey, param_bytes};
 pub use device::{DeviceInfo, Gpu, GpuOptions, list_devices};
 pub use error::GpuError;
 pub use pipeline::{Bound, Recording};
+pub use timing::DispatchTime;

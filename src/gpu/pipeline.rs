@@ -23,8 +23,17 @@ pub struct Bound {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     grid: (u32, u32),
-    cost: Cost,
-    name: &'static str,
+    pub(super) cost: Cost,
+    pub(super) name: &'static str,
+    pub(super) detail: String,
+}
+
+impl Bound {
+    pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.raw);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.dispatch_workgroups(self.grid.0, self.grid.1, 1);
+    }
 }
 
 /// Dispatches that run in order, as often as wanted.
@@ -79,7 +88,7 @@ impl Gpu {
 
     fn compile(&self, key: &ShaderKey) -> Result<Arc<Pipeline>, GpuError> {
         let device = &self.shared.device;
-        let source = key.compose()?;
+        let source = key.compose(self.shared.profile.wide_loads)?;
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
             binding,
@@ -179,7 +188,14 @@ impl Gpu {
             entries: &entries,
         });
         let grid = self.fold(dispatch.groups)?;
-        Ok(Bound { pipeline, group, grid, cost: dispatch.cost, name: dispatch.shader.name })
+        Ok(Bound {
+            pipeline,
+            group,
+            grid,
+            cost: dispatch.cost,
+            name: dispatch.shader.name,
+            detail: dispatch.detail.clone(),
+        })
     }
 
     /// Offset alignment that storage bindings need, in bytes.
@@ -222,9 +238,7 @@ impl Gpu {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
                 while next < steps.len() && cost.flops < SUBMIT_FLOPS && cost.bytes < SUBMIT_BYTES {
                     let step = steps[next];
-                    pass.set_pipeline(&step.pipeline.raw);
-                    pass.set_bind_group(0, &step.group, &[]);
-                    pass.dispatch_workgroups(step.grid.0, step.grid.1, 1);
+                    step.encode(&mut pass);
                     cost += step.cost;
                     next += 1;
                 }
@@ -237,44 +251,15 @@ impl Gpu {
         }
         self.check()
     }
-
-    /// Seconds that each kind of kernel of a recording takes, each dispatch waited for by itself: slower than a run,
-    /// but it needs no timer on the device.
-    ///
-    /// # Errors
-    /// What the device reported.
-    pub fn profile_recording(
-        &self,
-        recording: &Recording,
-    ) -> Result<Vec<(&'static str, f64, Cost)>, GpuError> {
-        let mut kinds: Vec<(&'static str, f64, Cost)> = Vec::new();
-        for step in &recording.steps {
-            let start = std::time::Instant::now();
-            let mut encoder = self.shared.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                pass.set_pipeline(&step.pipeline.raw);
-                pass.set_bind_group(0, &step.group, &[]);
-                pass.dispatch_workgroups(step.grid.0, step.grid.1, 1);
-            }
-            self.shared.queue.submit([encoder.finish()]);
-            self.wait()?;
-            let seconds = start.elapsed().as_secs_f64();
-            match kinds.iter_mut().find(|k| k.0 == step.name) {
-                Some(kind) => {
-                    kind.1 += seconds;
-                    kind.2 += step.cost;
-                }
-                None => kinds.push((step.name, seconds, step.cost)),
-            }
-        }
-        Ok(kinds)
-    }
 }
 
 impl Recording {
     pub fn push(&mut self, bound: Bound) {
         self.steps.push(bound);
+    }
+
+    pub(super) fn steps(&self) -> &[Bound] {
+        &self.steps
     }
 
     pub fn len(&self) -> usize {

@@ -13,6 +13,8 @@ pub struct DeviceProfile {
     pub cpu: bool,
     /// Subgroup size where it is known, fixed and usable.
     pub subgroup: Option<u32>,
+    /// Groups of four move as 64-bit words: a CPU device that has them.
+    pub wide_loads: bool,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_storage: u32,
 }
@@ -109,6 +111,8 @@ pub struct Dispatch {
     /// Workgroups; folded to two dimensions when it is submitted.
     pub groups: u64,
     pub cost: Cost,
+    /// What tells dispatches of one shader apart in reports: the extents of a product, say.
+    pub detail: String,
 }
 
 impl Dispatch {
@@ -120,6 +124,7 @@ impl Dispatch {
             params: Vec::new(),
             groups: groups as u64,
             cost: Cost::default(),
+            detail: String::new(),
         }
     }
 
@@ -167,6 +172,11 @@ impl Dispatch {
 
     pub fn write_scalar(self, name: &'static str, place: Place, dtype: DType) -> Self {
         self.bind(Binding { name, place, dtype, view: View::Scalar, write: true, offset: 0, size: None })
+    }
+
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
     }
 
     pub fn cost(mut self, flops: f64, bytes: f64) -> Self {

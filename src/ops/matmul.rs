@@ -173,7 +173,9 @@ impl Product {
         let bytes = elements(self.m, self.k, a.dtype)
             + elements(self.n, self.k, b.dtype)
             + elements(self.m, self.n, out.dtype);
-        dispatch.param_f32("alpha", self.alpha).cost(flops, bytes)
+        let widened = if k2 == 0 { String::new() } else { format!("+{k2}") };
+        let detail = format!("{:?} {}x{}x{}{widened}", self.layout, self.m, self.n, self.k);
+        dispatch.param_f32("alpha", self.alpha).cost(flops, bytes).detail(detail)
     }
 }
 

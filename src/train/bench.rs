@@ -10,7 +10,7 @@ use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::data::{MicroBatch, Sample};
 use crate::error::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
 use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
 use crate::nn::WeightMode;
@@ -84,7 +84,8 @@ pub struct BenchTrainReport {
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelTime {
     pub kernel: &'static str,
-    /// Each dispatch was waited for by itself, so the sum of all kinds is above the time of a step.
+    pub detail: String,
+    pub dispatches: usize,
     pub seconds: f64,
     pub cost: Cost,
 }
@@ -188,31 +189,47 @@ impl BenchTrain {
         })
     }
 
-    /// Time and work of each kind of kernel in forward and reverse pass, longest first; the median of three passes.
+    /// Time and work of each kind of kernel in forward and reverse pass, longest first, of the fastest of three passes;
+    /// products of different extents are different kinds.
     ///
     /// # Errors
     /// What the device reported.
     pub fn kernels(&mut self) -> Result<Vec<KernelTime>, Error> {
-        let passes = [
-            self.trainer.profile(&self.batch)?,
-            self.trainer.profile(&self.batch)?,
-            self.trainer.profile(&self.batch)?,
-        ];
-        let mut kernels: Vec<KernelTime> = (0..passes[0].len())
-            .map(|i| {
-                let mut seconds = [passes[0][i].1, passes[1][i].1, passes[2][i].1];
-                seconds.sort_by(f64::total_cmp);
-                let (kernel, _, cost) = passes[0][i];
-                KernelTime { kernel, seconds: seconds[1], cost }
-            })
-            .collect();
-        kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-        Ok(kernels)
+        let mut passes = Vec::new();
+        for _ in 0..3 {
+            passes.push(self.trainer.time(&self.batch)?);
+        }
+        let total = |pass: &Vec<DispatchTime>| pass.iter().map(|t| t.seconds).sum::<f64>();
+        passes.sort_by(|a, b| total(a).total_cmp(&total(b)));
+        Ok(by_kind(&passes[0]))
     }
 
     pub fn trainer(&self) -> &Trainer {
         &self.trainer
     }
+}
+
+/// Dispatches added up by kernel and detail, longest first.
+fn by_kind(dispatches: &[DispatchTime]) -> Vec<KernelTime> {
+    let mut kinds: Vec<KernelTime> = Vec::new();
+    for d in dispatches {
+        match kinds.iter_mut().find(|k| k.kernel == d.kernel && k.detail == d.detail) {
+            Some(kind) => {
+                kind.dispatches += 1;
+                kind.seconds += d.seconds;
+                kind.cost += d.cost;
+            }
+            None => kinds.push(KernelTime {
+                kernel: d.kernel,
+                detail: d.detail.clone(),
+                dispatches: 1,
+                seconds: d.seconds,
+                cost: d.cost,
+            }),
+        }
+    }
+    kinds.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    kinds
 }
 
 fn random_batch(options: &BenchTrainOptions) -> MicroBatch {

@@ -7,7 +7,7 @@ use super::inputs::write_batch;
 use super::optimiser::{Optimiser, OptimiserError};
 use super::weights::{WeightError, WeightSource, initial_values};
 use crate::data::MicroBatch;
-use crate::gpu::{BufferSlice, Gpu, GpuError};
+use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, GraphError, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
@@ -178,14 +178,14 @@ impl Trainer {
         Ok(())
     }
 
-    /// Seconds and work of each kind of kernel in one micro-batch, each dispatch by itself.
+    /// The time of every dispatch in forward and reverse pass of one micro-batch.
     ///
     /// # Errors
     /// As [`Trainer::accumulate`].
-    pub fn profile(&mut self, batch: &MicroBatch) -> Result<Vec<(&'static str, f64, Cost)>, TrainerError> {
+    pub fn time(&mut self, batch: &MicroBatch) -> Result<Vec<DispatchTime>, TrainerError> {
         let size = self.write_inputs(batch)?;
         let gpu = self.gpu.clone();
-        Ok(gpu.profile_recording(self.program(true, size)?.recording())?)
+        Ok(gpu.time(self.program(true, size)?.recording())?)
     }
 
     /// Clips and updates the parameters from the window's gradients, and reads loss and norm.
