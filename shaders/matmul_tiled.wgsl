@@ -1,56 +1,81 @@
 // Matrix product for GPUs: tiles of both operands in workgroup memory, a block of the product in registers.
 //
-// A workgroup of (COLS / 4) x (ROWS / PER) invocations owns ROWS x COLS elements of
+// A workgroup of ACROSS x DOWN x SPLIT invocations owns ROWS x COLS elements of
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
-// r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. Each invocation owns PER rows
-// and four columns. TRANSPOSED stores out[col, row]; PAIR adds the second pair; ACCUMULATE adds to what is there.
-{% set DEPTH = 16 %}
-{% set ACROSS = COLS // 4 %}
-{% set WORKGROUP = ACROSS * ROWS // PER %}
-var<workgroup> r_tile: array<f32, {{ DEPTH * ROWS }}>;
-var<workgroup> c_tile: array<f32, {{ DEPTH * COLS }}>;
+// r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. Each invocation owns PER_ROWS x
+// PER_COLS elements (multiples of four). SPLIT > 1 shares the inner dimension: each slice of invocations sums its part of
+// every block of DEPTH * SPLIT, and the slices are added at the end; for products too thin to fill a workgroup otherwise.
+// SWIZZLE row tiles are walked together before the next column tile, so that operands are found in the cache.
+// TRANSPOSED stores out[col, row]; PAIR adds the second pair; ACCUMULATE adds to what is there.
+{% set ACROSS = COLS // PER_COLS %}
+{% set DOWN = ROWS // PER_ROWS %}
+{% set SLICE = ACROSS * DOWN %}
+{% set WORKGROUP = SLICE * SPLIT %}
+{% set BLOCK = DEPTH * SPLIT %}
+{# groups of four per line of a tile, and one more against bank conflicts #}
+{% set R_LINE = ROWS // 4 + 1 %}
+{% set C_LINE = COLS // 4 + 1 %}
+{% set QR = PER_ROWS // 4 %}
+{% set QC = PER_COLS // 4 %}
+{# both tiles, and after the last product what the slices have summed #}
+{% set C_START = BLOCK * R_LINE %}
+{% set TILES = BLOCK * (R_LINE + C_LINE) %}
+{% set PARTIALS = SLICE * (SPLIT - 1) * PER_ROWS * QC %}
+var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 
-{% macro stage(name, tile, inner, k, extent, extent4, first, width) %}
+{# copies a block of the operand, as lines of one k each #}
+{% macro stage(name, start, line, inner, k, extent, extent4, first, width) %}
 {% if inner %}
-        for (var e = lane; e < {{ width * DEPTH // 4 }}u; e += {{ WORKGROUP }}u) {
-            let at = e / {{ DEPTH // 4 }}u;
-            let q = e % {{ DEPTH // 4 }}u;
-            var v = vec4<f32>();
+        for (var e = lane; e < {{ width // 4 * (BLOCK // 4) }}u; e += {{ WORKGROUP }}u) {
+            let at = e / {{ BLOCK // 4 }}u;
+            let q = e % {{ BLOCK // 4 }}u;
+{% for j in range(4) %}
+            var v{{ j }} = vec4<f32>();
+{% endfor %}
             if (t + q < params.{{ k }}_4) {
-                v = load_{{ name }}(min({{ first }} + at, params.{{ extent }} - 1u) * params.{{ k }}_4 + t + q);
+{% for j in range(4) %}
+                v{{ j }} = load_{{ name }}(min({{ first }} + 4u * at + {{ j }}u, params.{{ extent }} - 1u) * params.{{ k }}_4 + t + q);
+{% endfor %}
             }
-            {{ tile }}[(4u * q) * {{ width }}u + at] = v.x;
-            {{ tile }}[(4u * q + 1u) * {{ width }}u + at] = v.y;
-            {{ tile }}[(4u * q + 2u) * {{ width }}u + at] = v.z;
-            {{ tile }}[(4u * q + 3u) * {{ width }}u + at] = v.w;
+{% for j in ["x", "y", "z", "w"] %}
+            tiles[{{ start }}u + (4u * q + {{ loop.index0 }}u) * {{ line }}u + at] = vec4<f32>(v0.{{ j }}, v1.{{ j }}, v2.{{ j }}, v3.{{ j }});
+{% endfor %}
         }
 {% else %}
-        for (var e = lane; e < {{ width * DEPTH // 4 }}u; e += {{ WORKGROUP }}u) {
+        for (var e = lane; e < {{ width // 4 * BLOCK }}u; e += {{ WORKGROUP }}u) {
             let at = e % {{ width // 4 }}u;
             let row = e / {{ width // 4 }}u;
             var v = vec4<f32>();
             if (4u * t + row < params.{{ k }}) {
                 v = load_{{ name }}((4u * t + row) * params.{{ extent4 }} + min({{ first }} / 4u + at, params.{{ extent4 }} - 1u));
             }
-            {{ tile }}[row * {{ width }}u + 4u * at] = v.x;
-            {{ tile }}[row * {{ width }}u + 4u * at + 1u] = v.y;
-            {{ tile }}[row * {{ width }}u + 4u * at + 2u] = v.z;
-            {{ tile }}[row * {{ width }}u + 4u * at + 3u] = v.w;
+            tiles[{{ start }}u + row * {{ line }}u + at] = v;
         }
 {% endif %}
 {% endmacro %}
 
 {% macro product(r, c, k) %}
-    for (var t = 0u; t < params.{{ k }}_4; t += {{ DEPTH // 4 }}u) {
-{{ stage(r, "r_tile", R_INNER, k, "rows", "rows4", "row_tile", ROWS) }}
-{{ stage(c, "c_tile", C_INNER, k, "cols", "cols4", "col_tile", COLS) }}
+    for (var t = 0u; t < params.{{ k }}_4; t += {{ BLOCK // 4 }}u) {
+{{ stage(r, 0, R_LINE, R_INNER, k, "rows", "rows4", "row_tile", ROWS) }}
+{{ stage(c, C_START, C_LINE, C_INNER, k, "cols", "cols4", "col_tile", COLS) }}
         workgroupBarrier();
         for (var i = 0u; i < {{ DEPTH }}u; i += 1u) {
-            let b = i * {{ COLS }}u + 4u * x;
-            let w = vec4<f32>(c_tile[b], c_tile[b + 1u], c_tile[b + 2u], c_tile[b + 3u]);
-            let a = i * {{ ROWS }}u + {{ PER }}u * y;
-{% for p in range(PER) %}
-            s{{ p }} = fma(vec4<f32>(r_tile[a + {{ p }}u]), w, s{{ p }});
+{% if SPLIT > 1 %}
+            let step = i * {{ SPLIT }}u + slice;
+{% else %}
+            let step = i;
+{% endif %}
+{% for q in range(QC) %}
+            let w{{ q }} = tiles[{{ C_START }}u + step * {{ C_LINE }}u + x + {{ q * ACROSS }}u];
+{% endfor %}
+{% for q in range(QR) %}
+            let a{{ q }} = tiles[step * {{ R_LINE }}u + {{ QR }}u * y + {{ q }}u];
+{% for j in ["x", "y", "z", "w"] %}
+{% set row = 4 * q + loop.index0 %}
+{% for p in range(QC) %}
+            s{{ row }}_{{ p }} = fma(vec4<f32>(a{{ q }}.{{ j }}), w{{ p }}, s{{ row }}_{{ p }});
+{% endfor %}
+{% endfor %}
 {% endfor %}
         }
         workgroupBarrier();
@@ -66,42 +91,78 @@ fn main(
     // surplus groups of a folded grid repeat the last tile's loads and store nothing
     let index = group_index(group, groups);
     let tile = min(index, params.tiles - 1u);
-    let row_tile = tile / params.col_tiles * {{ ROWS }}u;
-    let col_tile = tile % params.col_tiles * {{ COLS }}u;
-    let x = lane % {{ ACROSS }}u;
-    let y = lane / {{ ACROSS }}u;
-{% for p in range(PER) %}
-    var s{{ p }} = vec4<f32>();
+    let row_tiles = params.tiles / params.col_tiles;
+    let panel = tile / ({{ SWIZZLE }}u * params.col_tiles);
+    let within = tile - panel * {{ SWIZZLE }}u * params.col_tiles;
+    let height = min({{ SWIZZLE }}u, row_tiles - panel * {{ SWIZZLE }}u);
+    let row_tile = (panel * {{ SWIZZLE }}u + within % height) * {{ ROWS }}u;
+    let col_tile = within / height * {{ COLS }}u;
+{% if SPLIT > 1 %}
+    let slice = lane / {{ SLICE }}u;
+    let within_slice = lane % {{ SLICE }}u;
+{% else %}
+    let within_slice = lane;
+{% endif %}
+    let x = within_slice % {{ ACROSS }}u;
+    let y = within_slice / {{ ACROSS }}u;
+{% for i in range(PER_ROWS) %}
+{% for p in range(QC) %}
+    var s{{ i }}_{{ p }} = vec4<f32>();
+{% endfor %}
 {% endfor %}
 {{ product("r", "c", "k") }}
 {% if PAIR %}
 {{ product("r2", "c2", "k2") }}
 {% endif %}
-    let row0 = row_tile + {{ PER }}u * y;
-    let col0 = col_tile + 4u * x;
-    if (index >= params.tiles || col0 >= params.cols) {
+{% if SPLIT > 1 %}
+    if (slice > 0u) {
+{% for i in range(PER_ROWS) %}
+{% for p in range(QC) %}
+        tiles[((slice - 1u) * {{ PER_ROWS * QC }}u + {{ i * QC + p }}u) * {{ SLICE }}u + within_slice] = s{{ i }}_{{ p }};
+{% endfor %}
+{% endfor %}
+    }
+    workgroupBarrier();
+    if (slice > 0u) {
         return;
     }
+    for (var other = 0u; other < {{ SPLIT - 1 }}u; other += 1u) {
+{% for i in range(PER_ROWS) %}
+{% for p in range(QC) %}
+        s{{ i }}_{{ p }} += tiles[(other * {{ PER_ROWS * QC }}u + {{ i * QC + p }}u) * {{ SLICE }}u + within_slice];
+{% endfor %}
+{% endfor %}
+    }
+{% endif %}
+    if (index >= params.tiles) {
+        return;
+    }
+    let row0 = row_tile + {{ PER_ROWS }}u * y;
+{% for p in range(QC) %}
+    let col{{ p }} = col_tile + 4u * (x + {{ p * ACROSS }}u);
 {% if TRANSPOSED %}
 {% for j in range(4) %}
-    if (col0 + {{ j }}u < params.cols) {
-{% for i in range(PER // 4) %}
+    if (col{{ p }} + {{ j }}u < params.cols) {
+{% for i in range(QR) %}
         if (row0 + {{ 4 * i }}u < params.rows) {
-            let at = (col0 + {{ j }}u) * params.rows4 + row0 / 4u + {{ i }}u;
+            let at = (col{{ p }} + {{ j }}u) * params.rows4 + row0 / 4u + {{ i }}u;
             let valid = vec4<u32>(row0 + {{ 4 * i }}u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
-            let v = select(vec4<f32>(), params.alpha * vec4<f32>(s{{ 4 * i }}[{{ j }}], s{{ 4 * i + 1 }}[{{ j }}], s{{ 4 * i + 2 }}[{{ j }}], s{{ 4 * i + 3 }}[{{ j }}]), valid);
+            let v = select(vec4<f32>(), params.alpha * vec4<f32>({% for e in range(4) %}s{{ 4 * i + e }}_{{ p }}[{{ j }}]{{ ", " if e < 3 }}{% endfor %}), valid);
             store_out(at, v{% if ACCUMULATE %} + load_out(at){% endif %});
         }
 {% endfor %}
     }
 {% endfor %}
 {% else %}
-    let valid = vec4<u32>(col0) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
-{% for p in range(PER) %}
-    if (row0 + {{ p }}u < params.rows) {
-        let at = (row0 + {{ p }}u) * params.cols4 + col0 / 4u;
-        store_out(at, select(vec4<f32>(), params.alpha * s{{ p }}, valid){% if ACCUMULATE %} + load_out(at){% endif %});
-    }
+    if (col{{ p }} < params.cols) {
+        let valid = vec4<u32>(col{{ p }}) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
+{% for i in range(PER_ROWS) %}
+        if (row0 + {{ i }}u < params.rows) {
+            let at = (row0 + {{ i }}u) * params.cols4 + col{{ p }} / 4u;
+            store_out(at, select(vec4<f32>(), params.alpha * s{{ i }}_{{ p }}, valid){% if ACCUMULATE %} + load_out(at){% endif %});
+        }
 {% endfor %}
+    }
 {% endif %}
+{% endfor %}
 }

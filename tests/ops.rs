@@ -8,10 +8,12 @@ use engraft::gpu::{BufferSlice, Gpu, Recording, ShaderKey};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
-    Case, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor, ReverseNode, TensorType,
-    Value,
+    Case, Choices, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor, ReverseNode,
+    TensorType, Value,
 };
+use engraft::ops::matmul::Variant;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// The inputs of a case as the storage type holds them.
 fn inputs(case: &Case, random: &mut Random) -> Vec<ReferenceTensor> {
@@ -69,7 +71,7 @@ fn plan(case: &Case, device: &DeviceProfile, accumulate: bool) -> LaunchPlan {
 }
 
 /// Runs the case and gives the worst error of its outputs, relative to the largest value and the tolerance.
-fn run(gpu: &Gpu, case: &Case, accumulate: bool) -> Result<f64, String> {
+fn run(gpu: &Gpu, device: &DeviceProfile, case: &Case, accumulate: bool) -> Result<f64, String> {
     let name = format!("{} {}", case.op.name(), case.label);
     let (input_types, output_types) = types(case);
     let reference_inputs = inputs(case, &mut Random::new(7));
@@ -95,7 +97,7 @@ fn run(gpu: &Gpu, case: &Case, accumulate: bool) -> Result<f64, String> {
         }
         output_slices.push(slice);
     }
-    let launch = plan(case, gpu.profile(), accumulate);
+    let launch = plan(case, device, accumulate);
     let mut workspaces = Vec::new();
     for size in &launch.workspaces {
         let slice = allocate(*size)?;
@@ -151,7 +153,7 @@ fn check_all(gpu: &Gpu) {
             if accumulate && !(0..outputs.len()).any(|o| case.op.accumulates(o)) {
                 continue;
             }
-            match run(gpu, &case, accumulate) {
+            match run(gpu, &gpu.profile(), &case, accumulate) {
                 Ok(error) => {
                     let entry = worst.entry(case.op.name()).or_default();
                     *entry = entry.max(error);
@@ -182,6 +184,34 @@ fn kernels_without_subgroups_equal_their_references() {
     }
 }
 
+/// The whole family behind a product: odd extents, thin sides, pairs, in every layout, added to what is there and not. A
+/// CPU device runs the variants of GPUs too.
+#[test]
+fn every_variant_of_the_product_equals_the_reference() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = DeviceProfile::clone(&gpu.profile());
+    let as_gpu = DeviceProfile { cpu: false, ..own.clone() };
+    let wanted = ["33x70x37", "100x8x65", "pair bf16 bf16"];
+    let cases: Vec<Case> = engraft::ops::cases()
+        .into_iter()
+        .filter(|c| c.op.name() == "matmul" && wanted.iter().any(|w| c.label.ends_with(w)))
+        .collect();
+    assert_eq!(cases.len(), 9);
+    let mut variants = 0;
+    for device in [own, as_gpu] {
+        for variant in Variant::all(&device) {
+            let device =
+                DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..device.clone() };
+            for (i, case) in cases.iter().enumerate() {
+                run(&gpu, &device, case, i % 2 == 0).unwrap_or_else(|e| panic!("{variant}: {e}"));
+            }
+            variants += 1;
+        }
+    }
+    println!("{variants} variants checked");
+    assert!(variants >= 15);
+}
+
 /// The GPU's own profile, other subgroup sizes, a GPU without any: every shader that any of them would compile.
 #[test]
 fn every_shader_variant_is_valid() {
@@ -191,6 +221,7 @@ fn every_shader_variant_is_valid() {
         wide_loads: false,
         max_workgroup_invocations: 256,
         max_workgroup_storage: 16 << 10,
+        choices: Default::default(),
     };
     let profiles = [
         profile(true, Some(8)),
@@ -201,20 +232,24 @@ fn every_shader_variant_is_valid() {
         profile(false, None),
     ];
     let mut seen = HashSet::new();
-    for case in engraft::ops::cases() {
-        for device in &profiles {
-            for accumulate in [false, true] {
-                for dispatch in plan(&case, device, accumulate).dispatches {
-                    let key = ShaderKey::of(&dispatch);
-                    if seen.insert(key.clone()) {
-                        validate(&key);
+    for device in profiles {
+        let forced = Variant::all(&device).into_iter().map(|v| Choices::forced(v.to_string()));
+        for choices in std::iter::once(Choices::default()).chain(forced) {
+            let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
+            for case in engraft::ops::cases() {
+                for accumulate in [false, true] {
+                    for dispatch in plan(&case, &device, accumulate).dispatches {
+                        let key = ShaderKey::of(&dispatch);
+                        if seen.insert(key.clone()) {
+                            validate(&key);
+                        }
                     }
                 }
             }
         }
     }
     println!("{} shader variants validated", seen.len());
-    assert!(seen.len() > 100);
+    assert!(seen.len() > 500);
 }
 
 fn validate(key: &ShaderKey) {

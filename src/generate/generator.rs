@@ -165,7 +165,7 @@ impl Generator {
         let graph = network.generation(large, cache.tokens)?;
         let mut layouts = Vec::new();
         for rows in sizes {
-            layouts.push(Layout::new(&network.generation(rows, cache.tokens)?, gpu.profile()));
+            layouts.push(Layout::new(&network.generation(rows, cache.tokens)?, &gpu.profile()));
         }
         let [a, b, c] = <[Layout; 3]>::try_from(layouts)
             .map_err(|_| GraphError::invalid("plan", "a generator has three sizes"))?;

@@ -2,7 +2,7 @@
 
 use super::GpuError;
 use super::pipeline::PipelineCache;
-use crate::graph::DeviceProfile;
+use crate::graph::{Choices, DeviceProfile};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -135,7 +135,9 @@ pub(super) struct Shared {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub info: DeviceInfo,
-    pub profile: DeviceProfile,
+    /// Replaced as a whole where kernels are measured.
+    pub profile: Mutex<Arc<DeviceProfile>>,
+    pub wide_loads: bool,
     pub offset_alignment: u64,
     pub max_groups: u32,
     pub checked: bool,
@@ -231,10 +233,12 @@ impl Gpu {
             wide_loads,
             max_workgroup_invocations: info.max_workgroup_invocations,
             max_workgroup_storage: info.max_workgroup_storage,
+            choices: Arc::default(),
         };
         let shared = Shared {
             pipelines: Mutex::new(PipelineCache::default()),
-            profile,
+            profile: Mutex::new(Arc::new(profile)),
+            wide_loads,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             max_groups: limits.max_compute_workgroups_per_dimension,
             checked: options.checked,
@@ -251,8 +255,16 @@ impl Gpu {
         &self.shared.info
     }
 
-    pub fn profile(&self) -> &DeviceProfile {
-        &self.shared.profile
+    /// The facts that kernels are chosen by, as they are now.
+    pub fn profile(&self) -> Arc<DeviceProfile> {
+        // a poisoned lock still holds a whole profile
+        Arc::clone(&self.shared.profile.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Sets which kernels plans take from here on; plans that exist keep theirs.
+    pub fn set_choices(&self, choices: Choices) {
+        let mut profile = self.shared.profile.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *profile = Arc::new(DeviceProfile { choices: Arc::new(choices), ..DeviceProfile::clone(&profile) });
     }
 
     /// Bytes of all buffers that exist on the device.

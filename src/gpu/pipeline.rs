@@ -88,7 +88,7 @@ impl Gpu {
 
     fn compile(&self, key: &ShaderKey) -> Result<Arc<Pipeline>, GpuError> {
         let device = &self.shared.device;
-        let source = key.compose(self.shared.profile.wide_loads)?;
+        let source = key.compose(self.shared.wide_loads)?;
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
             binding,

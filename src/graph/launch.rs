@@ -4,10 +4,12 @@
 //! cannot disagree: a binding named `x` gives the shader `load_x(i)` (and `store_x(i, v)` where it
 //! may be written), each moving the i-th group of four elements as `vec4<f32>`.
 
+use super::choices::{Alternatives, Choices};
 use super::{DType, TensorType};
+use std::sync::Arc;
 
 /// The facts about a device that decide which kernel is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceProfile {
     /// Kernels run on CPU cores: workgroup memory and barriers cost more than they save.
     pub cpu: bool,
@@ -17,6 +19,8 @@ pub struct DeviceProfile {
     pub wide_loads: bool,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_storage: u32,
+    /// Kernels that were measured here.
+    pub choices: Arc<Choices>,
 }
 
 impl DeviceProfile {
@@ -113,6 +117,8 @@ pub struct Dispatch {
     pub cost: Cost,
     /// What tells dispatches of one shader apart in reports: the extents of a product, say.
     pub detail: String,
+    /// Other kernels for the same work, where [`Choices::listing`] asks for them.
+    pub alternatives: Option<Box<Alternatives>>,
 }
 
 impl Dispatch {
@@ -125,6 +131,7 @@ impl Dispatch {
             groups: groups as u64,
             cost: Cost::default(),
             detail: String::new(),
+            alternatives: None,
         }
     }
 

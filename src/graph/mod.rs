@@ -3,6 +3,7 @@
 //! Nodes stand in execution order: an operation can use only values that exist already, so the list
 //! is its own schedule. Rewrites (the reverse pass, recomputation) append to it.
 
+mod choices;
 mod dtype;
 pub mod evaluate;
 mod launch;
@@ -10,6 +11,7 @@ pub mod layout;
 mod operation;
 mod shape;
 
+pub use choices::{Alternatives, Choices, rounded};
 pub use dtype::DType;
 pub use launch::{
     Binding, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader, View,

@@ -119,7 +119,7 @@ impl Program {
     /// # Errors
     /// As [`Program::new`].
     pub fn compile(gpu: &Gpu, graph: &Graph, bindings: &Bindings) -> Result<Self, PlanError> {
-        let layout = Layout::new(graph, gpu.profile());
+        let layout = Layout::new(graph, &gpu.profile());
         let slots = Slots::allocate(gpu, &layout)?;
         Program::new(gpu, graph, &layout, &slots, bindings)
     }

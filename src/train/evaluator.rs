@@ -139,7 +139,7 @@ impl Evaluator {
         };
         memory.trainables = bind_adapter(gpu, &ParameterSpace::of(&graph), adapter, &mut bindings)?;
         memory.inputs = bindings.allocate_inputs(gpu, &graph)?;
-        let layout = Layout::new(&graph, gpu.profile());
+        let layout = Layout::new(&graph, &gpu.profile());
         let slots = Slots::allocate(gpu, &layout)?;
         memory.activations = slots.bytes();
         let loss_sum =
@@ -179,7 +179,7 @@ impl Evaluator {
         let key = (size.tokens, size.labels);
         if !self.programs.contains_key(&key) {
             let graph = self.network.evaluation(size.tokens, size.labels)?;
-            let layout = self.layout.shrink(&graph, self.gpu.profile()).ok_or_else(|| {
+            let layout = self.layout.shrink(&graph, &self.gpu.profile()).ok_or_else(|| {
                 GraphError::invalid(
                     "plan",
                     "a smaller size of the network does not fit the plan of the largest",

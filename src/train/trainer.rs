@@ -88,9 +88,9 @@ impl Trainer {
     ) -> Result<Self, TrainerError> {
         let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
         let graph = network.training(capacity.tokens, capacity.labels)?;
-        let layout = Layout::new(&graph, gpu.profile());
+        let layout = Layout::new(&graph, &gpu.profile());
         let eval_graph = network.evaluation(capacity.tokens, capacity.labels)?;
-        let eval_layout = Layout::new(&eval_graph, gpu.profile());
+        let eval_layout = Layout::new(&eval_graph, &gpu.profile());
 
         let mut memory = MemoryReport::default();
         let mut bindings = Bindings::new();
@@ -255,7 +255,7 @@ impl Trainer {
                 true => self.network.training(size.0, size.1)?,
                 false => self.network.evaluation(size.0, size.1)?,
             };
-            let layout = family.layout.shrink(&graph, self.gpu.profile()).ok_or_else(|| {
+            let layout = family.layout.shrink(&graph, &self.gpu.profile()).ok_or_else(|| {
                 GraphError::invalid(
                     "plan",
                     "a smaller size of the network does not fit the plan of the largest",

@@ -12,9 +12,15 @@
 //! Gradients: the product of the output's gradient with the other operand, in the fitting layout. They overwrite,
 //! or add where the planner says so.
 
+mod product;
+mod variant;
+
+pub use product::{Operand, Product};
+pub use variant::Variant;
+
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
-    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -70,168 +76,6 @@ impl Layout {
         match self {
             Layout::NT => b.cols(),
             Layout::NN | Layout::TN => b.rows(),
-        }
-    }
-}
-
-/// One operand of a launch: where it lies and how it is stored.
-#[derive(Clone, Copy, Debug)]
-pub struct Operand {
-    pub place: Place,
-    pub dtype: DType,
-    pub offset: u64,
-    pub size: Option<u64>,
-}
-
-impl Operand {
-    pub fn new(place: Place, dtype: DType) -> Self {
-        Operand { place, dtype, offset: 0, size: None }
-    }
-
-    pub fn input(launch: &Launch<'_>, input: usize) -> Self {
-        Operand::new(Place::Input(input), launch.inputs[input].dtype)
-    }
-
-    pub fn range(self, offset: u64, size: u64) -> Self {
-        Operand { offset, size: Some(size), ..self }
-    }
-}
-
-/// A product as other operations launch it.
-#[derive(Clone, Copy, Debug)]
-pub struct Product {
-    pub layout: Layout,
-    pub m: usize,
-    pub n: usize,
-    pub k: usize,
-    pub alpha: f64,
-    pub accumulate: bool,
-}
-
-impl Product {
-    /// The dispatch for `out (+)= alpha * (a·b + a2·b2)`; `pair` is `(a2, b2, k2)`.
-    pub fn dispatch(
-        &self,
-        launch: &Launch<'_>,
-        a: Operand,
-        b: Operand,
-        pair: Option<(Operand, Operand, usize)>,
-        out: Operand,
-    ) -> Dispatch {
-        // the long side of a thin product becomes the columns, which the lanes share
-        let swap = self.n <= 16 && self.m > self.n;
-        let (rows, cols) = if swap { (self.n, self.m) } else { (self.m, self.n) };
-        let a_inner = self.layout != Layout::TN;
-        let b_inner = self.layout == Layout::NT;
-        let (r_inner, c_inner) = if swap { (b_inner, a_inner) } else { (a_inner, b_inner) };
-        let variant = Variant::choose(launch, rows, cols);
-        let tiles = rows.div_ceil(variant.rows()) * cols.div_ceil(variant.cols());
-        let mut dispatch = Dispatch::new(variant.shader(), tiles)
-            .flag("R_INNER", r_inner)
-            .flag("C_INNER", c_inner)
-            .flag("TRANSPOSED", swap)
-            .flag("PAIR", pair.is_some())
-            .flag("ACCUMULATE", self.accumulate);
-        dispatch = variant.define(dispatch);
-        let mut bind = |name, operand: Operand, write| {
-            dispatch.bindings.push(crate::graph::Binding {
-                name,
-                place: operand.place,
-                dtype: operand.dtype,
-                view: crate::graph::View::Vec4,
-                write,
-                offset: operand.offset,
-                size: operand.size,
-            });
-        };
-        let ordered = |a, b| if swap { (b, a) } else { (a, b) };
-        let (r, c) = ordered(a, b);
-        bind("r", r, false);
-        bind("c", c, false);
-        let mut k2 = 0;
-        if let Some((a2, b2, extent)) = pair {
-            let (r2, c2) = ordered(a2, b2);
-            bind("r2", r2, false);
-            bind("c2", c2, false);
-            k2 = extent;
-        }
-        bind("out", out, true);
-        let mut dispatch = dispatch
-            .param("tiles", tiles)
-            .param("col_tiles", cols.div_ceil(variant.cols()))
-            .param("rows", rows)
-            .param("rows4", rows.div_ceil(4))
-            .param("cols", cols)
-            .param("cols4", cols.div_ceil(4))
-            .param("k", self.k)
-            .param("k_4", self.k.div_ceil(4));
-        if pair.is_some() {
-            dispatch = dispatch.param("k2", k2).param("k2_4", k2.div_ceil(4));
-        }
-        let flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;
-        let elements = |x: usize, y: usize, t: DType| (x * y * t.size()) as f64;
-        let bytes = elements(self.m, self.k, a.dtype)
-            + elements(self.n, self.k, b.dtype)
-            + elements(self.m, self.n, out.dtype);
-        let widened = if k2 == 0 { String::new() } else { format!("+{k2}") };
-        let detail = format!("{:?} {}x{}x{}{widened}", self.layout, self.m, self.n, self.k);
-        dispatch.param_f32("alpha", self.alpha).cost(flops, bytes).detail(detail)
-    }
-}
-
-const BROADCAST: Shader = crate::shader!("matmul_broadcast");
-const TILED: Shader = crate::shader!("matmul_tiled");
-
-/// A member of the kernel family with its tile.
-#[derive(Clone, Copy, Debug)]
-enum Variant {
-    /// `rows` per invocation, four columns per lane; needs a known subgroup size.
-    Broadcast { lanes: u32, rows: u32 },
-    /// `rows x cols` per workgroup, `per x 4` per invocation.
-    Tiled { rows: u32, cols: u32, per: u32 },
-}
-
-impl Variant {
-    fn choose(launch: &Launch<'_>, rows: usize, cols: usize) -> Self {
-        if let Some(lanes) = launch.device.broadcast_lanes() {
-            // 32 rows per tile measured fastest; fewer where the product is thin or would leave a core idle
-            let tiles = |r: usize| rows.div_ceil(r) * cols.div_ceil(4 * lanes as usize);
-            let rows = [32, 16, 8].into_iter().find(|&r| rows > r / 2 && tiles(r) >= 8).unwrap_or(8);
-            return Variant::Broadcast { lanes, rows: (rows as u32).max(lanes) };
-        }
-        if rows <= 16 {
-            Variant::Tiled { rows: 16, cols: 128, per: 4 }
-        } else {
-            Variant::Tiled { rows: 64, cols: 64, per: 8 }
-        }
-    }
-
-    fn rows(self) -> usize {
-        match self {
-            Variant::Broadcast { rows, .. } | Variant::Tiled { rows, .. } => rows as usize,
-        }
-    }
-
-    fn cols(self) -> usize {
-        match self {
-            Variant::Broadcast { lanes, .. } => 4 * lanes as usize,
-            Variant::Tiled { cols, .. } => cols as usize,
-        }
-    }
-
-    fn shader(self) -> Shader {
-        match self {
-            Variant::Broadcast { .. } => BROADCAST,
-            Variant::Tiled { .. } => TILED,
-        }
-    }
-
-    fn define(self, dispatch: Dispatch) -> Dispatch {
-        match self {
-            Variant::Broadcast { lanes, rows } => dispatch.define("LANES", lanes).define("ROWS", rows),
-            Variant::Tiled { rows, cols, per } => {
-                dispatch.define("ROWS", rows).define("COLS", cols).define("PER", per)
-            }
         }
     }
 }

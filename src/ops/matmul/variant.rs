@@ -1,0 +1,310 @@
+//! The family of kernels behind a product, and which of them a launch takes.
+
+use crate::graph::{DeviceProfile, Dispatch, Shader};
+use std::fmt;
+
+const LANES: Shader = crate::shader!("matmul_lanes");
+const TILED: Shader = crate::shader!("matmul_tiled");
+
+/// A member of the family with its tile. Its text form is its name in the cache of measured choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// For CPU devices: `lanes` invocations own `rows` x `4 lanes` elements, without workgroup memory. The rows reach them
+    /// by subgroup broadcast, or by loads that are `uniform`; `unroll` groups of four along k are taken together.
+    Lanes { rows: u32, lanes: u32, uniform: bool, unroll: u32 },
+    /// For GPUs: a workgroup owns `rows` x `cols`, staged in workgroup memory `depth` deep, an invocation
+    /// `per_rows` x `per_cols` of them; `split` slices of invocations share the inner dimension.
+    Tiled { rows: u32, cols: u32, per_rows: u32, per_cols: u32, depth: u32, split: u32 },
+}
+
+/// Row tiles that are walked together, so that their operands stay in the GPU's cache.
+const SWIZZLE: u32 = 8;
+
+const fn tiled(
+    (rows, cols): (u32, u32),
+    (per_rows, per_cols): (u32, u32),
+    depth: u32,
+    split: u32,
+) -> Variant {
+    Variant::Tiled { rows, cols, per_rows, per_cols, depth, split }
+}
+
+/// Products of at least two row tiles.
+const WIDE: [Variant; 9] = [
+    tiled((64, 64), (8, 4), 16, 1),
+    tiled((128, 128), (8, 8), 8, 1),
+    tiled((128, 128), (8, 8), 16, 1),
+    tiled((128, 64), (8, 8), 16, 1),
+    tiled((64, 128), (8, 8), 16, 1),
+    tiled((64, 64), (8, 8), 16, 1),
+    tiled((64, 64), (4, 4), 16, 1),
+    tiled((32, 64), (4, 4), 16, 1),
+    tiled((32, 32), (4, 4), 16, 2),
+];
+
+/// Thin products: the low-rank sides of an adapter, a few tokens in generation.
+const THIN: [Variant; 6] = [
+    tiled((16, 64), (4, 4), 8, 4),
+    tiled((16, 32), (4, 4), 8, 8),
+    tiled((16, 16), (4, 4), 8, 16),
+    tiled((8, 64), (4, 4), 8, 8),
+    tiled((16, 128), (4, 4), 16, 2),
+    tiled((16, 128), (4, 4), 16, 1),
+];
+
+/// The extents of a product as the kernels see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extents {
+    pub rows: usize,
+    pub cols: usize,
+    /// Inner dimensions of the product and of its second pair (0: none).
+    pub k: usize,
+    pub k2: usize,
+}
+
+fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
+    let (rows, cols) = (extents.rows, extents.cols);
+    let broadcast = device.broadcast_lanes();
+    let lanes = broadcast.unwrap_or(8);
+    // 32 rows per tile measured fastest; fewer where the product is thin or would leave a core idle
+    let tiles = |height: u32| rows.div_ceil(height as usize) * cols.div_ceil(4 * lanes as usize);
+    let best =
+        [32, 16, 8].into_iter().find(|&h| rows > h as usize / 2 && tiles(h) >= 8).unwrap_or(8).max(lanes);
+    let other = if best > 8 && best > lanes { best / 2 } else { 2 * best };
+    let variant = |rows, uniform, unroll| Variant::Lanes { rows, lanes, uniform, unroll };
+    let mut all = vec![
+        variant(best, broadcast.is_none(), 1),
+        variant(best, broadcast.is_none(), 2),
+        variant(best, true, 2),
+        variant(other, broadcast.is_none(), 1),
+        variant(best, true, 1),
+        variant(other, true, 2),
+    ];
+    let mut seen = Vec::new();
+    all.retain(|v| {
+        !seen.contains(v) && {
+            seen.push(*v);
+            true
+        }
+    });
+    all
+}
+
+fn on_gpu(extents: &Extents) -> Vec<Variant> {
+    let families: [&[Variant]; 2] = match extents.rows {
+        ..=16 => [&THIN, &[]],
+        17..=32 => [&WIDE[7..], &THIN[..4]],
+        _ => [&WIDE, &[]],
+    };
+    families.into_iter().flatten().copied().collect()
+}
+
+impl Variant {
+    /// Every variant of the family that some product takes on such a device, for tests that run them all.
+    pub fn all(device: &DeviceProfile) -> Vec<Variant> {
+        let mut all: Vec<Variant> = Vec::new();
+        for rows in [8, 16, 32, 512] {
+            let candidates = Variant::candidates(device, &Extents { rows, cols: 512, k: 512, k2: 0 });
+            all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
+        }
+        all
+    }
+
+    /// Variants that the device can run, for a product of so many rows and columns; the default first.
+    pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
+        let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(extents) };
+        all.retain(|v| v.fits(device, extents));
+        all
+    }
+
+    /// Whether the device can run it, and the inner dimension suits it.
+    pub fn fits(&self, device: &DeviceProfile, extents: &Extents) -> bool {
+        match *self {
+            Variant::Lanes { lanes, uniform, unroll, .. } => {
+                let divides = |k: usize| k.div_ceil(4).is_multiple_of(unroll as usize);
+                (uniform || device.broadcast_lanes() == Some(lanes))
+                    && divides(extents.k)
+                    && divides(extents.k2)
+            }
+            Variant::Tiled { .. } => {
+                self.invocations() <= device.max_workgroup_invocations
+                    && self.workgroup_bytes() <= device.max_workgroup_storage
+            }
+        }
+    }
+
+    /// Reads a name; `None` where it names no variant of this version.
+    pub fn parse(name: &str) -> Option<Variant> {
+        let mut words = name.split(' ');
+        let family = words.next()?;
+        let pair = |text: &str| {
+            let (a, b) = text.split_once('x')?;
+            Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))
+        };
+        let tile = pair(words.next()?)?;
+        let variant = match family {
+            "broadcast" | "uniform" => {
+                let unroll = words.next()?.strip_prefix("unroll=")?.parse::<u32>().ok()?;
+                Variant::Lanes { rows: tile.0, lanes: tile.1 / 4, uniform: family == "uniform", unroll }
+            }
+            "tiled" => {
+                let per = pair(words.next()?.strip_prefix("per=")?)?;
+                let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
+                tiled(tile, per, number("depth=")?, number("split=")?)
+            }
+            _ => return None,
+        };
+        (variant.to_string() == name && variant.sound()).then_some(variant)
+    }
+
+    /// Whether the numbers make a kernel: names come from files.
+    fn sound(&self) -> bool {
+        match *self {
+            Variant::Lanes { rows, lanes, unroll, .. } => {
+                (1..=64).contains(&lanes)
+                    && (4..=64).contains(&rows)
+                    && rows.is_multiple_of(lanes)
+                    && rows.is_multiple_of(4)
+                    && (1..=4).contains(&unroll)
+            }
+            Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
+                let quads = |n: u32| n > 0 && n % 4 == 0 && n <= 256;
+                quads(rows)
+                    && quads(cols)
+                    && quads(per_rows)
+                    && quads(per_cols)
+                    && quads(depth)
+                    && rows % per_rows == 0
+                    && cols % per_cols == 0
+                    && (1..=64).contains(&split)
+            }
+        }
+    }
+
+    /// Rows and columns of a workgroup's tile.
+    pub fn tile(&self) -> (usize, usize) {
+        match *self {
+            Variant::Lanes { rows, lanes, .. } => (rows as usize, 4 * lanes as usize),
+            Variant::Tiled { rows, cols, .. } => (rows as usize, cols as usize),
+        }
+    }
+
+    pub fn shader(&self) -> Shader {
+        match self {
+            Variant::Lanes { .. } => LANES,
+            Variant::Tiled { .. } => TILED,
+        }
+    }
+
+    pub fn define(&self, dispatch: Dispatch) -> Dispatch {
+        match *self {
+            Variant::Lanes { rows, lanes, uniform, unroll } => dispatch
+                .define("LANES", lanes)
+                .define("ROWS", rows)
+                .define("UNROLL", unroll)
+                .flag("UNIFORM", uniform),
+            Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => dispatch
+                .define("ROWS", rows)
+                .define("COLS", cols)
+                .define("PER_ROWS", per_rows)
+                .define("PER_COLS", per_cols)
+                .define("DEPTH", depth)
+                .define("SPLIT", split)
+                .define("SWIZZLE", SWIZZLE),
+        }
+    }
+
+    fn invocations(&self) -> u32 {
+        match *self {
+            Variant::Lanes { lanes, .. } => lanes,
+            Variant::Tiled { rows, cols, per_rows, per_cols, split, .. } => {
+                rows / per_rows * (cols / per_cols) * split
+            }
+        }
+    }
+
+    /// Workgroup memory, as `shaders/matmul_tiled.wgsl` declares it.
+    fn workgroup_bytes(&self) -> u32 {
+        match *self {
+            Variant::Lanes { .. } => 0,
+            Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
+                let tiles = depth * split * (rows / 4 + 1 + cols / 4 + 1);
+                let partials = self.invocations() / split * (split - 1) * per_rows * (per_cols / 4);
+                16 * tiles.max(partials)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Variant::Lanes { rows, lanes, uniform, unroll } => {
+                let family = if *uniform { "uniform" } else { "broadcast" };
+                write!(f, "{family} {rows}x{} unroll={unroll}", 4 * lanes)
+            }
+            Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
+                write!(f, "tiled {rows}x{cols} per={per_rows}x{per_cols} depth={depth} split={split}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_and_others_are_refused() {
+        let lanes = Variant::Lanes { rows: 16, lanes: 8, uniform: true, unroll: 2 };
+        for variant in WIDE.into_iter().chain(THIN).chain([lanes]) {
+            assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
+        }
+        let wrong = [
+            "",
+            "tiled",
+            "tiled 64x64",
+            "broadcast 12x0 unroll=1",
+            "uniform 16x32 unroll=0",
+            "tiled 64x64 per=0x4 depth=16 split=1",
+            "tiled 64x64 per=8x4 depth=16 split=1 more",
+            "magic 8x8",
+        ];
+        for name in wrong {
+            assert_eq!(Variant::parse(name), None, "{name}");
+        }
+    }
+
+    /// 16 KiB of workgroup memory and 256 invocations are what every device has.
+    #[test]
+    fn the_defaults_fit_every_device() {
+        for cpu in [false, true] {
+            let weakest = DeviceProfile {
+                cpu,
+                max_workgroup_invocations: 256,
+                max_workgroup_storage: 16 << 10,
+                ..DeviceProfile::default()
+            };
+            for rows in [1, 8, 16, 17, 32, 33, 500] {
+                let extents = Extents { rows, cols: 64, k: 37, k2: 0 };
+                let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&extents)[0] };
+                let candidates = Variant::candidates(&weakest, &extents);
+                assert!(candidates.len() > 1);
+                assert_eq!(candidates[0], default);
+            }
+        }
+    }
+
+    #[test]
+    fn unrolled_variants_need_an_inner_dimension_that_they_divide() {
+        let device = DeviceProfile { cpu: true, subgroup: Some(8), ..DeviceProfile::default() };
+        let names = |k, k2| {
+            let extents = Extents { rows: 512, cols: 512, k, k2 };
+            Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
+        };
+        let unrolled = |k, k2| names(k, k2).iter().any(|n| n.contains("unroll=2"));
+        assert!(unrolled(256, 0) && unrolled(256, 8));
+        assert!(!unrolled(256, 4) && !unrolled(252, 8));
+        assert_eq!(names(256, 8)[0], "broadcast 32x32 unroll=1");
+    }
+}
