@@ -2,41 +2,13 @@
 
 mod common;
 
-use common::Runnable;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use engraft::autograd::{Recompute, differentiate};
-use engraft::graph::{DType, Graph, GraphError, Shape};
-use engraft::ops::lora_linear::lora_linear;
-use engraft::ops::matmul::{Layout, matmul};
+use engraft::graph::DType;
+use engraft::train::bench::kernels::layer;
 
 const TOKENS: usize = 512;
 const SHAPES: [(usize, usize); 2] = [(2048, 2048), (8192, 2048)];
 const RANKS: [usize; 2] = [8, 64];
-
-/// `y [T, outputs]` of `x [T, inputs]`, with an adapter of this rank unless it is 0.
-fn layer(
-    rank: usize,
-    (outputs, inputs): (usize, usize),
-    dtype: DType,
-    gradient: bool,
-) -> Result<Graph, GraphError> {
-    let mut graph = Graph::new();
-    let x = graph.input("x", Shape::matrix(TOKENS, inputs), dtype)?;
-    let weight = graph.frozen("weight", Shape::matrix(outputs, inputs), dtype)?;
-    let y = if rank == 0 {
-        matmul(&mut graph, Layout::NT, x, weight, 1.0, dtype)?
-    } else {
-        let a = graph.trainable("a", Shape::matrix(rank, inputs))?;
-        let b = graph.trainable("b", Shape::matrix(outputs, rank))?;
-        lora_linear(&mut graph, x, weight, (a, b), None, 2.0, dtype)?
-    };
-    graph.output("y", y);
-    if gradient {
-        let dy = graph.input("dy", Shape::matrix(TOKENS, outputs), dtype)?;
-        differentiate(&mut graph, y, dy, Recompute::None)?;
-    }
-    Ok(graph)
-}
 
 fn bench(criterion: &mut Criterion) {
     let Some(gpu) = common::gpu() else { return };
@@ -46,10 +18,10 @@ fn bench(criterion: &mut Criterion) {
             let shape = format!("{TOKENS}x{outputs}x{inputs}");
             group.throughput(Throughput::Elements((2 * TOKENS * outputs * inputs) as u64));
             let mut measure = |what: String, rank, gradient| {
-                let graph = layer(rank, (outputs, inputs), dtype, gradient).expect("the shapes fit");
-                let layer = Runnable::new(&gpu, &graph, &[]);
+                let graph = layer(TOKENS, (outputs, inputs), rank, dtype, gradient);
+                let layer = common::operation(&gpu, graph, &[]);
                 let id = BenchmarkId::new(format!("{what} {dtype}"), &shape);
-                group.bench_function(id, |bencher| bencher.iter(|| layer.run()));
+                group.bench_function(id, |bencher| bencher.iter(|| layer.run().expect("the device works")));
             };
             measure("no adapter".into(), 0, false);
             for rank in RANKS {

@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::Runnable;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use engraft::graph::{DType, Graph, Shape};
-use engraft::ops::matmul::{Layout, matmul};
+use engraft::graph::DType;
+use engraft::ops::matmul::Layout;
+use engraft::train::bench::kernels::product;
 
 const SHAPES: [(usize, usize, usize); 4] =
     [(512, 1024, 1024), (512, 2048, 2048), (512, 8192, 2048), (512, 2048, 8192)];
@@ -28,19 +28,9 @@ fn bench(criterion: &mut Criterion) {
         // one element is one floating-point operation
         group.throughput(Throughput::Elements((2 * m * n * k) as u64));
         for (layout, dtype) in VARIANTS {
-            let (a, b) = match layout {
-                Layout::NT => ([m, k], [n, k]),
-                Layout::NN => ([m, k], [k, n]),
-                Layout::TN => ([k, m], [k, n]),
-            };
-            let mut graph = Graph::new();
-            let a = graph.input("a", Shape::new(&a), dtype).expect("a new name");
-            let b = graph.input("b", Shape::new(&b), dtype).expect("a new name");
-            let c = matmul(&mut graph, layout, a, b, 1.0, dtype).expect("the shapes fit");
-            graph.output("c", c);
-            let product = Runnable::new(&gpu, &graph, &[]);
+            let product = common::operation(&gpu, product(layout, (m, n, k), dtype), &[]);
             let id = BenchmarkId::new(format!("{layout:?} {dtype}"), format!("{m}x{n}x{k}"));
-            group.bench_function(id, |bencher| bencher.iter(|| product.run()));
+            group.bench_function(id, |bencher| bencher.iter(|| product.run().expect("the device works")));
         }
     }
 }

@@ -18,7 +18,7 @@ fn bench(criterion: &mut Criterion) {
         let options = BenchTrainOptions { precision, recompute, ..Default::default() };
         // one element is one token
         group.throughput(Throughput::Elements((options.seq * options.batch) as u64));
-        let mut run = BenchTrain::new(&gpu, &options).expect("the benchmark fits the device");
+        let mut run = BenchTrain::new(&gpu, &options, &mut |_| {}).expect("the benchmark fits the device");
         run.step().expect("the device works");
         let id = BenchmarkId::new(precision.to_string(), format!("recompute {recompute}"));
         group.bench_function(id, |bencher| bencher.iter(|| run.step().expect("the device works")));

@@ -1,11 +1,11 @@
-//! What the benchmarks share: a device, graphs with numbers in them, and limits that keep software devices bearable.
+//! What the benchmarks share: a device, operations ready to run, and limits that keep software devices bearable.
 #![allow(dead_code)]
 
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
-use engraft::graph::layout::pack;
-use engraft::graph::{DType, Graph, LeafKind};
-use engraft::plan::{Bindings, Program};
+use engraft::graph::{Graph, GraphError};
+use engraft::train::bench::kernels::Operation;
+use engraft::train::tuning::{TuneMode, Tuner};
 use std::time::Duration;
 
 /// The device to measure (`ENGRAFT_BENCH_GPU` names another than the best), or `None` with a loud word.
@@ -32,43 +32,13 @@ pub fn group<'c>(criterion: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c,
     group
 }
 
-/// A graph with memory behind every leaf: floats in [-1, 1), `indices` by name.
-pub struct Runnable {
-    gpu: Gpu,
-    program: Program,
-}
-
-impl Runnable {
-    pub fn new(gpu: &Gpu, graph: &Graph, indices: &[(&str, Vec<u32>)]) -> Self {
-        let mut bindings = Bindings::new();
-        for leaf in graph.leaves() {
-            let ty = graph.type_of(leaf.value);
-            let memory =
-                || gpu.allocate(&leaf.name, ty.bytes()).expect("the benchmark fits the device").whole();
-            let slice = memory();
-            if ty.dtype != DType::U32 {
-                let count = ty.shape.elements();
-                // steps of 1/32 lie in every storage type exactly
-                let values: Vec<f32> = (0..count).map(|i| ((i * 7919) % 64) as f32 / 32.0 - 1.0).collect();
-                slice.write(&pack(ty, &values));
-            } else if let Some((_, values)) = indices.iter().find(|(name, _)| *name == leaf.name) {
-                slice.write(bytemuck::cast_slice(values));
-            }
-            if leaf.kind == LeafKind::Trainable {
-                bindings.bind_gradient(leaf.name.clone(), memory());
-            }
-            bindings.bind(leaf.name.clone(), slice);
-        }
-        let program = Program::compile(gpu, graph, &bindings).expect("the benchmark's graph compiles");
-        let runnable = Runnable { gpu: gpu.clone(), program };
-        // the first dispatch pays the driver's compiler
-        runnable.run();
-        runnable
-    }
-
-    /// Runs once and waits.
-    pub fn run(&self) {
-        self.gpu.submit(&[], &[self.program.recording()]).expect("the device works");
-        self.gpu.wait().expect("the device works");
-    }
+/// An operation with memory behind every leaf, compiled and run once; kernels are measured for it where they were not.
+pub fn operation(gpu: &Gpu, graph: Result<Graph, GraphError>, indices: &[(&str, Vec<u32>)]) -> Operation {
+    let graph = graph.expect("the shapes fit");
+    let tuner = Tuner::new(TuneMode::default());
+    let operation = Operation::new(gpu, &graph, indices, &tuner, &mut |_| {});
+    let operation = operation.expect("the benchmark fits the device");
+    // the first dispatch pays the driver's compiler
+    operation.run().expect("the device works");
+    operation
 }

@@ -9,9 +9,14 @@ use crate::train::options::{
     RecomputeKind, WeightInit,
 };
 use crate::train::schedule::ScheduleKind;
+use crate::train::tuning::TuneMode;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+mod bench;
+
+pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device";
@@ -63,6 +68,8 @@ pub enum Command {
     /// Measure speed without any files
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Bench(BenchArgs),
+    /// Measure which kernels are fastest here, ahead of a run
+    Tune(TuneCommandArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -80,6 +87,8 @@ pub struct FinetuneArgs {
     pub training: TrainingArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub tune: TuneArgs,
 }
 
 impl FinetuneArgs {
@@ -92,7 +101,7 @@ impl FinetuneArgs {
         let options = FinetuneOptions {
             lora: self.lora.options(),
             init_adapter,
-            ..self.training.options(self.model, self.data, self.split, self.device)
+            ..self.training.options(self.model, self.data, self.split, self.device, self.tune)
         };
         options.validate()?;
         Ok(options)
@@ -115,6 +124,8 @@ pub struct FinetuneFullArgs {
     pub training: TrainingArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub tune: TuneArgs,
 }
 
 impl FinetuneFullArgs {
@@ -125,7 +136,7 @@ impl FinetuneFullArgs {
     pub fn resolve(self) -> Result<FinetuneOptions, OptionsError> {
         let options = FinetuneOptions {
             method: Method::Full { init: self.init },
-            ..self.training.options(self.model, self.data, self.split, self.device)
+            ..self.training.options(self.model, self.data, self.split, self.device, self.tune)
         };
         options.validate()?;
         Ok(options)
@@ -236,6 +247,8 @@ pub struct EvaluateArgs {
     pub precision: PrecisionArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub tune: TuneArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -256,6 +269,7 @@ impl EvaluateArgs {
             micro_batch_size: self.micro_batch_size,
             precision: self.precision.precision,
             gpu: self.device.gpu,
+            tune: self.tune.tune,
         };
         options.validate()?;
         Ok(options)
@@ -268,114 +282,6 @@ pub struct DevicesArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    pub command: BenchCommand,
-}
-
-#[derive(Clone, Debug, Subcommand)]
-pub enum BenchCommand {
-    /// Time LoRA training steps of a Llama with random weights
-    Train(BenchTrainArgs),
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
-pub struct BenchTrainArgs {
-    /// Hidden size
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count)]
-    pub hidden: usize,
-    /// Layers
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
-    pub layers: usize,
-    /// Query heads
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
-    pub heads: usize,
-    /// Key and value heads [default: as many as query heads]
-    #[arg(long, alias = "kv-heads", value_name = "N", value_parser = count)]
-    pub kv_heads: Option<usize>,
-    /// Hidden size of the MLP
-    #[arg(long, value_name = "N", default_value_t = 768, value_parser = count)]
-    pub ffn: usize,
-    /// Tokens in the vocabulary
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count)]
-    pub vocab: usize,
-    /// Tokens per sample
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = count)]
-    pub seq: usize,
-    /// Samples per step, all in one micro-batch
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
-    pub batch: usize,
-    /// Rank of the adapter
-    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = count)]
-    pub rank: usize,
-    /// Modules with an adapter, such as q_proj,v_proj [default: all linear layers of the blocks]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub targets: Vec<String>,
-    /// Steps to time, after one that is not
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = count)]
-    pub steps: usize,
-    /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
-    #[arg(long, value_name = "KIND", default_value_t = Precision::F32True)]
-    pub precision: Precision,
-    /// Activations to make again in the reverse pass, for memory: none, or layer
-    #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
-    pub recompute: RecomputeKind,
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-impl BenchTrainArgs {
-    /// Key and value heads: as given, or as many as query heads.
-    pub fn kv_heads(&self) -> usize {
-        self.kv_heads.unwrap_or(self.heads)
-    }
-
-    /// Modules with an adapter; empty for all linear layers of the blocks.
-    pub fn targets(&self) -> Vec<String> {
-        targets(&self.targets)
-    }
-
-    /// # Errors
-    /// Every option that is out of its range.
-    pub fn check(&self) -> Result<(), OptionsError> {
-        let mut checks = Checks::default();
-        for (option, given, least) in [
-            ("--hidden", self.hidden, 1),
-            ("--layers", self.layers, 1),
-            ("--heads", self.heads, 1),
-            ("--kv_heads", self.kv_heads(), 1),
-            ("--ffn", self.ffn, 1),
-            ("--vocab", self.vocab, 2),
-            ("--seq", self.seq, 2),
-            ("--batch", self.batch, 1),
-            ("--rank", self.rank, 1),
-            ("--steps", self.steps, 1),
-        ] {
-            checks.at_least(option, given, least);
-        }
-        if self.heads > 0 && self.kv_heads() > 0 {
-            checks.require(
-                self.hidden.is_multiple_of(2 * self.heads),
-                "--hidden",
-                self.hidden,
-                format!("must be a multiple of twice --heads ({})", self.heads),
-            );
-            checks.require(
-                self.heads.is_multiple_of(self.kv_heads()),
-                "--kv_heads",
-                self.kv_heads(),
-                format!("must divide --heads ({})", self.heads),
-            );
-        }
-        checks.finish()
-    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -579,6 +485,7 @@ impl TrainingArgs {
         data: DataArgs,
         split: SplitArgs,
         device: DeviceArgs,
+        tune: TuneArgs,
     ) -> FinetuneOptions {
         let default_micro_batch = if self.batch_size.is_multiple_of(2) { 2 } else { 1 };
         FinetuneOptions {
@@ -605,6 +512,7 @@ impl TrainingArgs {
             seed: self.seed,
             recompute: self.recompute,
             gpu: device.gpu,
+            tune: tune.tune,
             ..FinetuneOptions::default()
         }
     }
@@ -622,6 +530,13 @@ pub struct DeviceArgs {
     /// Device, see `engraft devices` [default: the best GPU, a software device where there is none]
     #[arg(long, value_name = "NAME|INDEX")]
     pub gpu: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct TuneArgs {
+    /// Measure which kernels are fastest here before the run: off, cached (what the cache lacks), full (all again)
+    #[arg(long, env = "ENGRAFT_TUNE", value_name = "MODE", default_value_t = TuneMode::default())]
+    pub tune: TuneMode,
 }
 
 /// PEFT's word for all linear layers is an empty list here.

@@ -1,25 +1,172 @@
 //! `engraft bench`: speed without any files.
 
-use super::args::BenchTrainArgs;
+use super::args::{BenchKernelArgs, BenchTrainArgs, StepArgs};
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::train::bench::{BenchTrain, BenchTrainOptions, BenchTrainReport, KernelTime};
+use crate::graph::{Graph, GraphError};
+use crate::models::{ModelConfig, Network, shape, shape_names};
+use crate::ops::matmul::Layout;
+use crate::train::bench::kernels::{
+    Heads, KernelReport, Operation, Peak, causal_attention, layer, peak, product, segments,
+};
+use crate::train::bench::trace::trace;
+use crate::train::bench::{BenchTrain, BenchTrainOptions, BenchTrainReport, KernelTime, by_kind};
+use crate::train::trainer::TrainerError;
+use crate::train::tuning::{TuneProgress, Tuner};
+use serde::Serialize;
+use serde_json::Value;
 use std::fmt::Write;
+use std::path::Path;
 
-/// Times training steps and prints a table, or one JSON object.
+/// Times training steps and prints their rate, or one JSON object.
 ///
 /// # Errors
 /// Options out of range, no device, and what the device reports.
 pub fn train(args: BenchTrainArgs) -> Result<(), Error> {
+    let earlier = args.compare.as_deref().map(read_json).transpose()?;
+    let mut bench = open_train(&args)?;
+    let report = bench.run()?;
+    if args.json {
+        print_json(&report);
+    } else {
+        print!("{}", report_table(&report));
+    }
+    if let Some(before) = earlier.as_ref().and_then(|v| v["tokens_per_s"].as_f64()) {
+        eprintln!("{:.2} times the {before:.0} tokens/s of the file", report.tokens_per_s / before);
+    }
+    Ok(())
+}
+
+/// Times every kernel of a step by the device's clock.
+///
+/// # Errors
+/// As [`train`], and a trace file that cannot be written.
+pub fn step(args: StepArgs) -> Result<(), Error> {
+    let mut bench = open_train(&args.train)?;
+    let report = bench.run()?;
+    let tuner = Tuner::new(args.train.tune.tune);
+    let peak = peak(bench.trainer().gpu(), &tuner, &mut show)?;
+    let dispatches = bench.dispatches()?;
+    let kernels = by_kind(&dispatches);
+    if let Some(path) = &args.trace {
+        let trace = trace(&report.device, &dispatches);
+        let bytes = serde_json::to_vec(&trace).unwrap_or_default();
+        crate::checkpoint::atomic::write_file(path, |out| out.write_all(&bytes))
+            .map_err(|source| Error::Write { path: path.clone(), source })?;
+    }
+    let step = StepReport::new(&report, &kernels, peak);
+    if args.train.json {
+        print_json(&step);
+    } else {
+        print!("{}", step_table(&step));
+    }
+    Ok(())
+}
+
+/// Products in the three layouts, or those of a model's layers.
+///
+/// # Errors
+/// An unknown shape, no device, and what the device reports.
+pub fn matmul(args: BenchKernelArgs) -> Result<(), Error> {
+    let mut cases = Vec::new();
+    let mut add = |layout: Layout, (m, n, k): (usize, usize, usize)| {
+        cases.push((format!("{layout:?} {m}x{n}x{k}"), product(layout, (m, n, k), args.storage), Vec::new()));
+    };
+    match args.shape()? {
+        None => [Layout::NT, Layout::NN, Layout::TN].into_iter().for_each(|l| add(l, args.size)),
+        Some(config) => {
+            for (outputs, inputs) in layers(&config) {
+                add(Layout::NT, (args.tokens, outputs, inputs));
+                add(Layout::NN, (args.tokens, inputs, outputs));
+            }
+        }
+    }
+    run(&args, cases)
+}
+
+/// Attention and its gradient, one segment and segments of a quarter.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn attention(args: BenchKernelArgs) -> Result<(), Error> {
+    let config = args.shape()?;
+    let heads = config.map_or(Heads { heads: 8, kv_heads: 2, head_dim: 64 }, |c| Heads {
+        heads: c.heads,
+        kv_heads: c.kv_heads,
+        head_dim: c.head_dim,
+    });
+    let mut cases = Vec::new();
+    for segment in [args.tokens, args.tokens.div_ceil(4)] {
+        for (what, gradient) in [("forward", false), ("gradient", true)] {
+            let name = format!("{what}, {} tokens in segments of {segment}", args.tokens);
+            let graph = causal_attention(args.tokens, heads, args.storage, gradient);
+            cases.push((name, graph, segments(args.tokens, segment).to_vec()));
+        }
+    }
+    run(&args, cases)
+}
+
+/// A linear layer without an adapter, with one, and with one and its gradients.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn lora(args: BenchKernelArgs) -> Result<(), Error> {
+    let layers = match args.shape()? {
+        Some(config) => layers(&config),
+        None => vec![(args.size.1, args.size.2)],
+    };
+    let mut cases = Vec::new();
+    for (outputs, inputs) in layers {
+        for (what, rank, gradient) in
+            [("no adapter", 0, false), ("forward", args.rank, false), ("forward, dA, dB", args.rank, true)]
+        {
+            let name = format!("{outputs}x{inputs} {what}");
+            cases.push((name, layer(args.tokens, (outputs, inputs), rank, args.storage, gradient), vec![]));
+        }
+    }
+    run(&args, cases)
+}
+
+/// The distinct `(outputs, inputs)` of a model's linear layers.
+fn layers(config: &ModelConfig) -> Vec<(usize, usize)> {
+    let one = ModelConfig { layers: 1, ..config.clone() };
+    let mut all: Vec<(usize, usize)> =
+        Network::linear_modules(&one).into_iter().map(|(_, outputs, inputs)| (outputs, inputs)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+type KernelCase = (String, Result<Graph, GraphError>, Vec<(&'static str, Vec<u32>)>);
+
+fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
+    let earlier = args.compare.as_deref().map(read_json).transpose()?;
+    let gpu = open(args.device.gpu.as_deref())?;
+    let tuner = Tuner::new(args.tune.tune);
+    let peak = peak(&gpu, &tuner, &mut show)?;
+    let mut kernels = Vec::new();
+    for (name, graph, indices) in cases {
+        let graph = graph.map_err(TrainerError::from)?;
+        kernels.push(Operation::new(&gpu, &graph, &indices, &tuner, &mut show)?.measure(name)?);
+    }
+    let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
+    let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };
+    if args.json {
+        print_json(&report);
+    } else {
+        print!("{}", report.table(earlier.as_ref()));
+    }
+    Ok(())
+}
+
+fn open(gpu: Option<&str>) -> Result<Gpu, Error> {
+    Ok(Gpu::open(&GpuOptions { device: gpu.map(str::to_owned), ..GpuOptions::default() })?)
+}
+
+fn open_train(args: &BenchTrainArgs) -> Result<BenchTrain, Error> {
     args.check()?;
-    let gpu = Gpu::open(&GpuOptions { device: args.device.gpu.clone(), ..GpuOptions::default() })?;
     let options = BenchTrainOptions {
-        hidden: args.hidden,
-        layers: args.layers,
-        heads: args.heads,
-        kv_heads: args.kv_heads(),
-        ffn: args.ffn,
-        vocab: args.vocab,
+        config: args.config()?,
         seq: args.seq,
         batch: args.batch,
         rank: args.rank,
@@ -27,16 +174,181 @@ pub fn train(args: BenchTrainArgs) -> Result<(), Error> {
         steps: args.steps,
         precision: args.precision,
         recompute: args.recompute,
+        tune: args.tune.tune,
     };
-    let mut bench = BenchTrain::new(&gpu, &options)?;
-    let report = bench.run()?;
-    if args.json {
-        // a report of numbers and names always serialises
-        println!("{}", serde_json::to_string(&report).unwrap_or_default());
-    } else {
-        print!("{}{}", report_table(&report), kernel_table(&bench.kernels()?));
+    let bench = BenchTrain::new(&open(args.device.gpu.as_deref())?, &options, &mut show)?;
+    if let Some(trouble) = &bench.tuned().trouble {
+        eprintln!("{trouble}");
     }
-    Ok(())
+    Ok(bench)
+}
+
+/// The shape of this name.
+///
+/// # Errors
+/// The names there are.
+pub(super) fn named_shape(name: &str) -> Result<ModelConfig, Error> {
+    shape(name).ok_or_else(|| {
+        let names = shape_names().collect::<Vec<_>>().join(", ");
+        Error::input(format!("--shape {name}: no such shape; there are {names}"))
+    })
+}
+
+/// A line per class of kernels that is measured before.
+pub(super) fn show(progress: &TuneProgress) {
+    let m = &progress.measurement;
+    eprintln!(
+        "measured {}/{}: {}: {}, {:.1} GFLOP/s, {:.2} times the default",
+        progress.done,
+        progress.total,
+        m.class,
+        m.variant,
+        m.gflops,
+        m.default_seconds / m.seconds
+    );
+}
+
+fn read_json(path: &Path) -> Result<Value, Error> {
+    let said = |reason: String| Error::input(format!("--compare {}: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| said(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| said(format!("{e}; give a file that --json wrote")))
+}
+
+fn print_json(report: &impl Serialize) {
+    // a report of numbers and names always serialises
+    println!("{}", serde_json::to_string(report).unwrap_or_default());
+}
+
+/// What `bench matmul`, `attention` and `lora` found.
+#[derive(Serialize)]
+struct KernelReports {
+    device: String,
+    driver: String,
+    storage: String,
+    peak: Peak,
+    kernels: Vec<KernelReport>,
+}
+
+impl KernelReports {
+    fn table(&self, earlier: Option<&Value>) -> String {
+        let mut text = format!("{} | {}\n{}\n\n", self.device, self.driver, peak_line(&self.peak));
+        let _ = writeln!(
+            text,
+            "{:<44}{:>10}{:>10}{:>9}{:>9}{:>9}{}",
+            self.storage,
+            "ms",
+            "GFLOP/s",
+            "of peak",
+            "GB/s",
+            "of peak",
+            if earlier.is_some() { "  before/now" } else { "" }
+        );
+        for k in &self.kernels {
+            let _ = write!(
+                text,
+                "{:<44}{:>10.3}{:>10.1}{:>8.0}%{:>9.2}{:>8.0}%",
+                k.name,
+                k.seconds * 1e3,
+                k.gflops,
+                100.0 * k.gflops / self.peak.gflops,
+                k.gb_per_s,
+                100.0 * k.gb_per_s / self.peak.gb_per_s
+            );
+            let before = earlier.and_then(|v| {
+                let rows = v["kernels"].as_array()?;
+                rows.iter().find(|r| r["name"] == k.name.as_str())?["seconds"].as_f64()
+            });
+            if let Some(before) = before {
+                let _ = write!(text, "{:>12.2}", before / k.seconds);
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+fn peak_line(peak: &Peak) -> String {
+    format!("peak here: {:.1} GFLOP/s (large bf16 product), {:.1} GB/s (copy)", peak.gflops, peak.gb_per_s)
+}
+
+/// What `bench step` found.
+#[derive(Serialize)]
+struct StepReport {
+    device: String,
+    driver: String,
+    tokens_per_s: f64,
+    /// Median of a whole step, by the host's clock.
+    step_ms: f64,
+    /// All dispatches of a step added up, by the device's clock.
+    kernels_ms: f64,
+    /// What the host and the gaps between dispatches take of a step.
+    host_share: f64,
+    peak: Peak,
+    kernels: Vec<StepKernel>,
+}
+
+#[derive(Serialize)]
+struct StepKernel {
+    kernel: String,
+    dispatches: usize,
+    ms: f64,
+    gflop: f64,
+    mb: f64,
+    /// Of the peak that bounds it: the larger of its shares of FLOP/s and of bytes/s.
+    share_of_peak: f64,
+}
+
+impl StepReport {
+    fn new(report: &BenchTrainReport, kernels: &[KernelTime], peak: Peak) -> Self {
+        let kernels_ms = kernels.iter().map(|k| k.seconds * 1e3).sum();
+        let kernels = kernels.iter().map(|k| {
+            let (flops, bytes) = (k.cost.flops / k.seconds / 1e9, k.cost.bytes / k.seconds / 1e9);
+            StepKernel {
+                kernel: format!("{} {}", k.kernel, k.detail).trim_end().to_owned(),
+                dispatches: k.dispatches,
+                ms: k.seconds * 1e3,
+                gflop: k.cost.flops / 1e9,
+                mb: k.cost.bytes / 1e6,
+                share_of_peak: (flops / peak.gflops).max(bytes / peak.gb_per_s),
+            }
+        });
+        StepReport {
+            device: report.device.clone(),
+            driver: report.driver.clone(),
+            tokens_per_s: report.tokens_per_s,
+            step_ms: report.step_ms_median,
+            kernels_ms,
+            host_share: 1.0 - kernels_ms / report.step_ms_median,
+            peak,
+            kernels: kernels.collect(),
+        }
+    }
+}
+
+fn step_table(step: &StepReport) -> String {
+    let mut text = format!("{} | {}\n{}\n\n", step.device, step.driver, peak_line(&step.peak));
+    let _ = writeln!(
+        text,
+        "{:<44}{:>6}{:>10}{:>8}{:>12}{:>10}{:>9}",
+        "kernel", "count", "ms", "share", "GFLOP/s", "GB/s", "of peak"
+    );
+    for k in &step.kernels {
+        let _ = writeln!(
+            text,
+            "{:<44}{:>6}{:>10.2}{:>7.1}%{:>12.1}{:>10.1}{:>8.0}%",
+            k.kernel,
+            k.dispatches,
+            k.ms,
+            100.0 * k.ms / step.kernels_ms,
+            k.gflop / k.ms * 1e3,
+            k.mb / k.ms,
+            100.0 * k.share_of_peak
+        );
+    }
+    let _ = writeln!(text, "{:<50}{:>10.2}", "sum of the kernels", step.kernels_ms);
+    let _ =
+        writeln!(text, "{:<50}{:>10.2}{:>7.1}% host and gaps", "step", step.step_ms, 100.0 * step.host_share);
+    text
 }
 
 fn report_table(report: &BenchTrainReport) -> String {
@@ -59,48 +371,15 @@ fn report_table(report: &BenchTrainReport) -> String {
     })
 }
 
-/// Kinds of kernels with their share of the time and the rates that their estimated work gives.
-fn kernel_table(kernels: &[KernelTime]) -> String {
-    let total: f64 = kernels.iter().map(|k| k.seconds).sum();
-    let mut text = format!(
-        "\n{:<44}{:>6}{:>10}{:>8}{:>12}{:>10}\n",
-        "kernel", "count", "ms", "share", "GFLOP/s", "GB/s"
-    );
-    for k in kernels {
-        let name = format!("{} {}", k.kernel, k.detail);
-        let (ms, share) = (k.seconds * 1e3, 100.0 * k.seconds / total);
-        let (flops, bytes) = (k.cost.flops / k.seconds / 1e9, k.cost.bytes / k.seconds / 1e9);
-        let _ =
-            writeln!(text, "{name:<44}{:>6}{ms:>10.2}{share:>7.1}%{flops:>12.1}{bytes:>10.1}", k.dispatches);
-    }
-    let _ = writeln!(text, "{:<50}{:>10.2}", "sum", total * 1e3);
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::graph::Cost;
 
-    #[test]
-    fn kernels_are_listed_with_their_share() {
-        let kernel = |kernel, seconds| KernelTime {
-            kernel,
-            detail: "NT".into(),
-            dispatches: 3,
-            seconds,
-            cost: Cost { flops: 2e9, bytes: 1e9 },
-        };
-        let table = kernel_table(&[kernel("matmul", 0.75), kernel("add", 0.25)]);
-        let columns: Vec<&str> = table.lines().nth(2).unwrap().split_whitespace().collect();
-        assert_eq!(columns, ["matmul", "NT", "3", "750.00", "75.0%", "2.7", "1.3"]);
-    }
-
-    #[test]
-    fn unknown_memory_is_said_so() {
-        let report = BenchTrainReport {
+    fn report() -> BenchTrainReport {
+        BenchTrainReport {
             tokens_per_s: 2000.0,
-            step_ms_median: 256.0,
+            step_ms_median: 1250.0,
             first_step_s: 1.0,
             peak_device_bytes: 1 << 29,
             peak_rss_mb: None,
@@ -108,8 +387,51 @@ mod tests {
             driver: "v".into(),
             loss_first: 7.6,
             loss_last: 7.5,
+        }
+    }
+
+    #[test]
+    fn a_steps_kernels_are_listed_with_their_shares() {
+        let kernel = |kernel, seconds| KernelTime {
+            kernel,
+            detail: "NT".into(),
+            dispatches: 3,
+            seconds,
+            cost: Cost { flops: 3e9, bytes: 1.5e9 },
         };
-        let table = report_table(&report);
+        let peak = Peak { gflops: 10.0, gb_per_s: 4.0 };
+        let step = StepReport::new(&report(), &[kernel("matmul", 0.75), kernel("add", 0.25)], peak);
+        let table = step_table(&step);
+        let columns: Vec<&str> = table.lines().nth(4).unwrap().split_whitespace().collect();
+        assert_eq!(columns, ["matmul", "NT", "3", "750.00", "75.0%", "4.0", "2.0", "50%"]);
+        assert!(table.contains("20.0% host and gaps"), "{table}");
+    }
+
+    #[test]
+    fn an_earlier_report_gives_a_ratio() {
+        let kernel = |seconds| KernelReport { name: "NT".into(), seconds, gflops: 5.0, gb_per_s: 1.0 };
+        let reports = |seconds| KernelReports {
+            device: "d".into(),
+            driver: "v".into(),
+            storage: "bf16".into(),
+            peak: Peak { gflops: 10.0, gb_per_s: 4.0 },
+            kernels: vec![kernel(seconds)],
+        };
+        let before = serde_json::to_value(reports(0.5)).unwrap();
+        let table = reports(0.25).table(Some(&before));
+        let columns: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(columns, ["NT", "250.000", "5.0", "50%", "1.00", "25%", "2.00"]);
+    }
+
+    #[test]
+    fn unknown_memory_is_said_so() {
+        let table = report_table(&report());
         assert!(table.contains("process memory  unknown") && table.contains("0.500 GiB"), "{table}");
+    }
+
+    #[test]
+    fn an_unknown_shape_lists_those_there_are() {
+        let said = named_shape("llama-9").unwrap_err().to_string();
+        assert!(said.contains("llama-9") && said.contains("llama-3.2-1b"), "{said}");
     }
 }

@@ -7,6 +7,7 @@ mod evaluate;
 mod finetune;
 mod generate;
 mod progress;
+mod tune;
 
 use crate::error::{Error, Failure};
 use args::{BenchCommand, Cli, Command, Exit};
@@ -27,7 +28,12 @@ pub fn run() -> ExitCode {
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Devices(args) => devices::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Bench(args) => match args.command {
+            BenchCommand::Matmul(args) => bench::matmul(args),
+            BenchCommand::Attention(args) => bench::attention(args),
+            BenchCommand::Lora(args) => bench::lora(args),
+            BenchCommand::Step(args) => bench::step(args),
             BenchCommand::Train(args) => bench::train(args),
         },
     };

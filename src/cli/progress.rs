@@ -4,6 +4,7 @@
 //! ignored: a closed terminal must not end a run.
 
 use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
+use crate::train::tuning::TuneProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
 
@@ -55,6 +56,7 @@ impl Progress {
             return;
         }
         match event {
+            Event::Tuned(progress) => self.tuned(progress),
             Event::Started(run) => self.start(run),
             Event::Step(record) => self.step(record),
             Event::Evaluation(record) => self.line(&evaluation_line(record)),
@@ -74,16 +76,34 @@ impl Progress {
         }
     }
 
+    /// A line that is written over on a terminal; elsewhere the first and the last word alone.
+    fn tuned(&mut self, progress: &TuneProgress) {
+        let last = progress.done == progress.total;
+        if self.mode == ProgressMode::Bar {
+            let bar = self.bar.get_or_insert_with(|| {
+                ProgressBar::new(progress.total as u64).with_style(style("{bar:30} {pos}/{len}  {msg}"))
+            });
+            bar.set_message(format!("measuring kernels: {}", progress.measurement.class));
+            bar.set_position(progress.done as u64);
+        } else if progress.done == 1 {
+            let total = progress.total;
+            self.line(&format!(
+                "measuring kernels for {total} classes of products, once for this device and driver"
+            ));
+        } else if last {
+            self.line("kernels measured");
+        }
+    }
+
     fn start(&mut self, run: &RunSummary) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
         self.steps = run.steps;
         self.line(&started_lines(run));
         if self.mode == ProgressMode::Bar {
-            let bar = ProgressBar::new(run.steps as u64);
-            // The template is a constant, so the fallback is never seen; it spares the run a panic.
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  ETA {eta}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            bar.set_style(style.progress_chars("=> "));
-            self.bar = Some(bar);
+            let style = style("{bar:30} {pos}/{len}  {msg}  ETA {eta}");
+            self.bar = Some(ProgressBar::new(run.steps as u64).with_style(style));
         }
     }
 
@@ -116,6 +136,12 @@ impl Drop for Progress {
             bar.abandon();
         }
     }
+}
+
+/// A bar's look. Templates are constants, so the fallback is never seen; it spares the run a panic.
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("=> ")
 }
 
 fn started_lines(run: &RunSummary) -> String {

@@ -1,16 +1,24 @@
 //! Which kernel of a family serves a launch, where it was measured.
 //!
-//! An operation with several kernels for the same work names the class of its launch (the family, what the shader depends
-//! on, and extents rounded so that few measurements serve a model) and looks it up here; without an entry it takes its own
-//! default. Names are plain text: they stand in the cache file as they are.
+//! An operation with several kernels for the same work names the [`Class`] of its launch and looks it up here; without an
+//! entry it takes its own default. Names are plain text: they stand in the cache file as they are.
 
 use super::Dispatch;
-use std::collections::BTreeMap;
+use std::fmt;
+
+/// Launches that one measurement speaks for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class {
+    /// The operation and what its shader depends on: layouts and storage types.
+    pub family: String,
+    /// The sizes that decide which kernel is best, [`rounded`].
+    pub extents: Vec<usize>,
+}
 
 /// Measured choices of one device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
-    by_class: BTreeMap<String, String>,
+    measured: Vec<(Class, String)>,
     forced: Option<String>,
     list_alternatives: bool,
 }
@@ -18,10 +26,32 @@ pub struct Choices {
 /// The other kernels for the work of a dispatch, for who measures them.
 #[derive(Clone, Debug)]
 pub struct Alternatives {
-    pub class: String,
+    pub class: Class,
     /// Name and dispatch of each variant, the default first. All have the bindings of the dispatch they stand for.
     pub variants: Vec<(String, Dispatch)>,
 }
+
+impl Class {
+    /// How far apart two classes of one family are: the sum over extents of the absolute log2 of their ratio.
+    fn distance(&self, other: &Class) -> Option<f64> {
+        if self.family != other.family || self.extents.len() != other.extents.len() {
+            return None;
+        }
+        let log = |a: usize, b: usize| ((a.max(1) as f64) / (b.max(1) as f64)).log2().abs();
+        Some(self.extents.iter().zip(&other.extents).map(|(&a, &b)| log(a, b)).sum())
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let extents: Vec<String> = self.extents.iter().map(usize::to_string).collect();
+        write!(f, "{} {}", self.family, extents.join("x"))
+    }
+}
+
+/// A class without a measurement takes that of its family's nearest one, if all extents together differ by no more than
+/// this factor's log2.
+const NEAR: f64 = 1.0;
 
 impl Choices {
     /// One variant for every class that has it, measured or not.
@@ -38,18 +68,28 @@ impl Choices {
         self.list_alternatives
     }
 
-    /// The variant to take for a class.
-    pub fn variant(&self, class: &str) -> Option<&str> {
-        self.forced.as_ref().or_else(|| self.by_class.get(class)).map(String::as_str)
+    /// The variant to take for a class: its own, or that of one nearby.
+    pub fn variant(&self, class: &Class) -> Option<&str> {
+        if let Some(forced) = &self.forced {
+            return Some(forced);
+        }
+        let near = self.measured.iter().filter_map(|(c, v)| Some((c.distance(class)?, v)));
+        let best = near.min_by(|a, b| a.0.total_cmp(&b.0));
+        best.filter(|(distance, _)| *distance <= NEAR).map(|(_, variant)| variant.as_str())
     }
 
-    pub fn insert(&mut self, class: impl Into<String>, variant: impl Into<String>) {
-        self.by_class.insert(class.into(), variant.into());
+    /// Whether this very class was measured.
+    pub fn knows(&self, class: &Class) -> bool {
+        self.forced.is_some() || self.measured.iter().any(|(c, _)| c == class)
     }
 
-    /// Classes with their variants, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.by_class.iter().map(|(class, variant)| (class.as_str(), variant.as_str()))
+    pub fn insert(&mut self, class: Class, variant: impl Into<String>) {
+        self.measured.retain(|(c, _)| *c != class);
+        self.measured.push((class, variant.into()));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&Class, &str)> {
+        self.measured.iter().map(|(class, variant)| (class, variant.as_str()))
     }
 }
 
@@ -63,6 +103,10 @@ pub fn rounded(extent: usize) -> usize {
 mod tests {
     use super::*;
 
+    fn class(family: &str, extents: &[usize]) -> Class {
+        Class { family: family.into(), extents: extents.to_vec() }
+    }
+
     #[test]
     fn extents_round_up_by_less_than_half() {
         for (extent, expected) in [(1, 1), (8, 8), (9, 12), (512, 512), (513, 768), (768, 768), (769, 1024)] {
@@ -72,10 +116,21 @@ mod tests {
     }
 
     #[test]
-    fn a_forced_variant_goes_before_a_measured_one() {
+    fn a_class_takes_its_own_measurement_or_one_nearby() {
         let mut choices = Choices::default();
-        choices.insert("a", "fast");
-        assert_eq!((choices.variant("a"), choices.variant("b")), (Some("fast"), None));
-        assert_eq!(Choices::forced("x").variant("a"), Some("x"));
+        choices.insert(class("a", &[512, 64]), "large");
+        choices.insert(class("a", &[128, 64]), "small");
+        let variant = |family: &str, extents: &[usize]| choices.variant(&class(family, extents));
+        assert_eq!(variant("a", &[512, 64]), Some("large"));
+        assert_eq!(variant("a", &[384, 64]), Some("large"));
+        assert_eq!(variant("a", &[64, 64]), Some("small"));
+        assert_eq!(variant("a", &[512, 256]), None);
+        assert_eq!(variant("b", &[512, 64]), None);
+        assert!(choices.knows(&class("a", &[512, 64])) && !choices.knows(&class("a", &[384, 64])));
+    }
+
+    #[test]
+    fn a_forced_variant_goes_before_a_measured_one() {
+        assert_eq!(Choices::forced("x").variant(&class("a", &[1])), Some("x"));
     }
 }

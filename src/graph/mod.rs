@@ -11,7 +11,7 @@ pub mod layout;
 mod operation;
 mod shape;
 
-pub use choices::{Alternatives, Choices, rounded};
+pub use choices::{Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
 pub use launch::{
     Binding, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader, View,

@@ -7,8 +7,10 @@
 
 pub mod config;
 mod llama;
+mod shapes;
 
 pub use config::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
+pub use shapes::{shape, shape_names};
 
 use crate::autograd::{Recompute, differentiate};
 use crate::graph::{DType, Graph, GraphError, Shape, Value};

@@ -6,6 +6,7 @@
 mod bindings;
 mod program;
 mod slots;
+pub mod tune;
 
 pub use bindings::{Bindings, ParameterSpace};
 pub use program::{PlanError, Program, Slots};

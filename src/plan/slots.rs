@@ -70,30 +70,14 @@ impl std::fmt::Display for MemoryReport {
 impl Layout {
     /// Plans a graph for a device.
     pub fn new(graph: &Graph, device: &DeviceProfile) -> Self {
-        let live = live_nodes(graph);
-        let read: HashSet<Value> = live
-            .iter()
-            .flat_map(|&n| graph.nodes()[n].inputs.iter().copied())
-            .chain(graph.outputs().iter().map(|(_, v)| *v))
-            .chain(graph.accumulations().iter().map(|a| a.gradient))
-            .collect();
-        let accumulators: HashMap<Value, Value> =
-            graph.accumulations().iter().map(|a| (a.gradient, a.parameter)).collect();
+        let launches = live_launches(graph, device);
+        let live: Vec<usize> = launches.iter().map(|(n, _)| *n).collect();
+        let read = read_values(graph, &live);
+        let accumulators = accumulators(graph);
         let mut homes = HashMap::new();
         let mut nodes = Vec::new();
-        for &n in &live {
+        for (n, launch) in launches {
             let node = &graph.nodes()[n];
-            let types =
-                |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
-            let accumulate: Vec<bool> = node.outputs.iter().map(|v| accumulators.contains_key(v)).collect();
-            let alive: Vec<bool> = node.outputs.iter().map(|v| read.contains(v)).collect();
-            let launch = node.op.launch(&Launch {
-                device,
-                inputs: &types(&node.inputs),
-                outputs: &types(&node.outputs),
-                accumulate: &accumulate,
-                live: &alive,
-            });
             for (o, &value) in node.outputs.iter().enumerate() {
                 if let Some(&parameter) = accumulators.get(&value) {
                     homes.insert(value, Home::Accumulator(parameter));
@@ -227,6 +211,41 @@ fn take(sizes: &mut Vec<u64>, free: &mut Vec<usize>, bytes: u64) -> usize {
             sizes.len() - 1
         }
     }
+}
+
+/// What each live node launches, in order.
+pub(super) fn live_launches(graph: &Graph, device: &DeviceProfile) -> Vec<(usize, LaunchPlan)> {
+    let live = live_nodes(graph);
+    let read = read_values(graph, &live);
+    let accumulators = accumulators(graph);
+    let launch = |n: usize| {
+        let node = &graph.nodes()[n];
+        let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
+        let accumulate: Vec<bool> = node.outputs.iter().map(|v| accumulators.contains_key(v)).collect();
+        let alive: Vec<bool> = node.outputs.iter().map(|v| read.contains(v)).collect();
+        node.op.launch(&Launch {
+            device,
+            inputs: &types(&node.inputs),
+            outputs: &types(&node.outputs),
+            accumulate: &accumulate,
+            live: &alive,
+        })
+    };
+    live.into_iter().map(|n| (n, launch(n))).collect()
+}
+
+/// Values that a live node, the host or a gradient's sum reads.
+fn read_values(graph: &Graph, live: &[usize]) -> HashSet<Value> {
+    live.iter()
+        .flat_map(|&n| graph.nodes()[n].inputs.iter().copied())
+        .chain(graph.outputs().iter().map(|(_, v)| *v))
+        .chain(graph.accumulations().iter().map(|a| a.gradient))
+        .collect()
+}
+
+/// Gradient to the parameter it is added to.
+fn accumulators(graph: &Graph) -> HashMap<Value, Value> {
+    graph.accumulations().iter().map(|a| (a.gradient, a.parameter)).collect()
 }
 
 /// Nodes that an output, an accumulation or an in-place change of a leaf depends on.

@@ -5,6 +5,7 @@ use super::inputs::write_batch;
 use super::options::EvaluateOptions;
 use super::setup::{bind_adapter, check_vocabulary, open_network};
 use super::trainer::{Capacity, TrainerError, bucket};
+use super::tuning::Tuner;
 use super::weights::WeightSource;
 use crate::checkpoint::Adapter;
 use crate::data::{Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer};
@@ -80,7 +81,12 @@ pub fn evaluate(
     let gpu = Gpu::open(&GpuOptions { device: options.gpu.clone(), ..GpuOptions::default() })?;
     let start = Instant::now();
     let batches: Vec<&[Sample]> = samples.chunks(options.micro_batch_size.max(1)).collect();
-    let mut evaluator = Evaluator::new(&gpu, network, &source, adapter.as_ref(), capacity(&batches))?;
+    let capacity = capacity(&batches);
+    let graph =
+        network.evaluation(bucket(capacity.tokens), bucket(capacity.labels)).map_err(TrainerError::from)?;
+    Tuner::new(options.tune).prepare(&gpu, &graph, &mut |_| {})?;
+    drop(graph);
+    let mut evaluator = Evaluator::new(&gpu, network, &source, adapter.as_ref(), capacity)?;
     let (mut loss_sum, mut done) = (0.0, 0);
     for batch in batches {
         loss_sum += evaluator.loss_sum(&MicroBatch::from_samples(batch))?;

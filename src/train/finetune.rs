@@ -8,7 +8,8 @@ use super::metrics::{EvalRecord, Event, MetricsWriter, RunSummary, StepRecord};
 use super::options::{FinetuneOptions, Method, RecomputeKind, WeightInit};
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
-use super::trainer::{Capacity, StepOutcome, Trainer};
+use super::trainer::{Capacity, StepOutcome, Trainer, TrainerError, training_graph};
+use super::tuning::Tuner;
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
@@ -163,7 +164,12 @@ impl<'a> Finetune<'a> {
     }
 
     fn train(mut self, gpu: &Gpu, prepared: Prepared) -> Result<FinetuneReport, Error> {
-        let Prepared { config, source, data, network, adapter, steps, capacity, notes } = prepared;
+        let Prepared { config, source, data, network, adapter, steps, capacity, mut notes } = prepared;
+        let graph = training_graph(&network, capacity).map_err(TrainerError::from)?;
+        let tuner = Tuner::new(self.options.tune);
+        let tuned = tuner.prepare(gpu, &graph, &mut |progress| self.emit(Event::Tuned(progress.clone())))?;
+        drop(graph);
+        notes.extend(tuned.trouble);
         let mut trainer = Trainer::new(gpu, network, &source, capacity, self.options.seed)?;
         if let Some((Some(start), _)) = &adapter {
             adapter::load(trainer.optimiser(), start)?;

@@ -4,6 +4,7 @@
 //! The field names of the records are the keys of the file, which other programs read: renaming a field
 //! changes the format.
 
+use super::tuning::TuneProgress;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -73,6 +74,8 @@ pub struct RunSummary {
 /// What the progress callback receives, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A class of kernels was measured, before the run starts.
+    Tuned(TuneProgress),
     Started(RunSummary),
     Step(StepRecord),
     Evaluation(EvalRecord),

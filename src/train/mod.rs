@@ -13,4 +13,5 @@ pub mod save;
 pub mod schedule;
 pub mod setup;
 pub mod trainer;
+pub mod tuning;
 pub mod weights;

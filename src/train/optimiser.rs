@@ -1,6 +1,6 @@
 //! The flat trainable buffer with its gradient and moments, and the AdamW step on it.
 
-use crate::gpu::{BufferSlice, Gpu, GpuError};
+use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::layout::{pack, unpack};
 use crate::graph::{DType, Graph, GraphError, Shape};
 use crate::ops::adamw::{HYPER_LEN, Hyper, adamw};
@@ -104,6 +104,11 @@ impl Optimiser {
         self.hyper.write(bytemuck::cast_slice(&hyper.to_array()));
         self.gpu.submit(&[], &[self.program.recording()])?;
         Ok(self.program.output("norm2")?.part(0, 4))
+    }
+
+    /// The dispatches of an update.
+    pub fn recording(&self) -> &Recording {
+        self.program.recording()
     }
 
     /// Sets one parameter, row-major.

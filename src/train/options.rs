@@ -7,6 +7,7 @@
 use crate::data::PromptStyle;
 use crate::graph::DType;
 use crate::train::schedule::ScheduleKind;
+use crate::train::tuning::TuneMode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,8 @@ pub struct FinetuneOptions {
     pub recompute: RecomputeKind,
     /// Name or index of the device; `None` takes the best.
     pub gpu: Option<String>,
+    /// Whether kernels are measured first, where the device has not met such shapes yet.
+    pub tune: TuneMode,
 }
 
 /// Where the samples come from and how they become tokens.
@@ -153,6 +156,7 @@ pub struct EvaluateOptions {
     pub micro_batch_size: usize,
     pub precision: Precision,
     pub gpu: Option<String>,
+    pub tune: TuneMode,
 }
 
 /// Options that cannot be run, all of them.
@@ -210,6 +214,7 @@ impl Default for FinetuneOptions {
             seed: 1337,
             recompute: RecomputeKind::default(),
             gpu: None,
+            tune: TuneMode::default(),
         }
     }
 }
@@ -243,6 +248,7 @@ impl Default for EvaluateOptions {
             micro_batch_size: FinetuneOptions::default().micro_batch_size,
             precision: Precision::default(),
             gpu: None,
+            tune: TuneMode::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::weights::{WeightError, WeightSource, initial_values};
 use crate::data::MicroBatch;
 use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError};
 use crate::graph::layout::{pack_u32, unpack};
-use crate::graph::{Cost, DType, GraphError, Shape, TensorType};
+use crate::graph::{Cost, DType, Graph, GraphError, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
 use crate::ops::adamw::Hyper;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
@@ -87,7 +87,7 @@ impl Trainer {
         seed: u64,
     ) -> Result<Self, TrainerError> {
         let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
-        let graph = network.training(capacity.tokens, capacity.labels)?;
+        let graph = training_graph(&network, capacity)?;
         let layout = Layout::new(&graph, &gpu.profile());
         let eval_graph = network.evaluation(capacity.tokens, capacity.labels)?;
         let eval_layout = Layout::new(&eval_graph, &gpu.profile());
@@ -178,14 +178,19 @@ impl Trainer {
         Ok(())
     }
 
-    /// The time of every dispatch in forward and reverse pass of one micro-batch.
+    /// The time of every dispatch in forward and reverse pass of one micro-batch, and in an update with the
+    /// hyperparameters of the last one.
     ///
     /// # Errors
     /// As [`Trainer::accumulate`].
     pub fn time(&mut self, batch: &MicroBatch) -> Result<Vec<DispatchTime>, TrainerError> {
         let size = self.write_inputs(batch)?;
         let gpu = self.gpu.clone();
-        Ok(gpu.time(self.program(true, size)?.recording())?)
+        let mut times = gpu.time(self.program(true, size)?.recording())?;
+        let end = times.last().map_or(0.0, |t| t.start + t.seconds);
+        let update = gpu.time(self.optimiser.recording())?;
+        times.extend(update.into_iter().map(|t| DispatchTime { start: t.start + end, ..t }));
+        Ok(times)
     }
 
     /// Clips and updates the parameters from the window's gradients, and reads loss and norm.
@@ -266,6 +271,14 @@ impl Trainer {
         }
         Ok(&family.programs[&size])
     }
+}
+
+/// The graph of the largest training micro-batch, as [`Trainer::new`] plans it.
+///
+/// # Errors
+/// Shapes that do not fit together.
+pub fn training_graph(network: &Network, capacity: Capacity) -> Result<Graph, GraphError> {
+    network.training(bucket(capacity.tokens), bucket(capacity.labels))
 }
 
 /// Sizes that get a plan of their own: multiples of 32 up to 256, then steps of an eighth.

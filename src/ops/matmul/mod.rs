@@ -16,7 +16,7 @@ mod product;
 mod variant;
 
 pub use product::{Operand, Product};
-pub use variant::Variant;
+pub use variant::{Extents, Variant, fingerprint};
 
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,

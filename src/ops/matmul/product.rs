@@ -2,7 +2,7 @@
 
 use super::Layout;
 use super::variant::{Extents, Variant};
-use crate::graph::{Alternatives, Binding, DType, Dispatch, Launch, Place, View, rounded};
+use crate::graph::{Alternatives, Binding, Class, DType, Dispatch, Launch, Place, View, rounded};
 
 /// One operand of a launch: where it lies and how it is stored.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ struct Oriented {
 }
 
 /// Products below this many FLOPs keep their default kernel: the launch costs more than a wrong choice.
-const MEASURED_FLOPS: f64 = 1e6;
+const MEASURED_FLOPS: f64 = 4e6;
 
 impl Product {
     /// The dispatch for `out (+)= alpha * (a·b + a2·b2)`; `pair` is `(a2, b2, k2)`.
@@ -78,7 +78,8 @@ impl Product {
         let measured =
             choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(launch.device, &extents));
         let mut dispatch = self.with(measured.unwrap_or(candidates[0]), &oriented);
-        if measured.is_none() && choices.lists_alternatives() && dispatch.cost.flops >= MEASURED_FLOPS {
+        let worth = dispatch.cost.flops >= MEASURED_FLOPS && candidates.len() > 1;
+        if worth && choices.lists_alternatives() && !choices.knows(&class) {
             let variants = candidates.iter().map(|v| (v.to_string(), self.with(*v, &oriented))).collect();
             dispatch.alternatives = Some(Box::new(Alternatives { class, variants }));
         }
@@ -104,21 +105,19 @@ impl Product {
         }
     }
 
-    /// What one measurement speaks for: layout, storage types, extents rounded.
-    fn class(&self, o: &Oriented) -> String {
+    fn class(&self, o: &Oriented) -> Class {
         let side =
             |inner: bool, operand: Operand| format!("{}{}", operand.dtype, if inner { "" } else { "ᵀ" });
-        let widened = o.pair.as_ref().map_or(String::new(), |(_, _, k2)| format!("+{}", rounded(*k2)));
-        format!(
-            "matmul {} {} {}{} {}x{}x{}{widened}",
+        let pair = o.pair.map_or(String::new(), |(r2, c2, _)| format!(" + {}·{}", r2.dtype, c2.dtype));
+        let family = format!(
+            "matmul {}·{}{pair} -> {}{}",
             side(o.r_inner, o.r),
             side(o.c_inner, o.c),
             o.out.dtype,
             if o.swapped { "ᵀ" } else { "" },
-            rounded(o.rows),
-            rounded(o.cols),
-            rounded(self.k)
-        )
+        );
+        let k2 = o.pair.map_or(0, |(_, _, k2)| rounded(k2));
+        Class { family, extents: vec![rounded(o.rows), rounded(o.cols), rounded(self.k), k2] }
     }
 
     fn with(&self, variant: Variant, o: &Oriented) -> Dispatch {

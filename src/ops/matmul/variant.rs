@@ -6,6 +6,12 @@ use std::fmt;
 const LANES: Shader = crate::shader!("matmul_lanes");
 const TILED: Shader = crate::shader!("matmul_tiled");
 
+/// A hash (FNV-1a) of the kernels' text: measurements of other kernels say nothing about these.
+pub fn fingerprint() -> u32 {
+    let bytes = LANES.source.bytes().chain(TILED.source.bytes());
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 /// A member of the family with its tile. Its text form is its name in the cache of measured choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
@@ -168,7 +174,7 @@ impl Variant {
                     && (1..=4).contains(&unroll)
             }
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
-                let quads = |n: u32| n > 0 && n % 4 == 0 && n <= 256;
+                let quads = |n: u32| n > 0 && n.is_multiple_of(4) && n <= 256;
                 quads(rows)
                     && quads(cols)
                     && quads(per_rows)

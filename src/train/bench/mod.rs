@@ -3,10 +3,6 @@
 //! Every step is one micro-batch of `batch` samples in which every token but the first of a sample carries a label. The
 //! first step plans and compiles, so it is timed by itself; rates come from the median of the others.
 
-use super::adapter::spec_of_targets;
-use super::options::{Precision, RecomputeKind};
-use super::trainer::{Capacity, StepOutcome, Trainer, TrainerError};
-use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::data::{MicroBatch, Sample};
 use crate::error::Error;
@@ -15,19 +11,22 @@ use crate::graph::Cost;
 use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
 use crate::nn::WeightMode;
 use crate::ops::adamw::Hyper;
+use crate::train::adapter::spec_of_targets;
+use crate::train::options::{Precision, RecomputeKind};
+use crate::train::trainer::{Capacity, StepOutcome, Trainer, TrainerError, training_graph};
+use crate::train::tuning::{TuneMode, TuneProgress, TuneReport, Tuner};
+use crate::train::weights::WeightSource;
 use serde::Serialize;
 use std::time::Instant;
+
+pub mod kernels;
+pub mod trace;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchTrainOptions {
-    pub hidden: usize,
-    pub layers: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    /// Hidden size of the MLP.
-    pub ffn: usize,
-    pub vocab: usize,
+    /// The network; its weights are random.
+    pub config: ModelConfig,
     /// Tokens per sample.
     pub seq: usize,
     /// Samples per step.
@@ -39,25 +38,40 @@ pub struct BenchTrainOptions {
     pub steps: usize,
     pub precision: Precision,
     pub recompute: RecomputeKind,
+    pub tune: TuneMode,
 }
 
 impl Default for BenchTrainOptions {
     fn default() -> Self {
         BenchTrainOptions {
-            hidden: 256,
-            layers: 4,
-            heads: 4,
-            kv_heads: 4,
-            ffn: 768,
-            vocab: 2048,
+            config: small_config(),
             seq: 128,
             batch: 4,
             rank: 8,
             targets: ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec(),
             steps: 20,
-            precision: Precision::F32True,
+            precision: Precision::default(),
             recompute: RecomputeKind::None,
+            tune: TuneMode::default(),
         }
+    }
+}
+
+/// The network that the figures in `docs/benchmarks.md` are of, where nothing else is said.
+pub fn small_config() -> ModelConfig {
+    ModelConfig {
+        family: Family::Llama,
+        vocab_size: 2048,
+        hidden_size: 256,
+        intermediate_size: 768,
+        layers: 4,
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 64,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        max_position_embeddings: 131_072,
+        tied_head: false,
     }
 }
 
@@ -96,6 +110,7 @@ pub struct BenchTrain {
     batch: MicroBatch,
     steps: usize,
     taken: u64,
+    tuned: TuneReport,
 }
 
 impl BenchTrain {
@@ -103,21 +118,12 @@ impl BenchTrain {
     ///
     /// # Errors
     /// Targets that name no layer, shapes that do not fit together, a failed allocation.
-    pub fn new(gpu: &Gpu, options: &BenchTrainOptions) -> Result<Self, Error> {
-        let config = ModelConfig {
-            family: Family::Llama,
-            vocab_size: options.vocab,
-            hidden_size: options.hidden,
-            intermediate_size: options.ffn,
-            layers: options.layers,
-            heads: options.heads,
-            kv_heads: options.kv_heads,
-            head_dim: options.hidden / options.heads,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-            max_position_embeddings: options.seq,
-            tied_head: false,
-        };
+    pub fn new(
+        gpu: &Gpu,
+        options: &BenchTrainOptions,
+        progress: &mut dyn FnMut(&TuneProgress),
+    ) -> Result<Self, Error> {
+        let config = options.config.clone();
         let adapter =
             spec_of_targets(&config, &options.targets, options.rank, 2.0 * options.rank as f64, 0.0)?;
         let network = Network {
@@ -133,8 +139,11 @@ impl BenchTrain {
         };
         let batch = random_batch(options);
         let capacity = Capacity { tokens: batch.tokens_len(), labels: batch.label_count() };
+        let graph = training_graph(&network, capacity).map_err(TrainerError::from)?;
+        let tuned = Tuner::new(options.tune).prepare(gpu, &graph, progress)?;
+        drop(graph);
         let trainer = Trainer::new(gpu, network, &WeightSource::Random { seed: 0 }, capacity, 0)?;
-        Ok(BenchTrain { trainer, batch, steps: options.steps, taken: 0 })
+        Ok(BenchTrain { trainer, batch, steps: options.steps, taken: 0, tuned })
     }
 
     /// Takes the first step and then the timed ones.
@@ -189,19 +198,23 @@ impl BenchTrain {
         })
     }
 
-    /// Time and work of each kind of kernel in forward and reverse pass, longest first, of the fastest of three passes;
-    /// products of different extents are different kinds.
+    /// Every dispatch of a step (forward, reverse, update), in the fastest of three.
     ///
     /// # Errors
     /// What the device reported.
-    pub fn kernels(&mut self) -> Result<Vec<KernelTime>, Error> {
+    pub fn dispatches(&mut self) -> Result<Vec<DispatchTime>, Error> {
         let mut passes = Vec::new();
         for _ in 0..3 {
             passes.push(self.trainer.time(&self.batch)?);
         }
         let total = |pass: &Vec<DispatchTime>| pass.iter().map(|t| t.seconds).sum::<f64>();
         passes.sort_by(|a, b| total(a).total_cmp(&total(b)));
-        Ok(by_kind(&passes[0]))
+        Ok(passes.swap_remove(0))
+    }
+
+    /// The measuring of kernels that went before.
+    pub fn tuned(&self) -> &TuneReport {
+        &self.tuned
     }
 
     pub fn trainer(&self) -> &Trainer {
@@ -209,8 +222,8 @@ impl BenchTrain {
     }
 }
 
-/// Dispatches added up by kernel and detail, longest first.
-fn by_kind(dispatches: &[DispatchTime]) -> Vec<KernelTime> {
+/// Dispatches added up by kernel and detail, longest first: products of different extents are different kinds.
+pub fn by_kind(dispatches: &[DispatchTime]) -> Vec<KernelTime> {
     let mut kinds: Vec<KernelTime> = Vec::new();
     for d in dispatches {
         match kinds.iter_mut().find(|k| k.kernel == d.kernel && k.detail == d.detail) {
@@ -237,7 +250,7 @@ fn random_batch(options: &BenchTrainOptions) -> MicroBatch {
     let mut state = 1u64;
     let mut token = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % options.vocab as u64) as u32
+        ((state >> 33) % options.config.vocab_size as u64) as u32
     };
     let samples: Vec<Sample> = (0..options.batch)
         .map(|_| Sample { tokens: (0..options.seq).map(|_| token()).collect(), masked: 0 })
@@ -258,7 +271,12 @@ mod tests {
 
     #[test]
     fn every_token_but_the_first_of_a_sample_is_a_label() {
-        let options = BenchTrainOptions { seq: 5, batch: 3, vocab: 7, ..Default::default() };
+        let options = BenchTrainOptions {
+            config: ModelConfig { vocab_size: 7, ..small_config() },
+            seq: 5,
+            batch: 3,
+            ..Default::default()
+        };
         let batch = random_batch(&options);
         assert_eq!((batch.tokens_len(), batch.label_count()), (15, 12));
         assert!(batch.tokens.iter().all(|&t| t < 7));

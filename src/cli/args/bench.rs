@@ -1,0 +1,271 @@
+//! What `engraft bench` and `engraft tune` take.
+
+use super::{DeviceArgs, EXIT_CODES, TuneArgs, count, targets};
+use crate::cli::bench::named_shape;
+use crate::error::Error;
+use crate::graph::DType;
+use crate::models::ModelConfig;
+use crate::train::bench::small_config;
+use crate::train::options::{Checks, LoraOptions, OptionsError, Precision, RecomputeKind};
+use crate::train::tuning::TuneMode;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Time matrix products: one size in three layouts, or those of a model's layers
+    Matmul(BenchKernelArgs),
+    /// Time attention and its gradient
+    Attention(BenchKernelArgs),
+    /// Time linear layers without an adapter, with one, and with its gradients
+    Lora(BenchKernelArgs),
+    /// Time every kernel of a training step
+    Step(StepArgs),
+    /// Time LoRA training steps of a Llama with random weights
+    Train(BenchTrainArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct BenchKernelArgs {
+    /// Take the sizes of this model, such as llama-3.2-1b; an unknown name lists those there are
+    #[arg(long, value_name = "NAME")]
+    pub shape: Option<String>,
+    /// Rows, columns and inner dimension of a product, where no shape is named
+    #[arg(long, value_name = "MxNxK", default_value = "512x1024x1024", value_parser = size)]
+    pub size: (usize, usize, usize),
+    /// Tokens of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub tokens: usize,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = positive)]
+    pub rank: usize,
+    /// What operands and results are stored in: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = storage)]
+    pub storage: DType,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub tune: TuneArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Compare with what --json wrote earlier
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+}
+
+impl BenchKernelArgs {
+    /// The named shape, if one is.
+    ///
+    /// # Errors
+    /// A name that is unknown.
+    pub fn shape(&self) -> Result<Option<ModelConfig>, Error> {
+        self.shape.as_deref().map(named_shape).transpose()
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct StepArgs {
+    #[command(flatten)]
+    pub train: BenchTrainArgs,
+    /// Write a timeline of the dispatches, for https://ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct TuneCommandArgs {
+    /// Hugging Face folder whose config.json gives the sizes
+    #[arg(value_name = "MODEL_DIR", required_unless_present = "shape")]
+    pub model_dir: Option<PathBuf>,
+    /// Take the sizes of this model instead, such as llama-3.2-1b
+    #[arg(long, value_name = "NAME", conflicts_with = "model_dir")]
+    pub shape: Option<String>,
+    /// Tokens of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub tokens: usize,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = positive)]
+    pub rank: usize,
+    /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
+    #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
+    pub precision: Precision,
+    /// Every precision, and micro-batches of 256, 512, 1024 and 2048 tokens
+    #[arg(long)]
+    pub all: bool,
+    /// What to measure: cached (what the cache lacks), or full (all again)
+    #[arg(long, value_name = "MODE", default_value_t = TuneMode::Cached)]
+    pub tune: TuneMode,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+impl TuneCommandArgs {
+    /// The sizes to measure for.
+    ///
+    /// # Errors
+    /// A name that is unknown, a `config.json` that cannot be used.
+    pub fn config(&self) -> Result<ModelConfig, Error> {
+        match (&self.shape, &self.model_dir) {
+            (Some(name), _) => named_shape(name),
+            (None, Some(folder)) => Ok(ModelConfig::read(folder)?),
+            (None, None) => Err(Error::input("give MODEL_DIR or --shape")),
+        }
+    }
+}
+
+fn size(text: &str) -> Result<(usize, usize, usize), String> {
+    let numbers: Option<Vec<usize>> = text.split('x').map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
+    match numbers.as_deref() {
+        Some(&[m, n, k]) => Ok((m, n, k)),
+        _ => Err("three sizes above zero are needed, such as 512x1024x1024".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a number above zero is needed".into())
+}
+
+fn storage(text: &str) -> Result<DType, String> {
+    [DType::F32, DType::F16, DType::BF16]
+        .into_iter()
+        .find(|t| t.name() == text)
+        .ok_or_else(|| "there are f32, f16 and bf16".into())
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+pub struct BenchTrainArgs {
+    /// Take the sizes of this model, such as llama-3.2-1b; an unknown name lists those there are
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with_all = ["hidden", "layers", "heads", "kv_heads", "ffn", "vocab"]
+    )]
+    pub shape: Option<String>,
+    /// Hidden size
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count)]
+    pub hidden: usize,
+    /// Layers
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
+    pub layers: usize,
+    /// Query heads
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
+    pub heads: usize,
+    /// Key and value heads [default: as many as query heads]
+    #[arg(long, alias = "kv-heads", value_name = "N", value_parser = count)]
+    pub kv_heads: Option<usize>,
+    /// Hidden size of the MLP
+    #[arg(long, value_name = "N", default_value_t = 768, value_parser = count)]
+    pub ffn: usize,
+    /// Tokens in the vocabulary
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count)]
+    pub vocab: usize,
+    /// Tokens per sample
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = count)]
+    pub seq: usize,
+    /// Samples per step, all in one micro-batch
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
+    pub batch: usize,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = count)]
+    pub rank: usize,
+    /// Modules with an adapter, such as q_proj,v_proj [default: all linear layers of the blocks]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub targets: Vec<String>,
+    /// Steps to time, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = count)]
+    pub steps: usize,
+    /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
+    #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
+    pub precision: Precision,
+    /// Activations to make again in the reverse pass, for memory: none, or layer
+    #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
+    pub recompute: RecomputeKind,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub tune: TuneArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Compare with what --json wrote earlier
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+}
+
+impl BenchTrainArgs {
+    /// Key and value heads: as given, or as many as query heads.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// Modules with an adapter; empty for all linear layers of the blocks.
+    pub fn targets(&self) -> Vec<String> {
+        targets(&self.targets)
+    }
+
+    /// The network to train.
+    ///
+    /// # Errors
+    /// A shape that is unknown.
+    pub fn config(&self) -> Result<ModelConfig, Error> {
+        if let Some(name) = &self.shape {
+            return named_shape(name);
+        }
+        Ok(ModelConfig {
+            vocab_size: self.vocab,
+            hidden_size: self.hidden,
+            intermediate_size: self.ffn,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads(),
+            head_dim: self.hidden / self.heads,
+            ..small_config()
+        })
+    }
+
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let mut checks = Checks::default();
+        for (option, given, least) in [
+            ("--hidden", self.hidden, 1),
+            ("--layers", self.layers, 1),
+            ("--heads", self.heads, 1),
+            ("--kv_heads", self.kv_heads(), 1),
+            ("--ffn", self.ffn, 1),
+            ("--vocab", self.vocab, 2),
+            ("--seq", self.seq, 2),
+            ("--batch", self.batch, 1),
+            ("--rank", self.rank, 1),
+            ("--steps", self.steps, 1),
+        ] {
+            checks.at_least(option, given, least);
+        }
+        if self.heads > 0 && self.kv_heads() > 0 {
+            checks.require(
+                self.hidden.is_multiple_of(2 * self.heads),
+                "--hidden",
+                self.hidden,
+                format!("must be a multiple of twice --heads ({})", self.heads),
+            );
+            checks.require(
+                self.heads.is_multiple_of(self.kv_heads()),
+                "--kv_heads",
+                self.kv_heads(),
+                format!("must divide --heads ({})", self.heads),
+            );
+        }
+        checks.finish()
+    }
+}

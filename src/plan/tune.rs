@@ -1,0 +1,211 @@
+//! Measuring which kernel of a family is the fastest here, on buffers of the real sizes filled with random numbers.
+//!
+//! A variant is taken only where its result equals the default's: drivers are not trusted to compile every kernel
+//! rightly, and one that fails to compile is passed over.
+
+use super::PlanError;
+use super::slots::live_launches;
+use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
+use crate::graph::layout::pack;
+use crate::graph::{Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A class of launches to measure, with one launch that stands for it.
+pub struct Candidate {
+    pub class: Class,
+    variants: Vec<(String, Dispatch)>,
+    buffers: HashMap<Place, u64>,
+    /// FLOPs of all launches of the class in one run of the graph.
+    pub flops: f64,
+}
+
+/// What was measured for a class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measurement {
+    pub class: Class,
+    /// Name of the fastest variant.
+    pub variant: String,
+    /// Its seconds per launch, and those of the default.
+    pub seconds: f64,
+    pub default_seconds: f64,
+    /// GFLOP/s of the fastest.
+    pub gflops: f64,
+    /// Variants with their seconds; `None` for those that failed or gave other results.
+    pub tried: Vec<(String, Option<f64>)>,
+}
+
+/// The classes of the graph's launches that have no measurement yet, the most work first.
+pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
+    let listing = DeviceProfile { choices: Arc::new(device.choices.listing()), ..device.clone() };
+    let mut found: Vec<Candidate> = Vec::new();
+    for (n, launch) in live_launches(graph, &listing) {
+        let node = &graph.nodes()[n];
+        for dispatch in launch.dispatches {
+            let Some(alternatives) = dispatch.alternatives else { continue };
+            if let Some(known) = found.iter_mut().find(|c| c.class == alternatives.class) {
+                known.flops += dispatch.cost.flops;
+                continue;
+            }
+            let bytes = |place: Place| match place {
+                Place::Input(i) => graph.type_of(node.inputs[i]).bytes(),
+                Place::Output(o) => graph.type_of(node.outputs[o]).bytes(),
+                Place::Workspace(w) => launch.workspaces[w],
+            };
+            let buffers = dispatch.bindings.iter().map(|b| (b.place, bytes(b.place))).collect();
+            let (class, variants) = (alternatives.class, alternatives.variants);
+            found.push(Candidate { class, variants, buffers, flops: dispatch.cost.flops });
+        }
+    }
+    found.sort_by(|a, b| b.flops.total_cmp(&a.flops));
+    found
+}
+
+/// Measures the candidate's variants; stops trying new ones after `budget`, but for the default.
+///
+/// # Errors
+/// What the device reported, other than kernels that do not compile.
+pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Measurement, PlanError> {
+    let start = Instant::now();
+    let mut buffers = HashMap::new();
+    for (&place, &bytes) in &candidate.buffers {
+        buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
+    }
+    let (_, default) = &candidate.variants[0];
+    for binding in default.bindings.iter().filter(|b| !b.write) {
+        fill(&buffers[&binding.place], binding.dtype);
+    }
+    let (default_run, expected) = Run::new(gpu, default, &buffers)?;
+    let mut runs = vec![Some(default_run)];
+    for (_, dispatch) in &candidate.variants[1..] {
+        if start.elapsed() > budget {
+            break;
+        }
+        runs.push(match Run::new(gpu, dispatch, &buffers) {
+            Ok((run, result)) => agree(&expected, &result).then_some(run),
+            Err(GpuError::Shader { .. } | GpuError::OverLimit { .. }) => None,
+            Err(other) => return Err(other.into()),
+        });
+    }
+    // in alternation, so that a busy moment of the device does not hit one variant alone
+    for round in 0..ROUNDS {
+        let best = runs.iter().flatten().map(|r| r.seconds).fold(f64::INFINITY, f64::min);
+        for run in runs.iter_mut().flatten().filter(|r| round < 2 || r.seconds < HOPELESS * best) {
+            run.again(gpu)?;
+        }
+    }
+    let seconds = |i: usize| runs.get(i).and_then(Option::as_ref).map(|r| r.seconds);
+    let default_seconds = seconds(0).unwrap_or(f64::INFINITY);
+    let fastest = (0..runs.len()).filter_map(|i| Some((i, seconds(i)?))).min_by(|a, b| a.1.total_cmp(&b.1));
+    // the default stays where another is no more than noise ahead
+    let (chosen, chosen_seconds) =
+        fastest.filter(|(_, s)| s * WORTH < default_seconds).unwrap_or((0, default_seconds));
+    let tried = (0..runs.len()).map(|i| (candidate.variants[i].0.clone(), seconds(i))).collect();
+    Ok(Measurement {
+        class: candidate.class.clone(),
+        variant: candidate.variants[chosen].0.clone(),
+        seconds: chosen_seconds,
+        default_seconds,
+        gflops: default.cost.flops / chosen_seconds / 1e9,
+        tried,
+    })
+}
+
+/// Launches timed together; the fastest of all counts.
+const GROUP: usize = 4;
+const ROUNDS: usize = 5;
+/// A group is one launch for kernels that take longer than this, in seconds.
+const LONG: f64 = 0.02;
+/// A variant this many times slower than the best is not tried again.
+const HOPELESS: f64 = 1.5;
+/// How much faster than the default another must be.
+const WORTH: f64 = 1.03;
+/// Bytes of a result that are compared.
+const COMPARED: u64 = 4 << 20;
+
+/// A compiled variant and its fastest launch so far.
+struct Run {
+    group: Recording,
+    seconds: f64,
+}
+
+impl Run {
+    /// Compiles and times one launch; gives the result of a launch on zeroed outputs too.
+    fn new(
+        gpu: &Gpu,
+        dispatch: &Dispatch,
+        buffers: &HashMap<Place, BufferSlice>,
+    ) -> Result<(Self, Vec<f32>), GpuError> {
+        let slices: Vec<BufferSlice> = dispatch.bindings.iter().map(|b| buffers[&b.place].clone()).collect();
+        let written = dispatch.bindings.iter().zip(&slices).filter(|(b, _)| b.write);
+        let outputs: Vec<(BufferSlice, DType)> = written.map(|(b, s)| (s.clone(), b.dtype)).collect();
+        let mut group = Recording::default();
+        group.push(gpu.bind(dispatch, &slices)?);
+        let clears: Vec<BufferSlice> = outputs.iter().map(|(s, _)| s.clone()).collect();
+        gpu.submit(&clears, &[&group])?;
+        let compared: Vec<BufferSlice> = clears.iter().map(|s| s.part(0, s.size.min(COMPARED))).collect();
+        let read = gpu.read(&compared)?;
+        let result =
+            read.iter().zip(&outputs).flat_map(|(bytes, (_, dtype))| floats(bytes, *dtype)).collect();
+        let mut run = Run { group, seconds: f64::INFINITY };
+        run.again(gpu)?;
+        if run.seconds < LONG {
+            for _ in 1..GROUP {
+                run.group.push(gpu.bind(dispatch, &slices)?);
+            }
+        }
+        Ok((run, result))
+    }
+
+    fn again(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        self.seconds = gpu.time(&self.group)?.iter().map(|t| t.seconds).fold(self.seconds, f64::min);
+        Ok(())
+    }
+}
+
+/// Largest difference over the largest value: rounding of the sums' order and of the storage type, not a wrong result.
+const AGREEMENT: f32 = 2e-2;
+
+fn agree(expected: &[f32], actual: &[f32]) -> bool {
+    let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let close = |a: &f32, b: &f32| (a - b).abs() <= AGREEMENT * largest;
+    expected.len() == actual.len() && expected.iter().zip(actual).all(|(a, b)| close(a, b))
+}
+
+fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
+    let count = bytes.len() / dtype.size();
+    crate::graph::layout::unpack(TensorType::new(Shape::vector(count), dtype), bytes)
+}
+
+/// Random numbers in [-0.5, 0.5), one stretch of them over and over.
+fn fill(slice: &BufferSlice, dtype: DType) {
+    let count = (slice.size as usize / dtype.size()).min(1 << 18);
+    let mut state = 1u32;
+    let values: Vec<f32> = (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        })
+        .collect();
+    let stretch = pack(TensorType::new(Shape::vector(count), dtype), &values);
+    let mut offset = 0;
+    while offset < slice.size {
+        let bytes = (slice.size - offset).min(stretch.len() as u64);
+        slice.part(offset, bytes).write(&stretch[..bytes as usize]);
+        offset += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_agree_to_rounding_and_no_further() {
+        assert!(agree(&[1.0, -2.0], &[1.01, -2.0]));
+        assert!(!agree(&[1.0, -2.0], &[1.1, -2.0]));
+        assert!(!agree(&[1.0, -2.0], &[f32::NAN, -2.0]));
+        assert!(!agree(&[1.0], &[]));
+    }
+}

@@ -1,0 +1,231 @@
+//! Single operations on random numbers: products, attention, a layer with its adapter, and what the device can do at best.
+
+use crate::autograd::{Recompute, differentiate};
+use crate::error::Error;
+use crate::gpu::{Gpu, Recording};
+use crate::graph::layout::pack;
+use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape};
+use crate::ops::attention::{AttentionGradient, Visibility, attention};
+use crate::ops::copy::copy;
+use crate::ops::lora_linear::lora_linear;
+use crate::ops::matmul::{Layout, matmul};
+use crate::plan::{Bindings, Program};
+use crate::train::trainer::TrainerError;
+use crate::train::tuning::{TuneProgress, Tuner};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// One operation that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelReport {
+    pub name: String,
+    /// Of all its dispatches, in the fastest run.
+    pub seconds: f64,
+    pub gflops: f64,
+    pub gb_per_s: f64,
+}
+
+/// What the device reaches at best: the measure of everything else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Peak {
+    /// GFLOP/s of a large square product, bf16 storage.
+    pub gflops: f64,
+    /// GB/s of a copy, bytes read and written.
+    pub gb_per_s: f64,
+}
+
+/// An operation with memory behind every leaf, ready to run.
+pub struct Operation {
+    gpu: Gpu,
+    program: Program,
+}
+
+/// Timed runs, after one that compiles; the fastest counts.
+const RUNS: usize = 5;
+
+impl Operation {
+    /// Measures kernels where `tuner` says so, fills every float leaf with numbers in [-1, 1) and every index leaf with
+    /// what `indices` holds under its name, and compiles.
+    ///
+    /// # Errors
+    /// Failed allocations and what the device reported.
+    pub fn new(
+        gpu: &Gpu,
+        graph: &Graph,
+        indices: &[(&str, Vec<u32>)],
+        tuner: &Tuner,
+        progress: &mut dyn FnMut(&TuneProgress),
+    ) -> Result<Self, Error> {
+        tuner.prepare(gpu, graph, progress)?;
+        let mut bindings = Bindings::new();
+        for leaf in graph.leaves() {
+            let ty = graph.type_of(leaf.value);
+            let slice = gpu.allocate(&leaf.name, ty.bytes())?.whole();
+            if ty.dtype != DType::U32 {
+                // steps of 1/32 lie in every storage type exactly
+                let values: Vec<f32> =
+                    (0..ty.shape.elements()).map(|i| ((i * 7919) % 64) as f32 / 32.0 - 1.0).collect();
+                slice.write(&pack(ty, &values));
+            } else if let Some((_, values)) = indices.iter().find(|(name, _)| *name == leaf.name) {
+                slice.write(bytemuck::cast_slice(values));
+            }
+            if leaf.kind == LeafKind::Trainable {
+                bindings.bind_gradient(leaf.name.clone(), gpu.allocate(&leaf.name, ty.bytes())?.whole());
+            }
+            bindings.bind(leaf.name.clone(), slice);
+        }
+        let program = Program::compile(gpu, graph, &bindings).map_err(TrainerError::from)?;
+        Ok(Operation { gpu: gpu.clone(), program })
+    }
+
+    /// Runs once and waits.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn run(&self) -> Result<(), Error> {
+        self.gpu.submit(&[], &[self.program.recording()])?;
+        Ok(self.gpu.wait()?)
+    }
+
+    /// # Errors
+    /// What the device reported.
+    pub fn measure(&self, name: impl Into<String>) -> Result<KernelReport, Error> {
+        let (seconds, cost) = fastest(&self.gpu, self.program.recording())?;
+        let per_second = |amount: f64| amount / seconds / 1e9;
+        let (gflops, gb_per_s) = (per_second(cost.flops), per_second(cost.bytes));
+        Ok(KernelReport { name: name.into(), seconds, gflops, gb_per_s })
+    }
+}
+
+/// Seconds of the fastest run, its dispatches added up.
+fn fastest(gpu: &Gpu, recording: &Recording) -> Result<(f64, Cost), Error> {
+    gpu.time(recording)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..RUNS {
+        best = best.min(gpu.time(recording)?.iter().map(|t| t.seconds).sum());
+    }
+    Ok((best, recording.cost()))
+}
+
+/// The operands of a `[m, n]` product over k, all stored as `dtype`.
+///
+/// # Errors
+/// A name that is taken: none here.
+pub fn product(layout: Layout, (m, n, k): (usize, usize, usize), dtype: DType) -> Result<Graph, GraphError> {
+    let (a, b) = match layout {
+        Layout::NT => ([m, k], [n, k]),
+        Layout::NN => ([m, k], [k, n]),
+        Layout::TN => ([k, m], [k, n]),
+    };
+    let mut graph = Graph::new();
+    let a = graph.input("a", Shape::new(&a), dtype)?;
+    let b = graph.input("b", Shape::new(&b), dtype)?;
+    let c = matmul(&mut graph, layout, a, b, 1.0, dtype)?;
+    graph.output("c", c);
+    Ok(graph)
+}
+
+/// `y [tokens, outputs]` of `x [tokens, inputs]` with an adapter of this rank, or without one where it is 0; with
+/// `gradient`, also the gradients of A and B (and none of x, which is an input).
+///
+/// # Errors
+/// Shapes that do not fit: none here.
+pub fn layer(
+    tokens: usize,
+    (outputs, inputs): (usize, usize),
+    rank: usize,
+    dtype: DType,
+    gradient: bool,
+) -> Result<Graph, GraphError> {
+    let mut graph = Graph::new();
+    let x = graph.input("x", Shape::matrix(tokens, inputs), dtype)?;
+    let weight = graph.frozen("weight", Shape::matrix(outputs, inputs), dtype)?;
+    let y = if rank == 0 {
+        matmul(&mut graph, Layout::NT, x, weight, 1.0, dtype)?
+    } else {
+        let a = graph.trainable("a", Shape::matrix(rank, inputs))?;
+        let b = graph.trainable("b", Shape::matrix(outputs, rank))?;
+        lora_linear(&mut graph, x, weight, (a, b), None, 2.0, dtype)?
+    };
+    graph.output("y", y);
+    if gradient {
+        let dy = graph.input("dy", Shape::matrix(tokens, outputs), dtype)?;
+        differentiate(&mut graph, y, dy, Recompute::None)?;
+    }
+    Ok(graph)
+}
+
+/// Heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+/// Causal attention over a stream of `tokens`, or its gradient.
+///
+/// # Errors
+/// Head counts that do not divide.
+pub fn causal_attention(
+    tokens: usize,
+    heads: Heads,
+    dtype: DType,
+    gradient: bool,
+) -> Result<Graph, GraphError> {
+    let Heads { heads, kv_heads, head_dim } = heads;
+    let mut graph = Graph::new();
+    let wide = Shape::matrix(tokens, heads * head_dim);
+    let narrow = Shape::matrix(tokens, kv_heads * head_dim);
+    let q = graph.input("q", wide, dtype)?;
+    let k = graph.input("k", narrow, dtype)?;
+    let v = graph.input("v", narrow, dtype)?;
+    let mut index = |name: &str| graph.input(name, Shape::vector(tokens), DType::U32);
+    let visibility =
+        Visibility { starts: index("starts")?, ends: index("ends")?, query_ends: index("query_ends")? };
+    if gradient {
+        let o = graph.input("o", wide, dtype)?;
+        let lse = graph.input("lse", Shape::matrix(heads, tokens), DType::F32)?;
+        let d_o = graph.input("do", wide, dtype)?;
+        let Visibility { starts, ends, query_ends } = visibility;
+        let inputs = [q, k, v, o, lse, d_o, starts, ends, query_ends];
+        let gradients = graph.apply(Arc::new(AttentionGradient { head_dim }), &inputs)?;
+        for (name, value) in ["dq", "dk", "dv"].into_iter().zip(gradients) {
+            graph.output(name, value);
+        }
+    } else {
+        let o = attention(&mut graph, (q, k, v), &visibility, head_dim)?;
+        graph.output("o", o);
+    }
+    Ok(graph)
+}
+
+/// What [`causal_attention`] reads: `tokens` in segments of `segment`.
+pub fn segments(tokens: usize, segment: usize) -> [(&'static str, Vec<u32>); 3] {
+    let (tokens, segment) = (tokens as u32, segment as u32);
+    let start = |t: u32| t / segment * segment;
+    [
+        ("starts", (0..tokens).map(start).collect()),
+        ("ends", (1..=tokens).collect()),
+        ("query_ends", (0..tokens).map(|t| (start(t) + segment).min(tokens)).collect()),
+    ]
+}
+
+/// Measures a copy and a large product.
+///
+/// # Errors
+/// Failed allocations and what the device reported.
+pub fn peak(gpu: &Gpu, tuner: &Tuner, progress: &mut dyn FnMut(&TuneProgress)) -> Result<Peak, Error> {
+    // large enough to fill the device, small enough for a software one and for every binding limit
+    let (side, rows) = if gpu.info().is_software() { (1024, 8 << 10) } else { (4096, 24 << 10) };
+    let graph = product(Layout::NT, (side, side, side), DType::BF16).map_err(TrainerError::from)?;
+    let best = Operation::new(gpu, &graph, &[], tuner, progress)?.measure("product")?;
+    let mut graph = Graph::new();
+    let copied = graph
+        .input("x", Shape::matrix(rows, 1024), DType::F32)
+        .and_then(|x| copy(&mut graph, x, DType::F32))
+        .map_err(TrainerError::from)?;
+    graph.output("y", copied);
+    let moved = Operation::new(gpu, &graph, &[], tuner, progress)?.measure("copy")?;
+    Ok(Peak { gflops: best.gflops, gb_per_s: moved.gb_per_s })
+}
