@@ -8,7 +8,7 @@
 // - otherwise the workgroup is one subgroup: each lane loads a piece, subgroupBroadcast hands it on.
 // UNROLL groups of four along k are taken together; they must divide the inner dimension.
 // TRANSPOSED stores out[col, row] instead, so that a thin product can use its long side as columns.
-// PAIR adds the second pair; ACCUMULATE adds to what is there.
+// PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there.
 {% set ROW4 = ROWS // 4 %}
 {% set LOADS = ROWS // LANES %}
 
@@ -90,6 +90,8 @@
     }
 {% endmacro %}
 
+{% macro added() %}{% if RESIDUAL %} + load_residual(at){% endif %}{% if ACCUMULATE %} + load_out(at){% endif %}{% endmacro %}
+
 @compute @workgroup_size({{ LANES }})
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -123,7 +125,7 @@ fn main(
             let at = (col0 + {{ j }}u) * params.rows4 + row0 / 4u + {{ i }}u;
             let valid = vec4<u32>(row0 + {{ 4 * i }}u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
             let v = select(vec4<f32>(), params.alpha * vec4<f32>(s{{ 4 * i }}[{{ j }}], s{{ 4 * i + 1 }}[{{ j }}], s{{ 4 * i + 2 }}[{{ j }}], s{{ 4 * i + 3 }}[{{ j }}]), valid);
-            store_out(at, v{% if ACCUMULATE %} + load_out(at){% endif %});
+            store_out(at, v{{ added() }});
         }
 {% endfor %}
     }
@@ -136,7 +138,7 @@ fn main(
 {% for i in range(ROWS) %}
     if (row0 + {{ i }}u < params.rows) {
         let at = (row0 + {{ i }}u) * params.cols4 + col4;
-        store_out(at, select(vec4<f32>(), params.alpha * s{{ i }}, valid){% if ACCUMULATE %} + load_out(at){% endif %});
+        store_out(at, select(vec4<f32>(), params.alpha * s{{ i }}, valid){{ added() }});
     }
 {% endfor %}
 {% endif %}

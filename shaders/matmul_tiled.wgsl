@@ -6,7 +6,7 @@
 // PER_COLS elements (multiples of four). SPLIT > 1 shares the inner dimension: each slice of invocations sums its part of
 // every block of DEPTH * SPLIT, and the slices are added at the end; for products too thin to fill a workgroup otherwise.
 // SWIZZLE row tiles are walked together before the next column tile, so that operands are found in the cache.
-// TRANSPOSED stores out[col, row]; PAIR adds the second pair; ACCUMULATE adds to what is there.
+// TRANSPOSED stores out[col, row]; PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there.
 {% set ACROSS = COLS // PER_COLS %}
 {% set DOWN = ROWS // PER_ROWS %}
 {% set SLICE = ACROSS * DOWN %}
@@ -82,6 +82,8 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
     }
 {% endmacro %}
 
+{% macro added() %}{% if RESIDUAL %} + load_residual(at){% endif %}{% if ACCUMULATE %} + load_out(at){% endif %}{% endmacro %}
+
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -148,7 +150,7 @@ fn main(
             let at = (col{{ p }} + {{ j }}u) * params.rows4 + row0 / 4u + {{ i }}u;
             let valid = vec4<u32>(row0 + {{ 4 * i }}u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
             let v = select(vec4<f32>(), params.alpha * vec4<f32>({% for e in range(4) %}s{{ 4 * i + e }}_{{ p }}[{{ j }}]{{ ", " if e < 3 }}{% endfor %}), valid);
-            store_out(at, v{% if ACCUMULATE %} + load_out(at){% endif %});
+            store_out(at, v{{ added() }});
         }
 {% endfor %}
     }
@@ -159,7 +161,7 @@ fn main(
 {% for i in range(PER_ROWS) %}
         if (row0 + {{ i }}u < params.rows) {
             let at = (row0 + {{ i }}u) * params.cols4 + col{{ p }} / 4u;
-            store_out(at, select(vec4<f32>(), params.alpha * s{{ i }}_{{ p }}, valid){% if ACCUMULATE %} + load_out(at){% endif %});
+            store_out(at, select(vec4<f32>(), params.alpha * s{{ i }}_{{ p }}, valid){{ added() }});
         }
 {% endfor %}
     }

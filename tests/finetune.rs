@@ -779,6 +779,7 @@ fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
         adapter: Some(engraft::train::adapter::spec_of_adapter(&config, &peft).unwrap()),
         recompute: engraft::autograd::Recompute::None,
         positions: 128,
+        fusions: engraft::fuse::Fusions::default(),
         config,
     };
     let source = engraft::train::weights::WeightSource::Checkpoint(Checkpoint::open(model).unwrap());

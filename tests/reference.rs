@@ -155,6 +155,7 @@ fn network(folder: &Path, with_adapter: bool, recompute: Recompute) -> (Network,
         adapter: spec,
         recompute,
         positions: 128,
+        fusions: engraft::fuse::Fusions::default(),
     };
     (network, peft)
 }

@@ -175,6 +175,7 @@ fn open_train(args: &BenchTrainArgs) -> Result<BenchTrain, Error> {
         precision: args.precision,
         recompute: args.recompute,
         tune: args.tune.tune,
+        fusions: args.fusions(),
     };
     let bench = BenchTrain::new(&open(args.device.gpu.as_deref())?, &options, &mut show)?;
     if let Some(trouble) = &bench.tuned().trouble {

@@ -3,6 +3,7 @@
 use super::args::TuneCommandArgs;
 use super::bench::show;
 use crate::error::Error;
+use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::models::{ModelConfig, Network};
 use crate::nn::WeightMode;
@@ -60,5 +61,6 @@ fn network(config: &ModelConfig, precision: Precision, rank: usize, tokens: usiz
         adapter: Some(adapter),
         recompute: crate::autograd::Recompute::None,
         positions: tokens,
+        fusions: Fusions::default(),
     })
 }

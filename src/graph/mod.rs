@@ -9,6 +9,7 @@ pub mod evaluate;
 mod launch;
 pub mod layout;
 mod operation;
+mod rewrite;
 mod shape;
 
 pub use choices::{Alternatives, Choices, Class, rounded};
@@ -17,6 +18,7 @@ pub use launch::{
     Binding, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader, View,
 };
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
+pub use rewrite::Change;
 pub use shape::{LANE, Shape, TensorType};
 
 use std::sync::Arc;

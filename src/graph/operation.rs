@@ -39,6 +39,11 @@ pub trait Operation: Debug + Send + Sync {
         None
     }
 
+    /// The same operation with one more input, of output 0's type, that is added to output 0.
+    fn with_residual(&self) -> Option<Arc<dyn Operation>> {
+        None
+    }
+
     /// Whether the kernel can add to this output instead of overwriting it.
     fn accumulates(&self, _output: usize) -> bool {
         false

@@ -13,6 +13,7 @@ pub use config::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
 pub use shapes::{shape, shape_names};
 
 use crate::autograd::{Recompute, differentiate};
+use crate::fuse::{Fusions, fuse};
 use crate::graph::{DType, Graph, GraphError, Shape, Value};
 use crate::nn::{AdapterSpec, Builder, WeightMode};
 use crate::ops;
@@ -29,6 +30,7 @@ pub struct Network {
     pub recompute: Recompute,
     /// Rows of the table of rotary angles: the longest sample.
     pub positions: usize,
+    pub fusions: Fusions,
 }
 
 /// The inputs that every graph over a token stream has.
@@ -94,7 +96,7 @@ impl Network {
             loss = ops::cross_entropy::loss_of_gradient(&b.graph).unwrap_or(loss);
         }
         b.graph.accumulate(loss_sum, loss);
-        Ok(b.graph)
+        fuse(b.graph, self.fusions)
     }
 
     /// Logits f32 of the rows that the input `rows` u32 `[rows]` names, as the output `logits` `[rows, vocab]`.
@@ -144,11 +146,12 @@ impl Network {
         let head = self.head(&mut b)?;
         let logits = matmul(&mut b.graph, Layout::NT, picked, head, 1.0, DType::F32)?;
         b.graph.output("logits", logits);
-        Ok(b.graph)
+        fuse(b.graph, self.fusions)
     }
 
     fn builder(&self) -> Builder<'_> {
-        Builder::new(self.weights, self.activations, self.adapter.as_ref())
+        let adapter = self.adapter.as_ref();
+        Builder::new(self.weights, self.activations, adapter, self.fusions.adapter)
     }
 
     fn stream(&self, b: &mut Builder<'_>, tokens: usize) -> Result<Stream, GraphError> {

@@ -36,18 +36,26 @@ pub struct Builder<'a> {
     pub adapter: Option<&'a AdapterSpec>,
     /// The generator input, where dropout is on.
     pub rng: Option<Value>,
+    /// Adapters widen their layer's product, instead of a product of their own.
+    fused_adapter: bool,
     known: HashMap<String, Value>,
     dropouts: u32,
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(weights: WeightMode, activations: DType, adapter: Option<&'a AdapterSpec>) -> Self {
+    pub fn new(
+        weights: WeightMode,
+        activations: DType,
+        adapter: Option<&'a AdapterSpec>,
+        fused_adapter: bool,
+    ) -> Self {
         Builder {
             graph: Graph::new(),
             weights,
             activations,
             adapter,
             rng: None,
+            fused_adapter,
             known: HashMap::new(),
             dropouts: 0,
         }
@@ -97,6 +105,13 @@ impl<'a> Builder<'a> {
             }
             _ => None,
         };
+        if !self.fused_adapter {
+            let graph = &mut self.graph;
+            let y = matmul(graph, Layout::NT, x, weight, 1.0, self.activations)?;
+            let h = matmul(graph, Layout::NT, dropped.unwrap_or(x), a, spec.scale, DType::F32)?;
+            let delta = matmul(graph, Layout::NT, h, b, 1.0, self.activations)?;
+            return ops::add::add(graph, y, delta);
+        }
         ops::lora_linear::lora_linear(
             &mut self.graph,
             x,

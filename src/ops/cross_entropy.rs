@@ -7,7 +7,7 @@
 //! Gradients with p = softmax(logits): `dlogits = (p - onehot) dloss`, `dh = dlogits·W` overwrites, `dW += dlogitsᵀ·h`.
 //! [`LinearCrossEntropyGradient`] gives the loss as well, so a training step makes the logits once.
 
-use super::matmul::{Layout, Operand, Product, accumulate_product};
+use super::matmul::{Layout, Operand, Product, Terms, accumulate_product};
 use super::rms_norm::row_dispatch;
 use super::{FILL, elementwise, expect, expect_inputs};
 use crate::graph::{
@@ -87,7 +87,7 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
         let weight = Operand::input(launch, 1);
         let forward =
             Product { layout: Layout::NT, m: count, n: vocab, k: width, alpha: 1.0, accumulate: false };
-        plan.dispatches.push(forward.dispatch(launch, h_chunk, weight, None, logits));
+        plan.dispatches.push(forward.dispatch(launch, h_chunk, weight, Terms::default(), logits));
         let mut softmax = row_dispatch(SHADER, launch, count, vocab.div_ceil(4))
             .flag("GRADIENT", want_dh || want_dw)
             .param("vocab", vocab)
@@ -104,13 +104,13 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
             let product = Product { layout: Layout::NN, m: count, n: width, k: vocab, ..forward };
             let dh =
                 Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
-            plan.dispatches.push(product.dispatch(launch, logits, weight, None, dh));
+            plan.dispatches.push(product.dispatch(launch, logits, weight, Terms::default(), dh));
         }
         if want_dw {
             let product =
                 Product { layout: Layout::TN, m: vocab, n: width, k: count, alpha: 1.0, accumulate: true };
             let dw = Operand::new(Place::Output(2), launch.outputs[2].dtype);
-            plan.dispatches.push(product.dispatch(launch, logits, h_chunk, None, dw));
+            plan.dispatches.push(product.dispatch(launch, logits, h_chunk, Terms::default(), dw));
         }
     }
     let losses = Binding {

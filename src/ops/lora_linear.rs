@@ -8,7 +8,7 @@
 //! The gradient of W exists too, for who trains it.
 
 use super::expect;
-use super::matmul::{Layout, Operand, Product, accumulate_product, matmul, matmul_pair};
+use super::matmul::{Layout, Operand, Product, Terms, accumulate_product, matmul, matmul_pair};
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shape, TensorType, Value,
@@ -20,6 +20,8 @@ pub struct LoraLinear {
     /// s = alpha / r, or alpha / sqrt(r) with rank stabilisation.
     pub scale: f64,
     pub dtype: DType,
+    /// The last input is added to y.
+    pub residual: bool,
 }
 
 /// Appends the layer; `dropped` is x after dropout, where there is dropout.
@@ -33,7 +35,14 @@ pub fn lora_linear(
     dtype: DType,
 ) -> Result<Value, GraphError> {
     let inputs: Vec<Value> = [x, weight, a, b].into_iter().chain(dropped).collect();
-    graph.apply1(Arc::new(LoraLinear { scale, dtype }), &inputs)
+    graph.apply1(Arc::new(LoraLinear { scale, dtype, residual: false }), &inputs)
+}
+
+impl LoraLinear {
+    /// dropout(x) among the inputs, where there is one.
+    fn dropped<'a, T>(&self, inputs: &'a [T]) -> Option<&'a T> {
+        (inputs.len() - usize::from(self.residual) == 5).then(|| &inputs[4])
+    }
 }
 
 impl Operation for LoraLinear {
@@ -42,6 +51,7 @@ impl Operation for LoraLinear {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
+        let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
         expect(self.name(), matches!(inputs.len(), 4 | 5), || {
             "takes x, W, A, B and perhaps dropout(x)".into()
         })?;
@@ -52,10 +62,11 @@ impl Operation for LoraLinear {
         expect(self.name(), inputs.get(4).is_none_or(|d| *d == x), || {
             "dropout(x) differs from x in type".into()
         })?;
-        Ok(vec![
-            TensorType::new(Shape::matrix(x.rows(), w.rows()), self.dtype),
-            TensorType::new(Shape::matrix(x.rows(), a.rows()), DType::F32),
-        ])
+        let y = TensorType::new(Shape::matrix(x.rows(), w.rows()), self.dtype);
+        expect(self.name(), residual.first().is_none_or(|r| *r == y), || {
+            format!("{} cannot be added to {y}", residual[0])
+        })?;
+        Ok(vec![y, TensorType::new(Shape::matrix(x.rows(), a.rows()), DType::F32)])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
@@ -63,7 +74,10 @@ impl Operation for LoraLinear {
         let Some(dy) = node.gradients[0] else { return Ok(gradients) };
         let (x, w, a, b, h) =
             (node.inputs[0], node.inputs[1], node.inputs[2], node.inputs[3], node.outputs[1]);
-        let dropped = node.inputs.get(4).copied();
+        let dropped = self.dropped(node.inputs).copied();
+        if self.residual {
+            gradients[node.inputs.len() - 1] = Some(dy);
+        }
         let x_type = graph.type_of(x).dtype;
         let e = matmul(graph, Layout::NN, dy, b, self.scale, DType::F32)?;
         match dropped {
@@ -104,25 +118,38 @@ impl Operation for LoraLinear {
             alpha: self.scale,
             accumulate: false,
         };
-        let dropped = if launch.inputs.len() == 5 { 4 } else { 0 };
+        let dropped = if self.dropped(launch.inputs).is_some() { 4 } else { 0 };
+        let residual = self.residual.then(|| input(launch.inputs.len() - 1));
         let main = Product { n: w.rows(), alpha: 1.0, ..down };
         let y = Operand::new(Place::Output(0), self.dtype);
         LaunchPlan {
             dispatches: vec![
-                down.dispatch(launch, input(dropped), input(2), None, h),
-                main.dispatch(launch, input(0), input(1), Some((h, input(3), a.rows())), y),
+                down.dispatch(launch, input(dropped), input(2), Terms::default(), h),
+                main.dispatch(
+                    launch,
+                    input(0),
+                    input(1),
+                    Terms { pair: Some((h, input(3), a.rows())), residual },
+                    y,
+                ),
             ],
             workspaces: Vec::new(),
         }
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let mut y = ReferenceTensor::zeros(outputs[0].shape);
+        let residual = self.residual.then(|| inputs[inputs.len() - 1].clone());
+        let mut y = residual.unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
         let mut h = ReferenceTensor::zeros(outputs[1].shape);
-        accumulate_product(Layout::NT, self.scale, inputs.get(4).unwrap_or(&inputs[0]), &inputs[2], &mut h);
+        let dropped = self.dropped(inputs).unwrap_or(&inputs[0]);
+        accumulate_product(Layout::NT, self.scale, dropped, &inputs[2], &mut h);
         accumulate_product(Layout::NT, 1.0, &inputs[0], &inputs[1], &mut y);
         accumulate_product(Layout::NT, 1.0, &h, &inputs[3], &mut y);
         vec![y, h]
+    }
+
+    fn with_residual(&self) -> Option<Arc<dyn Operation>> {
+        (!self.residual).then(|| Arc::new(LoraLinear { residual: true, ..self.clone() }) as _)
     }
 
     fn cases() -> Vec<Case> {
@@ -134,10 +161,17 @@ impl Operation for LoraLinear {
                 CaseInput::random(&[n, r], DType::F32),
             ]
         };
-        let op = |dtype| LoraLinear { scale: 2.0, dtype };
+        let op = |dtype| LoraLinear { scale: 2.0, dtype, residual: false };
+        let residual = LoraLinear { residual: true, ..op(DType::F32) };
         let mut with_dropout = inputs(3, 4, 5, 2, DType::F32, DType::F32);
         with_dropout.push(CaseInput::random(&[3, 5], DType::F32));
+        let mut with_residual = inputs(3, 4, 5, 2, DType::F32, DType::F32);
+        with_residual.push(CaseInput::random(&[3, 4], DType::F32));
+        let mut with_both = with_dropout.clone();
+        with_both.push(CaseInput::random(&[3, 4], DType::F32));
         vec![
+            Case::new("residual", residual.clone(), with_residual).gradients(&[0, 1, 2, 3, 4]),
+            Case::new("dropout and residual", residual, with_both).gradients(&[0, 2, 3, 4, 5]),
             Case::new("small", op(DType::F32), inputs(3, 4, 5, 2, DType::F32, DType::F32))
                 .gradients(&[0, 1, 2, 3]),
             Case::new("dropout", op(DType::F32), with_dropout).gradients(&[0, 2, 3, 4]),

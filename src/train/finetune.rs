@@ -17,6 +17,7 @@ use crate::data::{
     Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order,
 };
 use crate::error::Error;
+use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::models::{ModelConfig, Network};
 use crate::nn::WeightMode;
@@ -153,6 +154,7 @@ impl<'a> Finetune<'a> {
                 RecomputeKind::Layer => Recompute::Layer,
             },
             positions: longest(&data),
+            fusions: Fusions::default(),
             config: config.clone(),
         };
         let per_epoch = data.train.len().div_ceil(options.batch_size);

@@ -6,6 +6,7 @@ use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, Checkpoint};
 use crate::error::Error;
+use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuError};
 use crate::graph::layout::pack;
 use crate::models::{ModelConfig, Network};
@@ -34,6 +35,7 @@ pub fn open_network(
         adapter: adapter.map(|adapter| spec_of_adapter(&config, adapter)).transpose()?,
         recompute: Recompute::None,
         positions: config.max_position_embeddings,
+        fusions: Fusions::default(),
         config,
     };
     Ok((network, source))

@@ -3,6 +3,7 @@
 use super::{DeviceArgs, EXIT_CODES, TuneArgs, count, targets};
 use crate::cli::bench::named_shape;
 use crate::error::Error;
+use crate::fuse::{FusionName, Fusions};
 use crate::graph::DType;
 use crate::models::ModelConfig;
 use crate::train::bench::small_config;
@@ -191,6 +192,9 @@ pub struct BenchTrainArgs {
     /// Activations to make again in the reverse pass, for memory: none, or layer
     #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
     pub recompute: RecomputeKind,
+    /// Fusions to leave out, for what they gain: adapter, residual
+    #[arg(long, alias = "no-fuse", value_name = "NAMES", value_delimiter = ',')]
+    pub no_fuse: Vec<FusionName>,
     #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
@@ -207,6 +211,12 @@ impl BenchTrainArgs {
     /// Key and value heads: as given, or as many as query heads.
     pub fn kv_heads(&self) -> usize {
         self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// All fusions but those named.
+    pub fn fusions(&self) -> Fusions {
+        // parsing has refused other names
+        Fusions::without(&self.no_fuse).unwrap_or_default()
     }
 
     /// Modules with an adapter; empty for all linear layers of the blocks.

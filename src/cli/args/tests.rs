@@ -1,6 +1,7 @@
 //! Every option in both spellings, defaults, mistakes and help.
 
 use super::*;
+use crate::train::tuning::TuneMode;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
@@ -97,6 +98,7 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--recompute", "layer", |o| o.recompute = RecomputeKind::Layer),
         ("--out_dir", "there", |o| o.out_dir = "there".into()),
         ("--gpu", "1", |o| o.gpu = Some("1".into())),
+        ("--tune", "full", |o| o.tune = TuneMode::Full),
     ];
     for (option, value, change) in table {
         let mut expected = finetune(&[]);

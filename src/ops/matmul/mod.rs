@@ -15,7 +15,7 @@
 mod product;
 mod variant;
 
-pub use product::{Operand, Product};
+pub use product::{Operand, Product, Terms};
 pub use variant::{Extents, Variant, fingerprint};
 
 use crate::graph::{
@@ -36,6 +36,8 @@ pub struct Matmul {
     pub layout: Layout,
     pub alpha: f64,
     pub dtype: DType,
+    /// The last input is added to the result.
+    pub residual: bool,
 }
 
 /// Appends `alpha * A·B` with the result stored as `dtype`.
@@ -47,7 +49,7 @@ pub fn matmul(
     alpha: f64,
     dtype: DType,
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Matmul { layout, alpha, dtype }), &[a, b])
+    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, residual: false }), &[a, b])
 }
 
 /// Appends `A·B + A2·B2` with the result stored as `dtype`.
@@ -58,7 +60,7 @@ pub fn matmul_pair(
     second: (Value, Value),
     dtype: DType,
 ) -> Result<Value, GraphError> {
-    let op = Matmul { layout, alpha: 1.0, dtype };
+    let op = Matmul { layout, alpha: 1.0, dtype, residual: false };
     graph.apply1(Arc::new(op), &[first.0, first.1, second.0, second.1])
 }
 
@@ -86,6 +88,7 @@ impl Operation for Matmul {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
+        let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
         if inputs.len() != 2 && inputs.len() != 4 {
             return Err(GraphError::invalid(self.name(), "takes one or two pairs of matrices"));
         }
@@ -104,13 +107,19 @@ impl Operation for Matmul {
         if inputs.iter().any(|t| !t.dtype.is_float()) || !self.dtype.is_float() {
             return Err(GraphError::invalid(self.name(), "operands and result are floats"));
         }
-        Ok(vec![TensorType::new(Shape::matrix(m, n), self.dtype)])
+        let output = TensorType::new(Shape::matrix(m, n), self.dtype);
+        if residual.first().is_some_and(|r| *r != output) {
+            let reason = format!("{} cannot be added to {output}", residual[0]);
+            return Err(GraphError::invalid(self.name(), reason));
+        }
+        Ok(vec![output])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(dc) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let factors = node.inputs.len() - usize::from(self.residual);
         let mut gradients = Vec::new();
-        for (pair, wanted) in node.inputs.chunks(2).zip(node.wanted.chunks(2)) {
+        for (pair, wanted) in node.inputs[..factors].chunks(2).zip(node.wanted.chunks(2)) {
             let (a, b) = (pair[0], pair[1]);
             let (ta, tb) = (graph.type_of(a).dtype, graph.type_of(b).dtype);
             let (for_a, for_b) = match self.layout {
@@ -128,24 +137,28 @@ impl Operation for Matmul {
                 });
             }
         }
+        gradients.extend(self.residual.then_some(Some(dc)));
         Ok(gradients)
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (m, n, k) = self.layout.extents(&launch.inputs[0], &launch.inputs[1]);
-        let pair = (launch.inputs.len() == 4).then(|| {
+        let pair = (launch.inputs.len() >= 4).then(|| {
             let (_, _, k2) = self.layout.extents(&launch.inputs[2], &launch.inputs[3]);
             (Operand::input(launch, 2), Operand::input(launch, 3), k2)
         });
         let product =
             Product { layout: self.layout, m, n, k, alpha: self.alpha, accumulate: launch.accumulate[0] };
         let out = Operand::new(Place::Output(0), self.dtype);
-        product.dispatch(launch, Operand::input(launch, 0), Operand::input(launch, 1), pair, out).into()
+        let residual = self.residual.then(|| Operand::input(launch, launch.inputs.len() - 1));
+        let (a, b) = (Operand::input(launch, 0), Operand::input(launch, 1));
+        product.dispatch(launch, a, b, Terms { pair, residual }, out).into()
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let mut out = ReferenceTensor::zeros(outputs[0].shape);
-        for pair in inputs.chunks(2) {
+        let (factors, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
+        let mut out = residual.first().cloned().unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
+        for pair in factors.chunks(2) {
             accumulate_product(self.layout, self.alpha, &pair[0], &pair[1], &mut out);
         }
         vec![out]
@@ -172,7 +185,7 @@ impl Operation for Matmul {
             for (m, n, k) in shapes {
                 let (a, b) = dims(m, n, k);
                 let inputs = vec![CaseInput::random(&a, DType::F32), CaseInput::random(&b, DType::F32)];
-                let op = Matmul { layout, alpha: 0.5, dtype: DType::F32 };
+                let op = Matmul { layout, alpha: 0.5, dtype: DType::F32, residual: false };
                 let case = Case::new(format!("{layout:?} {m}x{n}x{k}"), op, inputs);
                 cases.push(if m * n * k < 300 { case.gradients(&[0, 1]) } else { case });
             }
@@ -186,20 +199,39 @@ impl Operation for Matmul {
                     CaseInput::random(&a2, DType::F32),
                     CaseInput::random(&b2, DType::F32),
                 ];
-                let op = Matmul { layout, alpha: 1.0, dtype };
-                cases.push(Case::new(format!("{layout:?} pair {dtype} {other}"), op, inputs));
+                let op = Matmul { layout, alpha: 1.0, dtype, residual: false };
+                let mut with = inputs.clone();
+                with.push(CaseInput::random(&[35, 44], dtype));
+                cases.push(Case::new(format!("{layout:?} pair {dtype} {other}"), op.clone(), inputs));
+                let op = Matmul { residual: true, ..op };
+                cases.push(Case::new(format!("{layout:?} pair and residual {dtype} {other}"), op, with));
             }
             let (a, b) = dims(4, 5, 3);
             let (a2, b2) = dims(4, 5, 2);
             let inputs = [a, b, a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
-            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32 };
-            cases.push(Case::new(format!("{layout:?} pair"), op, inputs).gradients(&[0, 1, 2, 3]));
+            let mut inputs: Vec<CaseInput> = inputs;
+            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, residual: false };
+            cases.push(
+                Case::new(format!("{layout:?} pair"), op.clone(), inputs.clone()).gradients(&[0, 1, 2, 3]),
+            );
+            inputs.push(CaseInput::random(&[4, 5], DType::F32));
+            let op = Matmul { residual: true, ..op };
+            cases.push(
+                Case::new(format!("{layout:?} residual"), op.clone(), inputs).gradients(&[0, 1, 2, 3, 4]),
+            );
+            let (a, b) = dims(40, 8, 20);
+            let thin = [a, b, [40, 8]].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
+            cases.push(Case::new(format!("{layout:?} thin residual"), op, thin));
         }
         cases
     }
 
     fn accumulates(&self, _output: usize) -> bool {
         true
+    }
+
+    fn with_residual(&self) -> Option<Arc<dyn Operation>> {
+        (!self.residual).then(|| Arc::new(Matmul { residual: true, ..self.clone() }) as _)
     }
 }
 

@@ -48,29 +48,38 @@ struct Oriented {
     c_inner: bool,
     r: Operand,
     c: Operand,
-    pair: Option<(Operand, Operand, usize)>,
+    terms: Terms,
     out: Operand,
+}
+
+/// What is added to the product of the two operands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// `(a2, b2, k2)`: the product of a second pair over k2, scaled like the first.
+    pub pair: Option<(Operand, Operand, usize)>,
+    /// Added as it is, `[m, n]`.
+    pub residual: Option<Operand>,
 }
 
 /// Products below this many FLOPs keep their default kernel: the launch costs more than a wrong choice.
 const MEASURED_FLOPS: f64 = 4e6;
 
 impl Product {
-    /// The dispatch for `out (+)= alpha * (a·b + a2·b2)`; `pair` is `(a2, b2, k2)`.
+    /// The dispatch for `out (+)= alpha * (a·b + a2·b2) + residual`.
     pub fn dispatch(
         &self,
         launch: &Launch<'_>,
         a: Operand,
         b: Operand,
-        pair: Option<(Operand, Operand, usize)>,
+        terms: Terms,
         out: Operand,
     ) -> Dispatch {
-        let oriented = self.orient(a, b, pair, out);
+        let oriented = self.orient(a, b, terms, out);
         let extents = Extents {
             rows: oriented.rows,
             cols: oriented.cols,
             k: self.k,
-            k2: oriented.pair.map_or(0, |(_, _, k2)| k2),
+            k2: oriented.terms.pair.map_or(0, |(_, _, k2)| k2),
         };
         let candidates = Variant::candidates(launch.device, &extents);
         let choices = &launch.device.choices;
@@ -86,29 +95,23 @@ impl Product {
         dispatch
     }
 
-    fn orient(
-        &self,
-        a: Operand,
-        b: Operand,
-        pair: Option<(Operand, Operand, usize)>,
-        out: Operand,
-    ) -> Oriented {
+    fn orient(&self, a: Operand, b: Operand, terms: Terms, out: Operand) -> Oriented {
         let swapped = self.n <= 16 && self.m > self.n;
         let (a_inner, b_inner) = (self.layout != Layout::TN, self.layout == Layout::NT);
         if swapped {
-            let pair = pair.map(|(a2, b2, k2)| (b2, a2, k2));
+            let terms = Terms { pair: terms.pair.map(|(a2, b2, k2)| (b2, a2, k2)), ..terms };
             let (rows, cols) = (self.n, self.m);
-            Oriented { swapped, rows, cols, r_inner: b_inner, c_inner: a_inner, r: b, c: a, pair, out }
+            Oriented { swapped, rows, cols, r_inner: b_inner, c_inner: a_inner, r: b, c: a, terms, out }
         } else {
             let (rows, cols) = (self.m, self.n);
-            Oriented { swapped, rows, cols, r_inner: a_inner, c_inner: b_inner, r: a, c: b, pair, out }
+            Oriented { swapped, rows, cols, r_inner: a_inner, c_inner: b_inner, r: a, c: b, terms, out }
         }
     }
 
     fn class(&self, o: &Oriented) -> Class {
         let side =
             |inner: bool, operand: Operand| format!("{}{}", operand.dtype, if inner { "" } else { "ᵀ" });
-        let pair = o.pair.map_or(String::new(), |(r2, c2, _)| format!(" + {}·{}", r2.dtype, c2.dtype));
+        let pair = o.terms.pair.map_or(String::new(), |(r2, c2, _)| format!(" + {}·{}", r2.dtype, c2.dtype));
         let family = format!(
             "matmul {}·{}{pair} -> {}{}",
             side(o.r_inner, o.r),
@@ -116,7 +119,7 @@ impl Product {
             o.out.dtype,
             if o.swapped { "ᵀ" } else { "" },
         );
-        let k2 = o.pair.map_or(0, |(_, _, k2)| rounded(k2));
+        let k2 = o.terms.pair.map_or(0, |(_, _, k2)| rounded(k2));
         Class { family, extents: vec![rounded(o.rows), rounded(o.cols), rounded(self.k), k2] }
     }
 
@@ -128,7 +131,8 @@ impl Product {
             .flag("R_INNER", o.r_inner)
             .flag("C_INNER", o.c_inner)
             .flag("TRANSPOSED", o.swapped)
-            .flag("PAIR", o.pair.is_some())
+            .flag("PAIR", o.terms.pair.is_some())
+            .flag("RESIDUAL", o.terms.residual.is_some())
             .flag("ACCUMULATE", self.accumulate);
         dispatch = variant.define(dispatch);
         let mut bind = |name, operand: Operand, write| {
@@ -145,10 +149,13 @@ impl Product {
         bind("r", o.r, false);
         bind("c", o.c, false);
         let mut k2 = 0;
-        if let Some((r2, c2, extent)) = o.pair {
+        if let Some((r2, c2, extent)) = o.terms.pair {
             bind("r2", r2, false);
             bind("c2", c2, false);
             k2 = extent;
+        }
+        if let Some(residual) = o.terms.residual {
+            bind("residual", residual, false);
         }
         bind("out", o.out, true);
         let mut dispatch = dispatch
@@ -160,7 +167,7 @@ impl Product {
             .param("cols4", o.cols.div_ceil(4))
             .param("k", self.k)
             .param("k_4", self.k.div_ceil(4));
-        if o.pair.is_some() {
+        if o.terms.pair.is_some() {
             dispatch = dispatch.param("k2", k2).param("k2_4", k2.div_ceil(4));
         }
         let flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;

@@ -6,6 +6,7 @@
 use crate::autograd::Recompute;
 use crate::data::{MicroBatch, Sample};
 use crate::error::Error;
+use crate::fuse::Fusions;
 use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
 use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
@@ -39,6 +40,7 @@ pub struct BenchTrainOptions {
     pub precision: Precision,
     pub recompute: RecomputeKind,
     pub tune: TuneMode,
+    pub fusions: Fusions,
 }
 
 impl Default for BenchTrainOptions {
@@ -53,6 +55,7 @@ impl Default for BenchTrainOptions {
             precision: Precision::default(),
             recompute: RecomputeKind::None,
             tune: TuneMode::default(),
+            fusions: Fusions::default(),
         }
     }
 }
@@ -136,6 +139,7 @@ impl BenchTrain {
                 RecomputeKind::Layer => Recompute::Layer,
             },
             positions: options.seq,
+            fusions: options.fusions,
         };
         let batch = random_batch(options);
         let capacity = Capacity { tokens: batch.tokens_len(), labels: batch.label_count() };

@@ -1,0 +1,114 @@
+//! `add(x, product(..))` becomes the product with `x` added where it stores its result.
+//!
+//! The product moves to the place of the sum: everything it reads exists by then, and so does x. It may have no other
+//! reader, and its further outputs none before the sum.
+
+use crate::graph::{Change, Graph, GraphError, Value};
+use std::collections::HashMap;
+
+pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
+    let uses = graph.uses();
+    let mut changes: HashMap<usize, Change> = HashMap::new();
+    for (at, node) in graph.nodes().iter().enumerate() {
+        let &[a, b] = node.inputs.as_slice() else { continue };
+        if node.op.name() != "add" || a == b {
+            continue;
+        }
+        // the product that was made last: the other operand may itself be a fused product
+        let mut candidates: Vec<(usize, Value, Value)> = [(a, b), (b, a)]
+            .into_iter()
+            .filter_map(|(made, other)| Some((graph.producer(made)?.0, made, other)))
+            .collect();
+        candidates.sort_by_key(|c| std::cmp::Reverse(c.0));
+        for (from, made, other) in candidates {
+            let product = &graph.nodes()[from];
+            let Some(op) = product.op.with_residual() else { continue };
+            let alone = product.outputs[0] == made
+                && uses.get(&made) == Some(&1)
+                && !changes.contains_key(&from)
+                && product.block == node.block
+                && graph.type_of(other) == graph.type_of(made);
+            let early = graph.nodes()[from + 1..at]
+                .iter()
+                .any(|n| n.inputs.iter().any(|v| product.outputs[1..].contains(v)));
+            if alone && !early {
+                let inputs = product.inputs.iter().copied().chain([other]).collect();
+                let outputs = node.outputs.iter().chain(&product.outputs[1..]).copied().collect();
+                changes.insert(from, Change::Drop);
+                changes.insert(at, Change::Replace { op, inputs, outputs });
+                break;
+            }
+        }
+    }
+    graph.rewritten(&changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::evaluate::evaluate;
+    use crate::graph::{DType, ReferenceTensor, Shape};
+    use crate::ops::add::add;
+    use crate::ops::lora_linear::lora_linear;
+    use crate::ops::matmul::{Layout, matmul};
+
+    fn names(graph: &Graph) -> Vec<&'static str> {
+        graph.nodes().iter().map(|n| n.op.name()).collect()
+    }
+
+    fn outputs(graph: &Graph) -> Vec<Vec<f64>> {
+        let value = |seed: usize| move |i: usize| ((i * 7 + seed * 13) % 11) as f64 / 4.0 - 1.0;
+        let leaves = graph
+            .leaves()
+            .iter()
+            .enumerate()
+            .map(|(i, l)| (l.value, ReferenceTensor::from_fn(graph.shape_of(l.value), value(i))))
+            .collect();
+        let all = evaluate(graph, &leaves);
+        graph.outputs().iter().map(|(_, v)| all[v.index()].clone().unwrap().data).collect()
+    }
+
+    #[test]
+    fn sums_with_products_become_products_and_give_the_same() {
+        let mut g = Graph::new();
+        let x = g.input("x", Shape::matrix(3, 4), DType::F32).unwrap();
+        let w = g.frozen("w", Shape::matrix(4, 4), DType::F32).unwrap();
+        let a = g.trainable("a", Shape::matrix(2, 4)).unwrap();
+        let b = g.trainable("b", Shape::matrix(4, 2)).unwrap();
+        let y = lora_linear(&mut g, x, w, (a, b), None, 2.0, DType::F32).unwrap();
+        let first = add(&mut g, x, y).unwrap();
+        let z = matmul(&mut g, Layout::NN, first, w, 1.0, DType::F32).unwrap();
+        let second = add(&mut g, z, first).unwrap();
+        g.output("second", second);
+        let fused = fuse(g.clone()).unwrap();
+        assert_eq!(names(&fused), ["lora_linear", "matmul"]);
+        assert_eq!(outputs(&fused), outputs(&g));
+    }
+
+    #[test]
+    fn a_product_that_others_read_stays() {
+        let mut g = Graph::new();
+        let x = g.input("x", Shape::matrix(3, 4), DType::F32).unwrap();
+        let w = g.frozen("w", Shape::matrix(4, 4), DType::F32).unwrap();
+        let y = matmul(&mut g, Layout::NT, x, w, 1.0, DType::F32).unwrap();
+        let sum = add(&mut g, x, y).unwrap();
+        g.output("sum", sum);
+        g.output("y", y);
+        let fused = fuse(g.clone()).unwrap();
+        assert_eq!(names(&fused), names(&g));
+    }
+
+    #[test]
+    fn two_products_in_one_sum_are_chained() {
+        let mut g = Graph::new();
+        let x = g.input("x", Shape::matrix(3, 4), DType::F32).unwrap();
+        let w = g.frozen("w", Shape::matrix(4, 4), DType::F32).unwrap();
+        let y = matmul(&mut g, Layout::NT, x, w, 1.0, DType::F32).unwrap();
+        let z = matmul(&mut g, Layout::NN, x, w, 1.0, DType::F32).unwrap();
+        let sum = add(&mut g, z, y).unwrap();
+        g.output("sum", sum);
+        let fused = fuse(g.clone()).unwrap();
+        assert_eq!(names(&fused), ["matmul", "matmul"]);
+        assert_eq!(outputs(&fused), outputs(&g));
+    }
+}
