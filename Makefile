@@ -1,13 +1,16 @@
 # Shortcuts. Everything can also be called directly; `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test check bench bench-gpu
 
 # rustup's usual place, for shells that have not read its profile yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
+# Mesa's loader layer complains without it, though nothing here opens a window.
+export XDG_RUNTIME_DIR ?= /tmp
+
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 setup: ## install what is missing: a C linker, a Vulkan driver
 	@.ci/setup
@@ -33,3 +36,6 @@ bench: setup ## speed of the kernels, and of whole training steps
 	cargo bench --locked
 	cargo run --locked --release -- bench train --hidden 256 --layers 4 --heads 4 --ffn 768 --vocab 2048 \
 		--seq 128 --batch 4 --rank 8 --targets q_proj,k_proj,v_proj,o_proj --steps 20
+
+bench-gpu: setup ## all figures on this machine's GPU, beside PyTorch + PEFT where they are
+	benches/gpu.sh

@@ -76,11 +76,19 @@ impl Gpu {
         raw
     }
 
-    /// Copies parts of buffers to the host, in one submission, after everything submitted before.
+    /// Copies parts of buffers to the host, in one submission, after everything submitted before; waits for it.
     ///
     /// # Errors
     /// [`GpuError::Lost`] and whatever else the device reported.
     pub fn read(&self, parts: &[BufferSlice]) -> Result<Vec<Vec<u8>>, GpuError> {
+        self.read_later(parts)?.wait()
+    }
+
+    /// Submits the copy of [`Gpu::read`] and returns: later submissions may change what was copied.
+    ///
+    /// # Errors
+    /// What the device reported before.
+    pub fn read_later(&self, parts: &[BufferSlice]) -> Result<Readback, GpuError> {
         self.check()?;
         let total: u64 = parts.iter().map(|p| p.size.next_multiple_of(4)).sum();
         let staging = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
@@ -98,11 +106,29 @@ impl Gpu {
             ranges.push(at..at + part.size);
             at += size;
         }
-        self.shared.queue.submit([encoder.finish()]);
+        let submission = self.shared.queue.submit([encoder.finish()]);
         staging.map_async(wgpu::MapMode::Read, .., |_| ());
-        self.wait()?;
-        let view = staging.get_mapped_range(..).map_err(|e| GpuError::Lost(e.to_string()))?;
-        Ok(ranges.into_iter().map(|r| view[r.start as usize..r.end as usize].to_vec()).collect())
+        Ok(Readback { gpu: self.clone(), staging, ranges, submission })
+    }
+}
+
+/// A copy on its way to the host.
+pub struct Readback {
+    gpu: Gpu,
+    staging: wgpu::Buffer,
+    ranges: Vec<Range<u64>>,
+    submission: wgpu::SubmissionIndex,
+}
+
+impl Readback {
+    /// Waits for the copy, not for what was submitted after it, and gives its parts.
+    ///
+    /// # Errors
+    /// As [`Gpu::read`].
+    pub fn wait(self) -> Result<Vec<Vec<u8>>, GpuError> {
+        self.gpu.wait_for(self.submission)?;
+        let view = self.staging.get_mapped_range(..).map_err(|e| GpuError::Lost(e.to_string()))?;
+        Ok(self.ranges.into_iter().map(|r| view[r.start as usize..r.end as usize].to_vec()).collect())
     }
 }
 

@@ -4,6 +4,7 @@ use super::GpuError;
 use super::pipeline::PipelineCache;
 use crate::graph::{Choices, DeviceProfile};
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -41,6 +42,9 @@ pub struct DeviceInfo {
     /// Why a run cannot use it, if so.
     pub unusable: Option<String>,
 }
+
+/// Submissions of work that may be queued or run at a time.
+const IN_FLIGHT: usize = 3;
 
 /// Storage buffers that the hungriest kernel binds.
 const NEEDED_STORAGE_BUFFERS: u32 = 10;
@@ -143,6 +147,8 @@ pub(super) struct Shared {
     pub checked: bool,
     pub pipelines: Mutex<PipelineCache>,
     pub allocated: AtomicU64,
+    /// Submissions of work that may still run, oldest first.
+    pub flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     failure: Arc<Mutex<Option<GpuError>>>,
 }
 
@@ -243,6 +249,7 @@ impl Gpu {
             max_groups: limits.max_compute_workgroups_per_dimension,
             checked: options.checked,
             allocated: AtomicU64::new(0),
+            flight: Mutex::default(),
             failure,
             device,
             queue,
@@ -281,6 +288,25 @@ impl Gpu {
         let polled = self.shared.device.poll(wgpu::PollType::wait_indefinitely());
         self.check()?;
         polled.map(|_| ()).map_err(|e| GpuError::Lost(e.to_string()))
+    }
+
+    /// Waits until a submission, and everything before it, has run.
+    pub(super) fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        self.check()?;
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        let polled = self.shared.device.poll(wait);
+        self.check()?;
+        polled.map(|_| ()).map_err(|e| GpuError::Lost(e.to_string()))
+    }
+
+    /// Counts a submission of work, and waits for an old one where too many have not finished: what is queued on the
+    /// device stays short, and so does what a lost device or a stopped run throws away.
+    pub(super) fn pace(&self, submission: wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        let mut flight = self.shared.flight.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        flight.push_back(submission);
+        let oldest = if flight.len() > IN_FLIGHT { flight.pop_front() } else { None };
+        drop(flight);
+        oldest.map_or(Ok(()), |oldest| self.wait_for(oldest))
     }
 
     /// The error that a callback recorded, if one did.

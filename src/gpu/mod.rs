@@ -10,7 +10,7 @@ mod error;
 mod pipeline;
 mod timing;
 
-pub use buffer::{Buffer, BufferSlice};
+pub use buffer::{Buffer, BufferSlice, Readback};
 pub use compose::{ShaderKey, param_bytes};
 pub use device::{DeviceInfo, Gpu, GpuOptions, list_devices};
 pub use error::GpuError;

@@ -219,7 +219,8 @@ impl Gpu {
         }
     }
 
-    /// Zeroes buffers and runs recordings, cut into submissions of bounded work; returns without waiting.
+    /// Zeroes buffers and runs recordings, cut into submissions of bounded work; returns without waiting for them, but for old ones
+    /// where several have not finished.
     ///
     /// # Errors
     /// What the device reported since the last call.
@@ -243,7 +244,8 @@ impl Gpu {
                     next += 1;
                 }
             }
-            self.shared.queue.submit([encoder.finish()]);
+            let submission = self.shared.queue.submit([encoder.finish()]);
+            self.pace(submission)?;
             encoder = device.create_command_encoder(&Default::default());
         }
         if steps.is_empty() {

@@ -8,7 +8,7 @@ use super::metrics::{EvalRecord, Event, MetricsWriter, RunSummary, StepRecord};
 use super::options::{FinetuneOptions, Method, RecomputeKind, WeightInit};
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
-use super::trainer::{Capacity, StepOutcome, Trainer, TrainerError, training_graph};
+use super::trainer::{Capacity, PendingStep, Trainer, TrainerError, training_graph};
 use super::tuning::Tuner;
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
@@ -179,7 +179,7 @@ impl<'a> Finetune<'a> {
         drop(source);
         let settings = adapter.map(|(_, settings)| settings);
         save_hyperparameters(&self.options, steps, gpu, trainer.network())?;
-        let mut metrics = MetricsWriter::create(&self.options.out_dir)?;
+        let metrics = MetricsWriter::create(&self.options.out_dir)?;
         for note in notes {
             self.emit(Event::Note(note));
         }
@@ -202,9 +202,16 @@ impl<'a> Finetune<'a> {
         });
         let validation = validation_batches(&data.validation, self.options.micro_batch());
         let per_epoch = data.train.len().div_ceil(self.options.batch_size);
-        let mut scale = LossScale::new(trainer.network().activations);
-        let (start, mut order) = (Instant::now(), Vec::new());
-        let (mut tokens, mut applied, mut val_loss, mut losses) = (0, 0, None, Vec::new());
+        let mut ledger = Ledger {
+            metrics,
+            scale: LossScale::new(trainer.network().activations),
+            losses: Vec::new(),
+            applied: 0,
+            start: Instant::now(),
+            since: Instant::now(),
+        };
+        let (mut tokens, mut order, mut val_loss) = (0, Vec::new(), None);
+        let mut waiting: Option<Submitted> = None;
         for step in 0..steps {
             let (epoch, within) = (step / per_epoch, step % per_epoch);
             if within == 0 {
@@ -214,79 +221,81 @@ impl<'a> Finetune<'a> {
             let begin = within * self.options.batch_size;
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
             let samples: Vec<&Sample> = window.iter().map(|&i| &data.train[i]).collect();
-            let clock = Instant::now();
             let rate = schedule(step);
-            let (outcome, update) = self.step(&mut trainer, &samples, rate, applied + 1, &mut scale)?;
-            applied += u64::from(!matches!(update, ScaleUpdate::Skip { .. }));
-            if let ScaleUpdate::Skip { scale } = update {
-                self.emit(Event::Overflow { step: step + 1, scale });
-            }
+            let pending = self.submit(&mut trainer, &samples, rate, &ledger)?;
+            ledger.applied += 1;
             let count: usize = samples.iter().map(|s| s.tokens.len()).sum();
-            let labels: usize = samples.iter().map(|s| s.label_tokens()).sum();
             tokens += count;
-            let record = StepRecord {
+            let submitted = Submitted {
+                pending,
                 step: step + 1,
                 epoch: epoch as f64 + (begin + window.len()) as f64 / order.len() as f64,
-                loss: outcome.loss_sum / labels as f64,
-                grad_norm: outcome.grad_norm,
                 learning_rate: rate,
                 tokens: count,
-                label_tokens: labels,
-                tokens_per_s: count as f64 / clock.elapsed().as_secs_f64(),
-                elapsed_s: start.elapsed().as_secs_f64(),
+                labels: samples.iter().map(|s| s.label_tokens()).sum(),
             };
-            metrics.step(&record)?;
-            losses.push(record.loss);
-            self.emit(Event::Step(record));
+            // the outcome of a step is read while the device works on the next one
+            if let Some(earlier) = waiting.replace(submitted) {
+                ledger.settle(earlier, &mut self.on_event)?;
+            }
             let last = step + 1 == steps;
             let due = |interval: Option<usize>| interval.is_some_and(|n| (step + 1) % n == 0);
-            if !validation.is_empty() && (last || due(self.options.eval_interval)) {
+            let evaluates = !validation.is_empty() && (last || due(self.options.eval_interval));
+            let saves = last || due(self.options.save_interval);
+            // a dynamic loss scale must be known before the next step
+            if (evaluates || saves || ledger.scale.is_dynamic())
+                && let Some(submitted) = waiting.take()
+            {
+                ledger.settle(submitted, &mut self.on_event)?;
+            }
+            if evaluates {
                 let labels: usize = data.validation.iter().map(Sample::label_tokens).sum();
                 let loss = trainer.evaluate(&validation)? / labels as f64;
                 let record = EvalRecord::new(step + 1, loss);
-                metrics.evaluation(&record)?;
+                ledger.metrics.evaluation(&record)?;
                 val_loss = Some(loss);
                 self.emit(Event::Evaluation(record));
             }
-            if last || due(self.options.save_interval) {
+            if saves {
                 self.save(&trainer, settings.as_ref(), step + 1, last)?;
             }
+            if evaluates || saves {
+                ledger.since = Instant::now();
+            }
         }
+        let Ledger { losses, start, .. } = ledger;
         let seconds = start.elapsed().as_secs_f64();
         self.emit(Event::Finished { steps, tokens, elapsed_s: seconds });
         let (memory, out_dir) = (*trainer.memory(), self.options.out_dir);
         Ok(FinetuneReport { steps, tokens, losses, val_loss, seconds, out_dir, memory })
     }
 
-    /// One optimiser step over a global batch.
-    fn step(
+    /// Submits one optimiser step over a global batch.
+    fn submit(
         &self,
         trainer: &mut Trainer,
         samples: &[&Sample],
         learning_rate: f64,
-        count: u64,
-        scale: &mut LossScale,
-    ) -> Result<(StepOutcome, ScaleUpdate), Error> {
+        ledger: &Ledger,
+    ) -> Result<PendingStep, Error> {
         let o = &self.options;
         let labels: usize = samples.iter().map(|s| s.label_tokens()).sum();
-        let used = scale.scale();
+        let scale = ledger.scale.scale();
         trainer.begin()?;
         for micro in samples.chunks(o.micro_batch()) {
             let batch = MicroBatch::from_samples(micro.iter().copied());
-            trainer.accumulate(&batch, used / labels as f32)?;
+            trainer.accumulate(&batch, scale / labels as f32)?;
         }
-        let outcome = trainer.step(&Hyper {
+        Ok(trainer.step_later(&Hyper {
             learning_rate,
             beta1: o.beta1,
             beta2: o.beta2,
             eps: o.eps,
             weight_decay: o.weight_decay,
             clip: o.grad_clip,
-            inverse_scale: 1.0 / f64::from(used),
-            step: count,
-        })?;
-        let update = scale.update(outcome.grad_norm.is_finite())?;
-        Ok((outcome, update))
+            inverse_scale: 1.0 / f64::from(scale),
+            step: ledger.applied + 1,
+        })?)
     }
 
     /// Writes `step-NNNNNN/`, and the output folder itself at the end.
@@ -316,6 +325,56 @@ impl<'a> Finetune<'a> {
 
     fn emit(&mut self, event: Event) {
         (self.on_event)(&event);
+    }
+}
+
+/// An optimiser step on its way, with what its record needs.
+struct Submitted {
+    pending: PendingStep,
+    step: usize,
+    epoch: f64,
+    learning_rate: f64,
+    tokens: usize,
+    labels: usize,
+}
+
+/// What a run has done so far.
+struct Ledger {
+    metrics: MetricsWriter,
+    scale: LossScale,
+    losses: Vec<f64>,
+    /// Updates of the parameters, those under way included.
+    applied: u64,
+    start: Instant,
+    /// When the last step was done, or what came after it.
+    since: Instant,
+}
+
+impl Ledger {
+    /// Waits for a step and writes it down.
+    fn settle(&mut self, submitted: Submitted, on_event: &mut dyn FnMut(&Event)) -> Result<(), Error> {
+        let Submitted { pending, step, epoch, learning_rate, tokens, labels } = submitted;
+        let outcome = pending.outcome()?;
+        if let ScaleUpdate::Skip { scale } = self.scale.update(outcome.grad_norm.is_finite())? {
+            self.applied -= 1;
+            on_event(&Event::Overflow { step, scale });
+        }
+        let record = StepRecord {
+            step,
+            epoch,
+            loss: outcome.loss_sum / labels as f64,
+            grad_norm: outcome.grad_norm,
+            learning_rate,
+            tokens,
+            label_tokens: labels,
+            tokens_per_s: tokens as f64 / self.since.elapsed().as_secs_f64(),
+            elapsed_s: self.start.elapsed().as_secs_f64(),
+        };
+        self.since = Instant::now();
+        self.metrics.step(&record)?;
+        self.losses.push(record.loss);
+        on_event(&Event::Step(record));
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use super::inputs::write_batch;
 use super::optimiser::{Optimiser, OptimiserError};
 use super::weights::{WeightError, WeightSource, initial_values};
 use crate::data::MicroBatch;
-use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError};
+use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, Readback};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, Graph, GraphError, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
@@ -198,10 +198,18 @@ impl Trainer {
     /// # Errors
     /// What the device reported.
     pub fn step(&mut self, hyper: &Hyper) -> Result<StepOutcome, TrainerError> {
+        self.step_later(hyper)?.outcome()
+    }
+
+    /// [`Trainer::step`] without the wait: the next window can be submitted before the outcome is asked for, so that the
+    /// device does not idle meanwhile.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn step_later(&mut self, hyper: &Hyper) -> Result<PendingStep, TrainerError> {
         let norm2 = self.optimiser.step(hyper)?;
-        let read = self.gpu.read(&[self.loss_sum.part(0, 4), norm2])?;
-        let [loss, norm2] = [float(&read[0]), float(&read[1])];
-        Ok(StepOutcome { loss_sum: loss, grad_norm: norm2.sqrt() * hyper.inverse_scale })
+        let readback = self.gpu.read_later(&[self.loss_sum.part(0, 4), norm2])?;
+        Ok(PendingStep { readback, inverse_scale: hyper.inverse_scale })
     }
 
     /// Sum of the token losses of some micro-batches, without dropout; gradients are left alone.
@@ -279,6 +287,24 @@ impl Trainer {
 /// Shapes that do not fit together.
 pub fn training_graph(network: &Network, capacity: Capacity) -> Result<Graph, GraphError> {
     network.training(bucket(capacity.tokens), bucket(capacity.labels))
+}
+
+/// A step that is submitted and may still run.
+pub struct PendingStep {
+    readback: Readback,
+    inverse_scale: f64,
+}
+
+impl PendingStep {
+    /// Waits for the step.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn outcome(self) -> Result<StepOutcome, TrainerError> {
+        let read = self.readback.wait()?;
+        let [loss, norm2] = [float(&read[0]), float(&read[1])];
+        Ok(StepOutcome { loss_sum: loss, grad_norm: norm2.sqrt() * self.inverse_scale })
+    }
 }
 
 /// Sizes that get a plan of their own: multiples of 32 up to 256, then steps of an eighth.

@@ -14,7 +14,7 @@ use crate::nn::WeightMode;
 use crate::ops::adamw::Hyper;
 use crate::train::adapter::spec_of_targets;
 use crate::train::options::{Precision, RecomputeKind};
-use crate::train::trainer::{Capacity, StepOutcome, Trainer, TrainerError, training_graph};
+use crate::train::trainer::{Capacity, PendingStep, StepOutcome, Trainer, TrainerError, training_graph};
 use crate::train::tuning::{TuneMode, TuneProgress, TuneReport, Tuner};
 use crate::train::weights::WeightSource;
 use serde::Serialize;
@@ -155,17 +155,24 @@ impl BenchTrain {
     /// # Errors
     /// What the device reported.
     pub fn run(&mut self) -> Result<BenchTrainReport, Error> {
-        let mut times = Vec::with_capacity(self.steps + 1);
-        let mut losses = Vec::with_capacity(self.steps + 1);
-        let mut peak = 0;
-        for _ in 0..=self.steps.max(1) {
-            let start = Instant::now();
-            let outcome = self.step()?;
-            times.push(start.elapsed().as_secs_f64());
-            losses.push(outcome.loss_sum / self.batch.label_count() as f64);
+        let labels = self.batch.label_count() as f64;
+        let start = Instant::now();
+        let mut losses = vec![self.step()?.loss_sum / labels];
+        let first = start.elapsed().as_secs_f64();
+        let mut peak = self.trainer.gpu().allocated_bytes();
+        // as a run does: the outcome of a step is read while the device works on the next one
+        let mut times = Vec::with_capacity(self.steps);
+        let mut waiting = None;
+        let mut since = Instant::now();
+        for step in 0..=self.steps.max(1) {
+            let submitted = if step < self.steps.max(1) { Some(self.submit()?) } else { None };
+            if let Some(earlier) = std::mem::replace(&mut waiting, submitted) {
+                losses.push(PendingStep::outcome(earlier)?.loss_sum / labels);
+                times.push(since.elapsed().as_secs_f64());
+                since = Instant::now();
+            }
             peak = peak.max(self.trainer.gpu().allocated_bytes());
         }
-        let first = times.remove(0);
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         let info = self.trainer.gpu().info();
@@ -182,15 +189,19 @@ impl BenchTrain {
         })
     }
 
-    /// One optimiser step.
+    /// One optimiser step, waited for.
     ///
     /// # Errors
     /// What the device reported.
     pub fn step(&mut self) -> Result<StepOutcome, TrainerError> {
+        self.submit()?.outcome()
+    }
+
+    fn submit(&mut self) -> Result<PendingStep, TrainerError> {
         self.taken += 1;
         self.trainer.begin()?;
         self.trainer.accumulate(&self.batch, 1.0 / self.batch.label_count() as f32)?;
-        self.trainer.step(&Hyper {
+        self.trainer.step_later(&Hyper {
             learning_rate: 1e-3,
             beta1: 0.9,
             beta2: 0.999,

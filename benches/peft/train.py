@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""The training step of `engraft bench train`, in PyTorch + transformers + PEFT: random weights, random tokens.
+
+    python benches/peft/train.py --shape llama-3.2-1b --seq 512 --batch 1 --steps 20 [--compile]
+
+Prints one JSON object with the keys of `engraft bench train --json`, and tflop_per_s (forward 2 and reverse 2 FLOPs per
+base weight and token, as the frozen weights have no gradient of their own; attention and adapters not counted).
+Runs on CUDA or ROCm where there is one, else on the CPU.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head: as in src/models/shapes.rs
+SHAPES = {
+    "small": (2048, 256, 768, 4, 4, 4, 64, False),
+    "smollm2-135m": (49152, 576, 1536, 30, 9, 3, 64, True),
+    "qwen2.5-0.5b": (151936, 896, 4864, 24, 14, 2, 64, True),
+    "tinyllama-1.1b": (32000, 2048, 5632, 22, 32, 4, 64, False),
+    "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),
+    "llama-3.2-3b": (128256, 3072, 8192, 28, 24, 8, 128, True),
+    "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, 128, False),
+}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def network(args, device, dtype):
+    vocab, hidden, inner, layers, heads, kv_heads, head_dim, tied = SHAPES[args.shape]
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        tie_word_embeddings=tied,
+        max_position_embeddings=131072,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        base = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.targets or LINEAR)
+    model = get_peft_model(base, adapter)
+    if args.checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    linear = layers * (2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * inner)
+    return model, linear + vocab * hidden
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
+    parser.add_argument("--seq", type=int, default=512, help="tokens per sample")
+    parser.add_argument("--batch", type=int, default=1, help="samples per step")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--targets", type=lambda s: s.split(","), help="modules with an adapter (default: all linear)")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps, after three that are not")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations per layer")
+    args = parser.parse_args()
+
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    model, weights = network(args, device, getattr(torch, args.dtype))
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=cuda)
+    if args.compile:
+        model = torch.compile(model)
+    tokens = torch.randint(0, SHAPES[args.shape][0], (args.batch, args.seq), device=device)
+
+    def step():
+        start = time.perf_counter()
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        value = loss.item()
+        return time.perf_counter() - start, value
+
+    first, loss_first = step()
+    for _ in range(2):
+        step()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    timed = [step() for _ in range(args.steps)]
+    median = statistics.median(seconds for seconds, _ in timed)
+    rate = args.batch * args.seq / median
+    report = {
+        "peer": f"torch {torch.__version__}" + (" compiled" if args.compile else " eager"),
+        "shape": args.shape,
+        "tokens_per_s": rate,
+        "step_ms_median": median * 1e3,
+        "first_step_s": first,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        "tflop_per_s": 4 * weights * rate / 1e12,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "loss_first": loss_first,
+        "loss_last": timed[-1][1],
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
