@@ -652,7 +652,8 @@ fn datasets_with_nothing_to_learn_are_refused() {
         format!(
             "FILE: none of the 8 training samples has a label left: max_seq_length is 16, but the shortest \
              prompt alone has {shortest} tokens, so every answer begins beyond it: raise max_seq_length well \
-             above {shortest}, or take the loss on prompts too (mask_prompt false)"
+             above {shortest} (where the model takes so many), shorten the prompts, or take the loss on prompts too \
+             (mask_prompt false)"
         )
     );
     assert_eq!(

@@ -430,17 +430,28 @@ fn input_that_does_not_fit_together_is_refused() {
 }
 
 #[test]
-fn an_output_folder_that_is_a_file_fails_the_run() {
-    if common::gpu().is_none() {
-        return;
-    }
+fn an_output_folder_that_is_none_or_an_input_is_refused() {
     let run = Run::new(&[]);
     fs::write(run.out(), "mine").unwrap();
-    let output = run.start(&model());
-    let message = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains(run.out().to_str().unwrap()) && !message.contains("panicked"), "{message}");
+    check_refused_out(&run, &model(), "is a file");
     assert_eq!(fs::read_to_string(run.out()).unwrap(), "mine");
+
+    // the base model is not overwritten by what is trained from it
+    let run = Run::new(&[]);
+    fs::create_dir(run.out()).unwrap();
+    for entry in fs::read_dir(model()).unwrap().map(|e| e.unwrap()).filter(|e| e.path().is_file()) {
+        fs::copy(entry.path(), run.out().join(entry.file_name())).unwrap();
+    }
+    let before = fs::read_dir(run.out()).unwrap().count();
+    check_refused_out(&run, &run.out().join("../out"), "overwrite");
+    assert_eq!(fs::read_dir(run.out()).unwrap().count(), before);
+}
+
+fn check_refused_out(run: &Run, model: &Path, word: &str) {
+    let output = run.start(model);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("--out_dir") && message.contains(word), "{message}");
 }
 
 fn check_refused(run: &Run, model: &Path, words: &[&str]) {

@@ -8,8 +8,8 @@ use engraft::gpu::{BufferSlice, Gpu, Recording, ShaderKey};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
-    Case, Choices, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor, ReverseNode,
-    TensorType, Value,
+    Case, Choices, Cooperative, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor,
+    ReverseNode, TensorType, Value,
 };
 use engraft::ops::matmul::Variant;
 use std::collections::{HashMap, HashSet};
@@ -191,18 +191,23 @@ fn every_variant_of_the_product_equals_the_reference() {
     let Some(gpu) = common::gpu() else { return };
     let own = DeviceProfile::clone(&gpu.profile());
     let as_gpu = DeviceProfile { cpu: false, ..own.clone() };
-    let wanted = ["33x70x37", "100x8x65", "pair bf16 bf16"];
+    let wanted = ["33x70x37", "100x8x65", "pair bf16 bf16", "whole", "whole, pair and residual"];
     let cases: Vec<Case> = engraft::ops::cases()
         .into_iter()
         .filter(|c| c.op.name() == "matmul" && wanted.iter().any(|w| c.label.ends_with(w)))
         .collect();
-    assert_eq!(cases.len(), 9);
+    assert_eq!(cases.len(), 15);
     let mut variants = 0;
+    if own.cooperative.is_none() {
+        eprintln!("SKIPPED: cooperative matrices, which this device has not");
+    }
     for device in [own, as_gpu] {
         for variant in Variant::all(&device) {
             let device =
                 DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..device.clone() };
-            for (i, case) in cases.iter().enumerate() {
+            let coop = variant.to_string().starts_with("coop");
+            // matrix units need whole tiles
+            for (i, case) in cases.iter().enumerate().filter(|(_, c)| c.label.contains("whole") == coop) {
                 run(&gpu, &device, case, i % 2 == 0).unwrap_or_else(|e| panic!("{variant}: {e}"));
             }
             variants += 1;
@@ -215,21 +220,22 @@ fn every_variant_of_the_product_equals_the_reference() {
 /// The GPU's own profile, other subgroup sizes, a GPU without any: every shader that any of them would compile.
 #[test]
 fn every_shader_variant_is_valid() {
-    let profile = |cpu, subgroup| DeviceProfile {
+    let profile = |cpu, subgroup, cooperative| DeviceProfile {
         cpu,
         subgroup,
         wide_loads: false,
+        cooperative,
         max_workgroup_invocations: 256,
         max_workgroup_storage: 16 << 10,
         choices: Default::default(),
     };
     let profiles = [
-        profile(true, Some(8)),
-        profile(true, Some(4)),
-        profile(true, Some(16)),
-        profile(true, None),
-        profile(false, Some(32)),
-        profile(false, None),
+        profile(true, Some(8), Some(Cooperative { size: 8, lanes: 8 })),
+        profile(true, Some(4), None),
+        profile(true, Some(16), None),
+        profile(true, None, None),
+        profile(false, Some(32), Some(Cooperative { size: 16, lanes: 32 })),
+        profile(false, None, None),
     ];
     let mut seen = HashSet::new();
     for device in profiles {

@@ -4,6 +4,7 @@
 //! are spelled with underscores; each has a hidden alias with dashes, and a test holds that so.
 
 use crate::generate::sampling::SamplingOptions;
+use crate::gpu::GpuOptions;
 use crate::train::options::{
     Checks, DataOptions, EvaluateOptions, FinetuneOptions, LoraOptions, Method, OptionsError, Precision,
     RecomputeKind, WeightInit,
@@ -154,6 +155,9 @@ pub struct GenerateArgs {
     /// What to continue [default: standard input]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
+    /// The input that belongs to the prompt, as in the rows of the training [default: none]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub input: Option<String>,
     /// How the prompt is wrapped before the model sees it: alpaca, or none
     #[arg(
         long,
@@ -269,6 +273,7 @@ impl EvaluateArgs {
             micro_batch_size: self.micro_batch_size,
             precision: self.precision.precision,
             gpu: self.device.gpu,
+            no_coop: self.device.no_coop,
             tune: self.tune.tune,
         };
         options.validate()?;
@@ -512,6 +517,7 @@ impl TrainingArgs {
             seed: self.seed,
             recompute: self.recompute,
             gpu: device.gpu,
+            no_coop: device.no_coop,
             tune: tune.tune,
             ..FinetuneOptions::default()
         }
@@ -526,10 +532,21 @@ pub struct PrecisionArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
 pub struct DeviceArgs {
     /// Device, see `engraft devices` [default: the best GPU, a software device where there is none]
     #[arg(long, value_name = "NAME|INDEX")]
     pub gpu: Option<String>,
+    /// Leave the device's matrix units (cooperative matrices) alone: slower and without rounding to f16
+    #[arg(long, alias = "no-coop")]
+    pub no_coop: bool,
+}
+
+impl DeviceArgs {
+    /// What the device is opened with.
+    pub fn options(&self) -> GpuOptions {
+        GpuOptions { device: self.gpu.clone(), no_coop: self.no_coop, ..GpuOptions::default() }
+    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -2,7 +2,7 @@
 
 use super::args::{BenchKernelArgs, BenchTrainArgs, StepArgs};
 use crate::error::Error;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::Gpu;
 use crate::graph::{Graph, GraphError};
 use crate::models::{ModelConfig, Network, shape, shape_names};
 use crate::ops::matmul::Layout;
@@ -141,7 +141,7 @@ type KernelCase = (String, Result<Graph, GraphError>, Vec<(&'static str, Vec<u32
 
 fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
     let earlier = args.compare.as_deref().map(read_json).transpose()?;
-    let gpu = open(args.device.gpu.as_deref())?;
+    let gpu = Gpu::open(&args.device.options())?;
     let tuner = Tuner::new(args.tune.tune);
     let peak = peak(&gpu, &tuner, &mut show)?;
     let mut kernels = Vec::new();
@@ -159,10 +159,6 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
     Ok(())
 }
 
-fn open(gpu: Option<&str>) -> Result<Gpu, Error> {
-    Ok(Gpu::open(&GpuOptions { device: gpu.map(str::to_owned), ..GpuOptions::default() })?)
-}
-
 fn open_train(args: &BenchTrainArgs) -> Result<BenchTrain, Error> {
     args.check()?;
     let options = BenchTrainOptions {
@@ -177,7 +173,7 @@ fn open_train(args: &BenchTrainArgs) -> Result<BenchTrain, Error> {
         tune: args.tune.tune,
         fusions: args.fusions(),
     };
-    let bench = BenchTrain::new(&open(args.device.gpu.as_deref())?, &options, &mut show)?;
+    let bench = BenchTrain::new(&Gpu::open(&args.device.options())?, &options, &mut show)?;
     if let Some(trouble) = &bench.tuned().trouble {
         eprintln!("{trouble}");
     }

@@ -6,7 +6,7 @@ use crate::checkpoint::Adapter;
 use crate::data::{DecodeStream, PromptStyle, Tokenizer};
 use crate::error::Error;
 use crate::generate::{CacheSize, End, GenerateOptions, Generated, Generator};
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::Gpu;
 use crate::train::setup::open_network;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
@@ -26,10 +26,13 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
         Some(text) => text.clone(),
         None => read_prompt(note)?,
     };
-    let prompt = tokenizer.encode(&style.prompt(&text, None))?;
+    if text.trim().is_empty() {
+        return Err(Error::input("the prompt is empty; give --prompt TEXT, or text on standard input"));
+    }
+    let prompt = tokenizer.encode(&style.prompt(&text, args.input.as_deref()))?;
     let max_new_tokens = room(prompt.len(), args.max_new_tokens, network.config.max_position_embeddings)?;
 
-    let gpu = Gpu::open(&GpuOptions { device: args.device.gpu.clone(), ..GpuOptions::default() })?;
+    let gpu = Gpu::open(&args.device.options())?;
     note(&format!("device {}", describe(gpu.info())));
     if max_new_tokens < args.max_new_tokens {
         note(&format!(
@@ -80,7 +83,7 @@ fn summary(generated: &Generated, prompt: usize) -> String {
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     let end = match generated.end {
         End::Stop(_) => "ended by the model",
-        End::Length => "ended by its length",
+        End::Length => "ended by --max_new_tokens",
         End::Caller => "ended by the reader",
     };
     format!(

@@ -4,7 +4,7 @@ use super::args::TuneCommandArgs;
 use super::bench::show;
 use crate::error::Error;
 use crate::fuse::Fusions;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::Gpu;
 use crate::models::{ModelConfig, Network};
 use crate::nn::WeightMode;
 use crate::train::adapter::spec_of_targets;
@@ -19,7 +19,7 @@ use std::time::Duration;
 /// No model or shape, no device, and what the device reports.
 pub fn run(args: TuneCommandArgs) -> Result<(), Error> {
     let config = args.config()?;
-    let gpu = Gpu::open(&GpuOptions { device: args.device.gpu.clone(), ..GpuOptions::default() })?;
+    let gpu = Gpu::open(&args.device.options())?;
     let precisions = match args.all {
         true => vec![Precision::BF16True, Precision::F16True, Precision::F32True],
         false => vec![args.precision],

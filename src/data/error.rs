@@ -211,8 +211,8 @@ fn no_label_advice(max_seq_length: Option<usize>, shortest_prompt: usize) -> Str
     match max_seq_length {
         Some(max) if shortest_prompt >= max => format!(
             "max_seq_length is {max}, but the shortest prompt alone has {shortest_prompt} tokens, so every \
-             answer begins beyond it: raise max_seq_length well above {shortest_prompt}, or take the loss on \
-             prompts too (mask_prompt false)"
+             answer begins beyond it: raise max_seq_length well above {shortest_prompt} (where the model takes so many), \
+             shorten the prompts, or take the loss on prompts too (mask_prompt false)"
         ),
         _ => "the tokenizer gives no token to the answers: check that tokenizer.json belongs to the model"
             .to_owned(),

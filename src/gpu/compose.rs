@@ -58,7 +58,9 @@ impl ShaderKey {
     /// A template that does not render: a mistake in `shaders/`.
     pub fn compose(&self, wide: bool) -> Result<String, GpuError> {
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
-        let mut text = self.declarations(wide);
+        let matrix = self.bindings.iter().any(|b| b.2 == View::Matrix);
+        let enable = if matrix { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
+        let mut text = format!("{enable}{}", self.declarations(wide));
         text.push_str(COMMON);
         text.push('\n');
         if wide {
@@ -105,7 +107,8 @@ impl ShaderKey {
             let access = if *write { "read_write" } else { "read" };
             let element = match (dtype, view) {
                 (DType::U32, _) => "u32",
-                (_, View::Scalar) => "f32",
+                (DType::F16, View::Matrix) => "f16",
+                (_, View::Scalar | View::Matrix) => "f32",
                 (DType::F32, View::Vec4) if wide => "vec2<u64>",
                 (DType::F32, View::Vec4) => "vec4<f32>",
                 (DType::F16 | DType::BF16, View::Vec4) if wide => "u64",
@@ -115,7 +118,7 @@ impl ShaderKey {
                 "@group(0) @binding({}) var<storage, {access}> {name}: array<{element}>;",
                 i + 1
             ));
-            if *view == View::Scalar {
+            if *view != View::Vec4 {
                 continue;
             }
             let (unpack, pack) = match (dtype, wide) {

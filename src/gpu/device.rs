@@ -2,7 +2,7 @@
 
 use super::GpuError;
 use super::pipeline::PipelineCache;
-use crate::graph::{Choices, DeviceProfile};
+use crate::graph::{Choices, Cooperative, DeviceProfile};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,8 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Do not use subgroup operations even where the device has them (for tests).
     pub no_subgroups: bool,
+    /// Do not use cooperative matrices, nor ask the driver about them: some drivers crash when asked.
+    pub no_coop: bool,
 }
 
 /// A device as `engraft devices` shows it.
@@ -205,6 +207,11 @@ impl Gpu {
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
         wanted.set(wgpu::Features::SUBGROUP, subgroups);
         wanted.set(wgpu::Features::SHADER_INT64, wide_loads);
+        let (smallest, largest) = info.subgroup_sizes;
+        let cooperative = cooperative(adapter, options, smallest, largest);
+        if cooperative.is_some() {
+            wanted |= COOPERATIVE;
+        }
         let mut limits = adapter.limits();
         // wgpu would reserve a descriptor heap of this size on DX12
         limits.max_non_sampler_bindings = limits.max_non_sampler_bindings.min(100_000);
@@ -213,6 +220,12 @@ impl Gpu {
             required_features: adapter.features() & wanted,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
+            experimental_features: match cooperative {
+                // SAFETY: the one experimental feature asked for is used by kernels that are measured and compared with
+                // others before they are taken
+                Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
+                None => wgpu::ExperimentalFeatures::disabled(),
+            },
             ..Default::default()
         }))
         .map_err(|e| GpuError::Open { device: info.name.clone(), reason: e.to_string() })?;
@@ -232,11 +245,11 @@ impl Gpu {
                 record(&on_loss, GpuError::Lost(message));
             }
         });
-        let (smallest, largest) = info.subgroup_sizes;
         let profile = DeviceProfile {
             cpu: info.is_software(),
             subgroup: (subgroups && smallest == largest && smallest > 0).then_some(smallest),
             wide_loads,
+            cooperative,
             max_workgroup_invocations: info.max_workgroup_invocations,
             max_workgroup_storage: info.max_workgroup_storage,
             choices: Arc::default(),
@@ -316,6 +329,30 @@ impl Gpu {
             Err(_) => Err(GpuError::Lost("a device callback failed".into())),
         }
     }
+}
+
+/// What cooperative matrices need.
+const COOPERATIVE: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+
+/// The largest square shape with f16 operands and f32 sums: the feature alone says only that there is some shape.
+fn cooperative(
+    adapter: &wgpu::Adapter,
+    options: &GpuOptions,
+    smallest: u32,
+    largest: u32,
+) -> Option<Cooperative> {
+    // the kernel's workgroup is one subgroup, so its size must be known
+    if options.no_coop || !adapter.features().contains(COOPERATIVE) || smallest != largest || largest == 0 {
+        return None;
+    }
+    let (half, single) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
+    let shapes = adapter.cooperative_matrix_properties();
+    let square = shapes
+        .iter()
+        .filter(|p| p.ab_type == half && p.cr_type == single && p.m_size == p.n_size && p.n_size == p.k_size);
+    let sizes = square.map(|p| p.m_size).filter(|size| [8, 16].contains(size));
+    sizes.max().map(|size| Cooperative { size, lanes: largest })
 }
 
 fn record(slot: &Mutex<Option<GpuError>>, error: GpuError) {

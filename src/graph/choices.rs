@@ -3,7 +3,7 @@
 //! An operation with several kernels for the same work names the [`Class`] of its launch and looks it up here; without an
 //! entry it takes its own default. Names are plain text: they stand in the cache file as they are.
 
-use super::Dispatch;
+use super::{Dispatch, Place};
 use std::fmt;
 
 /// Launches that one measurement speaks for.
@@ -27,8 +27,17 @@ pub struct Choices {
 #[derive(Clone, Debug)]
 pub struct Alternatives {
     pub class: Class,
-    /// Name and dispatch of each variant, the default first. All have the bindings of the dispatch they stand for.
-    pub variants: Vec<(String, Dispatch)>,
+    /// The default first. All bind what the dispatch binds that they stand for.
+    pub variants: Vec<Alternative>,
+}
+
+/// One kernel, or a few in order, that could do the work.
+#[derive(Clone, Debug)]
+pub struct Alternative {
+    pub name: String,
+    pub dispatches: Vec<Dispatch>,
+    /// Scratch space that they alone need, in bytes.
+    pub workspaces: Vec<(Place, u64)>,
 }
 
 impl Class {

@@ -17,10 +17,21 @@ pub struct DeviceProfile {
     pub subgroup: Option<u32>,
     /// Groups of four move as 64-bit words: a CPU device that has them.
     pub wide_loads: bool,
+    /// Matrix units that WGSL reaches: f16 operands, f32 sums.
+    pub cooperative: Option<Cooperative>,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_storage: u32,
     /// Kernels that were measured here.
     pub choices: Arc<Choices>,
+}
+
+/// Cooperative matrices of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cooperative {
+    /// Rows, columns and inner dimension of a matrix.
+    pub size: u32,
+    /// Invocations of the subgroup that shares one.
+    pub lanes: u32,
 }
 
 impl DeviceProfile {
@@ -78,6 +89,8 @@ pub enum View {
     Vec4,
     /// One element at a time (f32 and u32 only).
     Scalar,
+    /// Elements of cooperative matrices: f16, or f32.
+    Matrix,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

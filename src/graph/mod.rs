@@ -12,10 +12,11 @@ mod operation;
 mod rewrite;
 mod shape;
 
-pub use choices::{Alternatives, Choices, Class, rounded};
+pub use choices::{Alternative, Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
 pub use launch::{
-    Binding, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader, View,
+    Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader,
+    View,
 };
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
 pub use rewrite::Change;

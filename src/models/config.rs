@@ -22,7 +22,7 @@ const MAX_LAYERS: usize = 1 << 14;
 /// A configuration that cannot be read or is not supported.
 #[derive(Debug, Error)]
 pub enum ConfigError {
-    #[error("{path}: no such folder; give the folder of a Hugging Face model")]
+    #[error("{path}: {}; give the folder of a Hugging Face model", if path.exists() { "is a file, not a folder" } else { "no such folder" })]
     FolderMissing { path: PathBuf },
     #[error("{folder}: config.json not found; give the folder of a Hugging Face model")]
     FileMissing { folder: PathBuf },

@@ -87,7 +87,7 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
         let weight = Operand::input(launch, 1);
         let forward =
             Product { layout: Layout::NT, m: count, n: vocab, k: width, alpha: 1.0, accumulate: false };
-        plan.dispatches.push(forward.dispatch(launch, h_chunk, weight, Terms::default(), logits));
+        forward.launch(launch, &mut plan, (h_chunk, weight), Terms::default(), logits);
         let mut softmax = row_dispatch(SHADER, launch, count, vocab.div_ceil(4))
             .flag("GRADIENT", want_dh || want_dw)
             .param("vocab", vocab)
@@ -104,13 +104,13 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
             let product = Product { layout: Layout::NN, m: count, n: width, k: vocab, ..forward };
             let dh =
                 Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
-            plan.dispatches.push(product.dispatch(launch, logits, weight, Terms::default(), dh));
+            product.launch(launch, &mut plan, (logits, weight), Terms::default(), dh);
         }
         if want_dw {
             let product =
                 Product { layout: Layout::TN, m: vocab, n: width, k: count, alpha: 1.0, accumulate: true };
             let dw = Operand::new(Place::Output(2), launch.outputs[2].dtype);
-            plan.dispatches.push(product.dispatch(launch, logits, h_chunk, Terms::default(), dw));
+            product.launch(launch, &mut plan, (logits, h_chunk), Terms::default(), dw);
         }
     }
     let losses = Binding {

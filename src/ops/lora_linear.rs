@@ -122,19 +122,11 @@ impl Operation for LoraLinear {
         let residual = self.residual.then(|| input(launch.inputs.len() - 1));
         let main = Product { n: w.rows(), alpha: 1.0, ..down };
         let y = Operand::new(Place::Output(0), self.dtype);
-        LaunchPlan {
-            dispatches: vec![
-                down.dispatch(launch, input(dropped), input(2), Terms::default(), h),
-                main.dispatch(
-                    launch,
-                    input(0),
-                    input(1),
-                    Terms { pair: Some((h, input(3), a.rows())), residual },
-                    y,
-                ),
-            ],
-            workspaces: Vec::new(),
-        }
+        let mut plan = LaunchPlan::default();
+        down.launch(launch, &mut plan, (input(dropped), input(2)), Terms::default(), h);
+        let terms = Terms { pair: Some((h, input(3), a.rows())), residual };
+        main.launch(launch, &mut plan, (input(0), input(1)), terms, y);
+        plan
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

@@ -6,6 +6,7 @@
 use crate::graph::{DeviceProfile, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// Where a node's output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,13 +102,17 @@ impl Layout {
     ///
     /// `None` where the two graphs are not of one network.
     pub fn shrink(&self, graph: &Graph, device: &DeviceProfile) -> Option<Self> {
+        let same = |small: &Layout| {
+            let nodes = || small.nodes.iter().zip(&self.nodes);
+            small.nodes.len() == self.nodes.len()
+                && nodes().all(|(a, b)| a.0 == b.0 && a.1.workspaces.len() <= b.1.workspaces.len())
+        };
         let mut small = Layout::new(graph, device);
-        let same = small.nodes.len() == self.nodes.len()
-            && small
-                .nodes
-                .iter()
-                .zip(&self.nodes)
-                .all(|(a, b)| a.0 == b.0 && a.1.workspaces.len() == b.1.workspaces.len());
+        if !same(&small) {
+            // a kernel that was measured for the small size wants scratch space that the large one does without
+            small = Layout::new(graph, &DeviceProfile { choices: Arc::default(), ..device.clone() });
+        }
+        let same = same(&small);
         let fits = |value: &Value| match self.homes.get(value) {
             Some(Home::Slot(slot)) => graph.type_of(*value).bytes() <= self.sizes[*slot],
             _ => true,
@@ -119,7 +124,10 @@ impl Layout {
             return None;
         }
         small.homes.clone_from(&self.homes);
-        small.workspaces.clone_from(&self.workspaces);
+        for (slots, own) in small.workspaces.iter_mut().zip(&self.workspaces) {
+            let count = slots.len();
+            slots.clone_from_slice(&own[..count]);
+        }
         small.sizes.clone_from(&self.sizes);
         Some(small)
     }

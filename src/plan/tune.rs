@@ -7,7 +7,7 @@ use super::PlanError;
 use super::slots::live_launches;
 use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::layout::pack;
-use crate::graph::{Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType};
+use crate::graph::{Alternative, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// A class of launches to measure, with one launch that stands for it.
 pub struct Candidate {
     pub class: Class,
-    variants: Vec<(String, Dispatch)>,
+    variants: Vec<Alternative>,
     buffers: HashMap<Place, u64>,
     /// FLOPs of all launches of the class in one run of the graph.
     pub flops: f64,
@@ -53,7 +53,9 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
                 Place::Output(o) => graph.type_of(node.outputs[o]).bytes(),
                 Place::Workspace(w) => launch.workspaces[w],
             };
-            let buffers = dispatch.bindings.iter().map(|b| (b.place, bytes(b.place))).collect();
+            let mut buffers: HashMap<Place, u64> =
+                dispatch.bindings.iter().map(|b| (b.place, bytes(b.place))).collect();
+            buffers.extend(alternatives.variants.iter().flat_map(|v| v.workspaces.iter().copied()));
             let (class, variants) = (alternatives.class, alternatives.variants);
             found.push(Candidate { class, variants, buffers, flops: dispatch.cost.flops });
         }
@@ -72,17 +74,17 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     for (&place, &bytes) in &candidate.buffers {
         buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
     }
-    let (_, default) = &candidate.variants[0];
-    for binding in default.bindings.iter().filter(|b| !b.write) {
+    let default = &candidate.variants[0].dispatches;
+    for binding in default[0].bindings.iter().filter(|b| !b.write) {
         fill(&buffers[&binding.place], binding.dtype);
     }
     let (default_run, expected) = Run::new(gpu, default, &buffers)?;
     let mut runs = vec![Some(default_run)];
-    for (_, dispatch) in &candidate.variants[1..] {
+    for variant in &candidate.variants[1..] {
         if start.elapsed() > budget {
             break;
         }
-        runs.push(match Run::new(gpu, dispatch, &buffers) {
+        runs.push(match Run::new(gpu, &variant.dispatches, &buffers) {
             Ok((run, result)) => agree(&expected, &result).then_some(run),
             Err(GpuError::Shader { .. } | GpuError::OverLimit { .. }) => None,
             Err(other) => return Err(other.into()),
@@ -101,13 +103,13 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     // the default stays where another is no more than noise ahead
     let (chosen, chosen_seconds) =
         fastest.filter(|(_, s)| s * WORTH < default_seconds).unwrap_or((0, default_seconds));
-    let tried = (0..runs.len()).map(|i| (candidate.variants[i].0.clone(), seconds(i))).collect();
+    let tried = (0..runs.len()).map(|i| (candidate.variants[i].name.clone(), seconds(i))).collect();
     Ok(Measurement {
         class: candidate.class.clone(),
-        variant: candidate.variants[chosen].0.clone(),
+        variant: candidate.variants[chosen].name.clone(),
         seconds: chosen_seconds,
         default_seconds,
-        gflops: default.cost.flops / chosen_seconds / 1e9,
+        gflops: default[0].cost.flops / chosen_seconds / 1e9,
         tried,
     })
 }
@@ -127,6 +129,8 @@ const COMPARED: u64 = 4 << 20;
 /// A compiled variant and its fastest launch so far.
 struct Run {
     group: Recording,
+    /// Dispatches of one launch.
+    each: usize,
     seconds: f64,
 }
 
@@ -134,32 +138,43 @@ impl Run {
     /// Compiles and times one launch; gives the result of a launch on zeroed outputs too.
     fn new(
         gpu: &Gpu,
-        dispatch: &Dispatch,
+        dispatches: &[Dispatch],
         buffers: &HashMap<Place, BufferSlice>,
     ) -> Result<(Self, Vec<f32>), GpuError> {
-        let slices: Vec<BufferSlice> = dispatch.bindings.iter().map(|b| buffers[&b.place].clone()).collect();
-        let written = dispatch.bindings.iter().zip(&slices).filter(|(b, _)| b.write);
-        let outputs: Vec<(BufferSlice, DType)> = written.map(|(b, s)| (s.clone(), b.dtype)).collect();
+        let record = |group: &mut Recording| -> Result<(), GpuError> {
+            for dispatch in dispatches {
+                let slices: Vec<BufferSlice> =
+                    dispatch.bindings.iter().map(|b| buffers[&b.place].clone()).collect();
+                group.push(gpu.bind(dispatch, &slices)?);
+            }
+            Ok(())
+        };
+        // what the last dispatch writes is the result
+        let written = dispatches.iter().last().into_iter().flat_map(|d| &d.bindings).filter(|b| b.write);
+        let outputs: Vec<(BufferSlice, DType)> =
+            written.map(|b| (buffers[&b.place].clone(), b.dtype)).collect();
         let mut group = Recording::default();
-        group.push(gpu.bind(dispatch, &slices)?);
+        record(&mut group)?;
         let clears: Vec<BufferSlice> = outputs.iter().map(|(s, _)| s.clone()).collect();
         gpu.submit(&clears, &[&group])?;
         let compared: Vec<BufferSlice> = clears.iter().map(|s| s.part(0, s.size.min(COMPARED))).collect();
         let read = gpu.read(&compared)?;
         let result =
             read.iter().zip(&outputs).flat_map(|(bytes, (_, dtype))| floats(bytes, *dtype)).collect();
-        let mut run = Run { group, seconds: f64::INFINITY };
+        let mut run = Run { group, each: dispatches.len(), seconds: f64::INFINITY };
         run.again(gpu)?;
         if run.seconds < LONG {
             for _ in 1..GROUP {
-                run.group.push(gpu.bind(dispatch, &slices)?);
+                record(&mut run.group)?;
             }
         }
         Ok((run, result))
     }
 
     fn again(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
-        self.seconds = gpu.time(&self.group)?.iter().map(|t| t.seconds).fold(self.seconds, f64::min);
+        let times = gpu.time(&self.group)?;
+        let launches = times.chunks(self.each).map(|launch| launch.iter().map(|t| t.seconds).sum());
+        self.seconds = launches.fold(self.seconds, f64::min);
         Ok(())
     }
 }

@@ -78,7 +78,8 @@ pub fn evaluate(
     check_vocabulary(samples.iter().flat_map(|s| &s.tokens), &network.config)?;
     network.positions = summary.longest.max(1);
 
-    let gpu = Gpu::open(&GpuOptions { device: options.gpu.clone(), ..GpuOptions::default() })?;
+    let (device, no_coop) = (options.gpu.clone(), options.no_coop);
+    let gpu = Gpu::open(&GpuOptions { device, no_coop, ..GpuOptions::default() })?;
     let start = Instant::now();
     let batches: Vec<&[Sample]> = samples.chunks(options.micro_batch_size.max(1)).collect();
     let capacity = capacity(&batches);
@@ -94,6 +95,9 @@ pub fn evaluate(
         on_batch(done, samples.len());
     }
     let loss = loss_sum / summary.label_tokens as f64;
+    if !loss.is_finite() {
+        return Err(TrainerError::NotFinite.into());
+    }
     Ok(EvaluateReport {
         loss,
         perplexity: loss.exp(),

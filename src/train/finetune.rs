@@ -4,7 +4,7 @@
 
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
 use super::loss_scale::{LossScale, ScaleUpdate};
-use super::metrics::{EvalRecord, Event, MetricsWriter, RunSummary, StepRecord};
+use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary, StepRecord};
 use super::options::{FinetuneOptions, Method, RecomputeKind, WeightInit};
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
@@ -23,7 +23,7 @@ use crate::models::{ModelConfig, Network};
 use crate::nn::WeightMode;
 use crate::ops::adamw::Hyper;
 use crate::plan::MemoryReport;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A fine-tuning run under construction.
@@ -97,7 +97,8 @@ impl<'a> Finetune<'a> {
     /// Every kind of [`Error`]; [`Error::failure`] sorts them.
     pub fn run(mut self) -> Result<FinetuneReport, Error> {
         let prepared = self.prepare()?;
-        let gpu = Gpu::open(&GpuOptions { device: self.options.gpu.clone(), ..Default::default() })?;
+        let (device, no_coop) = (self.options.gpu.clone(), self.options.no_coop);
+        let gpu = Gpu::open(&GpuOptions { device, no_coop, ..Default::default() })?;
         self.train(&gpu, prepared)
     }
 
@@ -105,6 +106,7 @@ impl<'a> Finetune<'a> {
         self.options.validate()?;
         let options = &mut self.options;
         let mut notes = Vec::new();
+        notes.extend(check_out_dir(options)?);
         let config = ModelConfig::read(&options.model_dir)?;
         let random = options.method == Method::Full { init: WeightInit::Random };
         let source = match random {
@@ -115,8 +117,10 @@ impl<'a> Finetune<'a> {
         let tokenizer = Tokenizer::open(&options.model_dir)?;
 
         let limit = config.max_position_embeddings;
-        if options.max_seq_length.is_some_and(|length| length > limit) {
-            notes.push(format!("--max_seq_length is cut to the model's own limit of {limit} tokens"));
+        let cut = options.max_seq_length.is_some_and(|length| length > limit);
+        let cut = cut.then(|| format!("--max_seq_length is cut to the model's own limit of {limit} tokens"));
+        if let Some(note) = &cut {
+            self.on_event.as_mut()(&Event::Note(note.clone()));
         }
         options.max_seq_length = Some(options.max_seq_length.unwrap_or(limit).min(limit));
         let style = options.data.prompt_style.parse().unwrap_or(PromptStyle::Alpaca);
@@ -376,6 +380,24 @@ impl Ledger {
         on_event(&Event::Step(record));
         Ok(())
     }
+}
+
+/// Refuses an output folder that is an input or no folder; notes one that holds an earlier run's result.
+fn check_out_dir(options: &FinetuneOptions) -> Result<Option<String>, Error> {
+    let out = &options.out_dir;
+    let said = |reason: &str| Error::input(format!("--out_dir {}: {reason}", out.display()));
+    if let Some(file) = out.ancestors().find(|p| p.exists() && !p.is_dir()) {
+        let file = file.display();
+        return Err(said(&format!("{file} is a file, not a folder; choose another")));
+    }
+    let whole = |path: &Path| path.canonicalize().ok();
+    let inputs = [Some(&options.model_dir), options.init_adapter.as_ref()];
+    if whole(out).is_some() && inputs.into_iter().flatten().any(|input| whole(input) == whole(out)) {
+        return Err(said("the run would overwrite what it starts from; choose another folder"));
+    }
+    let results = [METRICS_FILE, "adapter_model.safetensors", "model.safetensors"];
+    let earlier = results.iter().any(|name| out.join(name).exists());
+    Ok(earlier.then(|| format!("{} holds an earlier run, which this one replaces", out.display())))
 }
 
 /// The network's adapter, the values to start from and the settings to save with.

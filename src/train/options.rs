@@ -62,6 +62,8 @@ pub struct FinetuneOptions {
     pub recompute: RecomputeKind,
     /// Name or index of the device; `None` takes the best.
     pub gpu: Option<String>,
+    /// Products without the device's matrix units.
+    pub no_coop: bool,
     /// Whether kernels are measured first, where the device has not met such shapes yet.
     pub tune: TuneMode,
 }
@@ -156,6 +158,8 @@ pub struct EvaluateOptions {
     pub micro_batch_size: usize,
     pub precision: Precision,
     pub gpu: Option<String>,
+    /// Products without the device's matrix units.
+    pub no_coop: bool,
     pub tune: TuneMode,
 }
 
@@ -214,6 +218,7 @@ impl Default for FinetuneOptions {
             seed: 1337,
             recompute: RecomputeKind::default(),
             gpu: None,
+            no_coop: false,
             tune: TuneMode::default(),
         }
     }
@@ -248,6 +253,7 @@ impl Default for EvaluateOptions {
             micro_batch_size: FinetuneOptions::default().micro_batch_size,
             precision: Precision::default(),
             gpu: None,
+            no_coop: false,
             tune: TuneMode::default(),
         }
     }
@@ -297,7 +303,12 @@ impl FinetuneOptions {
         checks.below_one("--beta2", self.beta2);
         checks.positive("--eps", self.eps);
         if let Some(norm) = self.grad_clip {
-            checks.positive("--grad_clip", norm);
+            checks.require(
+                norm.is_finite() && norm > 0.0,
+                "--grad_clip",
+                norm,
+                "must be a finite number above 0, or 0 to leave gradients as they are",
+            );
         }
         checks.optional_count("--eval_interval", self.eval_interval, "to evaluate at the end alone");
         checks.optional_count("--save_interval", self.save_interval, "to save at the end alone");
@@ -456,11 +467,11 @@ impl Checks {
     }
 
     pub(crate) fn positive(&mut self, option: &'static str, given: f64) {
-        self.require(given.is_finite() && given > 0.0, option, given, "must be a number above 0");
+        self.require(given.is_finite() && given > 0.0, option, given, "must be a finite number above 0");
     }
 
     pub(crate) fn not_negative(&mut self, option: &'static str, given: f64) {
-        self.require(given.is_finite() && given >= 0.0, option, given, "must be 0 or a number above 0");
+        self.require(given.is_finite() && given >= 0.0, option, given, "must be a finite number, 0 or above");
     }
 
     pub(crate) fn below_one(&mut self, option: &'static str, given: f64) {

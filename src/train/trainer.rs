@@ -24,6 +24,11 @@ pub enum TrainerError {
         "a micro-batch of {tokens} tokens with {labels} labels is over the planned {max_tokens} and {max_labels}"
     )]
     TooLarge { tokens: usize, labels: usize, max_tokens: usize, max_labels: usize },
+    #[error(
+        "the loss is not finite (NaN or infinite): the checkpoint or the adapter holds such values, or --precision 16-true \
+         overflows; try 32-true"
+    )]
+    NotFinite,
     #[error(transparent)]
     Weights(#[from] WeightError),
     #[error(transparent)]

@@ -18,6 +18,7 @@ pub fn gpu_with(no_subgroups: bool) -> Option<Gpu> {
         device: std::env::var("ENGRAFT_TEST_GPU").ok(),
         checked: on("ENGRAFT_TEST_CHECKED"),
         no_subgroups: no_subgroups || on("ENGRAFT_TEST_NO_SUBGROUPS"),
+        no_coop: on("ENGRAFT_TEST_NO_COOP"),
     };
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),

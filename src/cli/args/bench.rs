@@ -86,7 +86,7 @@ pub struct StepArgs {
 #[command(rename_all = "snake_case", after_help = EXIT_CODES)]
 pub struct TuneCommandArgs {
     /// Hugging Face folder whose config.json gives the sizes
-    #[arg(value_name = "MODEL_DIR", required_unless_present = "shape")]
+    #[arg(value_name = "MODEL_DIR")]
     pub model_dir: Option<PathBuf>,
     /// Take the sizes of this model instead, such as llama-3.2-1b
     #[arg(long, value_name = "NAME", conflicts_with = "model_dir")]
@@ -104,7 +104,7 @@ pub struct TuneCommandArgs {
     #[arg(long)]
     pub all: bool,
     /// What to measure: cached (what the cache lacks), or full (all again)
-    #[arg(long, value_name = "MODE", default_value_t = TuneMode::Cached)]
+    #[arg(long, value_name = "MODE", default_value_t = TuneMode::Cached, value_parser = measuring)]
     pub tune: TuneMode,
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -119,9 +119,13 @@ impl TuneCommandArgs {
         match (&self.shape, &self.model_dir) {
             (Some(name), _) => named_shape(name),
             (None, Some(folder)) => Ok(ModelConfig::read(folder)?),
-            (None, None) => Err(Error::input("give MODEL_DIR or --shape")),
+            (None, None) => Err(Error::input("give MODEL_DIR, or --shape NAME such as llama-3.2-1b")),
         }
     }
+}
+
+fn measuring(text: &str) -> Result<TuneMode, String> {
+    text.parse().ok().filter(|mode| *mode != TuneMode::Off).ok_or_else(|| "there are cached and full".into())
 }
 
 fn size(text: &str) -> Result<(usize, usize, usize), String> {

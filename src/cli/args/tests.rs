@@ -109,11 +109,12 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         assert_eq!(finetune(&[&dashed, value]), expected, "{dashed}");
         assert_eq!(finetune(&[&format!("{option}={value}")]), expected, "{option}=");
     }
+    assert!(finetune(&["--no_coop"]).no_coop && finetune(&["--no-coop"]).no_coop);
     let listed: Vec<&str> = table.iter().map(|row| row.0.trim_start_matches('-')).collect();
     let command = Cli::command();
     for arg in command.find_subcommand("finetune").unwrap().get_arguments() {
         let Some(long) = arg.get_long() else { continue };
-        let elsewhere = ["data", "data.json_path", "quiet", "help"].contains(&long);
+        let elsewhere = ["data", "data.json_path", "quiet", "help", "no_coop"].contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
     }
 }

@@ -152,7 +152,9 @@ impl Operation for Matmul {
         let out = Operand::new(Place::Output(0), self.dtype);
         let residual = self.residual.then(|| Operand::input(launch, launch.inputs.len() - 1));
         let (a, b) = (Operand::input(launch, 0), Operand::input(launch, 1));
-        product.dispatch(launch, a, b, Terms { pair, residual }, out).into()
+        let mut plan = LaunchPlan::default();
+        product.launch(launch, &mut plan, (a, b), Terms { pair, residual }, out);
+        plan
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
@@ -219,8 +221,18 @@ impl Operation for Matmul {
             cases.push(
                 Case::new(format!("{layout:?} residual"), op.clone(), inputs).gradients(&[0, 1, 2, 3, 4]),
             );
+            // whole tiles of every kernel, those of matrix units among them
+            let ((a, b), (a2, b2)) = (dims(64, 128, 48), dims(64, 128, 6));
+            let mut whole: Vec<CaseInput> = [a, b].iter().map(|d| CaseInput::random(d, DType::F16)).collect();
+            let op = Matmul { layout, alpha: 0.5, dtype: DType::F16, residual: false };
+            cases.push(Case::new(format!("{layout:?} whole"), op.clone(), whole.clone()));
+            whole.extend([a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)));
+            whole.push(CaseInput::random(&[64, 128], DType::F16));
+            let op = Matmul { residual: true, ..op };
+            cases.push(Case::new(format!("{layout:?} whole, pair and residual"), op, whole));
             let (a, b) = dims(40, 8, 20);
             let thin = [a, b, [40, 8]].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
+            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, residual: true };
             cases.push(Case::new(format!("{layout:?} thin residual"), op, thin));
         }
         cases

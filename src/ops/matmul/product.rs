@@ -1,8 +1,10 @@
 //! A product as operations launch it.
 
 use super::Layout;
-use super::variant::{Extents, Variant};
-use crate::graph::{Alternatives, Binding, Class, DType, Dispatch, Launch, Place, View, rounded};
+use super::variant::{Extents, FINISH, Variant};
+use crate::graph::{
+    Alternative, Alternatives, Binding, Class, DType, Dispatch, Launch, LaunchPlan, Place, View, rounded,
+};
 
 /// One operand of a launch: where it lies and how it is stored.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,11 @@ impl Operand {
 
     pub fn range(self, offset: u64, size: u64) -> Self {
         Operand { offset, size: Some(size), ..self }
+    }
+
+    fn binding(self, name: &'static str, view: View, write: bool) -> Binding {
+        let Operand { place, dtype, offset, size } = self;
+        Binding { name, place, dtype, view, write, offset, size }
     }
 }
 
@@ -65,34 +72,43 @@ pub struct Terms {
 const MEASURED_FLOPS: f64 = 4e6;
 
 impl Product {
-    /// The dispatch for `out (+)= alpha * (a·b + a2·b2) + residual`.
-    pub fn dispatch(
+    /// Appends what makes `out (+)= alpha * (a·b + a2·b2) + residual`.
+    pub fn launch(
         &self,
         launch: &Launch<'_>,
-        a: Operand,
-        b: Operand,
+        plan: &mut LaunchPlan,
+        (a, b): (Operand, Operand),
         terms: Terms,
         out: Operand,
-    ) -> Dispatch {
+    ) {
         let oriented = self.orient(a, b, terms, out);
+        let half = |o: Operand| o.dtype == DType::F16;
         let extents = Extents {
             rows: oriented.rows,
             cols: oriented.cols,
             k: self.k,
             k2: oriented.terms.pair.map_or(0, |(_, _, k2)| k2),
+            half: half(oriented.r) && half(oriented.c) && !oriented.swapped,
         };
         let candidates = Variant::candidates(launch.device, &extents);
         let choices = &launch.device.choices;
         let class = self.class(&oriented);
         let measured =
             choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(launch.device, &extents));
-        let mut dispatch = self.with(measured.unwrap_or(candidates[0]), &oriented);
-        let worth = dispatch.cost.flops >= MEASURED_FLOPS && candidates.len() > 1;
+        let scratch = Place::Workspace(plan.workspaces.len());
+        let (mut dispatches, workspace) = self.with(measured.unwrap_or(candidates[0]), &oriented, scratch);
+        let worth = dispatches[0].cost.flops >= MEASURED_FLOPS && candidates.len() > 1;
         if worth && choices.lists_alternatives() && !choices.knows(&class) {
-            let variants = candidates.iter().map(|v| (v.to_string(), self.with(*v, &oriented))).collect();
-            dispatch.alternatives = Some(Box::new(Alternatives { class, variants }));
+            let alternative = |variant: &Variant| {
+                let (dispatches, workspace) = self.with(*variant, &oriented, scratch);
+                let workspaces = workspace.into_iter().map(|bytes| (scratch, bytes)).collect();
+                Alternative { name: variant.to_string(), dispatches, workspaces }
+            };
+            let variants = candidates.iter().map(alternative).collect();
+            dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants }));
         }
-        dispatch
+        plan.dispatches.extend(dispatches);
+        plan.workspaces.extend(workspace);
     }
 
     fn orient(&self, a: Operand, b: Operand, terms: Terms, out: Operand) -> Oriented {
@@ -123,53 +139,12 @@ impl Product {
         Class { family, extents: vec![rounded(o.rows), rounded(o.cols), rounded(self.k), k2] }
     }
 
-    fn with(&self, variant: Variant, o: &Oriented) -> Dispatch {
+    /// The dispatches of a variant, and the bytes of the scratch space that they bind as `scratch`.
+    fn with(&self, variant: Variant, o: &Oriented, scratch: Place) -> (Vec<Dispatch>, Option<u64>) {
         let (tile_rows, tile_cols) = variant.tile();
         let col_tiles = o.cols.div_ceil(tile_cols);
         let tiles = o.rows.div_ceil(tile_rows) * col_tiles;
-        let mut dispatch = Dispatch::new(variant.shader(), tiles)
-            .flag("R_INNER", o.r_inner)
-            .flag("C_INNER", o.c_inner)
-            .flag("TRANSPOSED", o.swapped)
-            .flag("PAIR", o.terms.pair.is_some())
-            .flag("RESIDUAL", o.terms.residual.is_some())
-            .flag("ACCUMULATE", self.accumulate);
-        dispatch = variant.define(dispatch);
-        let mut bind = |name, operand: Operand, write| {
-            dispatch.bindings.push(Binding {
-                name,
-                place: operand.place,
-                dtype: operand.dtype,
-                view: View::Vec4,
-                write,
-                offset: operand.offset,
-                size: operand.size,
-            });
-        };
-        bind("r", o.r, false);
-        bind("c", o.c, false);
-        let mut k2 = 0;
-        if let Some((r2, c2, extent)) = o.terms.pair {
-            bind("r2", r2, false);
-            bind("c2", c2, false);
-            k2 = extent;
-        }
-        if let Some(residual) = o.terms.residual {
-            bind("residual", residual, false);
-        }
-        bind("out", o.out, true);
-        let mut dispatch = dispatch
-            .param("tiles", tiles)
-            .param("col_tiles", col_tiles)
-            .param("rows", o.rows)
-            .param("rows4", o.rows.div_ceil(4))
-            .param("cols", o.cols)
-            .param("cols4", o.cols.div_ceil(4))
-            .param("k", self.k)
-            .param("k_4", self.k.div_ceil(4));
-        if o.terms.pair.is_some() {
-            dispatch = dispatch.param("k2", k2).param("k2_4", k2.div_ceil(4));
-        }
+        let k2 = o.terms.pair.map_or(0, |(_, _, k2)| k2);
         let flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;
         let elements = |x: usize, y: usize, t: DType| (x * y * t.size()) as f64;
         let bytes = elements(o.rows, self.k, o.r.dtype)
@@ -177,6 +152,71 @@ impl Product {
             + elements(self.m, self.n, o.out.dtype);
         let widened = if k2 == 0 { String::new() } else { format!("+{k2}") };
         let detail = format!("{:?} {}x{}x{}{widened}", self.layout, self.m, self.n, self.k);
-        dispatch.param_f32("alpha", self.alpha).cost(flops, bytes).detail(detail)
+
+        let main = variant
+            .define(Dispatch::new(variant.shader(), tiles))
+            .flag("R_INNER", o.r_inner)
+            .flag("C_INNER", o.c_inner)
+            .param("tiles", tiles)
+            .param("col_tiles", col_tiles)
+            .param("rows", o.rows)
+            .param("cols", o.cols)
+            .param("k", self.k)
+            .detail(detail);
+        if let Variant::Coop { .. } = variant {
+            let sums = elements(o.rows, o.cols, DType::F32);
+            let main = main
+                .bind(o.r.binding("r", View::Matrix, false))
+                .bind(o.c.binding("c", View::Matrix, false))
+                .bind(Operand::new(scratch, DType::F32).binding("sums", View::Matrix, true))
+                .cost(flops, bytes + sums);
+            let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
+            return (vec![main, finish], Some(sums as u64));
+        }
+        let mut main = main
+            .bind(o.r.binding("r", View::Vec4, false))
+            .bind(o.c.binding("c", View::Vec4, false))
+            .param("rows4", o.rows.div_ceil(4))
+            .param("cols4", o.cols.div_ceil(4))
+            .param("k_4", self.k.div_ceil(4))
+            .flag("TRANSPOSED", o.swapped)
+            .cost(flops, bytes);
+        if k2 > 0 {
+            main = main.param("k2", k2).param("k2_4", k2.div_ceil(4));
+        }
+        (vec![self.store(main, o)], None)
+    }
+
+    /// The dispatch that stores the sums of a product on matrix units.
+    fn finish(&self, o: &Oriented, sums: Place, k2: usize) -> Dispatch {
+        let cols4 = o.cols.div_ceil(4);
+        let mut finish = Dispatch::new(FINISH, (o.rows * cols4).div_ceil(64))
+            .flag("R_INNER", o.r_inner)
+            .flag("C_INNER", o.c_inner)
+            .param("rows", o.rows)
+            .param("cols4", cols4)
+            .read("sums", sums, DType::F32)
+            .detail(format!("{}x{}", o.rows, o.cols));
+        if k2 > 0 {
+            finish = finish.param("rows4", o.rows.div_ceil(4)).param("k2", k2).param("k2_4", k2.div_ceil(4));
+        }
+        self.store(finish, o)
+    }
+
+    /// What every kernel that stores the result has.
+    fn store(&self, dispatch: Dispatch, o: &Oriented) -> Dispatch {
+        let mut dispatch = dispatch
+            .flag("PAIR", o.terms.pair.is_some())
+            .flag("RESIDUAL", o.terms.residual.is_some())
+            .flag("ACCUMULATE", self.accumulate)
+            .param_f32("alpha", self.alpha);
+        if let Some((r2, c2, _)) = o.terms.pair {
+            dispatch =
+                dispatch.bind(r2.binding("r2", View::Vec4, false)).bind(c2.binding("c2", View::Vec4, false));
+        }
+        if let Some(residual) = o.terms.residual {
+            dispatch = dispatch.bind(residual.binding("residual", View::Vec4, false));
+        }
+        dispatch.bind(o.out.binding("out", View::Vec4, true))
     }
 }

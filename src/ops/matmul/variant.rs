@@ -1,14 +1,16 @@
 //! The family of kernels behind a product, and which of them a launch takes.
 
-use crate::graph::{DeviceProfile, Dispatch, Shader};
+use crate::graph::{Cooperative, DeviceProfile, Dispatch, Shader};
 use std::fmt;
 
 const LANES: Shader = crate::shader!("matmul_lanes");
 const TILED: Shader = crate::shader!("matmul_tiled");
+const COOP: Shader = crate::shader!("matmul_coop");
+pub(super) const FINISH: Shader = crate::shader!("matmul_finish");
 
 /// A hash (FNV-1a) of the kernels' text: measurements of other kernels say nothing about these.
 pub fn fingerprint() -> u32 {
-    let bytes = LANES.source.bytes().chain(TILED.source.bytes());
+    let bytes = [LANES, TILED, COOP, FINISH].into_iter().flat_map(|s| s.source.bytes());
     bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
@@ -21,6 +23,9 @@ pub enum Variant {
     /// For GPUs: a workgroup owns `rows` x `cols`, staged in workgroup memory `depth` deep, an invocation
     /// `per_rows` x `per_cols` of them; `split` slices of invocations share the inner dimension.
     Tiled { rows: u32, cols: u32, per_rows: u32, per_cols: u32, depth: u32, split: u32 },
+    /// For matrix units: a subgroup of `lanes` owns `rows` x `cols`, in cooperative matrices of `size`. Operands are f16 as
+    /// they are stored; a second dispatch stores the result.
+    Coop { rows: u32, cols: u32, size: u32, lanes: u32 },
 }
 
 /// Row tiles that are walked together, so that their operands stay in the GPU's cache.
@@ -66,6 +71,8 @@ pub struct Extents {
     /// Inner dimensions of the product and of its second pair (0: none).
     pub k: usize,
     pub k2: usize,
+    /// Both operands are stored in f16.
+    pub half: bool,
 }
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
@@ -96,6 +103,13 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     all
 }
 
+fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
+    let Cooperative { size, lanes } = cooperative;
+    let tiles: &[(u32, u32)] =
+        if size == 16 { &[(64, 64), (32, 64), (32, 32)] } else { &[(32, 32), (16, 32)] };
+    tiles.iter().map(|&(rows, cols)| Variant::Coop { rows, cols, size, lanes }).collect()
+}
+
 fn on_gpu(extents: &Extents) -> Vec<Variant> {
     let families: [&[Variant]; 2] = match extents.rows {
         ..=16 => [&THIN, &[]],
@@ -110,7 +124,8 @@ impl Variant {
     pub fn all(device: &DeviceProfile) -> Vec<Variant> {
         let mut all: Vec<Variant> = Vec::new();
         for rows in [8, 16, 32, 512] {
-            let candidates = Variant::candidates(device, &Extents { rows, cols: 512, k: 512, k2: 0 });
+            let candidates =
+                Variant::candidates(device, &Extents { rows, cols: 512, k: 512, k2: 0, half: true });
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
         all
@@ -119,6 +134,7 @@ impl Variant {
     /// Variants that the device can run, for a product of so many rows and columns; the default first.
     pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(extents) };
+        all.extend(device.cooperative.into_iter().flat_map(on_matrix_units));
         all.retain(|v| v.fits(device, extents));
         all
     }
@@ -131,6 +147,14 @@ impl Variant {
                 (uniform || device.broadcast_lanes() == Some(lanes))
                     && divides(extents.k)
                     && divides(extents.k2)
+            }
+            Variant::Coop { rows, cols, size, lanes } => {
+                let whole = |extent: usize, of: u32| extent > 0 && extent.is_multiple_of(of as usize);
+                device.cooperative == Some(Cooperative { size, lanes })
+                    && extents.half
+                    && whole(extents.rows, rows)
+                    && whole(extents.cols, cols)
+                    && whole(extents.k, size)
             }
             Variant::Tiled { .. } => {
                 self.invocations() <= device.max_workgroup_invocations
@@ -153,6 +177,10 @@ impl Variant {
                 let unroll = words.next()?.strip_prefix("unroll=")?.parse::<u32>().ok()?;
                 Variant::Lanes { rows: tile.0, lanes: tile.1 / 4, uniform: family == "uniform", unroll }
             }
+            "coop" => {
+                let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
+                Variant::Coop { rows: tile.0, cols: tile.1, size: number("size=")?, lanes: number("lanes=")? }
+            }
             "tiled" => {
                 let per = pair(words.next()?.strip_prefix("per=")?)?;
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
@@ -173,6 +201,10 @@ impl Variant {
                     && rows.is_multiple_of(4)
                     && (1..=4).contains(&unroll)
             }
+            Variant::Coop { rows, cols, size, lanes } => {
+                let whole = |n: u32| n > 0 && n <= 256 && n.is_multiple_of(size);
+                [8, 16].contains(&size) && whole(rows) && whole(cols) && (4..=128).contains(&lanes)
+            }
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
                 let quads = |n: u32| n > 0 && n.is_multiple_of(4) && n <= 256;
                 quads(rows)
@@ -191,7 +223,9 @@ impl Variant {
     pub fn tile(&self) -> (usize, usize) {
         match *self {
             Variant::Lanes { rows, lanes, .. } => (rows as usize, 4 * lanes as usize),
-            Variant::Tiled { rows, cols, .. } => (rows as usize, cols as usize),
+            Variant::Tiled { rows, cols, .. } | Variant::Coop { rows, cols, .. } => {
+                (rows as usize, cols as usize)
+            }
         }
     }
 
@@ -199,6 +233,7 @@ impl Variant {
         match self {
             Variant::Lanes { .. } => LANES,
             Variant::Tiled { .. } => TILED,
+            Variant::Coop { .. } => COOP,
         }
     }
 
@@ -217,12 +252,18 @@ impl Variant {
                 .define("DEPTH", depth)
                 .define("SPLIT", split)
                 .define("SWIZZLE", SWIZZLE),
+            Variant::Coop { rows, cols, size, lanes } => dispatch
+                .define("ROWS", rows)
+                .define("COLS", cols)
+                .define("SIZE", size)
+                .define("LANES", lanes)
+                .define("SWIZZLE", SWIZZLE),
         }
     }
 
     fn invocations(&self) -> u32 {
         match *self {
-            Variant::Lanes { lanes, .. } => lanes,
+            Variant::Lanes { lanes, .. } | Variant::Coop { lanes, .. } => lanes,
             Variant::Tiled { rows, cols, per_rows, per_cols, split, .. } => {
                 rows / per_rows * (cols / per_cols) * split
             }
@@ -232,7 +273,7 @@ impl Variant {
     /// Workgroup memory, as `shaders/matmul_tiled.wgsl` declares it.
     fn workgroup_bytes(&self) -> u32 {
         match *self {
-            Variant::Lanes { .. } => 0,
+            Variant::Lanes { .. } | Variant::Coop { .. } => 0,
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
                 let tiles = depth * split * (rows / 4 + 1 + cols / 4 + 1);
                 let partials = self.invocations() / split * (split - 1) * per_rows * (per_cols / 4);
@@ -249,6 +290,9 @@ impl fmt::Display for Variant {
                 let family = if *uniform { "uniform" } else { "broadcast" };
                 write!(f, "{family} {rows}x{} unroll={unroll}", 4 * lanes)
             }
+            Variant::Coop { rows, cols, size, lanes } => {
+                write!(f, "coop {rows}x{cols} size={size} lanes={lanes}")
+            }
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
                 write!(f, "tiled {rows}x{cols} per={per_rows}x{per_cols} depth={depth} split={split}")
             }
@@ -263,7 +307,8 @@ mod tests {
     #[test]
     fn names_read_back_and_others_are_refused() {
         let lanes = Variant::Lanes { rows: 16, lanes: 8, uniform: true, unroll: 2 };
-        for variant in WIDE.into_iter().chain(THIN).chain([lanes]) {
+        let coop = Variant::Coop { rows: 64, cols: 32, size: 16, lanes: 32 };
+        for variant in WIDE.into_iter().chain(THIN).chain([lanes, coop]) {
             assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
         }
         let wrong = [
@@ -274,6 +319,7 @@ mod tests {
             "uniform 16x32 unroll=0",
             "tiled 64x64 per=0x4 depth=16 split=1",
             "tiled 64x64 per=8x4 depth=16 split=1 more",
+            "coop 64x20 size=16 lanes=32",
             "magic 8x8",
         ];
         for name in wrong {
@@ -292,7 +338,7 @@ mod tests {
                 ..DeviceProfile::default()
             };
             for rows in [1, 8, 16, 17, 32, 33, 500] {
-                let extents = Extents { rows, cols: 64, k: 37, k2: 0 };
+                let extents = Extents { rows, cols: 64, k: 37, k2: 0, half: false };
                 let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&extents)[0] };
                 let candidates = Variant::candidates(&weakest, &extents);
                 assert!(candidates.len() > 1);
@@ -305,7 +351,7 @@ mod tests {
     fn unrolled_variants_need_an_inner_dimension_that_they_divide() {
         let device = DeviceProfile { cpu: true, subgroup: Some(8), ..DeviceProfile::default() };
         let names = |k, k2| {
-            let extents = Extents { rows: 512, cols: 512, k, k2 };
+            let extents = Extents { rows: 512, cols: 512, k, k2, half: true };
             Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
         };
         let unrolled = |k, k2| names(k, k2).iter().any(|n| n.contains("unroll=2"));
