@@ -227,6 +227,8 @@ fn engraft(arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
     // without it some drivers complain on standard error, which these tests compare
     command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    // nothing outside the build's own folder is written
+    command.env("ENGRAFT_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Ok(device) = std::env::var("ENGRAFT_TEST_GPU")
         && arguments[0] != "devices"

@@ -4,7 +4,7 @@
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
 use engraft::graph::{Graph, GraphError};
-use engraft::train::bench::kernels::Operation;
+use engraft::train::bench::kernels::Runnable;
 use engraft::train::tuning::{TuneMode, Tuner};
 use std::time::Duration;
 
@@ -33,10 +33,10 @@ pub fn group<'c>(criterion: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c,
 }
 
 /// An operation with memory behind every leaf, compiled and run once; kernels are measured for it where they were not.
-pub fn operation(gpu: &Gpu, graph: Result<Graph, GraphError>, indices: &[(&str, Vec<u32>)]) -> Operation {
+pub fn operation(gpu: &Gpu, graph: Result<Graph, GraphError>, indices: &[(&str, Vec<u32>)]) -> Runnable {
     let graph = graph.expect("the shapes fit");
     let tuner = Tuner::new(TuneMode::default());
-    let operation = Operation::new(gpu, &graph, indices, &tuner, &mut |_| {});
+    let operation = Runnable::new(gpu, &graph, indices, &tuner, &mut |_| {});
     let operation = operation.expect("the benchmark fits the device");
     // the first dispatch pays the driver's compiler
     operation.run().expect("the device works");

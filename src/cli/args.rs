@@ -10,7 +10,7 @@ use crate::train::options::{
     RecomputeKind, WeightInit,
 };
 use crate::train::schedule::ScheduleKind;
-use crate::train::tuning::TuneMode;
+use crate::train::tuning::{TuneMode, pipeline_folder};
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -537,7 +537,7 @@ pub struct DeviceArgs {
     /// Device, see `engraft devices` [default: the best GPU, a software device where there is none]
     #[arg(long, value_name = "NAME|INDEX")]
     pub gpu: Option<String>,
-    /// Leave the device's matrix units (cooperative matrices) alone: slower and without rounding to f16
+    /// Leave the device's matrix units (cooperative matrices) alone
     #[arg(long, alias = "no-coop")]
     pub no_coop: bool,
 }
@@ -545,7 +545,12 @@ pub struct DeviceArgs {
 impl DeviceArgs {
     /// What the device is opened with.
     pub fn options(&self) -> GpuOptions {
-        GpuOptions { device: self.gpu.clone(), no_coop: self.no_coop, ..GpuOptions::default() }
+        GpuOptions {
+            device: self.gpu.clone(),
+            no_coop: self.no_coop,
+            pipelines: pipeline_folder(),
+            ..GpuOptions::default()
+        }
     }
 }
 

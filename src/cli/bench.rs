@@ -7,7 +7,7 @@ use crate::graph::{Graph, GraphError};
 use crate::models::{ModelConfig, Network, shape, shape_names};
 use crate::ops::matmul::Layout;
 use crate::train::bench::kernels::{
-    Heads, KernelReport, Operation, Peak, causal_attention, layer, peak, product, segments,
+    Heads, KernelReport, Peak, Runnable, causal_attention, layer, peak, product, segments,
 };
 use crate::train::bench::trace::trace;
 use crate::train::bench::{BenchTrain, BenchTrainOptions, BenchTrainReport, KernelTime, by_kind};
@@ -147,7 +147,7 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
     let mut kernels = Vec::new();
     for (name, graph, indices) in cases {
         let graph = graph.map_err(TrainerError::from)?;
-        kernels.push(Operation::new(&gpu, &graph, &indices, &tuner, &mut show)?.measure(name)?);
+        kernels.push(Runnable::new(&gpu, &graph, &indices, &tuner, &mut show)?.measure(name)?);
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
     let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };

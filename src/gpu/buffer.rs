@@ -2,8 +2,9 @@
 
 use super::{Gpu, GpuError};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// A buffer on the device, freed with its last handle.
 #[derive(Clone)]
@@ -107,8 +108,13 @@ impl Gpu {
             at += size;
         }
         let submission = self.shared.queue.submit([encoder.finish()]);
-        staging.map_async(wgpu::MapMode::Read, .., |_| ());
-        Ok(Readback { gpu: self.clone(), staging, ranges, submission })
+        let done = Arc::new(OnceLock::new());
+        let at = Arc::clone(&done);
+        staging.map_async(wgpu::MapMode::Read, .., move |_| {
+            // the first time is the one that counts
+            let _ = at.set(Instant::now());
+        });
+        Ok(Readback { gpu: self.clone(), staging, ranges, submission, done })
     }
 }
 
@@ -118,6 +124,7 @@ pub struct Readback {
     staging: wgpu::Buffer,
     ranges: Vec<Range<u64>>,
     submission: wgpu::SubmissionIndex,
+    done: Arc<OnceLock<Instant>>,
 }
 
 impl Readback {
@@ -126,9 +133,20 @@ impl Readback {
     /// # Errors
     /// As [`Gpu::read`].
     pub fn wait(self) -> Result<Vec<Vec<u8>>, GpuError> {
+        Ok(self.wait_timed()?.0)
+    }
+
+    /// [`Readback::wait`], and when the copy was first seen to be done: before the wait, where the device was asked in
+    /// between.
+    ///
+    /// # Errors
+    /// As [`Gpu::read`].
+    pub fn wait_timed(self) -> Result<(Vec<Vec<u8>>, Instant), GpuError> {
         self.gpu.wait_for(self.submission)?;
         let view = self.staging.get_mapped_range(..).map_err(|e| GpuError::Lost(e.to_string()))?;
-        Ok(self.ranges.into_iter().map(|r| view[r.start as usize..r.end as usize].to_vec()).collect())
+        let parts =
+            self.ranges.into_iter().map(|r| view[r.start as usize..r.end as usize].to_vec()).collect();
+        Ok((parts, self.done.get().copied().unwrap_or_else(Instant::now)))
     }
 }
 

@@ -2,9 +2,11 @@
 
 use super::GpuError;
 use super::pipeline::PipelineCache;
+use super::pipeline_file::PipelineFile;
 use crate::graph::{Choices, Cooperative, DeviceProfile};
 use serde::Serialize;
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -18,8 +20,10 @@ pub struct GpuOptions {
     pub checked: bool,
     /// Do not use subgroup operations even where the device has them (for tests).
     pub no_subgroups: bool,
-    /// Do not use cooperative matrices, nor ask the driver about them: some drivers crash when asked.
+    /// Do not use cooperative matrices.
     pub no_coop: bool,
+    /// Folder where compiled pipelines are kept; `None` keeps none.
+    pub pipelines: Option<PathBuf>,
 }
 
 /// A device as `engraft devices` shows it.
@@ -148,6 +152,7 @@ pub(super) struct Shared {
     pub max_groups: u32,
     pub checked: bool,
     pub pipelines: Mutex<PipelineCache>,
+    pub pipeline_file: Option<PipelineFile>,
     pub allocated: AtomicU64,
     /// Submissions of work that may still run, oldest first.
     pub flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
@@ -205,6 +210,7 @@ impl Gpu {
         let subgroups = info.subgroups && !options.no_subgroups;
         let wide_loads = info.is_software() && adapter.features().contains(wgpu::Features::SHADER_INT64);
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
+        wanted.set(wgpu::Features::PIPELINE_CACHE, options.pipelines.is_some());
         wanted.set(wgpu::Features::SUBGROUP, subgroups);
         wanted.set(wgpu::Features::SHADER_INT64, wide_loads);
         let (smallest, largest) = info.subgroup_sizes;
@@ -221,8 +227,8 @@ impl Gpu {
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             experimental_features: match cooperative {
-                // SAFETY: the one experimental feature asked for is used by kernels that are measured and compared with
-                // others before they are taken
+                // SAFETY: the one experimental feature asked for is used by one kernel, which is taken only where its results
+                // were measured equal to others' on this device
                 Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
                 None => wgpu::ExperimentalFeatures::disabled(),
             },
@@ -254,8 +260,11 @@ impl Gpu {
             max_workgroup_storage: info.max_workgroup_storage,
             choices: Arc::default(),
         };
+        let pipeline_file =
+            options.pipelines.as_deref().and_then(|f| PipelineFile::open(&device, &adapter.get_info(), f));
         let shared = Shared {
             pipelines: Mutex::new(PipelineCache::default()),
+            pipeline_file,
             profile: Mutex::new(Arc::new(profile)),
             wide_loads,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
@@ -297,19 +306,25 @@ impl Gpu {
     /// # Errors
     /// What the device reported since the last call.
     pub fn wait(&self) -> Result<(), GpuError> {
-        self.check()?;
-        let polled = self.shared.device.poll(wgpu::PollType::wait_indefinitely());
-        self.check()?;
-        polled.map(|_| ()).map_err(|e| GpuError::Lost(e.to_string()))
+        self.poll(wgpu::PollType::wait_indefinitely())
     }
 
     /// Waits until a submission, and everything before it, has run.
     pub(super) fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        self.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })
+    }
+
+    fn poll(&self, until: wgpu::PollType) -> Result<(), GpuError> {
         self.check()?;
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        let polled = self.shared.device.poll(wait);
+        let device = &self.shared.device;
+        // wgpu panics where the device is lost meanwhile; its callback has recorded why
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.poll(until)));
         self.check()?;
-        polled.map(|_| ()).map_err(|e| GpuError::Lost(e.to_string()))
+        match polled {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(GpuError::Lost(error.to_string())),
+            Err(_) => Err(GpuError::Lost("the driver gave up while it was waited for".into())),
+        }
     }
 
     /// Counts a submission of work, and waits for an old one where too many have not finished: what is queued on the

@@ -8,6 +8,7 @@ mod compose;
 mod device;
 mod error;
 mod pipeline;
+mod pipeline_file;
 mod timing;
 
 pub use buffer::{Buffer, BufferSlice, Readback};

@@ -1,6 +1,7 @@
 //! Pipelines, made once per composed shader, and recordings: dispatches bound to buffers, ready to be replayed.
 
 use super::compose::{ShaderKey, param_bytes};
+use super::pipeline_file::PipelineFile;
 use super::{BufferSlice, Gpu, GpuError};
 use crate::graph::{Cost, Dispatch};
 use std::collections::HashMap;
@@ -89,7 +90,9 @@ impl Gpu {
     fn compile(&self, key: &ShaderKey) -> Result<Arc<Pipeline>, GpuError> {
         let device = &self.shared.device;
         let source = key.compose(self.shared.wide_loads)?;
+        // the validator's objections, and those of the backend's own compiler
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let inner = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -134,9 +137,10 @@ impl Gpu {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.shared.pipeline_file.as_ref().map(PipelineFile::used),
         });
-        if let Some(error) = pollster::block_on(scope.pop()) {
+        let internal = pollster::block_on(inner.pop());
+        if let Some(error) = pollster::block_on(scope.pop()).or(internal) {
             return Err(GpuError::Shader { shader: key.shader.name.into(), reason: error.to_string() });
         }
         Ok(Arc::new(Pipeline { raw, layout }))

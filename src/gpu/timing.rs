@@ -36,10 +36,14 @@ impl Gpu {
         for chunk in recording.steps().chunks(CHUNK) {
             let spans =
                 if self.has_timestamps() { self.by_timestamps(chunk)? } else { self.by_waiting(chunk)? };
+            // each chunk counts from its own first dispatch
+            let end_of_last = times.last().map_or(0.0, |t: &DispatchTime| t.start + t.seconds);
+            let first = spans.first().map_or(0.0, |span| span.0);
+            let shift = end_of_last - first;
             times.extend(chunk.iter().zip(spans).map(|(bound, (start, end))| DispatchTime {
                 kernel: bound.name,
                 detail: bound.detail.clone(),
-                start,
+                start: start + shift,
                 seconds: end - start,
                 cost: bound.cost,
             }));

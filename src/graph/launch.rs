@@ -210,11 +210,13 @@ impl Dispatch {
 pub struct LaunchPlan {
     pub dispatches: Vec<Dispatch>,
     pub workspaces: Vec<u64>,
+    /// The workspace that its products on matrix units share for their sums, which they use one after the other.
+    pub sums: Option<usize>,
 }
 
 impl From<Dispatch> for LaunchPlan {
     fn from(dispatch: Dispatch) -> Self {
-        LaunchPlan { dispatches: vec![dispatch], workspaces: Vec::new() }
+        LaunchPlan { dispatches: vec![dispatch], ..LaunchPlan::default() }
     }
 }
 

@@ -268,7 +268,7 @@ impl Operation for AttentionGradient {
             .read_scalar("delta", Place::Workspace(0), DType::F32)
             .write("dk", Place::Output(1), k.dtype)
             .write("dv", Place::Output(2), k.dtype);
-        LaunchPlan { dispatches: vec![query, key_value], workspaces: vec![lse.bytes()] }
+        LaunchPlan { dispatches: vec![query, key_value], workspaces: vec![lse.bytes()], ..Default::default() }
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

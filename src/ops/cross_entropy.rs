@@ -72,6 +72,7 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
     let mut plan = LaunchPlan {
         dispatches: Vec::new(),
         workspaces: vec![chunk as u64 * logit_row, (rows * 4).next_multiple_of(16) as u64],
+        ..LaunchPlan::default()
     };
     if want_dw && !launch.accumulate[2] {
         let dw = launch.outputs[2];

@@ -48,7 +48,11 @@ impl Operation for NormSquared {
         let first = pass(PARTS, x.rows() * x.cols4(), Place::Input(0), Place::Workspace(0), x.dtype)
             .cost(2.0 * x.shape.elements() as f64, x.bytes() as f64);
         let second = pass(1, PARTS / 4, Place::Workspace(0), Place::Output(0), DType::F32);
-        LaunchPlan { dispatches: vec![first, second], workspaces: vec![4 * PARTS as u64] }
+        LaunchPlan {
+            dispatches: vec![first, second],
+            workspaces: vec![4 * PARTS as u64],
+            ..Default::default()
+        }
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

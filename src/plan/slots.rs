@@ -102,31 +102,37 @@ impl Layout {
     ///
     /// `None` where the two graphs are not of one network.
     pub fn shrink(&self, graph: &Graph, device: &DeviceProfile) -> Option<Self> {
-        let same = |small: &Layout| {
-            let nodes = || small.nodes.iter().zip(&self.nodes);
-            small.nodes.len() == self.nodes.len()
-                && nodes().all(|(a, b)| a.0 == b.0 && a.1.workspaces.len() <= b.1.workspaces.len())
-        };
         let mut small = Layout::new(graph, device);
-        if !same(&small) {
-            // a kernel that was measured for the small size wants scratch space that the large one does without
-            small = Layout::new(graph, &DeviceProfile { choices: Arc::default(), ..device.clone() });
+        let same = small.nodes.len() == self.nodes.len()
+            && small.nodes.iter().zip(&self.nodes).all(|(a, b)| a.0 == b.0);
+        if !same {
+            return None;
         }
-        let same = same(&small);
+        let room = |launch: &LaunchPlan, slots: &[usize]| {
+            launch.workspaces.len() <= slots.len()
+                && launch.workspaces.iter().zip(slots).all(|(bytes, slot)| *bytes <= self.sizes[*slot])
+        };
+        // a kernel that was measured for the small size may want scratch space that the large one does without
+        let usual = DeviceProfile { choices: Arc::default(), ..device.clone() };
+        let mut defaults = None;
+        for (i, slots) in self.workspaces.iter().enumerate() {
+            if !room(&small.nodes[i].1, slots) {
+                let defaults = defaults.get_or_insert_with(|| live_launches(graph, &usual));
+                small.nodes[i].1 = defaults[i].1.clone();
+            }
+        }
         let fits = |value: &Value| match self.homes.get(value) {
             Some(Home::Slot(slot)) => graph.type_of(*value).bytes() <= self.sizes[*slot],
             _ => true,
         };
-        let scratch = small.nodes.iter().zip(&self.workspaces).all(|((_, launch), slots)| {
-            launch.workspaces.iter().zip(slots).all(|(bytes, slot)| *bytes <= self.sizes[*slot])
-        });
-        if !same || !scratch || small.homes.len() != self.homes.len() || !self.homes.keys().all(fits) {
+        let scratch =
+            small.nodes.iter().zip(&self.workspaces).all(|((_, launch), slots)| room(launch, slots));
+        if !scratch || small.homes.len() != self.homes.len() || !self.homes.keys().all(fits) {
             return None;
         }
         small.homes.clone_from(&self.homes);
-        for (slots, own) in small.workspaces.iter_mut().zip(&self.workspaces) {
-            let count = slots.len();
-            slots.clone_from_slice(&own[..count]);
+        for (i, own) in self.workspaces.iter().enumerate() {
+            small.workspaces[i] = own[..small.nodes[i].1.workspaces.len()].to_vec();
         }
         small.sizes.clone_from(&self.sizes);
         Some(small)

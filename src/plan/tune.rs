@@ -53,9 +53,9 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
                 Place::Output(o) => graph.type_of(node.outputs[o]).bytes(),
                 Place::Workspace(w) => launch.workspaces[w],
             };
-            let mut buffers: HashMap<Place, u64> =
-                dispatch.bindings.iter().map(|b| (b.place, bytes(b.place))).collect();
-            buffers.extend(alternatives.variants.iter().flat_map(|v| v.workspaces.iter().copied()));
+            // the default binds what every variant binds, but for scratch space of their own
+            let default = &alternatives.variants[0].dispatches[0];
+            let buffers = default.bindings.iter().map(|b| (b.place, bytes(b.place))).collect();
             let (class, variants) = (alternatives.class, alternatives.variants);
             found.push(Candidate { class, variants, buffers, flops: dispatch.cost.flops });
         }
@@ -64,7 +64,7 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
     found
 }
 
-/// Measures the candidate's variants; stops trying new ones after `budget`, but for the default.
+/// Measures the candidate's variants; begins no new one after `budget`.
 ///
 /// # Errors
 /// What the device reported, other than kernels that do not compile.
@@ -75,8 +75,8 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
     }
     let default = &candidate.variants[0].dispatches;
-    for binding in default[0].bindings.iter().filter(|b| !b.write) {
-        fill(&buffers[&binding.place], binding.dtype);
+    for (seed, binding) in default[0].bindings.iter().filter(|b| !b.write).enumerate() {
+        fill(&buffers[&binding.place], binding.dtype, seed as u32 + 1);
     }
     let (default_run, expected) = Run::new(gpu, default, &buffers)?;
     let mut runs = vec![Some(default_run)];
@@ -84,20 +84,24 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         if start.elapsed() > budget {
             break;
         }
-        runs.push(match Run::new(gpu, &variant.dispatches, &buffers) {
+        runs.push(match try_variant(gpu, variant, &buffers) {
             Ok((run, result)) => agree(&expected, &result).then_some(run),
-            Err(GpuError::Shader { .. } | GpuError::OverLimit { .. }) => None,
+            Err(GpuError::Shader { .. } | GpuError::OverLimit { .. } | GpuError::OutOfMemory { .. }) => None,
             Err(other) => return Err(other.into()),
         });
     }
     // in alternation, so that a busy moment of the device does not hit one variant alone
     for round in 0..ROUNDS {
+        if start.elapsed() > 2 * budget {
+            break;
+        }
         let best = runs.iter().flatten().map(|r| r.seconds).fold(f64::INFINITY, f64::min);
         for run in runs.iter_mut().flatten().filter(|r| round < 2 || r.seconds < HOPELESS * best) {
             run.again(gpu)?;
         }
     }
-    let seconds = |i: usize| runs.get(i).and_then(Option::as_ref).map(|r| r.seconds);
+    let seconds =
+        |i: usize| runs.get(i).and_then(Option::as_ref).map(|r| r.seconds).filter(|s| s.is_finite());
     let default_seconds = seconds(0).unwrap_or(f64::INFINITY);
     let fastest = (0..runs.len()).filter_map(|i| Some((i, seconds(i)?))).min_by(|a, b| a.1.total_cmp(&b.1));
     // the default stays where another is no more than noise ahead
@@ -123,8 +127,21 @@ const LONG: f64 = 0.02;
 const HOPELESS: f64 = 1.5;
 /// How much faster than the default another must be.
 const WORTH: f64 = 1.03;
-/// Bytes of a result that are compared.
-const COMPARED: u64 = 4 << 20;
+/// Bytes of a result that are compared, at its start and at its end.
+const COMPARED: u64 = 2 << 20;
+
+/// [`Run::new`] with the variant's own scratch space.
+fn try_variant(
+    gpu: &Gpu,
+    variant: &Alternative,
+    buffers: &HashMap<Place, BufferSlice>,
+) -> Result<(Run, Vec<f32>), GpuError> {
+    let mut buffers = buffers.clone();
+    for &(place, bytes) in &variant.workspaces {
+        buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
+    }
+    Run::new(gpu, &variant.dispatches, &buffers)
+}
 
 /// A compiled variant and its fastest launch so far.
 struct Run {
@@ -157,10 +174,16 @@ impl Run {
         record(&mut group)?;
         let clears: Vec<BufferSlice> = outputs.iter().map(|(s, _)| s.clone()).collect();
         gpu.submit(&clears, &[&group])?;
-        let compared: Vec<BufferSlice> = clears.iter().map(|s| s.part(0, s.size.min(COMPARED))).collect();
-        let read = gpu.read(&compared)?;
-        let result =
-            read.iter().zip(&outputs).flat_map(|(bytes, (_, dtype))| floats(bytes, *dtype)).collect();
+        let ends = |slice: &BufferSlice| match slice.size > 2 * COMPARED {
+            true => vec![slice.part(0, COMPARED), slice.part(slice.size - COMPARED, COMPARED)],
+            false => vec![slice.clone()],
+        };
+        let mut result = Vec::new();
+        for (slice, dtype) in &outputs {
+            for bytes in gpu.read(&ends(slice))? {
+                result.extend(floats(&bytes, *dtype));
+            }
+        }
         let mut run = Run { group, each: dispatches.len(), seconds: f64::INFINITY };
         run.again(gpu)?;
         if run.seconds < LONG {
@@ -173,8 +196,10 @@ impl Run {
 
     fn again(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
         let times = gpu.time(&self.group)?;
-        let launches = times.chunks(self.each).map(|launch| launch.iter().map(|t| t.seconds).sum());
-        self.seconds = launches.fold(self.seconds, f64::min);
+        // a driver may leave a timestamp out: such a launch took no time at all
+        let launches = times.chunks(self.each).filter(|launch| launch.iter().all(|t| t.seconds > 0.0));
+        let seconds = launches.map(|launch| launch.iter().map(|t| t.seconds).sum());
+        self.seconds = seconds.fold(self.seconds, f64::min);
         Ok(())
     }
 }
@@ -193,10 +218,10 @@ fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
     crate::graph::layout::unpack(TensorType::new(Shape::vector(count), dtype), bytes)
 }
 
-/// Random numbers in [-0.5, 0.5), one stretch of them over and over.
-fn fill(slice: &BufferSlice, dtype: DType) {
-    let count = (slice.size as usize / dtype.size()).min(1 << 18);
-    let mut state = 1u32;
+/// Random numbers in [-0.5, 0.5), one stretch of them over and over; its length divides no usual row.
+fn fill(slice: &BufferSlice, dtype: DType, seed: u32) {
+    let count = (slice.size as usize / dtype.size()).min(250_004);
+    let mut state = seed;
     let values: Vec<f32> = (0..count)
         .map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -5,7 +5,7 @@ use super::inputs::write_batch;
 use super::options::EvaluateOptions;
 use super::setup::{bind_adapter, check_vocabulary, open_network};
 use super::trainer::{Capacity, TrainerError, bucket};
-use super::tuning::Tuner;
+use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::Adapter;
 use crate::data::{Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer};
@@ -79,14 +79,15 @@ pub fn evaluate(
     network.positions = summary.longest.max(1);
 
     let (device, no_coop) = (options.gpu.clone(), options.no_coop);
-    let gpu = Gpu::open(&GpuOptions { device, no_coop, ..GpuOptions::default() })?;
-    let start = Instant::now();
+    let pipelines = pipeline_folder();
+    let gpu = Gpu::open(&GpuOptions { device, no_coop, pipelines, ..GpuOptions::default() })?;
     let batches: Vec<&[Sample]> = samples.chunks(options.micro_batch_size.max(1)).collect();
     let capacity = capacity(&batches);
     let graph =
         network.evaluation(bucket(capacity.tokens), bucket(capacity.labels)).map_err(TrainerError::from)?;
     Tuner::new(options.tune).prepare(&gpu, &graph, &mut |_| {})?;
     drop(graph);
+    let start = Instant::now();
     let mut evaluator = Evaluator::new(&gpu, network, &source, adapter.as_ref(), capacity)?;
     let (mut loss_sum, mut done) = (0.0, 0);
     for batch in batches {

@@ -5,11 +5,12 @@
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
 use super::loss_scale::{LossScale, ScaleUpdate};
 use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary, StepRecord};
-use super::options::{FinetuneOptions, Method, RecomputeKind, WeightInit};
+use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
+use super::setup::check_vocabulary;
 use super::trainer::{Capacity, PendingStep, Trainer, TrainerError, training_graph};
-use super::tuning::Tuner;
+use super::tuning::{TuneMode, Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
@@ -98,7 +99,8 @@ impl<'a> Finetune<'a> {
     pub fn run(mut self) -> Result<FinetuneReport, Error> {
         let prepared = self.prepare()?;
         let (device, no_coop) = (self.options.gpu.clone(), self.options.no_coop);
-        let gpu = Gpu::open(&GpuOptions { device, no_coop, ..Default::default() })?;
+        let pipelines = if self.options.tune == TuneMode::Off { None } else { pipeline_folder() };
+        let gpu = Gpu::open(&GpuOptions { device, no_coop, pipelines, ..Default::default() })?;
         self.train(&gpu, prepared)
     }
 
@@ -139,12 +141,18 @@ impl<'a> Finetune<'a> {
                 shuffle: options.data.shuffle,
             },
         )?;
-        check_vocabulary(&data, &config)?;
+        let tokens = data.train.iter().chain(&data.validation).flat_map(|s| &s.tokens);
+        check_vocabulary(tokens, &config)?;
         notes.push(data.summary.to_string());
 
         let adapter = match options.method {
             Method::Full { .. } => None,
-            Method::Lora => Some(adapter_of(options, &config)?),
+            Method::Lora => {
+                let asked = options.lora.clone();
+                let adapter = adapter_of(options, &config)?;
+                notes.extend(not_used(&asked, options));
+                Some(adapter)
+            }
         };
         let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
         let adapter = adapter.map(|(_, start, settings)| (start, settings));
@@ -176,6 +184,12 @@ impl<'a> Finetune<'a> {
         let tuned = tuner.prepare(gpu, &graph, &mut |progress| self.emit(Event::Tuned(progress.clone())))?;
         drop(graph);
         notes.extend(tuned.trouble);
+        if tuned.left > 0 {
+            let (left, seconds) = (tuned.left, tuned.seconds);
+            notes.push(format!(
+                "measuring kernels ended after {seconds:.0} s; {left} classes of products keep their built-in kernels for now"
+            ));
+        }
         let mut trainer = Trainer::new(gpu, network, &source, capacity, self.options.seed)?;
         if let Some((Some(start), _)) = &adapter {
             adapter::load(trainer.optimiser(), start)?;
@@ -226,7 +240,16 @@ impl<'a> Finetune<'a> {
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
             let samples: Vec<&Sample> = window.iter().map(|&i| &data.train[i]).collect();
             let rate = schedule(step);
-            let pending = self.submit(&mut trainer, &samples, rate, &ledger)?;
+            let pending = match self.submit(&mut trainer, &samples, rate, &ledger) {
+                Ok(pending) => pending,
+                Err(error) => {
+                    // what is done is written down; the first error is the one to tell
+                    if let Some(earlier) = waiting.take() {
+                        let _ = ledger.settle(earlier, &mut self.on_event);
+                    }
+                    return Err(error);
+                }
+            };
             ledger.applied += 1;
             let count: usize = samples.iter().map(|s| s.tokens.len()).sum();
             tokens += count;
@@ -358,7 +381,7 @@ impl Ledger {
     /// Waits for a step and writes it down.
     fn settle(&mut self, submitted: Submitted, on_event: &mut dyn FnMut(&Event)) -> Result<(), Error> {
         let Submitted { pending, step, epoch, learning_rate, tokens, labels } = submitted;
-        let outcome = pending.outcome()?;
+        let (outcome, done) = pending.timed_outcome()?;
         if let ScaleUpdate::Skip { scale } = self.scale.update(outcome.grad_norm.is_finite())? {
             self.applied -= 1;
             on_event(&Event::Overflow { step, scale });
@@ -371,10 +394,10 @@ impl Ledger {
             learning_rate,
             tokens,
             label_tokens: labels,
-            tokens_per_s: tokens as f64 / self.since.elapsed().as_secs_f64(),
-            elapsed_s: self.start.elapsed().as_secs_f64(),
+            tokens_per_s: tokens as f64 / (done - self.since).as_secs_f64(),
+            elapsed_s: (done - self.start).as_secs_f64(),
         };
-        self.since = Instant::now();
+        self.since = done;
         self.metrics.step(&record)?;
         self.losses.push(record.loss);
         on_event(&Event::Step(record));
@@ -400,6 +423,24 @@ fn check_out_dir(options: &FinetuneOptions) -> Result<Option<String>, Error> {
     Ok(earlier.then(|| format!("{} holds an earlier run, which this one replaces", out.display())))
 }
 
+/// Options of the adapter that were asked for and yield to those of `--init_adapter`.
+fn not_used(asked: &LoraOptions, options: &FinetuneOptions) -> Option<String> {
+    let (folder, kept, usual) = (options.init_adapter.as_ref()?, &options.lora, LoraOptions::default());
+    let mut names = Vec::new();
+    if asked.rank != usual.rank && asked.rank != kept.rank {
+        names.push(format!("--lora_rank {} (it has {})", asked.rank, kept.rank));
+    }
+    if asked.alpha != usual.alpha && asked.alpha != kept.alpha {
+        names.push(format!("--lora_alpha {} (it has {})", asked.alpha, kept.alpha));
+    }
+    if !asked.targets.is_empty() {
+        names.push("--lora_targets".into());
+    }
+    let folder = folder.display();
+    (!names.is_empty())
+        .then(|| format!("not used, since the adapter of {folder} goes on: {}", names.join(", ")))
+}
+
 /// The network's adapter, the values to start from and the settings to save with.
 fn adapter_of(
     options: &mut FinetuneOptions,
@@ -423,19 +464,6 @@ fn adapter_of(
     let base = options.model_dir.canonicalize().unwrap_or_else(|_| options.model_dir.clone());
     let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));
     Ok((spec, None, settings))
-}
-
-/// Tokens that the model has no row for would read beyond its embedding.
-fn check_vocabulary(data: &Dataset, config: &ModelConfig) -> Result<(), Error> {
-    let largest = data.train.iter().chain(&data.validation).flat_map(|s| &s.tokens).max();
-    match largest {
-        Some(&token) if token as usize >= config.vocab_size => Err(Error::input(format!(
-            "the tokenizer gives the token {token}, but the model has {} (vocab_size in config.json); \
-             tokenizer.json and config.json belong to different models",
-            config.vocab_size
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn longest(data: &Dataset) -> usize {

@@ -14,6 +14,7 @@ use crate::models::{LOSS_SUM, Network};
 use crate::ops::adamw::Hyper;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
 use std::collections::HashMap;
+use std::time::Instant;
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -306,9 +307,17 @@ impl PendingStep {
     /// # Errors
     /// What the device reported.
     pub fn outcome(self) -> Result<StepOutcome, TrainerError> {
-        let read = self.readback.wait()?;
+        Ok(self.timed_outcome()?.0)
+    }
+
+    /// [`PendingStep::outcome`], and when the step was done.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn timed_outcome(self) -> Result<(StepOutcome, Instant), TrainerError> {
+        let (read, done) = self.readback.wait_timed()?;
         let [loss, norm2] = [float(&read[0]), float(&read[1])];
-        Ok(StepOutcome { loss_sum: loss, grad_norm: norm2.sqrt() * self.inverse_scale })
+        Ok((StepOutcome { loss_sum: loss, grad_norm: norm2.sqrt() * self.inverse_scale }, done))
     }
 }
 

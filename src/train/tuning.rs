@@ -120,11 +120,9 @@ impl Tuner {
                 Err(trouble) => report.trouble = Some(trouble),
             }
         }
-        let mut entries = match self.mode {
-            TuneMode::Cached => cache.devices.get(&key).cloned().unwrap_or_default(),
-            _ => Entries::new(),
-        };
-        gpu.set_choices(choices(&entries));
+        let mut entries = cache.devices.get(&key).cloned().unwrap_or_default();
+        // without a choice all classes count as unmeasured
+        gpu.set_choices(if self.mode == TuneMode::Full { Choices::default() } else { choices(&entries) });
         let candidates = unmeasured(graph, &gpu.profile());
         for (done, candidate) in candidates.iter().enumerate() {
             if start.elapsed() > self.budget {
@@ -132,7 +130,9 @@ impl Tuner {
                 break;
             }
             let measurement = measure(gpu, candidate, CLASS_BUDGET).map_err(|e| Error::Trainer(e.into()))?;
-            entries.insert(measurement.class.to_string(), Entry::of(&measurement));
+            if measurement.seconds.is_finite() {
+                entries.insert(measurement.class.to_string(), Entry::of(&measurement));
+            }
             report.measured += 1;
             progress(&TuneProgress { done: done + 1, total: candidates.len(), measurement });
         }
@@ -156,17 +156,28 @@ impl Tuner {
 
 /// The cache file, where the platform has a folder for it.
 pub fn default_file() -> Option<PathBuf> {
-    let folder = match std::env::var_os("ENGRAFT_CACHE") {
-        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
-        _ => dirs::cache_dir()?.join("engraft"),
-    };
-    Some(folder.join("kernels.json"))
+    Some(cache_folder()?.join("kernels.json"))
+}
+
+/// Where compiled pipelines are kept.
+pub fn pipeline_folder() -> Option<PathBuf> {
+    Some(cache_folder()?.join("pipelines"))
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    match std::env::var_os("ENGRAFT_CACHE") {
+        Some(folder) if !folder.is_empty() => Some(PathBuf::from(folder)),
+        _ => Some(dirs::cache_dir()?.join("engraft")),
+    }
 }
 
 fn key(gpu: &Gpu) -> String {
     let info = gpu.info();
-    let subgroup = gpu.profile().subgroup.map_or(String::new(), |lanes| format!(" | subgroup {lanes}"));
-    format!("{} | {} | {}{subgroup} | kernels {:08x}", info.name, info.backend, info.driver, fingerprint())
+    let profile = gpu.profile();
+    let subgroup = profile.subgroup.map_or(String::new(), |lanes| format!(" | subgroup {lanes}"));
+    let matrix = profile.cooperative.map_or(String::new(), |c| format!(" | matrix {}", c.size));
+    let kernels = fingerprint();
+    format!("{} | {} | {}{subgroup}{matrix} | kernels {kernels:08x}", info.name, info.backend, info.driver)
 }
 
 fn choices(entries: &Entries) -> Choices {

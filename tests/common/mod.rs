@@ -19,6 +19,7 @@ pub fn gpu_with(no_subgroups: bool) -> Option<Gpu> {
         checked: on("ENGRAFT_TEST_CHECKED"),
         no_subgroups: no_subgroups || on("ENGRAFT_TEST_NO_SUBGROUPS"),
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
+        pipelines: None,
     };
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),

@@ -100,8 +100,8 @@ pub struct TuneCommandArgs {
     /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
     #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
     pub precision: Precision,
-    /// Every precision, and micro-batches of 256, 512, 1024 and 2048 tokens
-    #[arg(long)]
+    /// 32-true, 16-true and bf16-true, and micro-batches of 256, 512, 1024 and 2048 tokens
+    #[arg(long, conflicts_with_all = ["tokens", "precision"])]
     pub all: bool,
     /// What to measure: cached (what the cache lacks), or full (all again)
     #[arg(long, value_name = "MODE", default_value_t = TuneMode::Cached, value_parser = measuring)]

@@ -95,7 +95,8 @@ impl Product {
         let class = self.class(&oriented);
         let measured =
             choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(launch.device, &extents));
-        let scratch = Place::Workspace(plan.workspaces.len());
+        let sums = plan.sums.unwrap_or(plan.workspaces.len());
+        let scratch = Place::Workspace(sums);
         let (mut dispatches, workspace) = self.with(measured.unwrap_or(candidates[0]), &oriented, scratch);
         let worth = dispatches[0].cost.flops >= MEASURED_FLOPS && candidates.len() > 1;
         if worth && choices.lists_alternatives() && !choices.knows(&class) {
@@ -108,7 +109,11 @@ impl Product {
             dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants }));
         }
         plan.dispatches.extend(dispatches);
-        plan.workspaces.extend(workspace);
+        if let Some(bytes) = workspace {
+            plan.sums = Some(sums);
+            plan.workspaces.resize(plan.workspaces.len().max(sums + 1), 0);
+            plan.workspaces[sums] = plan.workspaces[sums].max(bytes);
+        }
     }
 
     fn orient(&self, a: Operand, b: Operand, terms: Terms, out: Operand) -> Oriented {

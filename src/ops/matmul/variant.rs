@@ -8,10 +8,13 @@ const TILED: Shader = crate::shader!("matmul_tiled");
 const COOP: Shader = crate::shader!("matmul_coop");
 pub(super) const FINISH: Shader = crate::shader!("matmul_finish");
 
-/// A hash (FNV-1a) of the kernels' text: measurements of other kernels say nothing about these.
+/// A hash (FNV-1a) of the kernels and their tiles: measurements of others say nothing about these.
 pub fn fingerprint() -> u32 {
+    let tiles = format!("{WIDE:?}{THIN:?}{SWIZZLE}");
     let bytes = [LANES, TILED, COOP, FINISH].into_iter().flat_map(|s| s.source.bytes());
-    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    bytes
+        .chain(tiles.bytes())
+        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// A member of the family with its tile. Its text form is its name in the cache of measured choices.
@@ -40,7 +43,7 @@ const fn tiled(
     Variant::Tiled { rows, cols, per_rows, per_cols, depth, split }
 }
 
-/// Products of at least two row tiles.
+/// Products of more rows than [`THIN`] serves; the last two serve 17 to 32 rows as well.
 const WIDE: [Variant; 9] = [
     tiled((64, 64), (8, 4), 16, 1),
     tiled((128, 128), (8, 8), 8, 1),

@@ -35,7 +35,7 @@ pub struct Peak {
 }
 
 /// An operation with memory behind every leaf, ready to run.
-pub struct Operation {
+pub struct Runnable {
     gpu: Gpu,
     program: Program,
 }
@@ -43,7 +43,7 @@ pub struct Operation {
 /// Timed runs, after one that compiles; the fastest counts.
 const RUNS: usize = 5;
 
-impl Operation {
+impl Runnable {
     /// Measures kernels where `tuner` says so, fills every float leaf with numbers in [-1, 1) and every index leaf with
     /// what `indices` holds under its name, and compiles.
     ///
@@ -75,7 +75,7 @@ impl Operation {
             bindings.bind(leaf.name.clone(), slice);
         }
         let program = Program::compile(gpu, graph, &bindings).map_err(TrainerError::from)?;
-        Ok(Operation { gpu: gpu.clone(), program })
+        Ok(Runnable { gpu: gpu.clone(), program })
     }
 
     /// Runs once and waits.
@@ -219,13 +219,13 @@ pub fn peak(gpu: &Gpu, tuner: &Tuner, progress: &mut dyn FnMut(&TuneProgress)) -
     // large enough to fill the device, small enough for a software one and for every binding limit
     let (side, rows) = if gpu.info().is_software() { (1024, 8 << 10) } else { (4096, 24 << 10) };
     let graph = product(Layout::NT, (side, side, side), DType::BF16).map_err(TrainerError::from)?;
-    let best = Operation::new(gpu, &graph, &[], tuner, progress)?.measure("product")?;
+    let best = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("product")?;
     let mut graph = Graph::new();
     let copied = graph
         .input("x", Shape::matrix(rows, 1024), DType::F32)
         .and_then(|x| copy(&mut graph, x, DType::F32))
         .map_err(TrainerError::from)?;
     graph.output("y", copied);
-    let moved = Operation::new(gpu, &graph, &[], tuner, progress)?.measure("copy")?;
+    let moved = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("copy")?;
     Ok(Peak { gflops: best.gflops, gb_per_s: moved.gb_per_s })
 }

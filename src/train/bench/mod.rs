@@ -167,9 +167,10 @@ impl BenchTrain {
         for step in 0..=self.steps.max(1) {
             let submitted = if step < self.steps.max(1) { Some(self.submit()?) } else { None };
             if let Some(earlier) = std::mem::replace(&mut waiting, submitted) {
-                losses.push(PendingStep::outcome(earlier)?.loss_sum / labels);
-                times.push(since.elapsed().as_secs_f64());
-                since = Instant::now();
+                let (outcome, done) = PendingStep::timed_outcome(earlier)?;
+                losses.push(outcome.loss_sum / labels);
+                times.push((done - since).as_secs_f64());
+                since = done;
             }
             peak = peak.max(self.trainer.gpu().allocated_bytes());
         }

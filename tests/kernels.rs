@@ -1,0 +1,192 @@
+//! Measuring kernels and the commands that show speed: what they write and print, not how fast anything is.
+
+mod common;
+
+use engraft::graph::{DType, Graph, Shape};
+use engraft::ops::matmul::{Layout, Variant, matmul};
+use engraft::train::tuning::{TuneMode, Tuner};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+/// Large enough to be measured, small enough for a software device.
+fn product(k: usize) -> Graph {
+    let mut graph = Graph::new();
+    let a = graph.input("a", Shape::matrix(128, k), DType::F32).unwrap();
+    let b = graph.input("b", Shape::matrix(256, k), DType::BF16).unwrap();
+    let c = matmul(&mut graph, Layout::NT, a, b, 1.0, DType::F32).unwrap();
+    graph.output("c", c);
+    graph
+}
+
+fn tuner(mode: TuneMode, file: &Path) -> Tuner {
+    Tuner { mode, file: Some(file.to_owned()), budget: Duration::from_secs(60) }
+}
+
+#[test]
+fn what_was_measured_is_kept_and_used() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cache/kernels.json");
+    let prepare = |mode, graph: &Graph| {
+        let mut seen = Vec::new();
+        let report =
+            tuner(mode, &file).prepare(&gpu, graph, &mut |p| seen.push(p.measurement.clone())).unwrap();
+        assert_eq!(report.measured, seen.len());
+        assert_eq!(report.trouble, None);
+        seen
+    };
+
+    let measured = prepare(TuneMode::Cached, &product(256));
+    assert_eq!(measured.len(), 1);
+    let tried = &measured[0].tried;
+    assert!(
+        tried.len() > 1 && tried.iter().all(|(_, seconds)| seconds.is_some()),
+        "a kernel is wrong: {tried:?}"
+    );
+    assert!(measured[0].seconds <= measured[0].default_seconds && measured[0].gflops > 0.0);
+    assert!(Variant::parse(&measured[0].variant).is_some());
+    let choices = gpu.profile().choices.clone();
+    assert_eq!(choices.iter().map(|(_, v)| v).collect::<Vec<_>>(), [&measured[0].variant]);
+
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains(&gpu.info().driver) && text.contains(&measured[0].variant), "{text}");
+    assert!(prepare(TuneMode::Cached, &product(256)).is_empty(), "it is in the file");
+    assert_eq!(prepare(TuneMode::Cached, &product(1024)).len(), 1, "another class");
+    assert_eq!(prepare(TuneMode::Full, &product(256)).len(), 1, "all is measured again");
+    let kept: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(kept["devices"].as_object().unwrap().values().next().unwrap().as_object().unwrap().len(), 2);
+    assert!(prepare(TuneMode::Off, &product(4096)).is_empty());
+    assert_eq!(gpu.profile().choices.iter().count(), 0);
+}
+
+#[test]
+fn a_cache_that_cannot_be_used_is_said_and_does_not_end_the_run() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kernels.json");
+    fs::write(&file, "not json").unwrap();
+    let report = tuner(TuneMode::Cached, &file).prepare(&gpu, &product(256), &mut |_| {}).unwrap();
+    assert_eq!(report.measured, 1);
+    assert!(report.trouble.unwrap().contains("kernels.json"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "not json", "somebody may want it back");
+
+    // no time at all: everything is left for later
+    let hurried =
+        Tuner { budget: Duration::ZERO, ..tuner(TuneMode::Cached, &folder.path().join("new.json")) };
+    let report = hurried.prepare(&gpu, &product(256), &mut |_| {}).unwrap();
+    assert_eq!((report.measured, report.left), (0, 1));
+}
+
+fn engraft(cache: &Path, arguments: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    command.env("ENGRAFT_CACHE", cache).env_remove("ENGRAFT_TUNE").args(arguments.split(' '));
+    if let Ok(gpu) = std::env::var("ENGRAFT_TEST_GPU") {
+        command.args(["--gpu", &gpu]);
+    }
+    command.output().unwrap()
+}
+
+fn succeed(cache: &Path, arguments: &str) -> String {
+    let output = engraft(cache, arguments);
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const STEP: &str =
+    "--hidden 64 --layers 1 --heads 2 --ffn 96 --vocab 64 --seq 16 --batch 2 --rank 4 --steps 2";
+
+#[test]
+fn bench_prints_tables_and_objects_that_compare() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path();
+    let text = succeed(cache, "bench matmul --size 64x32x48 --tune off --json");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let names: Vec<&str> =
+        report["kernels"].as_array().unwrap().iter().map(|k| k["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["NT 64x32x48", "NN 64x32x48", "TN 64x32x48"]);
+    assert!(report["peak"]["gflops"].as_f64().unwrap() > 0.0);
+    let earlier = folder.path().join("earlier.json");
+    fs::write(&earlier, text).unwrap();
+    let table =
+        succeed(cache, &format!("bench matmul --size 64x32x48 --tune off --compare {}", earlier.display()));
+    assert!(table.contains("before/now") && table.contains("TN 64x32x48"), "{table}");
+
+    let table = succeed(cache, "bench attention --tokens 32 --tune off");
+    assert_eq!(table.matches("gradient,").count(), 2, "{table}");
+    let table = succeed(cache, "bench lora --size 64x32x48 --tokens 16 --rank 2 --tune off");
+    assert!(table.contains("32x48 no adapter") && table.contains("32x48 forward, dA, dB"), "{table}");
+
+    let refused = engraft(cache, "bench matmul --shape llama-9");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("llama-3.2-1b"));
+}
+
+#[test]
+fn a_steps_kernels_are_listed_and_traced() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.json");
+    let command = format!("bench step {STEP} --tune off --json --trace {}", trace.display());
+    let report: Value = serde_json::from_str(&succeed(folder.path(), &command)).unwrap();
+    let kernels = report["kernels"].as_array().unwrap();
+    let sum: f64 = kernels.iter().map(|k| k["ms"].as_f64().unwrap()).sum();
+    assert!((sum / report["kernels_ms"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    let dispatches: u64 = kernels.iter().map(|k| k["dispatches"].as_u64().unwrap()).sum();
+    for part in ["attention", "adamw", "rms_norm", "cross_entropy"] {
+        assert!(kernels.iter().any(|k| k["kernel"].as_str().unwrap().starts_with(part)), "no {part}");
+    }
+    let trace: Value = serde_json::from_slice(&fs::read(trace).unwrap()).unwrap();
+    let spans: Vec<&Value> =
+        trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
+    assert_eq!(spans.len() as u64, dispatches);
+    let starts: Vec<f64> = spans.iter().map(|s| s["ts"].as_f64().unwrap()).collect();
+    assert!(starts.is_sorted(), "dispatches in their order");
+}
+
+/// Every fusion changes the list of kernels and not the losses.
+#[test]
+fn fusions_give_the_same_losses() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |options: &str| -> Value {
+        let command = format!("bench train {STEP} --tune off --precision 32-true --json{options}");
+        serde_json::from_str(&succeed(folder.path(), &command)).unwrap()
+    };
+    let all = run("");
+    for name in engraft::fuse::Fusions::NAMES {
+        let without = run(&format!(" --no_fuse {name}"));
+        for loss in ["loss_first", "loss_last"] {
+            let (a, b) = (all[loss].as_f64().unwrap(), without[loss].as_f64().unwrap());
+            assert!((a - b).abs() < 1e-5 * a, "{name}: {loss} {a} and {b}");
+        }
+        assert_ne!(all["peak_device_bytes"], without["peak_device_bytes"], "{name} changes nothing");
+    }
+}
+
+#[test]
+fn tune_measures_ahead() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = common::fixtures().join("models/llama");
+    let command = format!("tune {} --tokens 512 --precision 32-true", model.display());
+    let first = succeed(folder.path(), &command);
+    assert!(first.contains("kernels.json") && !first.contains(": 0 classes"), "{first}");
+    assert!(folder.path().join("kernels.json").is_file());
+    let second = succeed(folder.path(), &command);
+    assert!(second.contains(": 0 classes"), "{second}");
+    let refused = engraft(folder.path(), "tune");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--shape"));
+}
