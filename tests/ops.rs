@@ -258,6 +258,39 @@ fn every_shader_variant_is_valid() {
     assert!(seen.len() > 500);
 }
 
+/// The chunks of the head run one after the other: they share the sums of their products on matrix units.
+#[test]
+fn matrix_units_take_one_scratch_space_for_all_chunks() {
+    let device = DeviceProfile {
+        cooperative: Some(Cooperative { size: 16, lanes: 32 }),
+        max_workgroup_invocations: 256,
+        max_workgroup_storage: 32 << 10,
+        choices: Arc::new(Choices::forced("coop 32x32 size=16 lanes=32")),
+        ..DeviceProfile::default()
+    };
+    let mut graph = Graph::new();
+    let (rows, width, vocab) = (1024, 64, 1 << 17);
+    let shape = engraft::graph::Shape::matrix;
+    let h = graph.input("h", shape(rows, width), DType::F16).unwrap();
+    let w = graph.frozen("w", shape(vocab, width), DType::F16).unwrap();
+    let targets = graph.input("t", engraft::graph::Shape::vector(rows), DType::U32).unwrap();
+    engraft::ops::cross_entropy::linear_cross_entropy(&mut graph, h, w, targets).unwrap();
+    let node = &graph.nodes()[0];
+    let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<_>>();
+    let plan = node.op.launch(&Launch {
+        device: &device,
+        inputs: &types(&node.inputs),
+        outputs: &types(&node.outputs),
+        accumulate: &vec![false; node.outputs.len()],
+        live: &vec![true; node.outputs.len()],
+    });
+    let products = plan.dispatches.iter().filter(|d| d.shader.name == "matmul_coop").count();
+    assert!(products > 1, "{products} chunks");
+    assert_eq!(plan.workspaces.len(), 3, "logits, losses, sums: {:?}", plan.workspaces);
+    let whole = (rows * vocab * 4) as u64;
+    assert!(plan.workspaces.iter().all(|&bytes| bytes < whole), "no tensor of rows times vocabulary");
+}
+
 fn validate(key: &ShaderKey) {
     for wide in [false, true] {
         validate_source(key, &key.compose(wide).unwrap_or_else(|e| panic!("{e}")));

@@ -23,7 +23,7 @@ const SUM: Shader = crate::shader!("sum");
 pub const NO_TARGET: u32 = u32::MAX;
 
 /// Bytes of logits that exist at once, if 64 rows fit.
-const CHUNK_BYTES: usize = 32 << 20;
+const CHUNK_BYTES: usize = 64 << 20;
 
 /// Output: loss `[1]`.
 #[derive(Clone, Debug, PartialEq)]

@@ -240,6 +240,44 @@ fn fill(slice: &BufferSlice, dtype: DType, seed: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::{Choices, Cooperative};
+    use crate::ops::matmul::{Layout, matmul};
+
+    /// A class that was not measured takes the kernel of one nearby, which may bind less than the others.
+    #[test]
+    fn every_variant_finds_its_buffers_next_to_a_class_on_matrix_units() {
+        let product = |k: usize| {
+            let mut graph = Graph::new();
+            let a = graph.input("a", Shape::matrix(256, k), DType::F16).unwrap();
+            let b = graph.input("b", Shape::matrix(256, k), DType::F16).unwrap();
+            let c = matmul(&mut graph, Layout::NT, a, b, 1.0, DType::F16).unwrap();
+            graph.output("c", c);
+            graph
+        };
+        let device = |choices: Choices| DeviceProfile {
+            cooperative: Some(Cooperative { size: 16, lanes: 32 }),
+            max_workgroup_invocations: 256,
+            max_workgroup_storage: 32 << 10,
+            choices: Arc::new(choices),
+            ..DeviceProfile::default()
+        };
+        let near = unmeasured(&product(256), &device(Choices::default())).swap_remove(0);
+        let mut choices = Choices::default();
+        choices.insert(near.class.clone(), "coop 32x32 size=16 lanes=32");
+        let device = device(choices);
+        assert!(unmeasured(&product(256), &device).is_empty());
+        let candidates = unmeasured(&product(512), &device);
+        assert_eq!(candidates.len(), 1);
+        assert!(candidates[0].variants.iter().any(|v| v.name.starts_with("coop")));
+        for variant in &candidates[0].variants {
+            let own: Vec<Place> = variant.workspaces.iter().map(|(place, _)| *place).collect();
+            for binding in variant.dispatches.iter().flat_map(|d| &d.bindings) {
+                let found =
+                    candidates[0].buffers.contains_key(&binding.place) || own.contains(&binding.place);
+                assert!(found, "{}: no buffer for {}", variant.name, binding.name);
+            }
+        }
+    }
 
     #[test]
     fn results_agree_to_rounding_and_no_further() {
