@@ -12,12 +12,7 @@
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     // surplus groups of a folded grid make the last tile once more: naga wants no return before cooperative operations
     let tile = min(group_index(group, groups), params.tiles - 1u);
-    let row_tiles = params.tiles / params.col_tiles;
-    let panel = tile / ({{ SWIZZLE }}u * params.col_tiles);
-    let within = tile - panel * {{ SWIZZLE }}u * params.col_tiles;
-    let height = min({{ SWIZZLE }}u, row_tiles - panel * {{ SWIZZLE }}u);
-    let row0 = (panel * {{ SWIZZLE }}u + within % height) * {{ ROWS }}u;
-    let col0 = within / height * {{ COLS }}u;
+{% include "shared/tile_order.wgsl" %}
     let k = params.k;
     let rows = params.rows;
     let cols = params.cols;
@@ -29,16 +24,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var t = 0u; t < k; t += {{ SIZE }}u) {
 {% for i in range(DOWN) %}
 {% if R_INNER %}
-        let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&r[(row0 + {{ i * SIZE }}u) * k + t], k);
+        let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&r[(row_tile + {{ i * SIZE }}u) * k + t], k);
 {% else %}
-        let a{{ i }} = coopLoad<{{ MATRIX }}<f16, A>>(&r[t * rows + row0 + {{ i * SIZE }}u], rows);
+        let a{{ i }} = coopLoad<{{ MATRIX }}<f16, A>>(&r[t * rows + row_tile + {{ i * SIZE }}u], rows);
 {% endif %}
 {% endfor %}
 {% for j in range(ACROSS) %}
 {% if C_INNER %}
-        let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&c[(col0 + {{ j * SIZE }}u) * k + t], k);
+        let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&c[(col_tile + {{ j * SIZE }}u) * k + t], k);
 {% else %}
-        let b{{ j }} = coopLoadT<{{ MATRIX }}<f16, B>>(&c[t * cols + col0 + {{ j * SIZE }}u], cols);
+        let b{{ j }} = coopLoadT<{{ MATRIX }}<f16, B>>(&c[t * cols + col_tile + {{ j * SIZE }}u], cols);
 {% endif %}
 {% for i in range(DOWN) %}
         s{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, s{{ i }}_{{ j }});
@@ -47,7 +42,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
 {% for i in range(DOWN) %}
 {% for j in range(ACROSS) %}
-    let at{{ i }}_{{ j }} = (row0 + {{ i * SIZE }}u) * cols + col0 + {{ j * SIZE }}u;
+    let at{{ i }}_{{ j }} = (row_tile + {{ i * SIZE }}u) * cols + col_tile + {{ j * SIZE }}u;
     coopStoreT(s{{ i }}_{{ j }}, &sums[at{{ i }}_{{ j }}], cols);
 {% endfor %}
 {% endfor %}

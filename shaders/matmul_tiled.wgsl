@@ -5,7 +5,6 @@
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. Each invocation owns PER_ROWS x
 // PER_COLS elements (multiples of four). SPLIT > 1 shares the inner dimension: each slice of invocations sums its part of
 // every block of DEPTH * SPLIT, and the slices are added at the end; for products too thin to fill a workgroup otherwise.
-// SWIZZLE row tiles are walked together before the next column tile, so that operands are found in the cache.
 // TRANSPOSED stores out[col, row]; PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there.
 {% set ACROSS = COLS // PER_COLS %}
 {% set DOWN = ROWS // PER_ROWS %}
@@ -93,12 +92,7 @@ fn main(
     // surplus groups of a folded grid repeat the last tile's loads and store nothing
     let index = group_index(group, groups);
     let tile = min(index, params.tiles - 1u);
-    let row_tiles = params.tiles / params.col_tiles;
-    let panel = tile / ({{ SWIZZLE }}u * params.col_tiles);
-    let within = tile - panel * {{ SWIZZLE }}u * params.col_tiles;
-    let height = min({{ SWIZZLE }}u, row_tiles - panel * {{ SWIZZLE }}u);
-    let row_tile = (panel * {{ SWIZZLE }}u + within % height) * {{ ROWS }}u;
-    let col_tile = within / height * {{ COLS }}u;
+{% include "shared/tile_order.wgsl" %}
 {% if SPLIT > 1 %}
     let slice = lane / {{ SLICE }}u;
     let within_slice = lane % {{ SLICE }}u;

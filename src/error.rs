@@ -98,6 +98,12 @@ impl From<OptimiserError> for Error {
     }
 }
 
+impl From<PlanError> for Error {
+    fn from(error: PlanError) -> Self {
+        Error::Trainer(error.into())
+    }
+}
+
 impl From<WeightError> for Error {
     fn from(error: WeightError) -> Self {
         match error {

@@ -4,7 +4,8 @@ mod common;
 
 use engraft::graph::{DType, Graph, Shape};
 use engraft::ops::matmul::{Layout, Variant, matmul};
-use engraft::train::tuning::{TuneMode, Tuner};
+use engraft::train::options::TuneMode;
+use engraft::train::tuning::Tuner;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

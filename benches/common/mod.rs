@@ -5,7 +5,8 @@ use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
 use engraft::graph::{Graph, GraphError};
 use engraft::train::bench::kernels::Runnable;
-use engraft::train::tuning::{TuneMode, Tuner};
+use engraft::train::options::TuneMode;
+use engraft::train::tuning::Tuner;
 use std::time::Duration;
 
 /// The device to measure (`ENGRAFT_BENCH_GPU` names another than the best), or `None` with a loud word.

@@ -5,12 +5,13 @@
 
 use crate::generate::sampling::SamplingOptions;
 use crate::gpu::GpuOptions;
+use crate::train::options::TuneMode;
 use crate::train::options::{
     Checks, DataOptions, EvaluateOptions, FinetuneOptions, LoraOptions, Method, OptionsError, Precision,
     RecomputeKind, WeightInit,
 };
 use crate::train::schedule::ScheduleKind;
-use crate::train::tuning::{TuneMode, pipeline_folder};
+use crate::train::tuning::pipeline_folder;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -5,12 +5,13 @@
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
 use super::loss_scale::{LossScale, ScaleUpdate};
 use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary, StepRecord};
+use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
 use super::setup::check_vocabulary;
 use super::trainer::{Capacity, PendingStep, Trainer, TrainerError, training_graph};
-use super::tuning::{TuneMode, Tuner, pipeline_folder};
+use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};

@@ -7,7 +7,6 @@
 use crate::data::PromptStyle;
 use crate::graph::DType;
 use crate::train::schedule::ScheduleKind;
-use crate::train::tuning::TuneMode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -141,6 +140,42 @@ pub enum RecomputeKind {
     None,
     /// All of a layer but its input.
     Layer,
+}
+
+/// Whether kernels are measured before a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TuneMode {
+    /// Built-in choices.
+    Off,
+    /// What the cache file holds; the rest is measured and kept there.
+    #[default]
+    Cached,
+    /// All is measured again.
+    Full,
+}
+
+impl TuneMode {
+    pub const NAMES: [&'static str; 3] = ["off", "cached", "full"];
+}
+
+impl fmt::Display for TuneMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(TuneMode::NAMES[*self as usize])
+    }
+}
+
+impl FromStr for TuneMode {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(TuneMode::Off),
+            "cached" => Ok(TuneMode::Cached),
+            "full" => Ok(TuneMode::Full),
+            _ => Err(UnknownName { given: text.into(), allowed: TuneMode::NAMES.join(", ") }),
+        }
+    }
 }
 
 /// What decides an evaluation.
@@ -666,6 +701,14 @@ mod tests {
         ] {
             assert_eq!((precision.weights(), precision.activations()), (weights, activations), "{precision}");
         }
+    }
+
+    #[test]
+    fn modes_read_back() {
+        for mode in [TuneMode::Off, TuneMode::Cached, TuneMode::Full] {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert!("fast".parse::<TuneMode>().is_err());
     }
 
     #[test]

@@ -5,57 +5,19 @@
 //! others' entries alone.
 
 use crate::checkpoint::atomic::write_file;
-use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::graph::{Choices, Class, Graph};
 use crate::ops::matmul::fingerprint;
+use crate::plan::PlanError;
 use crate::plan::tune::{Measurement, measure, unmeasured};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use super::options::UnknownName;
-
-/// Whether kernels are measured before a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TuneMode {
-    /// Built-in choices.
-    Off,
-    /// What the cache file holds; the rest is measured and kept there.
-    #[default]
-    Cached,
-    /// All is measured again.
-    Full,
-}
-
-impl TuneMode {
-    pub const NAMES: [&'static str; 3] = ["off", "cached", "full"];
-}
-
-impl fmt::Display for TuneMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(TuneMode::NAMES[*self as usize])
-    }
-}
-
-impl FromStr for TuneMode {
-    type Err = UnknownName;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "off" => Ok(TuneMode::Off),
-            "cached" => Ok(TuneMode::Cached),
-            "full" => Ok(TuneMode::Full),
-            _ => Err(UnknownName { given: text.into(), allowed: TuneMode::NAMES.join(", ") }),
-        }
-    }
-}
+use super::options::TuneMode;
 
 /// Finds the kernels for graphs.
 #[derive(Clone, Debug)]
@@ -105,7 +67,7 @@ impl Tuner {
         gpu: &Gpu,
         graph: &Graph,
         progress: &mut dyn FnMut(&TuneProgress),
-    ) -> Result<TuneReport, Error> {
+    ) -> Result<TuneReport, PlanError> {
         let mut report = TuneReport::default();
         if self.mode == TuneMode::Off {
             gpu.set_choices(Choices::default());
@@ -129,7 +91,7 @@ impl Tuner {
                 report.left = candidates.len() - done;
                 break;
             }
-            let measurement = measure(gpu, candidate, CLASS_BUDGET).map_err(|e| Error::Trainer(e.into()))?;
+            let measurement = measure(gpu, candidate, CLASS_BUDGET)?;
             if measurement.seconds.is_finite() {
                 entries.insert(measurement.class.to_string(), Entry::of(&measurement));
             }
@@ -278,13 +240,5 @@ mod tests {
         fs::write(&file, "{\"devices\": 3}").unwrap();
         let said = Cache::read(&file).unwrap_err();
         assert!(said.contains("kernels.json") && said.contains("delete it"), "{said}");
-    }
-
-    #[test]
-    fn modes_read_back() {
-        for mode in [TuneMode::Off, TuneMode::Cached, TuneMode::Full] {
-            assert_eq!(mode.to_string().parse(), Ok(mode));
-        }
-        assert!("fast".parse::<TuneMode>().is_err());
     }
 }

@@ -7,8 +7,8 @@ use crate::fuse::{FusionName, Fusions};
 use crate::graph::DType;
 use crate::models::ModelConfig;
 use crate::train::bench::small_config;
+use crate::train::options::TuneMode;
 use crate::train::options::{Checks, LoraOptions, OptionsError, Precision, RecomputeKind};
-use crate::train::tuning::TuneMode;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! Every option in both spellings, defaults, mistakes and help.
 
 use super::*;
-use crate::train::tuning::TuneMode;
+use crate::train::options::TuneMode;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
