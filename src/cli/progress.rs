@@ -11,6 +11,7 @@ use std::io::{self, IsTerminal, Write};
 /// Plain lines of steps in a whole run, about.
 const LINES: usize = 50;
 const GIB: f64 = (1u64 << 30) as f64;
+const MIB: f64 = (1u64 << 20) as f64;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,17 +152,27 @@ fn started_lines(run: &RunSummary) -> String {
         run.device.clone()
     };
     let share = 100.0 * run.trainable_parameters as f64 / run.base_parameters.max(1) as f64;
+    let bytes = run.device_bytes as f64;
+    let memory =
+        if bytes < GIB { format!("{:.1} MiB", bytes / MIB) } else { format!("{:.2} GiB", bytes / GIB) };
+    let steps = match run.steps < run.all_steps {
+        true => format!("{} of {}", run.steps, counted(run.all_steps, "step")),
+        false => counted(run.steps, "step"),
+    };
     format!(
-        "device {device}, {:.2} GiB\n\
-         training {} of {} parameters ({share:.2} %), {} steps, {} epochs, {} samples, {} for validation",
-        run.device_bytes as f64 / GIB,
+        "device {device}, {memory} of its memory\n\
+         training {} of {} parameters ({share:.2} %), {steps} in {}, {}, {} for validation",
         run.trainable_parameters,
         run.base_parameters,
-        run.steps,
-        run.epochs,
-        run.train_samples,
+        counted(run.epochs, "epoch"),
+        counted(run.train_samples, "sample"),
         run.val_samples,
     )
+}
+
+/// `1 step`, `3 steps`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn bar_text(record: &StepRecord) -> String {
@@ -255,6 +266,8 @@ mod tests {
     fn run(steps: usize) -> Vec<Event> {
         let summary = RunSummary {
             steps,
+            all_steps: 10 * steps,
+            train_samples: 1,
             epochs: 3,
             trainable_parameters: 50,
             base_parameters: 1000,
@@ -285,8 +298,8 @@ mod tests {
     fn lines_say_what_happened() {
         let text = shown(ProgressMode::Lines, 3);
         for said in [
-            "device llvmpipe (software: a CPU in place of a GPU, slow), 1.50 GiB\n",
-            "training 50 of 1000 parameters (5.00 %), 3 steps, 3 epochs",
+            "device llvmpipe (software: a CPU in place of a GPU, slow), 1.50 GiB of its memory\n",
+            "training 50 of 1000 parameters (5.00 %), 3 of 30 steps in 3 epochs, 1 sample, 0 for validation\n",
             "step 1/3  epoch 0.50  loss 2.0000  grad norm 1.000  lr 3.00e-4  812 tokens/s  ETA 2s\n",
             "step 3: skipped, its f16 gradients overflowed; loss scale is now 32768\n",
             "step 3: validation loss 0.0000, perplexity 1.000\n",

@@ -204,6 +204,7 @@ impl<'a> Finetune<'a> {
         }
         self.emit(Event::Started(RunSummary {
             steps,
+            all_steps: data.train.len().div_ceil(self.options.batch_size) * self.options.epochs,
             epochs: self.options.epochs,
             train_samples: data.train.len(),
             val_samples: data.validation.len(),

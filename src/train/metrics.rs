@@ -57,6 +57,8 @@ impl EvalRecord {
 pub struct RunSummary {
     /// Optimiser steps that the run will make.
     pub steps: usize,
+    /// Those of all epochs, where `max_steps` ends the run earlier.
+    pub all_steps: usize,
     pub epochs: usize,
     pub train_samples: usize,
     pub val_samples: usize,
