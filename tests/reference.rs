@@ -300,13 +300,19 @@ fn recomputation_and_repetition_give_the_same_bits() {
 fn device_memory_is_what_the_plan_says() {
     let Some(gpu) = common::gpu() else { return };
     let folder = common::fixtures().join("models/llama");
+    let batch = Reference::read("llama").batch("train.", 0);
     let mut reports = Vec::new();
     for recompute in [Recompute::None, Recompute::Layer] {
         let before = gpu.allocated_bytes();
-        let trainer = trainer(&gpu, &folder, true, recompute);
+        let mut trainer = trainer(&gpu, &folder, true, recompute);
+        assert_eq!(gpu.allocated_bytes() - before, trainer.memory().total(), "before a plan is made");
+        trainer.begin().unwrap();
+        trainer.accumulate(&batch, 1.0).unwrap();
+        trainer.evaluate([&batch]).unwrap();
         println!("{:?}: {}", recompute, trainer.memory());
-        assert_eq!(gpu.allocated_bytes() - before, trainer.memory().total());
-        reports.push(*trainer.memory());
+        assert_eq!(gpu.allocated_bytes() - before, trainer.memory().total(), "with the plans of a step");
+        assert!(trainer.memory().parameters > 0);
+        reports.push(trainer.memory());
     }
     assert_eq!(reports[0].weights, reports[1].weights);
 }

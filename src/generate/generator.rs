@@ -193,8 +193,10 @@ impl Generator {
     }
 
     /// Device memory by kind; the caches are among the inputs.
-    pub fn memory(&self) -> &MemoryReport {
-        &self.memory
+    pub fn memory(&self) -> MemoryReport {
+        let programs = self.plans.iter().filter_map(|plan| plan.program.as_ref());
+        let parameters = programs.map(|p| p.recording().parameter_bytes()).sum();
+        MemoryReport { parameters, ..self.memory }
     }
 
     /// Tokens that the cache has room for.

@@ -49,12 +49,17 @@ impl Gpu {
         if size > self.shared.info.max_binding_bytes {
             return over("one binding", self.shared.info.max_binding_bytes);
         }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        self.create(what, size, usage)
+    }
+
+    fn create(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         let device = &self.shared.device;
         let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let raw = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
             size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            usage,
             mapped_at_creation: false,
         });
         if pollster::block_on(scope.pop()).is_some() {
@@ -66,15 +71,14 @@ impl Gpu {
     }
 
     /// A uniform buffer with this content.
-    pub(super) fn uniform(&self, content: &[u8]) -> wgpu::Buffer {
-        let raw = self.shared.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("parameters"),
-            size: content.len() as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        self.shared.queue.write_buffer(&raw, 0, content);
-        raw
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    pub(super) fn uniform(&self, content: &[u8]) -> Result<Buffer, GpuError> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.create("kernel parameters", content.len() as u64, usage)?;
+        self.shared.queue.write_buffer(buffer.raw(), 0, content);
+        Ok(buffer)
     }
 
     /// Copies parts of buffers to the host, in one submission, after everything submitted before; waits for it.

@@ -2,7 +2,7 @@
 
 use super::compose::{ShaderKey, param_bytes};
 use super::pipeline_file::PipelineFile;
-use super::{BufferSlice, Gpu, GpuError};
+use super::{Buffer, BufferSlice, Gpu, GpuError};
 use crate::graph::{Cost, Dispatch};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ type Compiled = (ShaderKey, Arc<Pipeline>);
 pub struct Bound {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
+    params: Option<Buffer>,
     grid: (u32, u32),
     pub(super) cost: Cost,
     pub(super) name: &'static str,
@@ -173,10 +174,13 @@ impl Gpu {
                 maximum: self.shared.info.max_binding_bytes,
             });
         }
-        let params = (!dispatch.params.is_empty()).then(|| self.uniform(&param_bytes(dispatch)));
+        let params = match dispatch.params.is_empty() {
+            true => None,
+            false => Some(self.uniform(&param_bytes(dispatch))?),
+        };
         let mut entries: Vec<wgpu::BindGroupEntry<'_>> = params
             .iter()
-            .map(|p| wgpu::BindGroupEntry { binding: 0, resource: p.as_entire_binding() })
+            .map(|p| wgpu::BindGroupEntry { binding: 0, resource: p.raw().as_entire_binding() })
             .collect();
         entries.extend(slices.iter().enumerate().map(|(i, slice)| wgpu::BindGroupEntry {
             binding: i as u32 + 1,
@@ -195,6 +199,7 @@ impl Gpu {
         Ok(Bound {
             pipeline,
             group,
+            params,
             grid,
             cost: dispatch.cost,
             name: dispatch.shader.name,
@@ -274,6 +279,11 @@ impl Recording {
 
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Bytes of its dispatches' parameters on the device.
+    pub fn parameter_bytes(&self) -> u64 {
+        self.steps.iter().filter_map(|s| s.params.as_ref()).map(Buffer::size).sum()
     }
 
     /// Estimated work of one run.

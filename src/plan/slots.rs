@@ -44,11 +44,14 @@ pub struct MemoryReport {
     pub inputs: u64,
     /// Slots: activations, their gradients and scratch space.
     pub activations: u64,
+    /// Parameters of dispatches, in the plans made so far: a plan is made when its size first occurs.
+    pub parameters: u64,
 }
 
 impl MemoryReport {
     pub fn total(&self) -> u64 {
-        self.weights + self.trainables + self.optimiser + self.inputs + self.activations
+        let state = self.weights + self.trainables + self.optimiser;
+        state + self.inputs + self.activations + self.parameters
     }
 }
 
@@ -57,13 +60,15 @@ impl std::fmt::Display for MemoryReport {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         write!(
             f,
-            "device memory {:.1} MiB: weights {:.1}, trainables {:.1}, optimiser {:.1}, inputs {:.1}, activations {:.1}",
+            "device memory {:.1} MiB: weights {:.1}, trainables {:.1}, optimiser {:.1}, inputs {:.1}, activations {:.1}, \
+             kernel parameters {:.1}",
             mib(self.total()),
             mib(self.weights),
             mib(self.trainables),
             mib(self.optimiser),
             mib(self.inputs),
-            mib(self.activations)
+            mib(self.activations),
+            mib(self.parameters)
         )
     }
 }

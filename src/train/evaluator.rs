@@ -169,8 +169,9 @@ impl Evaluator {
         })
     }
     /// Device memory by kind: what is allocated, to the byte.
-    pub fn memory(&self) -> &MemoryReport {
-        &self.memory
+    pub fn memory(&self) -> MemoryReport {
+        let parameters = self.programs.values().map(|p| p.recording().parameter_bytes()).sum();
+        MemoryReport { parameters, ..self.memory }
     }
 
     /// Sum of the token losses of a micro-batch, in nats, without dropout.

@@ -295,7 +295,7 @@ impl<'a> Finetune<'a> {
         let Ledger { losses, start, .. } = ledger;
         let seconds = start.elapsed().as_secs_f64();
         self.emit(Event::Finished { steps, tokens, elapsed_s: seconds });
-        let (memory, out_dir) = (*trainer.memory(), self.options.out_dir);
+        let (memory, out_dir) = (trainer.memory(), self.options.out_dir);
         Ok(FinetuneReport { steps, tokens, losses, val_loss, seconds, out_dir, memory })
     }
 

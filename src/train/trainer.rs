@@ -144,8 +144,10 @@ impl Trainer {
     }
 
     /// Device memory by kind: what is allocated, to the byte.
-    pub fn memory(&self) -> &MemoryReport {
-        &self.memory
+    pub fn memory(&self) -> MemoryReport {
+        let programs = self.training.programs.values().chain(self.evaluation.programs.values());
+        let parameters = programs.map(|p| p.recording().parameter_bytes()).sum::<u64>();
+        MemoryReport { parameters: parameters + self.optimiser.recording().parameter_bytes(), ..self.memory }
     }
 
     /// Estimated work of the largest training micro-batch.
