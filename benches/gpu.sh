@@ -2,21 +2,21 @@
 # The figures of docs/benchmarks.md on this machine's GPU, in one run: products and kernels against the device's own peak,
 # then whole training steps of two models beside PyTorch + PEFT (where python3 has them), in alternation.
 #   benches/gpu.sh [FOLDER]     reports as JSON lines in FOLDER (default target/bench-gpu)
-# SHAPES, SEQS, ROUNDS and STEPS pick others than below.
+# SHAPES, SEQS, SIZE, ROUNDS and STEPS pick others than below.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-target/bench-gpu}
 read -r -a shapes <<<"${SHAPES:-llama-3.2-1b qwen2.5-0.5b}"
 read -r -a seqs <<<"${SEQS:-512 2048}"
-rounds=${ROUNDS:-3} steps=${STEPS:-10}
+rounds=${ROUNDS:-3} steps=${STEPS:-10} size=${SIZE:-4096x4096x4096}
 mkdir -p "$out"
 cargo build --locked --release
 engraft=${CARGO_TARGET_DIR:-target}/release/engraft
 "$engraft" devices | tee "$out/devices.txt"
 
-echo "== products of 4096 x 4096 x 4096"
+echo "== products of $size"
 for storage in f32 f16 bf16; do
-    "$engraft" bench matmul --size 4096x4096x4096 --storage "$storage" | tee "$out/matmul-$storage.txt"
+    "$engraft" bench matmul --size "$size" --storage "$storage" | tee "$out/matmul-$storage.txt"
 done
 for shape in "${shapes[@]}"; do
     echo "== products and attention of $shape"

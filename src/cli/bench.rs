@@ -10,7 +10,9 @@ use crate::train::bench::kernels::{
     Heads, KernelReport, Peak, Runnable, causal_attention, layer, peak, product, segments,
 };
 use crate::train::bench::trace::trace;
-use crate::train::bench::{BenchTrain, BenchTrainOptions, BenchTrainReport, KernelTime, by_kind};
+use crate::train::bench::{
+    BenchTrain, BenchTrainOptions, BenchTrainReport, KernelTime, by_kind, visible_share,
+};
 use crate::train::trainer::TrainerError;
 use crate::train::tuning::{TuneProgress, Tuner};
 use serde::Serialize;
@@ -70,7 +72,13 @@ pub fn step(args: StepArgs) -> Result<(), Error> {
 pub fn matmul(args: BenchKernelArgs) -> Result<(), Error> {
     let mut cases = Vec::new();
     let mut add = |layout: Layout, (m, n, k): (usize, usize, usize)| {
-        cases.push((format!("{layout:?} {m}x{n}x{k}"), product(layout, (m, n, k), args.storage), Vec::new()));
+        let graph = product(layout, (m, n, k), args.storage);
+        cases.push(KernelCase {
+            name: format!("{layout:?} {m}x{n}x{k}"),
+            graph,
+            indices: vec![],
+            share: 1.0,
+        });
     };
     match args.shape()? {
         None => [Layout::NT, Layout::NN, Layout::TN].into_iter().for_each(|l| add(l, args.size)),
@@ -100,7 +108,8 @@ pub fn attention(args: BenchKernelArgs) -> Result<(), Error> {
         for (what, gradient) in [("forward", false), ("gradient", true)] {
             let name = format!("{what}, {} tokens in segments of {segment}", args.tokens);
             let graph = causal_attention(args.tokens, heads, args.storage, gradient);
-            cases.push((name, graph, segments(args.tokens, segment).to_vec()));
+            let indices = segments(args.tokens, segment).to_vec();
+            cases.push(KernelCase { name, graph, indices, share: visible_share(args.tokens, segment) });
         }
     }
     run(&args, cases)
@@ -121,7 +130,8 @@ pub fn lora(args: BenchKernelArgs) -> Result<(), Error> {
             [("no adapter", 0, false), ("forward", args.rank, false), ("forward, dA, dB", args.rank, true)]
         {
             let name = format!("{outputs}x{inputs} {what}");
-            cases.push((name, layer(args.tokens, (outputs, inputs), rank, args.storage, gradient), vec![]));
+            let graph = layer(args.tokens, (outputs, inputs), rank, args.storage, gradient);
+            cases.push(KernelCase { name, graph, indices: vec![], share: 1.0 });
         }
     }
     run(&args, cases)
@@ -137,7 +147,14 @@ fn layers(config: &ModelConfig) -> Vec<(usize, usize)> {
     all
 }
 
-type KernelCase = (String, Result<Graph, GraphError>, Vec<(&'static str, Vec<u32>)>);
+/// An operation to measure.
+struct KernelCase {
+    name: String,
+    graph: Result<Graph, GraphError>,
+    indices: Vec<(&'static str, Vec<u32>)>,
+    /// Of the FLOPs that its plan counts, those that are done.
+    share: f64,
+}
 
 fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
     let earlier = args.compare.as_deref().map(read_json).transpose()?;
@@ -145,9 +162,9 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
     let tuner = Tuner::new(args.tune.tune);
     let peak = peak(&gpu, &tuner, &mut show)?;
     let mut kernels = Vec::new();
-    for (name, graph, indices) in cases {
+    for KernelCase { name, graph, indices, share } in cases {
         let graph = graph.map_err(TrainerError::from)?;
-        kernels.push(Runnable::new(&gpu, &graph, &indices, &tuner, &mut show)?.measure(name)?);
+        kernels.push(Runnable::new(&gpu, &graph, &indices, &tuner, &mut show)?.measure(name, share)?);
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
     let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };

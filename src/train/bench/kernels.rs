@@ -87,12 +87,14 @@ impl Runnable {
         Ok(self.gpu.wait()?)
     }
 
+    /// Times it; `share` of the plan's FLOPs are really done (below 1 where attention skips what it does not see).
+    ///
     /// # Errors
     /// What the device reported.
-    pub fn measure(&self, name: impl Into<String>) -> Result<KernelReport, Error> {
+    pub fn measure(&self, name: impl Into<String>, share: f64) -> Result<KernelReport, Error> {
         let (seconds, cost) = fastest(&self.gpu, self.program.recording())?;
         let per_second = |amount: f64| amount / seconds / 1e9;
-        let (gflops, gb_per_s) = (per_second(cost.flops), per_second(cost.bytes));
+        let (gflops, gb_per_s) = (per_second(share * cost.flops), per_second(cost.bytes));
         Ok(KernelReport { name: name.into(), seconds, gflops, gb_per_s })
     }
 }
@@ -219,13 +221,13 @@ pub fn peak(gpu: &Gpu, tuner: &Tuner, progress: &mut dyn FnMut(&TuneProgress)) -
     // large enough to fill the device, small enough for a software one and for every binding limit
     let (side, rows) = if gpu.info().is_software() { (1024, 8 << 10) } else { (4096, 24 << 10) };
     let graph = product(Layout::NT, (side, side, side), DType::BF16).map_err(TrainerError::from)?;
-    let best = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("product")?;
+    let best = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("product", 1.0)?;
     let mut graph = Graph::new();
     let copied = graph
         .input("x", Shape::matrix(rows, 1024), DType::F32)
         .and_then(|x| copy(&mut graph, x, DType::F32))
         .map_err(TrainerError::from)?;
     graph.output("y", copied);
-    let moved = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("copy")?;
+    let moved = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("copy", 1.0)?;
     Ok(Peak { gflops: best.gflops, gb_per_s: moved.gb_per_s })
 }

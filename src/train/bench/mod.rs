@@ -112,6 +112,8 @@ pub struct KernelTime {
 pub struct BenchTrain {
     trainer: Trainer,
     batch: MicroBatch,
+    /// Tokens per sample.
+    seq: usize,
     steps: usize,
     taken: u64,
     tuned: TuneReport,
@@ -148,7 +150,7 @@ impl BenchTrain {
         let tuned = Tuner::new(options.tune).prepare(gpu, &graph, progress)?;
         drop(graph);
         let trainer = Trainer::new(gpu, network, &WeightSource::Random { seed: 0 }, capacity, 0)?;
-        Ok(BenchTrain { trainer, batch, steps: options.steps, taken: 0, tuned })
+        Ok(BenchTrain { trainer, batch, seq: options.seq, steps: options.steps, taken: 0, tuned })
     }
 
     /// Takes the first step and then the timed ones.
@@ -226,7 +228,13 @@ impl BenchTrain {
         }
         let total = |pass: &Vec<DispatchTime>| pass.iter().map(|t| t.seconds).sum::<f64>();
         passes.sort_by(|a, b| total(a).total_cmp(&total(b)));
-        Ok(passes.swap_remove(0))
+        let mut fastest = passes.swap_remove(0);
+        // a plan counts one segment: it does not know the samples
+        let visible = visible_share(self.batch.tokens_len(), self.seq);
+        for dispatch in fastest.iter_mut().filter(|d| d.kernel.starts_with("attention")) {
+            dispatch.cost.flops *= visible;
+        }
+        Ok(fastest)
     }
 
     /// The measuring of kernels that went before.
@@ -237,6 +245,12 @@ impl BenchTrain {
     pub fn trainer(&self) -> &Trainer {
         &self.trainer
     }
+}
+
+/// Of the pairs of `tokens` that causal attention looks at in one segment, the share that it looks at in segments of
+/// `segment`.
+pub fn visible_share(tokens: usize, segment: usize) -> f64 {
+    (segment.min(tokens) + 1) as f64 / (tokens + 1) as f64
 }
 
 /// Dispatches added up by kernel and detail, longest first: products of different extents are different kinds.
