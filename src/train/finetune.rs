@@ -3,8 +3,9 @@
 //! Everything that can be wrong with the input is found before the device is opened and before anything is written.
 
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
-use super::loss_scale::{LossScale, ScaleUpdate};
-use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary, StepRecord};
+use super::ledger::{Ledger, Submitted};
+use super::loss_scale::LossScale;
+use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary};
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
 use super::save::{save_adapter, save_hyperparameters, save_model};
@@ -354,56 +355,6 @@ impl<'a> Finetune<'a> {
 
     fn emit(&mut self, event: Event) {
         (self.on_event)(&event);
-    }
-}
-
-/// An optimiser step on its way, with what its record needs.
-struct Submitted {
-    pending: PendingStep,
-    step: usize,
-    epoch: f64,
-    learning_rate: f64,
-    tokens: usize,
-    labels: usize,
-}
-
-/// What a run has done so far.
-struct Ledger {
-    metrics: MetricsWriter,
-    scale: LossScale,
-    losses: Vec<f64>,
-    /// Updates of the parameters, those under way included.
-    applied: u64,
-    start: Instant,
-    /// When the last step was done, or what came after it.
-    since: Instant,
-}
-
-impl Ledger {
-    /// Waits for a step and writes it down.
-    fn settle(&mut self, submitted: Submitted, on_event: &mut dyn FnMut(&Event)) -> Result<(), Error> {
-        let Submitted { pending, step, epoch, learning_rate, tokens, labels } = submitted;
-        let (outcome, done) = pending.timed_outcome()?;
-        if let ScaleUpdate::Skip { scale } = self.scale.update(outcome.grad_norm.is_finite())? {
-            self.applied -= 1;
-            on_event(&Event::Overflow { step, scale });
-        }
-        let record = StepRecord {
-            step,
-            epoch,
-            loss: outcome.loss_sum / labels as f64,
-            grad_norm: outcome.grad_norm,
-            learning_rate,
-            tokens,
-            label_tokens: labels,
-            tokens_per_s: tokens as f64 / (done - self.since).as_secs_f64(),
-            elapsed_s: (done - self.start).as_secs_f64(),
-        };
-        self.since = done;
-        self.metrics.step(&record)?;
-        self.losses.push(record.loss);
-        on_event(&Event::Step(record));
-        Ok(())
     }
 }
 

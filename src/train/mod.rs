@@ -5,6 +5,7 @@ pub mod bench;
 pub mod evaluator;
 pub mod finetune;
 mod inputs;
+mod ledger;
 pub mod loss_scale;
 pub mod metrics;
 pub mod optimiser;
