@@ -24,9 +24,9 @@ use std::path::Path;
 ///
 /// # Errors
 /// Options out of range, no device, and what the device reports.
-pub fn train(args: BenchTrainArgs) -> Result<(), Error> {
+pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
     let earlier = args.compare.as_deref().map(read_json).transpose()?;
-    let mut bench = open_train(&args)?;
+    let mut bench = open_train(&args, quiet)?;
     let report = bench.run()?;
     if args.json {
         print_json(&report);
@@ -43,11 +43,11 @@ pub fn train(args: BenchTrainArgs) -> Result<(), Error> {
 ///
 /// # Errors
 /// As [`train`], and a trace file that cannot be written.
-pub fn step(args: StepArgs) -> Result<(), Error> {
-    let mut bench = open_train(&args.train)?;
+pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
+    let mut bench = open_train(&args.train, quiet)?;
     let report = bench.run()?;
     let tuner = Tuner::new(args.train.tune.tune);
-    let peak = peak(bench.trainer().gpu(), &tuner, &mut show)?;
+    let peak = peak(bench.trainer().gpu(), &tuner, &mut reporter(quiet))?;
     let dispatches = bench.dispatches()?;
     let kernels = by_kind(&dispatches);
     if let Some(path) = &args.trace {
@@ -69,7 +69,7 @@ pub fn step(args: StepArgs) -> Result<(), Error> {
 ///
 /// # Errors
 /// An unknown shape, no device, and what the device reports.
-pub fn matmul(args: BenchKernelArgs) -> Result<(), Error> {
+pub fn matmul(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
     let mut cases = Vec::new();
     let mut add = |layout: Layout, (m, n, k): (usize, usize, usize)| {
         let graph = product(layout, (m, n, k), args.storage);
@@ -89,14 +89,14 @@ pub fn matmul(args: BenchKernelArgs) -> Result<(), Error> {
             }
         }
     }
-    run(&args, cases)
+    run(&args, cases, quiet)
 }
 
 /// Attention and its gradient, one segment and segments of a quarter.
 ///
 /// # Errors
 /// As [`matmul`].
-pub fn attention(args: BenchKernelArgs) -> Result<(), Error> {
+pub fn attention(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
     let config = args.shape()?;
     let heads = config.map_or(Heads { heads: 8, kv_heads: 2, head_dim: 64 }, |c| Heads {
         heads: c.heads,
@@ -112,14 +112,14 @@ pub fn attention(args: BenchKernelArgs) -> Result<(), Error> {
             cases.push(KernelCase { name, graph, indices, share: visible_share(args.tokens, segment) });
         }
     }
-    run(&args, cases)
+    run(&args, cases, quiet)
 }
 
 /// A linear layer without an adapter, with one, and with one and its gradients.
 ///
 /// # Errors
 /// As [`matmul`].
-pub fn lora(args: BenchKernelArgs) -> Result<(), Error> {
+pub fn lora(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
     let layers = match args.shape()? {
         Some(config) => layers(&config),
         None => vec![(args.size.1, args.size.2)],
@@ -134,7 +134,7 @@ pub fn lora(args: BenchKernelArgs) -> Result<(), Error> {
             cases.push(KernelCase { name, graph, indices: vec![], share: 1.0 });
         }
     }
-    run(&args, cases)
+    run(&args, cases, quiet)
 }
 
 /// The distinct `(outputs, inputs)` of a model's linear layers.
@@ -156,15 +156,16 @@ struct KernelCase {
     share: f64,
 }
 
-fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
+fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, quiet: bool) -> Result<(), Error> {
     let earlier = args.compare.as_deref().map(read_json).transpose()?;
     let gpu = Gpu::open(&args.device.options())?;
     let tuner = Tuner::new(args.tune.tune);
-    let peak = peak(&gpu, &tuner, &mut show)?;
+    let peak = peak(&gpu, &tuner, &mut reporter(quiet))?;
     let mut kernels = Vec::new();
     for KernelCase { name, graph, indices, share } in cases {
         let graph = graph.map_err(TrainerError::from)?;
-        kernels.push(Runnable::new(&gpu, &graph, &indices, &tuner, &mut show)?.measure(name, share)?);
+        kernels
+            .push(Runnable::new(&gpu, &graph, &indices, &tuner, &mut reporter(quiet))?.measure(name, share)?);
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
     let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };
@@ -176,7 +177,7 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>) -> Result<(), Error> {
     Ok(())
 }
 
-fn open_train(args: &BenchTrainArgs) -> Result<BenchTrain, Error> {
+fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
     args.check()?;
     let options = BenchTrainOptions {
         config: args.config()?,
@@ -190,7 +191,7 @@ fn open_train(args: &BenchTrainArgs) -> Result<BenchTrain, Error> {
         tune: args.tune.tune,
         fusions: args.fusions(),
     };
-    let bench = BenchTrain::new(&Gpu::open(&args.device.options())?, &options, &mut show)?;
+    let bench = BenchTrain::new(&Gpu::open(&args.device.options())?, &options, &mut reporter(quiet))?;
     if let Some(trouble) = &bench.tuned().trouble {
         eprintln!("{trouble}");
     }
@@ -209,17 +210,22 @@ pub(super) fn named_shape(name: &str) -> Result<ModelConfig, Error> {
 }
 
 /// A line per class of kernels that is measured before.
-pub(super) fn show(progress: &TuneProgress) {
-    let m = &progress.measurement;
-    eprintln!(
-        "measured {}/{}: {}: {}, {:.1} GFLOP/s, {:.2} times the default",
-        progress.done,
-        progress.total,
-        m.class,
-        m.variant,
-        m.gflops,
-        m.default_seconds / m.seconds
-    );
+pub(super) fn reporter(quiet: bool) -> impl FnMut(&TuneProgress) {
+    move |progress| {
+        if quiet {
+            return;
+        }
+        let m = &progress.measurement;
+        eprintln!(
+            "measured {}/{}: {}: {}, {:.1} GFLOP/s, {:.2} times the default",
+            progress.done,
+            progress.total,
+            m.class,
+            m.variant,
+            m.gflops,
+            m.default_seconds / m.seconds
+        );
+    }
 }
 
 fn read_json(path: &Path) -> Result<Value, Error> {

@@ -28,13 +28,13 @@ pub fn run() -> ExitCode {
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Devices(args) => devices::run(args),
-        Command::Tune(args) => tune::run(args),
+        Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
-            BenchCommand::Matmul(args) => bench::matmul(args),
-            BenchCommand::Attention(args) => bench::attention(args),
-            BenchCommand::Lora(args) => bench::lora(args),
-            BenchCommand::Step(args) => bench::step(args),
-            BenchCommand::Train(args) => bench::train(args),
+            BenchCommand::Matmul(args) => bench::matmul(args, cli.quiet),
+            BenchCommand::Attention(args) => bench::attention(args, cli.quiet),
+            BenchCommand::Lora(args) => bench::lora(args, cli.quiet),
+            BenchCommand::Step(args) => bench::step(args, cli.quiet),
+            BenchCommand::Train(args) => bench::train(args, cli.quiet),
         },
     };
     let exit = match result {

@@ -1,7 +1,7 @@
 //! `engraft tune`: measures the kernels of a model's training step ahead of a run.
 
 use super::args::TuneCommandArgs;
-use super::bench::show;
+use super::bench::reporter;
 use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::Gpu;
@@ -17,7 +17,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// No model or shape, no device, and what the device reports.
-pub fn run(args: TuneCommandArgs) -> Result<(), Error> {
+pub fn run(args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
     let config = args.config()?;
     let gpu = Gpu::open(&args.device.options())?;
     let precisions = match args.all {
@@ -33,7 +33,7 @@ pub fn run(args: TuneCommandArgs) -> Result<(), Error> {
             let network = network(&config, precision, args.rank, tokens)?;
             let capacity = Capacity { tokens, labels: tokens };
             let graph = training_graph(&network, capacity).map_err(TrainerError::from)?;
-            let report = tuner.prepare(&gpu, &graph, &mut show)?;
+            let report = tuner.prepare(&gpu, &graph, &mut reporter(quiet))?;
             if let Some(trouble) = report.trouble {
                 return Err(Error::input(trouble));
             }
