@@ -25,10 +25,10 @@ use std::path::Path;
 /// # Errors
 /// Options out of range, no device, and what the device reports.
 pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
-    let earlier = args.compare.as_deref().map(read_json).transpose()?;
+    let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
     let mut bench = open_train(&args, quiet)?;
     let report = bench.run()?;
-    if args.json {
+    if args.run.json {
         print_json(&report);
     } else {
         print!("{}", report_table(&report));
@@ -46,7 +46,7 @@ pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
 pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
     let mut bench = open_train(&args.train, quiet)?;
     let report = bench.run()?;
-    let tuner = Tuner::new(args.train.tune.tune);
+    let tuner = Tuner::new(args.train.run.tune.tune);
     let peak = peak(bench.trainer().gpu(), &tuner, &mut reporter(quiet))?;
     let dispatches = bench.dispatches()?;
     let kernels = by_kind(&dispatches);
@@ -57,7 +57,7 @@ pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
             .map_err(|source| Error::Write { path: path.clone(), source })?;
     }
     let step = StepReport::new(&report, &kernels, peak);
-    if args.train.json {
+    if args.train.run.json {
         print_json(&step);
     } else {
         print!("{}", step_table(&step));
@@ -157,9 +157,9 @@ struct KernelCase {
 }
 
 fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, quiet: bool) -> Result<(), Error> {
-    let earlier = args.compare.as_deref().map(read_json).transpose()?;
-    let gpu = Gpu::open(&args.device.options())?;
-    let tuner = Tuner::new(args.tune.tune);
+    let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
+    let gpu = Gpu::open(&args.run.device.options())?;
+    let tuner = Tuner::new(args.run.tune.tune);
     let peak = peak(&gpu, &tuner, &mut reporter(quiet))?;
     let mut kernels = Vec::new();
     for KernelCase { name, graph, indices, share } in cases {
@@ -169,7 +169,7 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, quiet: bool) -> Result<()
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
     let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };
-    if args.json {
+    if args.run.json {
         print_json(&report);
     } else {
         print!("{}", report.table(earlier.as_ref()));
@@ -188,10 +188,10 @@ fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
         steps: args.steps,
         precision: args.precision,
         recompute: args.recompute,
-        tune: args.tune.tune,
+        tune: args.run.tune.tune,
         fusions: args.fusions(),
     };
-    let bench = BenchTrain::new(&Gpu::open(&args.device.options())?, &options, &mut reporter(quiet))?;
+    let bench = BenchTrain::new(&Gpu::open(&args.run.device.options())?, &options, &mut reporter(quiet))?;
     if let Some(trouble) = &bench.tuned().trouble {
         eprintln!("{trouble}");
     }

@@ -22,6 +22,12 @@ pub fn run() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !crate::gpu::is_waiting() {
+            usual(panic);
+        }
+    }));
     let result = match cli.command {
         Command::Finetune(args) => finetune::lora(args, cli.quiet),
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),

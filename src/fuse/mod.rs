@@ -8,7 +8,6 @@
 mod residual;
 
 use crate::graph::{Graph, GraphError};
-use std::str::FromStr;
 
 /// Which fusions are on: all, unless told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +21,6 @@ pub struct Fusions {
 
 impl Fusions {
     pub const NAMES: [&'static str; 2] = ["adapter", "residual"];
-
-    pub const NONE: Fusions = Fusions { adapter: false, residual: false };
 
     /// All but the named ones.
     ///
@@ -52,27 +49,6 @@ impl Default for Fusions {
     }
 }
 
-/// A fusion's name, as the command line takes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FusionName(pub String);
-
-impl FromStr for FusionName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match Fusions::NAMES.contains(&text) {
-            true => Ok(FusionName(text.to_owned())),
-            false => Err(format!("there are {}", Fusions::NAMES.join(", "))),
-        }
-    }
-}
-
-impl AsRef<str> for FusionName {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
 /// Applies what is switched on.
 ///
 /// # Errors
@@ -89,10 +65,8 @@ mod tests {
     fn every_name_switches_one_off() {
         for name in Fusions::NAMES {
             assert_ne!(Fusions::without(&[name]), Ok(Fusions::default()));
-            assert!(name.parse::<FusionName>().is_ok());
         }
-        assert_eq!(Fusions::without(&Fusions::NAMES), Ok(Fusions::NONE));
+        assert_eq!(Fusions::without(&Fusions::NAMES), Ok(Fusions { adapter: false, residual: false }));
         assert_eq!(Fusions::without(&["speed"]), Err("speed".into()));
-        assert!("speed".parse::<FusionName>().is_err());
     }
 }

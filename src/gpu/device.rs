@@ -5,6 +5,7 @@ use super::pipeline::PipelineCache;
 use super::pipeline_file::PipelineFile;
 use crate::graph::{Choices, Cooperative, DeviceProfile};
 use serde::Serialize;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -318,7 +319,9 @@ impl Gpu {
         self.check()?;
         let device = &self.shared.device;
         // wgpu panics where the device is lost meanwhile; its callback has recorded why
+        POLLING.set(true);
         let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.poll(until)));
+        POLLING.set(false);
         self.check()?;
         match polled {
             Ok(Ok(_)) => Ok(()),
@@ -344,6 +347,16 @@ impl Gpu {
             Err(_) => Err(GpuError::Lost("a device callback failed".into())),
         }
     }
+}
+
+thread_local! {
+    static POLLING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread waits for a device, where a panic of wgpu becomes [`GpuError::Lost`]: for a program's panic hook,
+/// which has nothing to say then.
+pub fn is_waiting() -> bool {
+    POLLING.get()
 }
 
 /// What cooperative matrices need.

@@ -13,7 +13,7 @@ mod timing;
 
 pub use buffer::{Buffer, BufferSlice, Readback};
 pub use compose::{ShaderKey, param_bytes};
-pub use device::{DeviceInfo, Gpu, GpuOptions, list_devices};
+pub use device::{DeviceInfo, Gpu, GpuOptions, is_waiting, list_devices};
 pub use error::GpuError;
 pub use pipeline::{Bound, Recording};
 pub use timing::DispatchTime;

@@ -228,8 +228,8 @@ impl Gpu {
         }
     }
 
-    /// Zeroes buffers and runs recordings, cut into submissions of bounded work; returns without waiting for them, but for old ones
-    /// where several have not finished.
+    /// Zeroes buffers and runs recordings, cut into submissions of bounded work; returns without waiting for them, but for
+    /// old ones where several have not finished.
     ///
     /// # Errors
     /// What the device reported since the last call.

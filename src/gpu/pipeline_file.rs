@@ -40,7 +40,7 @@ impl PipelineFile {
 
     fn write(&self) -> std::io::Result<()> {
         let Some(data) = self.cache.get_data() else { return Ok(()) };
-        if fs::metadata(&self.path).is_ok_and(|m| m.len() == data.len() as u64) {
+        if fs::read(&self.path).is_ok_and(|known| known == data) {
             return Ok(());
         }
         let folder = self.path.parent().unwrap_or(Path::new("."));

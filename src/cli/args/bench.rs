@@ -3,7 +3,7 @@
 use super::{DeviceArgs, EXIT_CODES, TuneArgs, count, targets};
 use crate::cli::bench::named_shape;
 use crate::error::Error;
-use crate::fuse::{FusionName, Fusions};
+use crate::fuse::Fusions;
 use crate::graph::DType;
 use crate::models::ModelConfig;
 use crate::train::bench::small_config;
@@ -32,6 +32,21 @@ pub enum BenchCommand {
     Train(BenchTrainArgs),
 }
 
+/// Where every benchmark runs and what it prints.
+#[derive(Clone, Debug, Args)]
+pub struct BenchRunArgs {
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub tune: TuneArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Compare with what --json wrote earlier
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", after_help = EXIT_CODES)]
 pub struct BenchKernelArgs {
@@ -51,15 +66,7 @@ pub struct BenchKernelArgs {
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = storage)]
     pub storage: DType,
     #[command(flatten)]
-    pub device: DeviceArgs,
-    #[command(flatten)]
-    pub tune: TuneArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// Compare with what --json wrote earlier
-    #[arg(long, value_name = "FILE")]
-    pub compare: Option<PathBuf>,
+    pub run: BenchRunArgs,
 }
 
 impl BenchKernelArgs {
@@ -126,6 +133,13 @@ impl TuneCommandArgs {
 
 fn measuring(text: &str) -> Result<TuneMode, String> {
     text.parse().ok().filter(|mode| *mode != TuneMode::Off).ok_or_else(|| "there are cached and full".into())
+}
+
+fn fusion(text: &str) -> Result<String, String> {
+    match Fusions::NAMES.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("there are {}", Fusions::NAMES.join(", "))),
+    }
 }
 
 fn size(text: &str) -> Result<(usize, usize, usize), String> {
@@ -197,18 +211,10 @@ pub struct BenchTrainArgs {
     #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
     pub recompute: RecomputeKind,
     /// Fusions to leave out, for what they gain: adapter, residual
-    #[arg(long, alias = "no-fuse", value_name = "NAMES", value_delimiter = ',')]
-    pub no_fuse: Vec<FusionName>,
+    #[arg(long, alias = "no-fuse", value_name = "NAMES", value_delimiter = ',', value_parser = fusion)]
+    pub no_fuse: Vec<String>,
     #[command(flatten)]
-    pub device: DeviceArgs,
-    #[command(flatten)]
-    pub tune: TuneArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// Compare with what --json wrote earlier
-    #[arg(long, value_name = "FILE")]
-    pub compare: Option<PathBuf>,
+    pub run: BenchRunArgs,
 }
 
 impl BenchTrainArgs {

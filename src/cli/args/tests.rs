@@ -239,7 +239,7 @@ fn bench_train_takes_the_shape_of_a_model() {
     assert_eq!((args.vocab, args.seq, args.batch, args.rank, args.steps), (1000, 64, 2, 4, 5));
     assert_eq!(args.targets(), ["q_proj", "o_proj"]);
     assert_eq!((args.precision, args.recompute), (Precision::BF16True, RecomputeKind::Layer));
-    assert!(args.json && args.device.gpu.as_deref() == Some("x"));
+    assert!(args.run.json && args.run.device.gpu.as_deref() == Some("x"));
     assert_eq!(bench(&["--heads", "2"]).kv_heads(), 2);
     assert!(bench(&["--kv-heads", "3"]).check().is_err());
     assert!(bench(&["--heads", "0"]).check().is_err());
