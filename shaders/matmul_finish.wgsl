@@ -1,6 +1,10 @@
 // From the sums of matmul_coop.wgsl to the product as it is stored:
 //     out[row, col] (+)= alpha * (sums[row, col] + sum over k2 of r2[row, k2] * c2[col, k2]) + residual[row, col]
-// One invocation per group of four columns. PAIR, RESIDUAL and ACCUMULATE as in matmul_tiled.wgsl.
+// One invocation per group of four columns. PAIR, PAIR_MASKED, RESIDUAL and ACCUMULATE as in matmul_tiled.wgsl.
+{% if PAIR_MASKED %}
+{% include "shared/dropout.wgsl" %}
+
+{% endif %}
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -11,7 +15,7 @@ fn main(
     if (at >= params.rows * params.cols4) {
         return;
     }
-    var v = load_sums(at);
+    var v = vec4<f32>();
 {% if PAIR %}
     let row = at / params.cols4;
     let col4 = at % params.cols4;
@@ -35,7 +39,10 @@ fn main(
 {% endfor %}
     }
 {% endif %}
-    v *= params.alpha;
+{% if PAIR_MASKED %}
+    v = dropped(v, at, mask_seed());
+{% endif %}
+    v = params.alpha * (v + load_sums(at));
 {% if RESIDUAL %}
     v += load_residual(at);
 {% endif %}

@@ -8,7 +8,8 @@
 // - otherwise the workgroup is one subgroup: each lane loads a piece, subgroupBroadcast hands it on.
 // UNROLL groups of four along k are taken together; they must divide the inner dimension.
 // TRANSPOSED stores out[col, row] instead, so that a thin product can use its long side as columns.
-// PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there.
+// PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there. Masks and parts: see the include.
+{% include "shared/operands.wgsl" %}
 {% set ROW4 = ROWS // 4 %}
 {% set LOADS = ROWS // LANES %}
 
@@ -16,14 +17,14 @@
         let t{{ u }} = t + {{ u }}u;
 {% if C_INNER %}
 {% for j in range(4) %}
-        let c{{ u }}_{{ j }} = load_{{ c }}(col_{{ j }} * params.{{ k }}_4 + t{{ u }});
+        let c{{ u }}_{{ j }} = {{ load(c, "col_" ~ j ~ " * params." ~ k ~ "_4 + t" ~ u) }};
 {% endfor %}
 {% for q in ["x", "y", "z", "w"] %}
         let w{{ u }}_{{ loop.index0 }} = vec4<f32>(c{{ u }}_0.{{ q }}, c{{ u }}_1.{{ q }}, c{{ u }}_2.{{ q }}, c{{ u }}_3.{{ q }});
 {% endfor %}
 {% else %}
 {% for q in range(4) %}
-        let w{{ u }}_{{ q }} = load_{{ c }}(min(4u * t{{ u }} + {{ q }}u, params.{{ k }} - 1u) * params.cols4 + col4);
+        let w{{ u }}_{{ q }} = {{ load(c, "min(4u * t" ~ u ~ " + " ~ q ~ "u, params." ~ k ~ " - 1u) * params.cols4 + col4") }};
 {% endfor %}
 {% endif %}
 {% endmacro %}
@@ -33,13 +34,13 @@
 {% if not UNIFORM %}
 {% for i in range(LOADS) %}
 {% if R_INNER %}
-        let r{{ u }}_{{ i }} = load_{{ r }}(min(row0 + {{ LANES * i }}u + lane, params.rows - 1u) * params.{{ k }}_4 + t{{ u }});
+        let r{{ u }}_{{ i }} = {{ load(r, "min(row0 + " ~ LANES * i ~ "u + lane, params.rows - 1u) * params." ~ k ~ "_4 + t" ~ u) }};
 {% else %}
 {# piece e = k within four * ROW4 + group of four rows; lane l loads the pieces i * LANES + l #}
         let k{{ u }}_{{ i }} = 4u * t{{ u }} + ({{ i * LANES }}u + lane) / {{ ROW4 }}u;
         let r{{ u }}_{{ i }} = select(
             vec4<f32>(),
-            load_{{ r }}(min(k{{ u }}_{{ i }}, params.{{ k }} - 1u) * params.rows4 + min(row0 / 4u + ({{ i * LANES }}u + lane) % {{ ROW4 }}u, params.rows4 - 1u)),
+            {{ rows_of(r, "min(k" ~ u ~ "_" ~ i ~ ", params." ~ k ~ " - 1u)", k, "min(row0 / 4u + (" ~ i * LANES ~ "u + lane) % " ~ ROW4 ~ "u, params.rows4 - 1u)") }},
             k{{ u }}_{{ i }} < params.{{ k }});
 {% endif %}
 {% endfor %}
@@ -51,12 +52,12 @@
 {% if not UNIFORM %}
         let a{{ u }}_{{ e }} = subgroupBroadcast(r{{ u }}_{{ e // LANES }}, {{ e % LANES }}u);
 {% elif R_INNER %}
-        let a{{ u }}_{{ e }} = load_{{ r }}(min(row0 + {{ e }}u, params.rows - 1u) * params.{{ k }}_4 + t{{ u }});
+        let a{{ u }}_{{ e }} = {{ load(r, "min(row0 + " ~ e ~ "u, params.rows - 1u) * params." ~ k ~ "_4 + t" ~ u) }};
 {% else %}
         let k{{ u }}_{{ e }} = 4u * t{{ u }} + {{ e // ROW4 }}u;
         let a{{ u }}_{{ e }} = select(
             vec4<f32>(),
-            load_{{ r }}(min(k{{ u }}_{{ e }}, params.{{ k }} - 1u) * params.rows4 + min(row0 / 4u + {{ e % ROW4 }}u, params.rows4 - 1u)),
+            {{ rows_of(r, "min(k" ~ u ~ "_" ~ e ~ ", params." ~ k ~ " - 1u)", k, "min(row0 / 4u + " ~ e % ROW4 ~ "u, params.rows4 - 1u)") }},
             k{{ u }}_{{ e }} < params.{{ k }});
 {% endif %}
 {% endmacro %}
@@ -113,16 +114,24 @@ fn main(
 {% for i in range(ROWS) %}
     var s{{ i }} = vec4<f32>();
 {% endfor %}
-{{ product("r", "c", "k") }}
+{% if MASKED %}
+    let seed = mask_seed();
+{% endif %}
 {% if PAIR %}
 {{ product("r2", "c2", "k2") }}
 {% endif %}
+{% if PAIR_MASKED %}
+{% for i in range(ROWS) %}
+    s{{ i }} = dropped(s{{ i }}, (row0 + {{ i }}u) * params.cols4 + col4, seed);
+{% endfor %}
+{% endif %}
+{{ product("r", "c", "k") }}
 {% if TRANSPOSED %}
 {% for j in range(4) %}
     if (col0 + {{ j }}u < params.cols) {
 {% for i in range(ROW4) %}
         if (row0 + {{ 4 * i }}u < params.rows) {
-            let at = (col0 + {{ j }}u) * params.rows4 + row0 / 4u + {{ i }}u;
+            let at = {{ transposed("col0 + " ~ j ~ "u", "(row0 / 4u + " ~ i ~ "u)") }};
             let valid = vec4<u32>(row0 + {{ 4 * i }}u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
             let v = select(vec4<f32>(), params.alpha * vec4<f32>(s{{ 4 * i }}[{{ j }}], s{{ 4 * i + 1 }}[{{ j }}], s{{ 4 * i + 2 }}[{{ j }}], s{{ 4 * i + 3 }}[{{ j }}]), valid);
             store_out(at, v{{ added() }});

@@ -6,6 +6,8 @@
 // PER_COLS elements (multiples of four). SPLIT > 1 shares the inner dimension: each slice of invocations sums its part of
 // every block of DEPTH * SPLIT, and the slices are added at the end; for products too thin to fill a workgroup otherwise.
 // TRANSPOSED stores out[col, row]; PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there.
+// Masks and parts: see the include.
+{% include "shared/operands.wgsl" %}
 {% set ACROSS = COLS // PER_COLS %}
 {% set DOWN = ROWS // PER_ROWS %}
 {% set SLICE = ACROSS * DOWN %}
@@ -23,7 +25,7 @@
 var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 
 {# copies a block of the operand, as lines of one k each #}
-{% macro stage(name, start, line, inner, k, extent, extent4, first, width) %}
+{% macro stage(name, start, line, inner, k, extent, first, width) %}
 {% if inner %}
         for (var e = lane; e < {{ width // 4 * (BLOCK // 4) }}u; e += {{ WORKGROUP }}u) {
             let at = e / {{ BLOCK // 4 }}u;
@@ -33,7 +35,7 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 {% endfor %}
             if (t + q < params.{{ k }}_4) {
 {% for j in range(4) %}
-                v{{ j }} = load_{{ name }}(min({{ first }} + 4u * at + {{ j }}u, params.{{ extent }} - 1u) * params.{{ k }}_4 + t + q);
+                v{{ j }} = {{ load(name, "min(" ~ first ~ " + 4u * at + " ~ j ~ "u, params." ~ extent ~ " - 1u) * params." ~ k ~ "_4 + t + q") }};
 {% endfor %}
             }
 {% for j in ["x", "y", "z", "w"] %}
@@ -46,7 +48,11 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
             let row = e / {{ width // 4 }}u;
             var v = vec4<f32>();
             if (4u * t + row < params.{{ k }}) {
-                v = load_{{ name }}((4u * t + row) * params.{{ extent4 }} + min({{ first }} / 4u + at, params.{{ extent4 }} - 1u));
+{% if extent == "rows" %}
+                v = {{ rows_of(name, "4u * t + row", k, "min(" ~ first ~ " / 4u + at, params.rows4 - 1u)") }};
+{% else %}
+                v = {{ load(name, "(4u * t + row) * params.cols4 + min(" ~ first ~ " / 4u + at, params.cols4 - 1u)") }};
+{% endif %}
             }
             tiles[{{ start }}u + row * {{ line }}u + at] = v;
         }
@@ -55,8 +61,8 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 
 {% macro product(r, c, k) %}
     for (var t = 0u; t < params.{{ k }}_4; t += {{ BLOCK // 4 }}u) {
-{{ stage(r, 0, R_LINE, R_INNER, k, "rows", "rows4", "row_tile", ROWS) }}
-{{ stage(c, C_START, C_LINE, C_INNER, k, "cols", "cols4", "col_tile", COLS) }}
+{{ stage(r, 0, R_LINE, R_INNER, k, "rows", "row_tile", ROWS) }}
+{{ stage(c, C_START, C_LINE, C_INNER, k, "cols", "col_tile", COLS) }}
         workgroupBarrier();
         for (var i = 0u; i < {{ DEPTH }}u; i += 1u) {
 {% if SPLIT > 1 %}
@@ -106,10 +112,20 @@ fn main(
     var s{{ i }}_{{ p }} = vec4<f32>();
 {% endfor %}
 {% endfor %}
-{{ product("r", "c", "k") }}
+{% if MASKED %}
+    let seed = mask_seed();
+{% endif %}
 {% if PAIR %}
 {{ product("r2", "c2", "k2") }}
 {% endif %}
+{% if PAIR_MASKED %}
+{% for i in range(PER_ROWS) %}
+{% for p in range(QC) %}
+    s{{ i }}_{{ p }} = dropped(s{{ i }}_{{ p }}, (row_tile + {{ PER_ROWS }}u * y + {{ i }}u) * params.cols4 + col_tile / 4u + x + {{ p * ACROSS }}u, seed);
+{% endfor %}
+{% endfor %}
+{% endif %}
+{{ product("r", "c", "k") }}
 {% if SPLIT > 1 %}
     if (slice > 0u) {
 {% for i in range(PER_ROWS) %}
@@ -141,7 +157,7 @@ fn main(
     if (col{{ p }} + {{ j }}u < params.cols) {
 {% for i in range(QR) %}
         if (row0 + {{ 4 * i }}u < params.rows) {
-            let at = (col{{ p }} + {{ j }}u) * params.rows4 + row0 / 4u + {{ i }}u;
+            let at = {{ transposed("col" ~ p ~ " + " ~ j ~ "u", "(row0 / 4u + " ~ i ~ "u)") }};
             let valid = vec4<u32>(row0 + {{ 4 * i }}u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
             let v = select(vec4<f32>(), params.alpha * vec4<f32>({% for e in range(4) %}s{{ 4 * i + e }}_{{ p }}[{{ j }}]{{ ", " if e < 3 }}{% endfor %}), valid);
             store_out(at, v{{ added() }});

@@ -184,6 +184,7 @@ fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
         seq: args.seq,
         batch: args.batch,
         rank: args.rank,
+        dropout: args.lora_dropout,
         targets: args.targets(),
         steps: args.steps,
         precision: args.precision,

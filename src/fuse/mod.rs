@@ -1,11 +1,12 @@
 //! Fusions: rewrites of a finished graph into one with fewer, larger operations. Each has its own switch, so that its gain
 //! can be measured and its result compared.
 //!
-//! Two fusions are not rewrites but operations of their own: the adapter in its layer's product
-//! ([`crate::ops::lora_linear`], switched where the layer is built), and gather, head and cross-entropy by chunks
+//! Three fusions are not rewrites but operations of their own: the adapter in its layer's product, and dropout inside the
+//! adapter's ([`crate::ops::lora_linear`], both switched where the layer is built), and gather, head and cross-entropy by chunks
 //! ([`crate::ops::cross_entropy`], which has no other form).
 
 mod residual;
+mod siblings;
 
 use crate::graph::{Graph, GraphError};
 
@@ -17,10 +18,14 @@ pub struct Fusions {
     /// A sum with the result of a product is made where the product is stored: residual connections, and gradients that
     /// meet.
     pub residual: bool,
+    /// Dropout of the adapter's input is made as its products read and store, instead of a masked copy.
+    pub dropout: bool,
+    /// The low-rank sides of layers with one input, `x·Aᵀ` and the gradients of A, are one product.
+    pub siblings: bool,
 }
 
 impl Fusions {
-    pub const NAMES: [&'static str; 2] = ["adapter", "residual"];
+    pub const NAMES: [&'static str; 4] = ["adapter", "residual", "dropout", "siblings"];
 
     /// All but the named ones.
     ///
@@ -38,6 +43,8 @@ impl Fusions {
         match name {
             "adapter" => Some(&mut self.adapter),
             "residual" => Some(&mut self.residual),
+            "dropout" => Some(&mut self.dropout),
+            "siblings" => Some(&mut self.siblings),
             _ => None,
         }
     }
@@ -45,7 +52,7 @@ impl Fusions {
 
 impl Default for Fusions {
     fn default() -> Self {
-        Fusions { adapter: true, residual: true }
+        Fusions { adapter: true, residual: true, dropout: true, siblings: true }
     }
 }
 
@@ -54,19 +61,44 @@ impl Default for Fusions {
 /// # Errors
 /// A rewrite that does not fit its graph: a mistake in this room.
 pub fn fuse(graph: Graph, fusions: Fusions) -> Result<Graph, GraphError> {
+    let graph = if fusions.siblings { siblings::fuse(graph)? } else { graph };
     if fusions.residual { residual::fuse(graph) } else { Ok(graph) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::ReferenceTensor;
+    use crate::graph::evaluate::evaluate;
+
+    pub(super) fn names(graph: &Graph) -> Vec<&'static str> {
+        graph.nodes().iter().map(|n| n.op.name()).collect()
+    }
+
+    /// Every value of the graph, from reproducible leaves.
+    pub(super) fn values(graph: &Graph) -> Vec<Option<ReferenceTensor>> {
+        let value = |seed: usize| move |i: usize| ((i * 7 + seed * 13) % 11) as f64 / 4.0 - 1.0;
+        let leaves = graph
+            .leaves()
+            .iter()
+            .enumerate()
+            .map(|(i, l)| (l.value, ReferenceTensor::from_fn(graph.shape_of(l.value), value(i))))
+            .collect();
+        evaluate(graph, &leaves)
+    }
+
+    pub(super) fn outputs(graph: &Graph) -> Vec<Vec<f64>> {
+        let all = values(graph);
+        graph.outputs().iter().map(|(_, v)| all[v.index()].clone().unwrap().data).collect()
+    }
 
     #[test]
     fn every_name_switches_one_off() {
         for name in Fusions::NAMES {
             assert_ne!(Fusions::without(&[name]), Ok(Fusions::default()));
         }
-        assert_eq!(Fusions::without(&Fusions::NAMES), Ok(Fusions { adapter: false, residual: false }));
+        let none = Fusions { adapter: false, residual: false, dropout: false, siblings: false };
+        assert_eq!(Fusions::without(&Fusions::NAMES), Ok(none));
         assert_eq!(Fusions::without(&["speed"]), Err("speed".into()));
     }
 }

@@ -3,12 +3,12 @@
 //! The product moves to the place of the sum: everything it reads exists by then, and so does x. It may have no other
 //! reader, and its further outputs none before the sum.
 
-use crate::graph::{Change, Graph, GraphError, Value};
+use crate::graph::{Graph, GraphError, NewNode, Value};
 use std::collections::HashMap;
 
 pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
     let uses = graph.uses();
-    let mut changes: HashMap<usize, Change> = HashMap::new();
+    let mut changes: HashMap<usize, Vec<NewNode>> = HashMap::new();
     for (at, node) in graph.nodes().iter().enumerate() {
         let &[a, b] = node.inputs.as_slice() else { continue };
         if node.op.name() != "add" || a == b {
@@ -34,8 +34,8 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             if alone && !early {
                 let inputs = product.inputs.iter().copied().chain([other]).collect();
                 let outputs = node.outputs.iter().chain(&product.outputs[1..]).copied().collect();
-                changes.insert(from, Change::Drop);
-                changes.insert(at, Change::Replace { op, inputs, outputs });
+                changes.insert(from, Vec::new());
+                changes.insert(at, vec![NewNode { op, inputs, outputs }]);
                 break;
             }
         }
@@ -46,27 +46,11 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::evaluate::evaluate;
-    use crate::graph::{DType, ReferenceTensor, Shape};
+    use crate::fuse::tests::{names, outputs};
+    use crate::graph::{DType, Shape};
     use crate::ops::add::add;
-    use crate::ops::lora_linear::lora_linear;
+    use crate::ops::lora_linear::{Dropped, lora_linear};
     use crate::ops::matmul::{Layout, matmul};
-
-    fn names(graph: &Graph) -> Vec<&'static str> {
-        graph.nodes().iter().map(|n| n.op.name()).collect()
-    }
-
-    fn outputs(graph: &Graph) -> Vec<Vec<f64>> {
-        let value = |seed: usize| move |i: usize| ((i * 7 + seed * 13) % 11) as f64 / 4.0 - 1.0;
-        let leaves = graph
-            .leaves()
-            .iter()
-            .enumerate()
-            .map(|(i, l)| (l.value, ReferenceTensor::from_fn(graph.shape_of(l.value), value(i))))
-            .collect();
-        let all = evaluate(graph, &leaves);
-        graph.outputs().iter().map(|(_, v)| all[v.index()].clone().unwrap().data).collect()
-    }
 
     #[test]
     fn sums_with_products_become_products_and_give_the_same() {
@@ -75,7 +59,7 @@ mod tests {
         let w = g.frozen("w", Shape::matrix(4, 4), DType::F32).unwrap();
         let a = g.trainable("a", Shape::matrix(2, 4)).unwrap();
         let b = g.trainable("b", Shape::matrix(4, 2)).unwrap();
-        let y = lora_linear(&mut g, x, w, (a, b), None, 2.0, DType::F32).unwrap();
+        let y = lora_linear(&mut g, x, w, (a, b), Dropped::Not, 2.0, DType::F32).unwrap();
         let first = add(&mut g, x, y).unwrap();
         let z = matmul(&mut g, Layout::NN, first, w, 1.0, DType::F32).unwrap();
         let second = add(&mut g, z, first).unwrap();

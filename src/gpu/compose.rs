@@ -13,7 +13,16 @@ use std::fmt::Write;
 
 const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/common.wgsl"));
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
-const SHARED: [(&str, &str); 3] = [
+/// A text comes before those that it includes.
+const SHARED: [(&str, &str); 5] = [
+    (
+        "shared/operands.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
+    ),
+    (
+        "shared/dropout.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/dropout.wgsl")),
+    ),
     ("shared/rows.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/rows.wgsl"))),
     (
         "shared/tile_order.wgsl",
@@ -107,41 +116,78 @@ impl ShaderKey {
             }
             line(format_args!("}}\n@group(0) @binding(0) var<uniform> params: Params;"));
         }
-        for (i, (name, dtype, view, write)) in self.bindings.iter().enumerate() {
-            let access = if *write { "read_write" } else { "read" };
-            let element = match (dtype, view) {
-                (DType::U32, _) => "u32",
-                (DType::F16, View::Matrix) => "f16",
-                (_, View::Scalar | View::Matrix) => "f32",
-                (DType::F32, View::Vec4) if wide => "vec2<u64>",
-                (DType::F32, View::Vec4) => "vec4<f32>",
-                (DType::F16 | DType::BF16, View::Vec4) if wide => "u64",
-                (DType::F16 | DType::BF16, View::Vec4) => "vec2<u32>",
-            };
-            line(format_args!(
-                "@group(0) @binding({}) var<storage, {access}> {name}: array<{element}>;",
-                i + 1
-            ));
-            if *view != View::Vec4 {
-                continue;
-            }
-            let (unpack, pack) = match (dtype, wide) {
-                (DType::F16, false) => ("unpack_f16", "pack_f16"),
-                (DType::BF16, false) => ("unpack_bf16", "pack_bf16"),
-                (DType::F16, true) => ("unpack_f16_wide", "pack_f16_wide"),
-                (DType::BF16, true) => ("unpack_bf16_wide", "pack_bf16_wide"),
-                (DType::F32 | DType::U32, true) => ("unpack_f32_wide", "pack_f32_wide"),
-                (DType::F32 | DType::U32, false) => ("", ""),
-            };
-            line(format_args!("fn load_{name}(at_: u32) -> vec4<f32> {{ return {unpack}({name}[at_]); }}"));
-            if *write {
+        let mut first = 0;
+        while first < self.bindings.len() {
+            let (name, dtype, view, write) = self.bindings[first];
+            let parts = self.bindings[first..].iter().take_while(|b| b.0 == name).count();
+            let access = if write { "read_write" } else { "read" };
+            let element = element(dtype, view, wide);
+            for part in 0..parts {
                 line(format_args!(
-                    "fn store_{name}(at_: u32, quad_: vec4<f32>) {{ {name}[at_] = {pack}(quad_); }}"
+                    "@group(0) @binding({}) var<storage, {access}> {}: array<{element}>;",
+                    first + part + 1,
+                    part_name(name, part),
                 ));
             }
+            if view == View::Vec4 {
+                line(format_args!("{}", accessors(name, dtype, write, wide, parts)));
+            }
+            first += parts;
         }
         text
     }
+}
+
+/// Element type of a binding's array.
+fn element(dtype: DType, view: View, wide: bool) -> &'static str {
+    match (dtype, view) {
+        (DType::U32, _) => "u32",
+        (DType::F16, View::Matrix) => "f16",
+        (_, View::Scalar | View::Matrix) => "f32",
+        (DType::F32, View::Vec4) if wide => "vec2<u64>",
+        (DType::F32, View::Vec4) => "vec4<f32>",
+        (DType::F16 | DType::BF16, View::Vec4) if wide => "u64",
+        (DType::F16 | DType::BF16, View::Vec4) => "vec2<u32>",
+    }
+}
+
+fn part_name(name: &str, part: usize) -> String {
+    if part == 0 { name.to_string() } else { format!("{name}_{part}") }
+}
+
+/// `load_name` and `store_name`; of a tensor in parts by the index that it would have in one piece, each part holding
+/// `params.name_part` groups of four.
+fn accessors(name: &str, dtype: DType, write: bool, wide: bool, parts: usize) -> String {
+    let (unpack, pack) = match (dtype, wide) {
+        (DType::F16, false) => ("unpack_f16", "pack_f16"),
+        (DType::BF16, false) => ("unpack_bf16", "pack_bf16"),
+        (DType::F16, true) => ("unpack_f16_wide", "pack_f16_wide"),
+        (DType::BF16, true) => ("unpack_bf16_wide", "pack_bf16_wide"),
+        (DType::F32 | DType::U32, true) => ("unpack_f32_wide", "pack_f32_wide"),
+        (DType::F32 | DType::U32, false) => ("", ""),
+    };
+    let in_parts = |body: &dyn Fn(&str, &str) -> String| {
+        let last = parts - 1;
+        let mut text = String::new();
+        for part in 0..last {
+            let at = format!("at_ - {part}u * params.{name}_part");
+            let _ = write!(
+                text,
+                "if (at_ < {}u * params.{name}_part) {{ {} }} ",
+                part + 1,
+                body(&part_name(name, part), if part == 0 { "at_" } else { &at })
+            );
+        }
+        let at = format!("at_ - {last}u * params.{name}_part");
+        text + &body(&part_name(name, last), if last == 0 { "at_" } else { &at })
+    };
+    let loaded = in_parts(&|array, at| format!("return {unpack}({array}[{at}]);"));
+    let mut text = format!("fn load_{name}(at_: u32) -> vec4<f32> {{ {loaded} }}");
+    if write {
+        let stored = in_parts(&|array, at| format!("{array}[{at}] = {pack}(quad_); return;"));
+        let _ = write!(text, "\nfn store_{name}(at_: u32, quad_: vec4<f32>) {{ {stored} }}");
+    }
+    text
 }
 
 /// Bytes of a dispatch's parameters as the uniform buffer holds them, padded to 16.

@@ -19,7 +19,7 @@ pub use launch::{
     View,
 };
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
-pub use rewrite::Change;
+pub use rewrite::NewNode;
 pub use shape::{LANE, Shape, TensorType};
 
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! The contract of an operation: meaning, gradient, launch and the f64 reference that tests it.
 
 use super::{DType, Graph, GraphError, Launch, LaunchPlan, Shape, TensorType, Value};
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 ///
 /// Every method without a default is required on purpose: an operation without a gradient rule or a
 /// reference does not compile.
-pub trait Operation: Debug + Send + Sync {
+pub trait Operation: Any + Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The shape rule: types of the outputs, or what is wrong with the inputs.

@@ -4,22 +4,22 @@ use super::{Accumulation, Graph, GraphError, Leaf, LeafKind, Operation, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What becomes of a node. Nodes that [`Graph::rewritten`] is not told about stay.
+/// A node that takes the place of others. `inputs` and `outputs` are values of the old graph: what it reads, and whose
+/// place each of its outputs takes.
 #[derive(Clone, Debug)]
-pub enum Change {
-    /// Left out; a later replacement makes its outputs, or nobody reads them.
-    Drop,
-    /// Another operation in its place. `inputs` and `outputs` are values of the old graph: what it reads, and whose
-    /// place each of its outputs takes.
-    Replace { op: Arc<dyn Operation>, inputs: Vec<Value>, outputs: Vec<Value> },
+pub struct NewNode {
+    pub op: Arc<dyn Operation>,
+    pub inputs: Vec<Value>,
+    pub outputs: Vec<Value>,
 }
 
 impl Graph {
-    /// The graph with these changes by node index.
+    /// The graph with nodes replaced, by their index: each by any number of new ones, in order. Nodes that are not named stay;
+    /// of one that is left out, others must make the outputs, or nobody may read them.
     ///
     /// # Errors
     /// What a replacement's shape rule says of its inputs, and inputs that do not exist where it stands.
-    pub fn rewritten(&self, changes: &HashMap<usize, Change>) -> Result<Graph, GraphError> {
+    pub fn rewritten(&self, changes: &HashMap<usize, Vec<NewNode>>) -> Result<Graph, GraphError> {
         let mut new = Graph::new();
         let mut map: HashMap<Value, Value> = HashMap::new();
         for Leaf { name, kind, value } in &self.leaves {
@@ -33,20 +33,20 @@ impl Graph {
             map.insert(*value, leaf);
         }
         for (n, node) in self.nodes.iter().enumerate() {
-            let (op, inputs, outputs) = match changes.get(&n) {
-                None => (&node.op, &node.inputs, &node.outputs),
-                Some(Change::Drop) => continue,
-                Some(Change::Replace { op, inputs, outputs }) => (op, inputs, outputs),
+            let same = || {
+                let (inputs, outputs) = (node.inputs.clone(), node.outputs.clone());
+                vec![NewNode { op: Arc::clone(&node.op), inputs, outputs }]
             };
-            let moved = |v: &Value| {
-                map.get(v)
-                    .copied()
-                    .ok_or_else(|| GraphError::invalid(op.name(), "reads what is not made yet"))
-            };
-            let inputs = inputs.iter().map(moved).collect::<Result<Vec<_>, _>>()?;
             new.block = node.block;
-            let made = new.apply(Arc::clone(op), &inputs)?;
-            map.extend(outputs.iter().copied().zip(made));
+            for NewNode { op, inputs, outputs } in changes.get(&n).cloned().unwrap_or_else(same) {
+                let moved = |v: &Value| {
+                    let early = || GraphError::invalid(op.name(), "reads what is not made yet");
+                    map.get(v).copied().ok_or_else(early)
+                };
+                let inputs = inputs.iter().map(moved).collect::<Result<Vec<_>, _>>()?;
+                let made = new.apply(op, &inputs)?;
+                map.extend(outputs.iter().copied().zip(made));
+            }
         }
         new.block = None;
         new.blocks = self.blocks;

@@ -15,7 +15,7 @@ pub use shapes::{shape, shape_names};
 use crate::autograd::{Recompute, differentiate};
 use crate::fuse::{Fusions, fuse};
 use crate::graph::{DType, Graph, GraphError, Shape, Value};
-use crate::nn::{AdapterSpec, Builder, WeightMode};
+use crate::nn::{AdapterForm, AdapterSpec, Builder, WeightMode};
 use crate::ops;
 use crate::ops::attention::Visibility;
 use crate::ops::matmul::{Layout, matmul};
@@ -151,7 +151,11 @@ impl Network {
 
     fn builder(&self) -> Builder<'_> {
         let adapter = self.adapter.as_ref();
-        Builder::new(self.weights, self.activations, adapter, self.fusions.adapter)
+        let form = match self.fusions {
+            Fusions { adapter: true, dropout, .. } => AdapterForm::Fused { dropout },
+            _ => AdapterForm::Separate,
+        };
+        Builder::new(self.weights, self.activations, adapter, form)
     }
 
     fn stream(&self, b: &mut Builder<'_>, tokens: usize) -> Result<Stream, GraphError> {

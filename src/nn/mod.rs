@@ -3,8 +3,11 @@
 
 use crate::graph::{DType, Graph, GraphError, Shape, Value};
 use crate::ops;
+use crate::ops::dropout::Dropout;
+use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Where adapters sit and how they scale.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +19,15 @@ pub struct AdapterSpec {
     pub dropout: f64,
     /// Full names of the modules that carry an adapter, e.g. `model.layers.0.self_attn.q_proj`.
     pub modules: Vec<String>,
+}
+
+/// How a layer with an adapter is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterForm {
+    /// Products and a sum of its own.
+    Separate,
+    /// It widens the layer's product, which makes dropout's mask too, or reads what was dropped before.
+    Fused { dropout: bool },
 }
 
 /// How the base weights of a network are held.
@@ -36,8 +48,8 @@ pub struct Builder<'a> {
     pub adapter: Option<&'a AdapterSpec>,
     /// The generator input, where dropout is on.
     pub rng: Option<Value>,
-    /// Adapters widen their layer's product, instead of a product of their own.
-    fused_adapter: bool,
+    /// How layers with an adapter are built.
+    form: AdapterForm,
     known: HashMap<String, Value>,
     dropouts: u32,
 }
@@ -47,7 +59,7 @@ impl<'a> Builder<'a> {
         weights: WeightMode,
         activations: DType,
         adapter: Option<&'a AdapterSpec>,
-        fused_adapter: bool,
+        form: AdapterForm,
     ) -> Self {
         Builder {
             graph: Graph::new(),
@@ -55,7 +67,7 @@ impl<'a> Builder<'a> {
             activations,
             adapter,
             rng: None,
-            fused_adapter,
+            form,
             known: HashMap::new(),
             dropouts: 0,
         }
@@ -101,26 +113,23 @@ impl<'a> Builder<'a> {
         let dropped = match self.rng {
             Some(rng) if spec.dropout > 0.0 => {
                 self.dropouts += 1;
-                Some(ops::dropout::dropout(&mut self.graph, x, rng, spec.dropout, self.dropouts)?)
+                let dropout = Dropout { p: spec.dropout, key: self.dropouts };
+                match self.form {
+                    AdapterForm::Fused { dropout: true } => Dropped::Inside(dropout, rng),
+                    _ => Dropped::Before(self.graph.apply1(Arc::new(dropout), &[x, rng])?),
+                }
             }
-            _ => None,
+            _ => Dropped::Not,
         };
-        if !self.fused_adapter {
-            let graph = &mut self.graph;
-            let y = matmul(graph, Layout::NT, x, weight, 1.0, self.activations)?;
-            let h = matmul(graph, Layout::NT, dropped.unwrap_or(x), a, spec.scale, DType::F32)?;
-            let delta = matmul(graph, Layout::NT, h, b, 1.0, self.activations)?;
-            return ops::add::add(graph, y, delta);
+        let (graph, dtype) = (&mut self.graph, self.activations);
+        if self.form != AdapterForm::Separate {
+            return lora_linear(graph, x, weight, (a, b), dropped, spec.scale, dtype);
         }
-        ops::lora_linear::lora_linear(
-            &mut self.graph,
-            x,
-            weight,
-            (a, b),
-            dropped,
-            spec.scale,
-            self.activations,
-        )
+        let y = matmul(graph, Layout::NT, x, weight, 1.0, dtype)?;
+        let dropped = if let Dropped::Before(dropped) = dropped { dropped } else { x };
+        let h = matmul(graph, Layout::NT, dropped, a, spec.scale, DType::F32)?;
+        let delta = matmul(graph, Layout::NT, h, b, 1.0, dtype)?;
+        ops::add::add(graph, y, delta)
     }
 
     /// RMS normalisation with the weight `{module}.weight` `[width]`.

@@ -86,8 +86,15 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
         let count = chunk.min(rows - start);
         let h_chunk = Operand::input(launch, 0).range(start as u64 * h_row, count as u64 * h_row);
         let weight = Operand::input(launch, 1);
-        let forward =
-            Product { layout: Layout::NT, m: count, n: vocab, k: width, alpha: 1.0, accumulate: false };
+        let forward = Product {
+            layout: Layout::NT,
+            m: count,
+            n: vocab,
+            k: width,
+            alpha: 1.0,
+            accumulate: false,
+            parts: 1,
+        };
         forward.launch(launch, &mut plan, (h_chunk, weight), Terms::default(), logits);
         let mut softmax = row_dispatch(SHADER, launch, count, vocab.div_ceil(4))
             .flag("GRADIENT", want_dh || want_dw)
@@ -109,7 +116,7 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
         }
         if want_dw {
             let product =
-                Product { layout: Layout::TN, m: vocab, n: width, k: count, alpha: 1.0, accumulate: true };
+                Product { layout: Layout::TN, m: vocab, n: width, k: count, accumulate: true, ..forward };
             let dw = Operand::new(Place::Output(2), launch.outputs[2].dtype);
             product.launch(launch, &mut plan, (logits, h_chunk), Terms::default(), dw);
         }

@@ -1,18 +1,19 @@
 //! Dropout: each element is zeroed with probability p, the others scaled by 1 / (1 - p).
 //!
 //! The mask is a hash of (rng, key, element): `rng` `[4]` changes with every micro-batch, `key` tells the places of one
-//! network apart. Recomputation and the gradient see the same mask. Gradient: the same mask on `dy`.
+//! network apart. Recomputation and the gradient see the same mask. Gradient: the same mask on `dy`. Products can make the
+//! mask as they read or store ([`super::matmul::Masked`]), so that no masked copy is kept.
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
-    ReverseNode, Shader, TensorType, Value,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
 const SHADER: Shader = crate::shader!("dropout");
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// Probability of zeroing, in [0, 1).
     pub p: f64,
@@ -38,9 +39,35 @@ impl Dropout {
         (self.p * f64::from(1 << 24)).round() as u32
     }
 
-    fn keeps(&self, rng: &[u32; 3], element: u32) -> bool {
-        let bits = mix(mix(mix(mix(element ^ rng[0]).wrapping_add(rng[1])) ^ rng[2]).wrapping_add(self.key));
+    /// What all elements of a tensor share, as `shaders/shared/dropout.wgsl` makes it.
+    fn seed(&self, rng: &[u32; 3]) -> [u32; 2] {
+        let state = mix(mix(mix(rng[0].wrapping_add(self.key)) ^ rng[1]).wrapping_add(rng[2]));
+        [state, mix(state ^ 0x9e37_79b9)]
+    }
+
+    fn keeps(&self, seed: [u32; 2], element: u32) -> bool {
+        let bits = mix(mix(element ^ seed[0]).wrapping_add(seed[1]));
         bits >> 8 >= self.threshold()
+    }
+
+    /// The parameters of a kernel that makes the mask from a binding `rng`.
+    pub(crate) fn mask(&self, dispatch: Dispatch, rng: Place) -> Dispatch {
+        dispatch
+            .param("key", self.key as usize)
+            .param("threshold", self.threshold() as usize)
+            .param_f32("keep_scale", 1.0 / (1.0 - self.p))
+            .read_scalar("rng", rng, DType::U32)
+    }
+
+    /// `x` with the mask of the generator's state `rng`, in f64.
+    pub(crate) fn masked(&self, x: &ReferenceTensor, rng: &ReferenceTensor) -> ReferenceTensor {
+        let seed = self.seed(&[0, 1, 2].map(|i| rng.data[i] as u32));
+        let (cols, stride) = (x.cols(), x.shape.cols4() * 4);
+        ReferenceTensor::from_fn(x.shape, |i| {
+            // the device counts elements with their padding
+            let element = (i / cols * stride + i % cols) as u32;
+            if self.keeps(seed, element) { x.data[i] / (1.0 - self.p) } else { 0.0 }
+        })
     }
 }
 
@@ -59,33 +86,22 @@ impl Operation for Dropout {
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        let dx = node.gradients[0]
-            .map(|dy| graph.apply1(Arc::new(self.clone()), &[dy, node.inputs[1]]))
-            .transpose()?;
+        let dx =
+            node.gradients[0].map(|dy| graph.apply1(Arc::new(*self), &[dy, node.inputs[1]])).transpose()?;
         Ok(vec![dx, None])
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
-        elementwise(SHADER, ty.rows() * ty.cols4())
-            .param("key", self.key as usize)
-            .param("threshold", self.threshold() as usize)
-            .param_f32("scale", 1.0 / (1.0 - self.p))
+        self.mask(elementwise(SHADER, ty.rows() * ty.cols4()), Place::Input(1))
             .read("x", Place::Input(0), ty.dtype)
-            .read_scalar("rng", Place::Input(1), DType::U32)
             .write("y", Place::Output(0), ty.dtype)
             .cost(ty.shape.elements() as f64, launch.traffic())
             .into()
     }
 
-    fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let rng = [0, 1, 2].map(|i| inputs[1].data[i] as u32);
-        let (cols, stride) = (outputs[0].cols(), outputs[0].cols4() * 4);
-        vec![ReferenceTensor::from_fn(outputs[0].shape, |i| {
-            // the device counts elements with their padding
-            let element = (i / cols * stride + i % cols) as u32;
-            if self.keeps(&rng, element) { inputs[0].data[i] / (1.0 - self.p) } else { 0.0 }
-        })]
+    fn reference(&self, inputs: &[ReferenceTensor], _outputs: &[TensorType]) -> Vec<ReferenceTensor> {
+        vec![self.masked(&inputs[0], &inputs[1])]
     }
 
     fn cases() -> Vec<Case> {
@@ -105,7 +121,8 @@ mod tests {
     #[test]
     fn zeroes_the_stated_share() {
         let op = Dropout { p: 0.1, key: 7 };
-        let kept = (0..100_000).filter(|&e| op.keeps(&[1, 2, 3], e)).count();
+        let seed = op.seed(&[1, 2, 3]);
+        let kept = (0..100_000).filter(|&e| op.keeps(seed, e)).count();
         assert!((89_500..90_500).contains(&kept), "{kept} of 100,000 kept at p = 0.1");
     }
 }

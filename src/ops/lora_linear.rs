@@ -5,10 +5,14 @@
 //! dimension from `in` to `in + r`: no pass over y of its own.
 //!
 //! Gradients, with `e = s dy·B` `[T, r]`: `dx = dy·W + e·A` (one widened product), `dA = eᵀ·d`, `dB = dyᵀ·h`.
-//! The gradient of W exists too, for who trains it.
+//! The gradient of W exists too, for who trains it. With dropout inside the layer's own products, `e·A` gets the mask where
+//! it is summed up, and no dropped copy of x is kept.
 
+use super::dropout::Dropout;
 use super::expect;
-use super::matmul::{Layout, Operand, Product, Terms, accumulate_product, matmul, matmul_pair};
+use super::matmul::{
+    Layout, MaskOn, Masked, Operand, Product, Terms, accumulate_product, matmul, matmul_masked, matmul_pair,
+};
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shape, TensorType, Value,
@@ -20,27 +24,45 @@ pub struct LoraLinear {
     /// s = alpha / r, or alpha / sqrt(r) with rank stabilisation.
     pub scale: f64,
     pub dtype: DType,
+    /// Dropout that the products make themselves; the fifth input is the generator's state then.
+    pub dropout: Option<Dropout>,
     /// The last input is added to y.
     pub residual: bool,
 }
 
-/// Appends the layer; `dropped` is x after dropout, where there is dropout.
+/// How a layer comes by dropout(x).
+#[derive(Clone, Copy, Debug)]
+pub enum Dropped {
+    /// No dropout.
+    Not,
+    /// This value is x after dropout.
+    Before(Value),
+    /// The layer's products make the mask, from this state of the generator.
+    Inside(Dropout, Value),
+}
+
+/// Appends the layer.
 pub fn lora_linear(
     graph: &mut Graph,
     x: Value,
     weight: Value,
     (a, b): (Value, Value),
-    dropped: Option<Value>,
+    dropped: Dropped,
     scale: f64,
     dtype: DType,
 ) -> Result<Value, GraphError> {
-    let inputs: Vec<Value> = [x, weight, a, b].into_iter().chain(dropped).collect();
-    graph.apply1(Arc::new(LoraLinear { scale, dtype, residual: false }), &inputs)
+    let (dropout, fifth) = match dropped {
+        Dropped::Not => (None, None),
+        Dropped::Before(value) => (None, Some(value)),
+        Dropped::Inside(dropout, rng) => (Some(dropout), Some(rng)),
+    };
+    let inputs: Vec<Value> = [x, weight, a, b].into_iter().chain(fifth).collect();
+    graph.apply1(Arc::new(LoraLinear { scale, dtype, dropout, residual: false }), &inputs)
 }
 
 impl LoraLinear {
-    /// dropout(x) among the inputs, where there is one.
-    fn dropped<'a, T>(&self, inputs: &'a [T]) -> Option<&'a T> {
+    /// dropout(x), or the generator's state, among the inputs.
+    fn fifth<'a, T>(&self, inputs: &'a [T]) -> Option<&'a T> {
         (inputs.len() - usize::from(self.residual) == 5).then(|| &inputs[4])
     }
 }
@@ -59,9 +81,12 @@ impl Operation for LoraLinear {
         let fits =
             w.cols() == x.cols() && a.cols() == x.cols() && b.rows() == w.rows() && b.cols() == a.rows();
         expect(self.name(), fits, || format!("x {x}, W {w}, A {a}, B {b} do not fit together"))?;
-        expect(self.name(), inputs.get(4).is_none_or(|d| *d == x), || {
-            "dropout(x) differs from x in type".into()
-        })?;
+        let fifth = match (self.dropout, inputs.get(4)) {
+            (Some(_), Some(rng)) => rng.dtype == DType::U32 && rng.cols() == 4,
+            (None, Some(dropped)) => *dropped == x,
+            (dropout, None) => dropout.is_none(),
+        };
+        expect(self.name(), fifth, || "dropout(x) is of x's type, the generator's state u32 [4]".into())?;
         let y = TensorType::new(Shape::matrix(x.rows(), w.rows()), self.dtype);
         expect(self.name(), residual.first().is_none_or(|r| *r == y), || {
             format!("{} cannot be added to {y}", residual[0])
@@ -74,31 +99,34 @@ impl Operation for LoraLinear {
         let Some(dy) = node.gradients[0] else { return Ok(gradients) };
         let (x, w, a, b, h) =
             (node.inputs[0], node.inputs[1], node.inputs[2], node.inputs[3], node.outputs[1]);
-        let dropped = self.dropped(node.inputs).copied();
+        let fifth = self.fifth(node.inputs).copied();
         if self.residual {
             gradients[node.inputs.len() - 1] = Some(dy);
         }
         let x_type = graph.type_of(x).dtype;
         let e = matmul(graph, Layout::NN, dy, b, self.scale, DType::F32)?;
-        match dropped {
-            None if node.wanted[0] => {
-                gradients[0] = Some(matmul_pair(graph, Layout::NN, (dy, w), (e, a), x_type)?)
-            }
-            None => {}
-            Some(_) => {
-                if node.wanted[0] {
-                    gradients[0] = Some(matmul(graph, Layout::NN, dy, w, 1.0, x_type)?);
-                }
-                if node.wanted[4] {
-                    gradients[4] = Some(matmul(graph, Layout::NN, e, a, 1.0, x_type)?);
-                }
-            }
+        let inside = self.dropout.zip(fifth);
+        let before = fifth.filter(|_| inside.is_none());
+        if node.wanted[0] {
+            gradients[0] = Some(match before {
+                None => matmul_pair(graph, Layout::NN, (dy, w), (e, a), inside, x_type)?,
+                Some(_) => matmul(graph, Layout::NN, dy, w, 1.0, x_type)?,
+            });
+        }
+        if before.is_some() && node.wanted[4] {
+            gradients[4] = Some(matmul(graph, Layout::NN, e, a, 1.0, x_type)?);
         }
         if node.wanted[1] {
             gradients[1] = Some(matmul(graph, Layout::TN, dy, x, 1.0, DType::F32)?);
         }
         if node.wanted[2] {
-            gradients[2] = Some(matmul(graph, Layout::TN, e, dropped.unwrap_or(x), 1.0, DType::F32)?);
+            gradients[2] = Some(match inside {
+                None => matmul(graph, Layout::TN, e, before.unwrap_or(x), 1.0, DType::F32)?,
+                Some((dropout, rng)) => {
+                    let mask = Masked { dropout, on: MaskOn::Right };
+                    matmul_masked(graph, Layout::TN, (e, x), 1.0, DType::F32, (mask, rng))?
+                }
+            });
         }
         if node.wanted[3] {
             gradients[3] = Some(matmul(graph, Layout::TN, dy, h, 1.0, DType::F32)?);
@@ -117,14 +145,17 @@ impl Operation for LoraLinear {
             k: x.cols(),
             alpha: self.scale,
             accumulate: false,
+            parts: 1,
         };
-        let dropped = if self.dropped(launch.inputs).is_some() { 4 } else { 0 };
+        let before = self.fifth(launch.inputs).is_some() && self.dropout.is_none();
+        let mask = self.dropout.map(|dropout| (Masked { dropout, on: MaskOn::Left }, Place::Input(4)));
         let residual = self.residual.then(|| input(launch.inputs.len() - 1));
         let main = Product { n: w.rows(), alpha: 1.0, ..down };
         let y = Operand::new(Place::Output(0), self.dtype);
         let mut plan = LaunchPlan::default();
-        down.launch(launch, &mut plan, (input(dropped), input(2)), Terms::default(), h);
-        let terms = Terms { pair: Some((h, input(3), a.rows())), residual };
+        let dropped = input(if before { 4 } else { 0 });
+        down.launch(launch, &mut plan, (dropped, input(2)), Terms { mask, ..Terms::default() }, h);
+        let terms = Terms { pair: Some((h, input(3), a.rows())), residual, mask: None };
         main.launch(launch, &mut plan, (input(0), input(1)), terms, y);
         plan
     }
@@ -133,8 +164,11 @@ impl Operation for LoraLinear {
         let residual = self.residual.then(|| inputs[inputs.len() - 1].clone());
         let mut y = residual.unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
         let mut h = ReferenceTensor::zeros(outputs[1].shape);
-        let dropped = self.dropped(inputs).unwrap_or(&inputs[0]);
-        accumulate_product(Layout::NT, self.scale, dropped, &inputs[2], &mut h);
+        let dropped = match (self.dropout, self.fifth(inputs)) {
+            (Some(dropout), Some(rng)) => dropout.masked(&inputs[0], rng),
+            (_, before) => before.unwrap_or(&inputs[0]).clone(),
+        };
+        accumulate_product(Layout::NT, self.scale, &dropped, &inputs[2], &mut h);
         accumulate_product(Layout::NT, 1.0, &inputs[0], &inputs[1], &mut y);
         accumulate_product(Layout::NT, 1.0, &h, &inputs[3], &mut y);
         vec![y, h]
@@ -153,7 +187,7 @@ impl Operation for LoraLinear {
                 CaseInput::random(&[n, r], DType::F32),
             ]
         };
-        let op = |dtype| LoraLinear { scale: 2.0, dtype, residual: false };
+        let op = |dtype| LoraLinear { scale: 2.0, dtype, dropout: None, residual: false };
         let residual = LoraLinear { residual: true, ..op(DType::F32) };
         let mut with_dropout = inputs(3, 4, 5, 2, DType::F32, DType::F32);
         with_dropout.push(CaseInput::random(&[3, 5], DType::F32));
@@ -161,7 +195,15 @@ impl Operation for LoraLinear {
         with_residual.push(CaseInput::random(&[3, 4], DType::F32));
         let mut with_both = with_dropout.clone();
         with_both.push(CaseInput::random(&[3, 4], DType::F32));
+        let inside = LoraLinear { dropout: Some(Dropout { p: 0.25, key: 2 }), ..op(DType::F32) };
+        let rng = CaseInput::indices([3, 1, 4, 0]);
+        let mut inside_small = inputs(3, 4, 5, 2, DType::F32, DType::F32);
+        inside_small.push(rng.clone());
+        let mut inside_odd = inputs(37, 50, 70, 8, DType::BF16, DType::BF16);
+        inside_odd.push(rng);
         vec![
+            Case::new("dropout inside", inside.clone(), inside_small).gradients(&[0, 2, 3]),
+            Case::new("dropout inside, odd", inside, inside_odd),
             Case::new("residual", residual.clone(), with_residual).gradients(&[0, 1, 2, 3, 4]),
             Case::new("dropout and residual", residual, with_both).gradients(&[0, 2, 3, 4, 5]),
             Case::new("small", op(DType::F32), inputs(3, 4, 5, 2, DType::F32, DType::F32))

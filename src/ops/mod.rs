@@ -47,6 +47,7 @@ operations![
     gather_rows::GatherRows,
     lora_linear::LoraLinear,
     matmul::Matmul,
+    matmul::group::MatmulGroup,
     norm_squared::NormSquared,
     rms_norm::RmsNorm,
     rms_norm::RmsNormGradient,

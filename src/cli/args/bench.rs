@@ -198,6 +198,9 @@ pub struct BenchTrainArgs {
     /// Rank of the adapter
     #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = count)]
     pub rank: usize,
+    /// Probability of dropping an element of the adapter's input
+    #[arg(long, alias = "lora-dropout", value_name = "P", default_value_t = LoraOptions::default().dropout)]
+    pub lora_dropout: f64,
     /// Modules with an adapter, such as q_proj,v_proj [default: all linear layers of the blocks]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub targets: Vec<String>,
@@ -210,7 +213,7 @@ pub struct BenchTrainArgs {
     /// Activations to make again in the reverse pass, for memory: none, or layer
     #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
     pub recompute: RecomputeKind,
-    /// Fusions to leave out, for what they gain: adapter, residual
+    /// Fusions to leave out, for what they gain: adapter, residual, dropout, siblings
     #[arg(long, alias = "no-fuse", value_name = "NAMES", value_delimiter = ',', value_parser = fusion)]
     pub no_fuse: Vec<String>,
     #[command(flatten)]
@@ -272,6 +275,7 @@ impl BenchTrainArgs {
         ] {
             checks.at_least(option, given, least);
         }
+        checks.below_one("--lora_dropout", self.lora_dropout);
         if self.heads > 0 && self.kv_heads() > 0 {
             checks.require(
                 self.hidden.is_multiple_of(2 * self.heads),

@@ -12,12 +12,14 @@
 //! Gradients: the product of the output's gradient with the other operand, in the fitting layout. They overwrite,
 //! or add where the planner says so.
 
+pub mod group;
 mod product;
 mod variant;
 
-pub use product::{Operand, Product, Terms};
+pub use product::{MaskOn, Masked, Operand, Product, Terms};
 pub use variant::{Extents, Variant, fingerprint};
 
+use super::dropout::Dropout;
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shape, TensorType, Value,
@@ -36,6 +38,8 @@ pub struct Matmul {
     pub layout: Layout,
     pub alpha: f64,
     pub dtype: DType,
+    /// Dropout on an operand or on the second pair's product; the generator's state `[4]` is the input after the pairs.
+    pub mask: Option<Masked>,
     /// The last input is added to the result.
     pub residual: bool,
 }
@@ -49,19 +53,34 @@ pub fn matmul(
     alpha: f64,
     dtype: DType,
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, residual: false }), &[a, b])
+    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: None, residual: false }), &[a, b])
 }
 
-/// Appends `A·B + A2·B2` with the result stored as `dtype`.
+/// [`matmul`] with dropout on an operand, and the generator's state.
+pub fn matmul_masked(
+    graph: &mut Graph,
+    layout: Layout,
+    (a, b): (Value, Value),
+    alpha: f64,
+    dtype: DType,
+    (mask, rng): (Masked, Value),
+) -> Result<Value, GraphError> {
+    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: Some(mask), residual: false }), &[a, b, rng])
+}
+
+/// Appends `A·B + A2·B2` with the result stored as `dtype`; `dropout` and the generator's state put a mask on `A2·B2`.
 pub fn matmul_pair(
     graph: &mut Graph,
     layout: Layout,
     first: (Value, Value),
     second: (Value, Value),
+    dropout: Option<(Dropout, Value)>,
     dtype: DType,
 ) -> Result<Value, GraphError> {
-    let op = Matmul { layout, alpha: 1.0, dtype, residual: false };
-    graph.apply1(Arc::new(op), &[first.0, first.1, second.0, second.1])
+    let mask = dropout.map(|(dropout, _)| Masked { dropout, on: MaskOn::Pair });
+    let op = Matmul { layout, alpha: 1.0, dtype, mask, residual: false };
+    let inputs = [first.0, first.1, second.0, second.1].into_iter().chain(dropout.map(|(_, rng)| rng));
+    graph.apply1(Arc::new(op), &inputs.collect::<Vec<_>>())
 }
 
 impl Layout {
@@ -82,15 +101,32 @@ impl Layout {
     }
 }
 
+impl Matmul {
+    /// The inputs as pairs, generator's state and residual.
+    fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a [T], Option<&'a T>, Option<&'a T>) {
+        let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
+        let (pairs, rng) = inputs.split_at(inputs.len() - usize::from(self.mask.is_some()));
+        (pairs, rng.first(), residual.first())
+    }
+}
+
 impl Operation for Matmul {
     fn name(&self) -> &'static str {
         "matmul"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
-        if inputs.len() != 2 && inputs.len() != 4 {
+        let further = usize::from(self.residual) + usize::from(self.mask.is_some());
+        let pairs = match self.mask {
+            Some(Masked { on: MaskOn::Pair, .. }) => 2..=2,
+            _ => 1..=2,
+        };
+        if !pairs.into_iter().any(|n| inputs.len() == 2 * n + further) {
             return Err(GraphError::invalid(self.name(), "takes one or two pairs of matrices"));
+        }
+        let (inputs, rng, residual) = self.split(inputs);
+        if rng.is_some_and(|t| t.dtype != DType::U32 || t.cols() != 4) {
+            return Err(GraphError::invalid(self.name(), "the generator's state is u32 [4]"));
         }
         let (m, n, _) = self.layout.extents(&inputs[0], &inputs[1]);
         for pair in inputs.chunks(2) {
@@ -108,18 +144,24 @@ impl Operation for Matmul {
             return Err(GraphError::invalid(self.name(), "operands and result are floats"));
         }
         let output = TensorType::new(Shape::matrix(m, n), self.dtype);
-        if residual.first().is_some_and(|r| *r != output) {
-            let reason = format!("{} cannot be added to {output}", residual[0]);
-            return Err(GraphError::invalid(self.name(), reason));
+        match residual {
+            Some(residual) if *residual != output => {
+                let reason = format!("{residual} cannot be added to {output}");
+                Err(GraphError::invalid(self.name(), reason))
+            }
+            _ => Ok(vec![output]),
         }
-        Ok(vec![output])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(dc) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
-        let factors = node.inputs.len() - usize::from(self.residual);
+        if self.mask.is_some() {
+            // masked products are made by gradient rules alone
+            node.refuse(self.name(), &(0..node.inputs.len()).collect::<Vec<_>>())?;
+        }
+        let (factors, _, _) = self.split(node.inputs);
         let mut gradients = Vec::new();
-        for (pair, wanted) in node.inputs[..factors].chunks(2).zip(node.wanted.chunks(2)) {
+        for (pair, wanted) in factors.chunks(2).zip(node.wanted.chunks(2)) {
             let (a, b) = (pair[0], pair[1]);
             let (ta, tb) = (graph.type_of(a).dtype, graph.type_of(b).dtype);
             let (for_a, for_b) = match self.layout {
@@ -137,31 +179,43 @@ impl Operation for Matmul {
                 });
             }
         }
+        gradients.extend(self.mask.map(|_| None));
         gradients.extend(self.residual.then_some(Some(dc)));
         Ok(gradients)
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (m, n, k) = self.layout.extents(&launch.inputs[0], &launch.inputs[1]);
-        let pair = (launch.inputs.len() >= 4).then(|| {
+        let (pairs, rng, _) = self.split(launch.inputs);
+        let pair = (pairs.len() == 4).then(|| {
             let (_, _, k2) = self.layout.extents(&launch.inputs[2], &launch.inputs[3]);
             (Operand::input(launch, 2), Operand::input(launch, 3), k2)
         });
-        let product =
-            Product { layout: self.layout, m, n, k, alpha: self.alpha, accumulate: launch.accumulate[0] };
+        let mask = self.mask.zip(rng.map(|_| Place::Input(pairs.len())));
+        let (alpha, accumulate) = (self.alpha, launch.accumulate[0]);
+        let product = Product { layout: self.layout, m, n, k, alpha, accumulate, parts: 1 };
         let out = Operand::new(Place::Output(0), self.dtype);
         let residual = self.residual.then(|| Operand::input(launch, launch.inputs.len() - 1));
         let (a, b) = (Operand::input(launch, 0), Operand::input(launch, 1));
         let mut plan = LaunchPlan::default();
-        product.launch(launch, &mut plan, (a, b), Terms { pair, residual }, out);
+        product.launch(launch, &mut plan, (a, b), Terms { pair, residual, mask }, out);
         plan
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let (factors, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
-        let mut out = residual.first().cloned().unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
-        for pair in factors.chunks(2) {
-            accumulate_product(self.layout, self.alpha, &pair[0], &pair[1], &mut out);
+        let (factors, rng, residual) = self.split(inputs);
+        let mut out = residual.cloned().unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
+        let masked = |on: MaskOn, x: &ReferenceTensor| match (self.mask, rng) {
+            (Some(mask), Some(rng)) if mask.on == on => mask.dropout.masked(x, rng),
+            _ => x.clone(),
+        };
+        let (a, b) = (masked(MaskOn::Left, &factors[0]), masked(MaskOn::Right, &factors[1]));
+        accumulate_product(self.layout, self.alpha, &a, &b, &mut out);
+        if let [a2, b2] = &factors[2..] {
+            let mut second = ReferenceTensor::zeros(outputs[0].shape);
+            accumulate_product(self.layout, self.alpha, a2, b2, &mut second);
+            let second = masked(MaskOn::Pair, &second);
+            out.data.iter_mut().zip(&second.data).for_each(|(sum, v)| *sum += v);
         }
         vec![out]
     }
@@ -187,7 +241,7 @@ impl Operation for Matmul {
             for (m, n, k) in shapes {
                 let (a, b) = dims(m, n, k);
                 let inputs = vec![CaseInput::random(&a, DType::F32), CaseInput::random(&b, DType::F32)];
-                let op = Matmul { layout, alpha: 0.5, dtype: DType::F32, residual: false };
+                let op = Matmul { layout, alpha: 0.5, dtype: DType::F32, mask: None, residual: false };
                 let case = Case::new(format!("{layout:?} {m}x{n}x{k}"), op, inputs);
                 cases.push(if m * n * k < 300 { case.gradients(&[0, 1]) } else { case });
             }
@@ -201,7 +255,7 @@ impl Operation for Matmul {
                     CaseInput::random(&a2, DType::F32),
                     CaseInput::random(&b2, DType::F32),
                 ];
-                let op = Matmul { layout, alpha: 1.0, dtype, residual: false };
+                let op = Matmul { layout, alpha: 1.0, dtype, mask: None, residual: false };
                 let mut with = inputs.clone();
                 with.push(CaseInput::random(&[35, 44], dtype));
                 cases.push(Case::new(format!("{layout:?} pair {dtype} {other}"), op.clone(), inputs));
@@ -212,7 +266,7 @@ impl Operation for Matmul {
             let (a2, b2) = dims(4, 5, 2);
             let inputs = [a, b, a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
             let mut inputs: Vec<CaseInput> = inputs;
-            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, residual: false };
+            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, residual: false };
             cases.push(
                 Case::new(format!("{layout:?} pair"), op.clone(), inputs.clone()).gradients(&[0, 1, 2, 3]),
             );
@@ -224,15 +278,54 @@ impl Operation for Matmul {
             // whole tiles of every kernel, those of matrix units among them
             let ((a, b), (a2, b2)) = (dims(64, 128, 48), dims(64, 128, 6));
             let mut whole: Vec<CaseInput> = [a, b].iter().map(|d| CaseInput::random(d, DType::F16)).collect();
-            let op = Matmul { layout, alpha: 0.5, dtype: DType::F16, residual: false };
+            let op = Matmul { layout, alpha: 0.5, dtype: DType::F16, mask: None, residual: false };
             cases.push(Case::new(format!("{layout:?} whole"), op.clone(), whole.clone()));
             whole.extend([a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)));
             whole.push(CaseInput::random(&[64, 128], DType::F16));
             let op = Matmul { residual: true, ..op };
             cases.push(Case::new(format!("{layout:?} whole, pair and residual"), op, whole));
+            // dropout on each operand, in thin products and in others, and on the second pair's product
+            let dropout = Dropout { p: 0.25, key: 5 };
+            let rng = CaseInput::indices([7, 1, 4, 0]);
+            for (on, (m, n, k)) in [MaskOn::Left, MaskOn::Right]
+                .into_iter()
+                .flat_map(|on| [(37, 8, 50), (8, 70, 37), (40, 36, 18)].map(|extents| (on, extents)))
+            {
+                let (a, b) = dims(m, n, k);
+                let op = Matmul {
+                    layout,
+                    alpha: 0.5,
+                    dtype: DType::F32,
+                    mask: Some(Masked { dropout, on }),
+                    residual: false,
+                };
+                let inputs =
+                    vec![CaseInput::random(&a, DType::BF16), CaseInput::random(&b, DType::F32), rng.clone()];
+                cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} dropout {on:?}"), op, inputs));
+            }
+            for (dtype, (m, n, k, k2)) in
+                [(DType::F32, (37, 44, 52, 8)), (DType::F32, (19, 5, 6, 2)), (DType::F16, (64, 128, 48, 8))]
+            {
+                let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, k2));
+                let op = Matmul {
+                    layout,
+                    alpha: 0.5,
+                    dtype,
+                    mask: Some(Masked { dropout, on: MaskOn::Pair }),
+                    residual: true,
+                };
+                let mut inputs = vec![CaseInput::random(&a, dtype), CaseInput::random(&b, dtype)];
+                inputs.extend([a2, b2].map(|d| CaseInput::random(&d, DType::F32)));
+                inputs.extend([rng.clone(), CaseInput::random(&[m, n], dtype)]);
+                cases.push(Case::new(
+                    format!("{layout:?} {m}x{n}x{k} dropout on the pair {dtype}"),
+                    op,
+                    inputs,
+                ));
+            }
             let (a, b) = dims(40, 8, 20);
             let thin = [a, b, [40, 8]].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
-            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, residual: true };
+            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, residual: true };
             cases.push(Case::new(format!("{layout:?} thin residual"), op, thin));
         }
         cases

@@ -5,8 +5,10 @@ use super::variant::{Extents, FINISH, Variant};
 use crate::graph::{
     Alternative, Alternatives, Binding, Class, DType, Dispatch, Launch, LaunchPlan, Place, View, rounded,
 };
+use crate::ops::dropout::Dropout;
 
-/// One operand of a launch: where it lies and how it is stored.
+/// One operand of a launch: where it lies and how it is stored. Of several tensors of one type, the place of the first; the
+/// others follow.
 #[derive(Clone, Copy, Debug)]
 pub struct Operand {
     pub place: Place,
@@ -32,6 +34,15 @@ impl Operand {
         let Operand { place, dtype, offset, size } = self;
         Binding { name, place, dtype, view, write, offset, size }
     }
+
+    fn part(self, part: usize) -> Operand {
+        let place = match self.place {
+            Place::Input(i) => Place::Input(i + part),
+            Place::Output(o) => Place::Output(o + part),
+            Place::Workspace(w) => Place::Workspace(w + part),
+        };
+        Operand { place, ..self }
+    }
 }
 
 /// A product as other operations launch it.
@@ -43,6 +54,27 @@ pub struct Product {
     pub k: usize,
     pub alpha: f64,
     pub accumulate: bool,
+    /// More than one: products that share an operand, made by one kernel. m (TN, sharing B) or n (NT, sharing A) is the sum of
+    /// theirs, equal multiples of four; the other operand and the result are that many tensors.
+    pub parts: usize,
+}
+
+/// Dropout inside a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Masked {
+    pub dropout: Dropout,
+    pub on: MaskOn,
+}
+
+/// What dropout's mask lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskOn {
+    /// The first operand of the first pair.
+    Left,
+    /// Its second operand.
+    Right,
+    /// The second pair's product.
+    Pair,
 }
 
 /// A product as the kernels see it: which operand gives the rows, which the columns.
@@ -66,6 +98,29 @@ pub struct Terms {
     pub pair: Option<(Operand, Operand, usize)>,
     /// Added as it is, `[m, n]`.
     pub residual: Option<Operand>,
+    /// Dropout, and where the generator's state lies.
+    pub mask: Option<(Masked, Place)>,
+}
+
+impl Terms {
+    fn masks(&self, on: MaskOn) -> bool {
+        self.mask.is_some_and(|(mask, _)| mask.on == on)
+    }
+}
+
+impl Oriented {
+    fn masks_rows(&self) -> bool {
+        self.terms.masks(if self.swapped { MaskOn::Right } else { MaskOn::Left })
+    }
+
+    fn masks_cols(&self) -> bool {
+        self.terms.masks(if self.swapped { MaskOn::Left } else { MaskOn::Right })
+    }
+
+    /// Whether the first pair is read as it is stored.
+    fn plain(&self) -> bool {
+        !self.masks_rows() && !self.masks_cols()
+    }
 }
 
 /// Products below this many FLOPs keep their default kernel: the launch costs more than a wrong choice.
@@ -88,7 +143,11 @@ impl Product {
             cols: oriented.cols,
             k: self.k,
             k2: oriented.terms.pair.map_or(0, |(_, _, k2)| k2),
-            half: half(oriented.r) && half(oriented.c) && !oriented.swapped,
+            matrix: half(oriented.r)
+                && half(oriented.c)
+                && !oriented.swapped
+                && self.parts == 1
+                && oriented.plain(),
         };
         let candidates = Variant::candidates(launch.device, &extents);
         let choices = &launch.device.choices;
@@ -117,7 +176,10 @@ impl Product {
     }
 
     fn orient(&self, a: Operand, b: Operand, terms: Terms, out: Operand) -> Oriented {
-        let swapped = self.n <= 16 && self.m > self.n;
+        let swapped = match (self.parts, self.layout) {
+            (1, _) => self.n <= 16 && self.m > self.n && !terms.masks(MaskOn::Pair),
+            (_, layout) => layout == Layout::NT,
+        };
         let (a_inner, b_inner) = (self.layout != Layout::TN, self.layout == Layout::NT);
         if swapped {
             let terms = Terms { pair: terms.pair.map(|(a2, b2, k2)| (b2, a2, k2)), ..terms };
@@ -133,8 +195,14 @@ impl Product {
         let side =
             |inner: bool, operand: Operand| format!("{}{}", operand.dtype, if inner { "" } else { "ᵀ" });
         let pair = o.terms.pair.map_or(String::new(), |(r2, c2, _)| format!(" + {}·{}", r2.dtype, c2.dtype));
+        let mask = match o.terms.mask {
+            Some((Masked { on: MaskOn::Pair, .. }, _)) => " dropout on sum",
+            Some(_) => " dropout",
+            None => "",
+        };
+        let parts = if self.parts > 1 { format!("{} times ", self.parts) } else { String::new() };
         let family = format!(
-            "matmul {}·{}{pair} -> {}{}",
+            "matmul {parts}{}·{}{pair}{mask} -> {}{}",
             side(o.r_inner, o.r),
             side(o.c_inner, o.c),
             o.out.dtype,
@@ -156,7 +224,8 @@ impl Product {
             + elements(o.cols, self.k, o.c.dtype)
             + elements(self.m, self.n, o.out.dtype);
         let widened = if k2 == 0 { String::new() } else { format!("+{k2}") };
-        let detail = format!("{:?} {}x{}x{}{widened}", self.layout, self.m, self.n, self.k);
+        let parts = if self.parts > 1 { format!(" in {}", self.parts) } else { String::new() };
+        let detail = format!("{:?} {}x{}x{}{widened}{parts}", self.layout, self.m, self.n, self.k);
 
         let main = variant
             .define(Dispatch::new(variant.shader(), tiles))
@@ -178,9 +247,12 @@ impl Product {
             let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
             return (vec![main, finish], Some(sums as u64));
         }
-        let mut main = main
-            .bind(o.r.binding("r", View::Vec4, false))
+        let mut main = (0..self.parts)
+            .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false)))
             .bind(o.c.binding("c", View::Vec4, false))
+            .define("PARTS", self.parts as u32)
+            .flag("R_MASKED", o.masks_rows())
+            .flag("C_MASKED", o.masks_cols())
             .param("rows4", o.rows.div_ceil(4))
             .param("cols4", o.cols.div_ceil(4))
             .param("k_4", self.k.div_ceil(4))
@@ -188,6 +260,18 @@ impl Product {
             .cost(flops, bytes);
         if k2 > 0 {
             main = main.param("k2", k2).param("k2_4", k2.div_ceil(4));
+        }
+        if self.parts > 1 {
+            let rows = o.rows / self.parts;
+            // groups of four in one part: lines along the other extent, or along the rows
+            let part = |along_other: bool, other: usize| match along_other {
+                true => rows * other.div_ceil(4),
+                false => other * rows / 4,
+            };
+            main = main
+                .param("part_rows4", rows / 4)
+                .param("r_part", part(o.r_inner, self.k))
+                .param("out_part", part(!o.swapped, o.cols));
         }
         (vec![self.store(main, o)], None)
     }
@@ -212,6 +296,7 @@ impl Product {
     fn store(&self, dispatch: Dispatch, o: &Oriented) -> Dispatch {
         let mut dispatch = dispatch
             .flag("PAIR", o.terms.pair.is_some())
+            .flag("PAIR_MASKED", o.terms.masks(MaskOn::Pair))
             .flag("RESIDUAL", o.terms.residual.is_some())
             .flag("ACCUMULATE", self.accumulate)
             .param_f32("alpha", self.alpha);
@@ -222,6 +307,9 @@ impl Product {
         if let Some(residual) = o.terms.residual {
             dispatch = dispatch.bind(residual.binding("residual", View::Vec4, false));
         }
-        dispatch.bind(o.out.binding("out", View::Vec4, true))
+        if let Some((Masked { dropout, .. }, rng)) = o.terms.mask {
+            dispatch = dropout.mask(dispatch, rng);
+        }
+        (0..self.parts).fold(dispatch, |d, part| d.bind(o.out.part(part).binding("out", View::Vec4, true)))
     }
 }

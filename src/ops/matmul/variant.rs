@@ -11,7 +11,8 @@ pub(super) const FINISH: Shader = crate::shader!("matmul_finish");
 /// A hash (FNV-1a) of the kernels and their tiles: measurements of others say nothing about these.
 pub fn fingerprint() -> u32 {
     let tiles = format!("{WIDE:?}{THIN:?}{SWIZZLE}");
-    let bytes = [LANES, TILED, COOP, FINISH].into_iter().flat_map(|s| s.source.bytes());
+    let shared = [crate::shader!("shared/operands"), crate::shader!("shared/dropout")];
+    let bytes = [LANES, TILED, COOP, FINISH].into_iter().chain(shared).flat_map(|s| s.source.bytes());
     bytes
         .chain(tiles.bytes())
         .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
@@ -74,8 +75,8 @@ pub struct Extents {
     /// Inner dimensions of the product and of its second pair (0: none).
     pub k: usize,
     pub k2: usize,
-    /// Both operands are stored in f16.
-    pub half: bool,
+    /// Matrix units can read the operands: f16, as they are stored.
+    pub matrix: bool,
 }
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
@@ -86,7 +87,9 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let tiles = |height: u32| rows.div_ceil(height as usize) * cols.div_ceil(4 * lanes as usize);
     let best =
         [32, 16, 8].into_iter().find(|&h| rows > h as usize / 2 && tiles(h) >= 8).unwrap_or(8).max(lanes);
-    let other = if best > 8 && best > lanes { best / 2 } else { 2 * best };
+    // no taller than the product: three adapters of rank 8 in one have 24 rows
+    let best = best.min((rows as u32).next_multiple_of(lanes.max(8)));
+    let other = if best > 8 && best > lanes { (best / 2).next_multiple_of(lanes.max(4)) } else { 2 * best };
     let variant = |rows, uniform, unroll| Variant::Lanes { rows, lanes, uniform, unroll };
     let mut all = vec![
         variant(best, broadcast.is_none(), 1),
@@ -128,7 +131,7 @@ impl Variant {
         let mut all: Vec<Variant> = Vec::new();
         for rows in [8, 16, 32, 512] {
             let candidates =
-                Variant::candidates(device, &Extents { rows, cols: 512, k: 512, k2: 0, half: true });
+                Variant::candidates(device, &Extents { rows, cols: 512, k: 512, k2: 0, matrix: true });
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
         all
@@ -154,7 +157,7 @@ impl Variant {
             Variant::Coop { rows, cols, size, lanes } => {
                 let whole = |extent: usize, of: u32| extent > 0 && extent.is_multiple_of(of as usize);
                 device.cooperative == Some(Cooperative { size, lanes })
-                    && extents.half
+                    && extents.matrix
                     && whole(extents.rows, rows)
                     && whole(extents.cols, cols)
                     && whole(extents.k, size)
@@ -341,7 +344,7 @@ mod tests {
                 ..DeviceProfile::default()
             };
             for rows in [1, 8, 16, 17, 32, 33, 500] {
-                let extents = Extents { rows, cols: 64, k: 37, k2: 0, half: false };
+                let extents = Extents { rows, cols: 64, k: 37, k2: 0, matrix: false };
                 let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&extents)[0] };
                 let candidates = Variant::candidates(&weakest, &extents);
                 assert!(candidates.len() > 1);
@@ -354,7 +357,7 @@ mod tests {
     fn unrolled_variants_need_an_inner_dimension_that_they_divide() {
         let device = DeviceProfile { cpu: true, subgroup: Some(8), ..DeviceProfile::default() };
         let names = |k, k2| {
-            let extents = Extents { rows: 512, cols: 512, k, k2, half: true };
+            let extents = Extents { rows: 512, cols: 512, k, k2, matrix: true };
             Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
         };
         let unrolled = |k, k2| names(k, k2).iter().any(|n| n.contains("unroll=2"));

@@ -7,7 +7,7 @@ use crate::graph::layout::pack;
 use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape};
 use crate::ops::attention::{AttentionGradient, Visibility, attention};
 use crate::ops::copy::copy;
-use crate::ops::lora_linear::lora_linear;
+use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
 use crate::plan::{Bindings, Program};
 use crate::train::trainer::TrainerError;
@@ -147,7 +147,7 @@ pub fn layer(
     } else {
         let a = graph.trainable("a", Shape::matrix(rank, inputs))?;
         let b = graph.trainable("b", Shape::matrix(outputs, rank))?;
-        lora_linear(&mut graph, x, weight, (a, b), None, 2.0, dtype)?
+        lora_linear(&mut graph, x, weight, (a, b), Dropped::Not, 2.0, dtype)?
     };
     graph.output("y", y);
     if gradient {

@@ -34,6 +34,8 @@ pub struct BenchTrainOptions {
     /// Samples per step.
     pub batch: usize,
     pub rank: usize,
+    /// Probability of dropping an element of the adapter's input.
+    pub dropout: f64,
     /// Modules with an adapter; empty for all linear layers of the blocks.
     pub targets: Vec<String>,
     /// Timed steps, after one that is not.
@@ -51,6 +53,7 @@ impl Default for BenchTrainOptions {
             seq: 128,
             batch: 4,
             rank: 8,
+            dropout: 0.0,
             targets: ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec(),
             steps: 20,
             precision: Precision::default(),
@@ -130,8 +133,13 @@ impl BenchTrain {
         progress: &mut dyn FnMut(&TuneProgress),
     ) -> Result<Self, Error> {
         let config = options.config.clone();
-        let adapter =
-            spec_of_targets(&config, &options.targets, options.rank, 2.0 * options.rank as f64, 0.0)?;
+        let adapter = spec_of_targets(
+            &config,
+            &options.targets,
+            options.rank,
+            2.0 * options.rank as f64,
+            options.dropout,
+        )?;
         let network = Network {
             config,
             weights: WeightMode::Frozen(options.precision.weights()),

@@ -1,0 +1,16 @@
+{# How products read their operands. R_MASKED, C_MASKED: dropout on the first pair's rows or columns; PAIR_MASKED: on the
+   second pair's product. PARTS > 1: the rows are those of several tensors of 4 * params.part_rows4 each, one
+   after the other, and so are the result's. #}
+{% set MASKED = R_MASKED or C_MASKED or PAIR_MASKED %}
+{% if MASKED %}
+{% include "shared/dropout.wgsl" %}
+{% endif %}
+
+{# a group of four of r, r2, c or c2 #}
+{% macro load(name, at) %}{% if (name == "r" and R_MASKED) or (name == "c" and C_MASKED) %}dropped(load_{{ name }}({{ at }}), {{ at }}, seed){% else %}load_{{ name }}({{ at }}){% endif %}{% endmacro %}
+
+{# four rows, from row 4 * row4, of one k, where k is outermost #}
+{% macro rows_of(name, k, extent, row4) %}{% if PARTS > 1 and name == "r" %}load_r({{ row4 }} / params.part_rows4 * (params.{{ extent }} * params.part_rows4) + ({{ k }}) * params.part_rows4 + {{ row4 }} % params.part_rows4){% else %}{{ load(name, "(" ~ k ~ ") * params.rows4 + " ~ row4) }}{% endif %}{% endmacro %}
+
+{# where four rows of one column are stored in a transposed result #}
+{% macro transposed(col, row4) %}{% if PARTS > 1 %}{{ row4 }} / params.part_rows4 * (params.cols * params.part_rows4) + ({{ col }}) * params.part_rows4 + {{ row4 }} % params.part_rows4{% else %}({{ col }}) * params.rows4 + {{ row4 }}{% endif %}{% endmacro %}
