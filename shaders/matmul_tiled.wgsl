@@ -96,6 +96,10 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     // surplus groups of a folded grid repeat the last tile's loads and store nothing
+{% if NF4_TABLE %}
+    fill_nf4_table(lane);
+    workgroupBarrier();
+{% endif %}
     let index = group_index(group, groups);
     let tile = min(index, params.tiles - 1u);
 {% include "shared/tile_order.wgsl" %}

@@ -15,8 +15,8 @@ use engraft::ops::matmul::Variant;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// The inputs of a case as the storage type holds them.
-fn inputs(case: &Case, random: &mut Random) -> Vec<ReferenceTensor> {
+/// The inputs of a case: their bytes on the device, and their values as the storage type holds them.
+fn stored_inputs(case: &Case, random: &mut Random) -> Vec<(Vec<u8>, ReferenceTensor)> {
     case.inputs
         .iter()
         .map(|input| {
@@ -24,23 +24,22 @@ fn inputs(case: &Case, random: &mut Random) -> Vec<ReferenceTensor> {
                 Some(data) => data.clone(),
                 None => (0..input.ty.shape.elements()).map(|_| random.next() * input.spread).collect(),
             };
-            let data = match input.ty.dtype {
-                DType::U32 => values,
+            let (bytes, data) = match input.ty.dtype {
+                DType::U32 => (pack_u32(&values.iter().map(|&v| v as u32).collect::<Vec<_>>()), values),
                 _ => {
                     let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-                    unpack(input.ty, &pack(input.ty, &values)).into_iter().map(f64::from).collect()
+                    let bytes = pack(input.ty, &values);
+                    let data = unpack(input.ty, &bytes).into_iter().map(f64::from).collect();
+                    (bytes, data)
                 }
             };
-            ReferenceTensor { shape: input.ty.shape, data }
+            (bytes, ReferenceTensor { shape: input.ty.shape, data })
         })
         .collect()
 }
 
-fn bytes(ty: TensorType, tensor: &ReferenceTensor) -> Vec<u8> {
-    match ty.dtype {
-        DType::U32 => pack_u32(&tensor.data.iter().map(|&v| v as u32).collect::<Vec<_>>()),
-        _ => pack(ty, &tensor.data.iter().map(|&v| v as f32).collect::<Vec<_>>()),
-    }
+fn inputs(case: &Case, random: &mut Random) -> Vec<ReferenceTensor> {
+    stored_inputs(case, random).into_iter().map(|(_, tensor)| tensor).collect()
 }
 
 fn tolerance(dtype: DType) -> f64 {
@@ -48,6 +47,7 @@ fn tolerance(dtype: DType) -> f64 {
         DType::F32 | DType::U32 => 2e-5,
         DType::F16 => 2e-3,
         DType::BF16 => 1.2e-2,
+        DType::Nf4 | DType::Nf4Double | DType::Int8 => unreachable!("no kernel writes blocks"),
     }
 }
 
@@ -74,13 +74,14 @@ fn plan(case: &Case, device: &DeviceProfile, accumulate: bool) -> LaunchPlan {
 fn run(gpu: &Gpu, device: &DeviceProfile, case: &Case, accumulate: bool) -> Result<f64, String> {
     let name = format!("{} {}", case.op.name(), case.label);
     let (input_types, output_types) = types(case);
-    let reference_inputs = inputs(case, &mut Random::new(7));
+    let (stored, reference_inputs): (Vec<Vec<u8>>, Vec<ReferenceTensor>) =
+        stored_inputs(case, &mut Random::new(7)).into_iter().unzip();
     let expected = case.op.reference(&reference_inputs, &output_types);
     let allocate = |size| gpu.allocate(&name, size).map_err(|e| e.to_string()).map(|b| b.whole());
     let mut input_slices: Vec<BufferSlice> = Vec::new();
-    for (ty, tensor) in input_types.iter().zip(&reference_inputs) {
+    for (ty, bytes) in input_types.iter().zip(&stored) {
         let slice = allocate(ty.bytes())?;
-        slice.write(&bytes(*ty, tensor));
+        slice.write(bytes);
         input_slices.push(slice);
     }
     let mut output_slices: Vec<BufferSlice> = Vec::new();
@@ -197,6 +198,14 @@ fn every_variant_of_the_product_equals_the_reference() {
         .filter(|c| c.op.name() == "matmul" && wanted.iter().any(|w| c.label.ends_with(w)))
         .collect();
     assert_eq!(cases.len(), 15);
+    // weights in blocks: in the tile, and staged before
+    let blocks: Vec<Case> = engraft::ops::cases()
+        .into_iter()
+        .filter(|c| {
+            c.op.name() == "matmul" && c.inputs[1].ty.dtype.is_quantised() && c.inputs[0].ty.rows() > 8
+        })
+        .collect();
+    assert_eq!(blocks.len(), 10);
     let mut variants = 0;
     if own.cooperative.is_none() {
         eprintln!("SKIPPED: cooperative matrices, which this device has not");
@@ -211,6 +220,12 @@ fn every_variant_of_the_product_equals_the_reference() {
                 run(&gpu, &device, case, i % 2 == 0).unwrap_or_else(|e| panic!("{variant}: {e}"));
             }
             variants += 1;
+            let staged = Choices::forced(format!("staged {variant}"));
+            let staged = DeviceProfile { choices: Arc::new(staged), ..device.clone() };
+            for (i, case) in blocks.iter().enumerate() {
+                let device = if coop || i % 2 == 0 { &staged } else { &device };
+                run(&gpu, device, case, i % 3 == 0).unwrap_or_else(|e| panic!("{variant}: {e}"));
+            }
         }
     }
     println!("{variants} variants checked");

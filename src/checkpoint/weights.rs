@@ -234,6 +234,9 @@ pub fn encode(values: &[f32], dtype: DType, out: &mut Vec<u8>) {
     match dtype {
         DType::F32 => values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
         DType::U32 => values.iter().for_each(|v| out.extend_from_slice(&(*v as u32).to_le_bytes())),
+        DType::Nf4 | DType::Nf4Double | DType::Int8 => {
+            unreachable!("values become blocks in graph::blocks, and files hold them in parts")
+        }
         DType::BF16 => values.iter().for_each(|v| out.extend_from_slice(&bf16::from_f32(*v).to_le_bytes())),
         DType::F16 => {
             let mut block = [f16::ZERO; BLOCK];
@@ -472,6 +475,7 @@ fn file_dtype(dtype: DType) -> FileDtype {
         DType::F16 => FileDtype::F16,
         DType::BF16 => FileDtype::BF16,
         DType::U32 => FileDtype::U32,
+        DType::Nf4 | DType::Nf4Double | DType::Int8 => FileDtype::U8,
     }
 }
 
@@ -482,6 +486,9 @@ fn decode(bytes: &[u8], dtype: DType, out: &mut [f32]) {
     match dtype {
         DType::F32 => out.iter_mut().zip(fours).for_each(|(v, four)| *v = f32::from_le_bytes(*four)),
         DType::U32 => out.iter_mut().zip(fours).for_each(|(v, four)| *v = u32::from_le_bytes(*four) as f32),
+        DType::Nf4 | DType::Nf4Double | DType::Int8 => {
+            unreachable!("values become blocks in graph::blocks, and files hold them in parts")
+        }
         DType::BF16 => {
             out.iter_mut().zip(pairs).for_each(|(v, pair)| *v = bf16::from_le_bytes(*pair).to_f32())
         }

@@ -13,6 +13,7 @@ use std::fmt::Write;
 
 const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/common.wgsl"));
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
+const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
 const SHARED: [(&str, &str); 5] = [
     (
@@ -80,10 +81,11 @@ impl ShaderKey {
             text.push_str(WIDE);
             text.push('\n');
         }
+        let quantised = self.bindings.iter().any(|b| b.1.is_quantised());
         let mut environment = Environment::new();
         environment.set_syntax(syntax().map_err(|e| error(e.to_string()))?);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        let context: BTreeMap<&str, Value> = self
+        let mut context: BTreeMap<&str, Value> = self
             .defines
             .iter()
             .map(|(name, define)| {
@@ -95,10 +97,15 @@ impl ShaderKey {
                 (*name, value)
             })
             .collect();
-        let body = environment
-            .render_str(&expand_includes(self.shader.source), context)
-            .map_err(|e| error(format!("{e:#}")))?;
-        text.push_str(&body);
+        context.entry("NF4_TABLE").or_insert(Value::from(false));
+        let mut render = |source: &str| {
+            let body = environment.render_str(&expand_includes(source), &context);
+            body.map(|body| text.push_str(&body)).map_err(|e| error(format!("{e:#}")))
+        };
+        if quantised {
+            render(QUANTISED)?;
+        }
+        render(self.shader.source)?;
         Ok(text)
     }
 
@@ -141,7 +148,7 @@ impl ShaderKey {
 /// Element type of a binding's array.
 fn element(dtype: DType, view: View, wide: bool) -> &'static str {
     match (dtype, view) {
-        (DType::U32, _) => "u32",
+        (DType::U32 | DType::Nf4 | DType::Nf4Double | DType::Int8, _) => "u32",
         (DType::F16, View::Matrix) => "f16",
         (_, View::Scalar | View::Matrix) => "f32",
         (DType::F32, View::Vec4) if wide => "vec2<u64>",
@@ -151,6 +158,27 @@ fn element(dtype: DType, view: View, wide: bool) -> &'static str {
     }
 }
 
+/// `load_name` of a block-quantised weight, laid out as in [`crate::graph::blocks`].
+fn quantised_accessor(name: &str, dtype: DType) -> String {
+    let float = |word: &str| format!("bitcast<f32>({name}[{word}])");
+    let nf4 = format!("nf4(({name}[4u + (at_ >> 1u)] >> ((at_ & 1u) * 16u)) & 0xffffu)");
+    let body = match dtype {
+        DType::Int8 => {
+            format!("return int8({name}[4u + at_]) * {};", float(&format!("{name}[0] + at_ / {name}[3]")))
+        }
+        DType::Nf4Double => format!(
+            "let block_ = at_ >> 4u; \
+             let code_ = ({name}[{name}[0] + (block_ >> 2u)] >> ((block_ & 3u) * 8u)) & 0xffu; \
+             let scale_ = fma({}, {}, {}); return {nf4} * scale_;",
+            float(&format!("{name}[2] + 1u + code_")),
+            float(&format!("{name}[1] + (block_ >> 8u)")),
+            float(&format!("{name}[2]")),
+        ),
+        _ => format!("return {nf4} * {};", float(&format!("{name}[0] + (at_ >> 4u)"))),
+    };
+    format!("fn load_{name}(at_: u32) -> vec4<f32> {{ {body} }}")
+}
+
 fn part_name(name: &str, part: usize) -> String {
     if part == 0 { name.to_string() } else { format!("{name}_{part}") }
 }
@@ -158,13 +186,16 @@ fn part_name(name: &str, part: usize) -> String {
 /// `load_name` and `store_name`; of a tensor in parts by the index that it would have in one piece, each part holding
 /// `params.name_part` groups of four.
 fn accessors(name: &str, dtype: DType, write: bool, wide: bool, parts: usize) -> String {
+    if dtype.is_quantised() {
+        return quantised_accessor(name, dtype);
+    }
     let (unpack, pack) = match (dtype, wide) {
         (DType::F16, false) => ("unpack_f16", "pack_f16"),
         (DType::BF16, false) => ("unpack_bf16", "pack_bf16"),
         (DType::F16, true) => ("unpack_f16_wide", "pack_f16_wide"),
         (DType::BF16, true) => ("unpack_bf16_wide", "pack_bf16_wide"),
-        (DType::F32 | DType::U32, true) => ("unpack_f32_wide", "pack_f32_wide"),
-        (DType::F32 | DType::U32, false) => ("", ""),
+        (_, true) => ("unpack_f32_wide", "pack_f32_wide"),
+        (_, false) => ("", ""),
     };
     let in_parts = |body: &dyn Fn(&str, &str) -> String| {
         let last = parts - 1;

@@ -1,4 +1,6 @@
 //! Element types a tensor can be stored in. Arithmetic is always f32 (u32 for indices).
+//!
+//! Frozen weights can be block-quantised as well: see [`super::blocks`].
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -11,15 +13,28 @@ pub enum DType {
     F16,
     BF16,
     U32,
+    /// Four bits, blocks of 64.
+    Nf4,
+    /// Four bits, blocks of 64 with quantised scales.
+    #[serde(rename = "nf4-dq")]
+    Nf4Double,
+    /// Eight bits, a scale per row.
+    Int8,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element; of block-quantised types, whose elements share bytes and scales, at least one.
     pub fn size(self) -> usize {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::F16 | DType::BF16 => 2,
+            DType::Nf4 | DType::Nf4Double | DType::Int8 => 1,
         }
+    }
+
+    /// Whether elements are held in blocks that share a scale.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, DType::Nf4 | DType::Nf4Double | DType::Int8)
     }
 
     pub fn is_float(self) -> bool {
@@ -33,6 +48,9 @@ impl DType {
             DType::F16 => "f16",
             DType::BF16 => "bf16",
             DType::U32 => "u32",
+            DType::Nf4 => "nf4",
+            DType::Nf4Double => "nf4-dq",
+            DType::Int8 => "int8",
         }
     }
 }

@@ -210,8 +210,8 @@ impl Dispatch {
 pub struct LaunchPlan {
     pub dispatches: Vec<Dispatch>,
     pub workspaces: Vec<u64>,
-    /// The workspace that its products on matrix units share for their sums, which they use one after the other.
-    pub sums: Option<usize>,
+    /// Workspaces that its products share, using them one after the other.
+    pub shared: [Option<usize>; 2],
 }
 
 impl From<Dispatch> for LaunchPlan {

@@ -1,14 +1,19 @@
 //! Conversion between plain row-major values and a tensor's bytes on the device (padded rows, storage type).
 
+use super::blocks::{self, Blocks};
 use super::{DType, LANE, TensorType};
 use half::{bf16, f16};
 
-/// Bytes of a float tensor from row-major values without padding; 16-bit types round to nearest even.
+/// Bytes of a float tensor from row-major values without padding; 16-bit types round to nearest even,
+/// block-quantised ones to the nearest code.
 ///
 /// # Panics
 /// Where the number of values is not the shape's: a mistake in the program.
 pub fn pack(ty: TensorType, values: &[f32]) -> Vec<u8> {
     assert_eq!(values.len(), ty.shape.elements(), "values for a tensor {ty}");
+    if ty.dtype.is_quantised() {
+        return Blocks::quantise(ty, values).pack(ty);
+    }
     let mut bytes = Vec::with_capacity(ty.bytes() as usize);
     let (cols, padding) = (ty.cols(), ty.cols4() * LANE - ty.cols());
     for row in values.chunks(cols) {
@@ -16,7 +21,7 @@ pub fn pack(ty: TensorType, values: &[f32]) -> Vec<u8> {
             DType::F16 => row.iter().for_each(|&v| bytes.extend(f16::from_f32(v).to_le_bytes())),
             DType::BF16 => row.iter().for_each(|&v| bytes.extend(bf16::from_f32(v).to_le_bytes())),
             DType::F32 => row.iter().for_each(|&v| bytes.extend(v.to_le_bytes())),
-            DType::U32 => row.iter().for_each(|&v| bytes.extend((v as u32).to_le_bytes())),
+            _ => row.iter().for_each(|&v| bytes.extend((v as u32).to_le_bytes())),
         }
         bytes.extend(std::iter::repeat_n(0, padding * ty.dtype.size()));
     }
@@ -35,6 +40,9 @@ pub fn pack_u32(values: &[u32]) -> Vec<u8> {
 /// # Panics
 /// Where the bytes are fewer than the type's.
 pub fn unpack(ty: TensorType, bytes: &[u8]) -> Vec<f32> {
+    if ty.dtype.is_quantised() {
+        return blocks::unpack(ty, bytes);
+    }
     let size = ty.dtype.size();
     bytes[..ty.bytes() as usize]
         .chunks(ty.cols4() * LANE * size)
@@ -43,7 +51,7 @@ pub fn unpack(ty: TensorType, bytes: &[u8]) -> Vec<f32> {
             DType::F16 => f16::from_le_bytes([e[0], e[1]]).to_f32(),
             DType::BF16 => bf16::from_le_bytes([e[0], e[1]]).to_f32(),
             DType::F32 => f32::from_le_bytes([e[0], e[1], e[2], e[3]]),
-            DType::U32 => u32::from_le_bytes([e[0], e[1], e[2], e[3]]) as f32,
+            _ => u32::from_le_bytes([e[0], e[1], e[2], e[3]]) as f32,
         })
         .collect()
 }

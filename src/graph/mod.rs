@@ -3,6 +3,7 @@
 //! Nodes stand in execution order: an operation can use only values that exist already, so the list
 //! is its own schedule. Rewrites (the reverse pass, recomputation) append to it.
 
+pub mod blocks;
 mod choices;
 mod dtype;
 pub mod evaluate;

@@ -99,8 +99,11 @@ impl TensorType {
         TensorType { shape, dtype }
     }
 
-    /// Bytes in device memory, padding included.
+    /// Bytes in device memory, padding and scales included.
     pub fn bytes(&self) -> u64 {
+        if self.dtype.is_quantised() {
+            return super::blocks::bytes(*self);
+        }
         (self.shape.padded_elements() * self.dtype.size()) as u64
     }
 

@@ -207,7 +207,7 @@ impl ModelConfig {
         let dtype = match dtype {
             DType::F16 => "float16",
             DType::BF16 => "bfloat16",
-            DType::F32 | DType::U32 => "float32",
+            _ => "float32",
         };
         let (architecture, model_type) = match self.family {
             Family::Llama => ("LlamaForCausalLM", "llama"),

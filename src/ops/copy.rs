@@ -9,7 +9,7 @@ use crate::graph::{
 };
 use std::sync::Arc;
 
-const SHADER: Shader = crate::shader!("copy");
+pub(super) const SHADER: Shader = crate::shader!("copy");
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Copy {

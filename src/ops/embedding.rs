@@ -103,11 +103,16 @@ impl Operation for Embedding {
                 CaseInput::indices(token_order(&tokens)),
             ]
         };
+        let quantised = [DType::Nf4, DType::Nf4Double, DType::Int8].map(|dtype| {
+            let inputs = vec![CaseInput::random(&[5, 68], dtype), CaseInput::indices(tokens)];
+            Case::new(dtype.name(), Embedding { dtype: DType::BF16 }, inputs)
+        });
         [DType::F32, DType::F16, DType::BF16]
             .into_iter()
             .map(|dtype| {
                 Case::new(dtype.name(), Embedding { dtype: DType::F32 }, inputs(dtype)).gradients(&[0])
             })
+            .chain(quantised)
             .collect()
     }
 }

@@ -6,6 +6,7 @@
 use super::PlanError;
 use super::slots::live_launches;
 use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
+use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
 use crate::graph::{Alternative, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType};
 use std::collections::HashMap;
@@ -16,7 +17,8 @@ use std::time::{Duration, Instant};
 pub struct Candidate {
     pub class: Class,
     variants: Vec<Alternative>,
-    buffers: HashMap<Place, u64>,
+    /// Bytes of what the launches bind, and the types of operands.
+    buffers: HashMap<Place, (u64, Option<TensorType>)>,
     /// FLOPs of all launches of the class in one run of the graph.
     pub flops: f64,
 }
@@ -48,14 +50,20 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
                 known.flops += dispatch.cost.flops;
                 continue;
             }
-            let bytes = |place: Place| match place {
-                Place::Input(i) => graph.type_of(node.inputs[i]).bytes(),
-                Place::Output(o) => graph.type_of(node.outputs[o]).bytes(),
-                Place::Workspace(w) => launch.workspaces[w],
+            let tensor = |value| {
+                let ty = graph.type_of(value);
+                (ty.bytes(), Some(ty))
+            };
+            let memory = |place: Place| match place {
+                Place::Input(i) => tensor(node.inputs[i]),
+                Place::Output(o) => tensor(node.outputs[o]),
+                Place::Workspace(w) => (launch.workspaces[w], None),
             };
             // the default binds what every variant binds, but for scratch space of their own
-            let default = &alternatives.variants[0].dispatches[0];
-            let buffers = default.bindings.iter().map(|b| (b.place, bytes(b.place))).collect();
+            let default = &alternatives.variants[0];
+            let own = |place: Place| default.workspaces.iter().any(|(p, _)| *p == place);
+            let bound = default.dispatches.iter().flat_map(|d| &d.bindings).map(|b| b.place);
+            let buffers = bound.filter(|p| !own(*p)).map(|p| (p, memory(p))).collect();
             let (class, variants) = (alternatives.class, alternatives.variants);
             found.push(Candidate { class, variants, buffers, flops: dispatch.cost.flops });
         }
@@ -71,14 +79,19 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
 pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Measurement, PlanError> {
     let start = Instant::now();
     let mut buffers = HashMap::new();
-    for (&place, &bytes) in &candidate.buffers {
+    for (&place, &(bytes, _)) in &candidate.buffers {
         buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
     }
-    let default = &candidate.variants[0].dispatches;
-    for (seed, binding) in default[0].bindings.iter().filter(|b| !b.write).enumerate() {
-        fill(&buffers[&binding.place], binding.dtype, seed as u32 + 1);
+    let default = &candidate.variants[0];
+    let read = default.dispatches.iter().flat_map(|d| &d.bindings).filter(|b| !b.write);
+    for (seed, binding) in read.enumerate() {
+        let Some(buffer) = buffers.get(&binding.place) else { continue };
+        match candidate.buffers[&binding.place].1.filter(|ty| ty.dtype.is_quantised()) {
+            Some(ty) => buffer.write(&sample(ty)),
+            None => fill(buffer, binding.dtype, seed as u32 + 1),
+        }
     }
-    let (default_run, expected) = Run::new(gpu, default, &buffers)?;
+    let (default_run, expected) = try_variant(gpu, default, &buffers)?;
     let mut runs = vec![Some(default_run)];
     for variant in &candidate.variants[1..] {
         if start.elapsed() > budget {
@@ -113,7 +126,7 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         variant: candidate.variants[chosen].name.clone(),
         seconds: chosen_seconds,
         default_seconds,
-        gflops: default[0].cost.flops / chosen_seconds / 1e9,
+        gflops: default.dispatches.iter().map(|d| d.cost.flops).sum::<f64>() / chosen_seconds / 1e9,
         tried,
     })
 }

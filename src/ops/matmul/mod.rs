@@ -13,6 +13,7 @@
 //! or add where the planner says so.
 
 pub mod group;
+mod kernel;
 mod product;
 mod variant;
 
@@ -284,6 +285,28 @@ impl Operation for Matmul {
             whole.push(CaseInput::random(&[64, 128], DType::F16));
             let op = Matmul { residual: true, ..op };
             cases.push(Case::new(format!("{layout:?} whole, pair and residual"), op, whole));
+            // block-quantised weights: whole tiles, odd ones, a few rows
+            if layout != Layout::TN {
+                for (stored, dtype, (m, n, k)) in [
+                    (DType::Nf4, DType::F32, (37, 44, 52)),
+                    (DType::Nf4Double, DType::BF16, (70, 132, 256)),
+                    (DType::Int8, DType::F32, (37, 44, 52)),
+                    (DType::Nf4, DType::F16, (64, 128, 48)),
+                    (DType::Nf4Double, DType::F32, (3, 132, 64)),
+                    (DType::Int8, DType::F16, (1, 68, 64)),
+                    (DType::Nf4, DType::F32, (40, 8, 64)),
+                ] {
+                    let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, 8));
+                    let op = Matmul { layout, alpha: 1.0, dtype, mask: None, residual: false };
+                    let inputs = vec![
+                        CaseInput::random(&a, dtype),
+                        CaseInput::random(&b, stored),
+                        CaseInput::random(&a2, DType::F32),
+                        CaseInput::random(&b2, DType::F32),
+                    ];
+                    cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} {stored} on {dtype}"), op, inputs));
+                }
+            }
             // dropout on each operand, in thin products and in others, and on the second pair's product
             let dropout = Dropout { p: 0.25, key: 5 };
             let rng = CaseInput::indices([7, 1, 4, 0]);

@@ -1,9 +1,11 @@
 //! A product as operations launch it.
 
 use super::Layout;
+use super::kernel::{Kernel, Scratch, Shared, staged};
 use super::variant::{Extents, FINISH, Variant};
 use crate::graph::{
-    Alternative, Alternatives, Binding, Class, DType, Dispatch, Launch, LaunchPlan, Place, View, rounded,
+    Alternative, Alternatives, Binding, Class, DType, Dispatch, Launch, LaunchPlan, Place, Shape, TensorType,
+    View, rounded,
 };
 use crate::ops::dropout::Dropout;
 
@@ -30,7 +32,7 @@ impl Operand {
         Operand { offset, size: Some(size), ..self }
     }
 
-    fn binding(self, name: &'static str, view: View, write: bool) -> Binding {
+    pub(super) fn binding(self, name: &'static str, view: View, write: bool) -> Binding {
         let Operand { place, dtype, offset, size } = self;
         Binding { name, place, dtype, view, write, offset, size }
     }
@@ -78,11 +80,14 @@ pub enum MaskOn {
 }
 
 /// A product as the kernels see it: which operand gives the rows, which the columns.
-struct Oriented {
+#[derive(Clone, Copy)]
+pub(super) struct Oriented {
     /// The result is stored transposed: the long side of a thin product becomes the columns, which the lanes share.
     swapped: bool,
-    rows: usize,
+    pub rows: usize,
     cols: usize,
+    k: usize,
+    parts: usize,
     r_inner: bool,
     c_inner: bool,
     r: Operand,
@@ -117,9 +122,37 @@ impl Oriented {
         self.terms.masks(if self.swapped { MaskOn::Left } else { MaskOn::Right })
     }
 
-    /// Whether the first pair is read as it is stored.
-    fn plain(&self) -> bool {
-        !self.masks_rows() && !self.masks_cols()
+    fn nf4(&self) -> bool {
+        [self.r.dtype, self.c.dtype].iter().any(|t| matches!(t, DType::Nf4 | DType::Nf4Double))
+    }
+
+    pub fn quantised(&self) -> bool {
+        self.r.dtype.is_quantised() || self.c.dtype.is_quantised()
+    }
+
+    /// The rows' operand as a plain tensor, of the other operand's type.
+    fn r_plain(&self) -> TensorType {
+        let (rows, cols) = if self.r_inner { (self.rows, self.k) } else { (self.k, self.rows) };
+        TensorType::new(Shape::matrix(rows, cols), self.c.dtype)
+    }
+
+    fn c_plain(&self) -> TensorType {
+        let (rows, cols) = if self.c_inner { (self.cols, self.k) } else { (self.k, self.cols) };
+        TensorType::new(Shape::matrix(rows, cols), self.r.dtype)
+    }
+
+    /// What decides which variants can serve, with or without staging.
+    pub fn extents(&self, staged: bool) -> Extents {
+        // a staged weight has the type of the other operand
+        let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
+        let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && self.parts == 1;
+        Extents {
+            rows: self.rows,
+            cols: self.cols,
+            k: self.k,
+            k2: self.terms.pair.map_or(0, |(_, _, k2)| k2),
+            matrix: half(self.r.dtype) && half(self.c.dtype) && plain,
+        }
     }
 }
 
@@ -137,42 +170,32 @@ impl Product {
         out: Operand,
     ) {
         let oriented = self.orient(a, b, terms, out);
-        let half = |o: Operand| o.dtype == DType::F16;
-        let extents = Extents {
-            rows: oriented.rows,
-            cols: oriented.cols,
-            k: self.k,
-            k2: oriented.terms.pair.map_or(0, |(_, _, k2)| k2),
-            matrix: half(oriented.r)
-                && half(oriented.c)
-                && !oriented.swapped
-                && self.parts == 1
-                && oriented.plain(),
-        };
-        let candidates = Variant::candidates(launch.device, &extents);
+        let kernels = Kernel::candidates(launch.device, &oriented);
         let choices = &launch.device.choices;
         let class = self.class(&oriented);
-        let measured =
-            choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(launch.device, &extents));
-        let sums = plan.sums.unwrap_or(plan.workspaces.len());
-        let scratch = Place::Workspace(sums);
-        let (mut dispatches, workspace) = self.with(measured.unwrap_or(candidates[0]), &oriented, scratch);
-        let worth = dispatches[0].cost.flops >= MEASURED_FLOPS && candidates.len() > 1;
+        let measured = choices.variant(&class).and_then(Kernel::parse);
+        let measured = measured.filter(|k| k.fits(launch.device, &oriented));
+        let mut scratch = Scratch { shared: plan.shared, next: plan.workspaces.len(), used: Vec::new() };
+        let mut dispatches = self.with(measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
+        let flops: f64 = dispatches.iter().map(|d| d.cost.flops).sum();
+        let worth = flops >= MEASURED_FLOPS && kernels.len() > 1;
         if worth && choices.lists_alternatives() && !choices.knows(&class) {
-            let alternative = |variant: &Variant| {
-                let (dispatches, workspace) = self.with(*variant, &oriented, scratch);
-                let workspaces = workspace.into_iter().map(|bytes| (scratch, bytes)).collect();
-                Alternative { name: variant.to_string(), dispatches, workspaces }
+            let alternative = |kernel: &Kernel| {
+                let mut own = Scratch { used: Vec::new(), ..scratch };
+                let dispatches = self.with(*kernel, &oriented, &mut own);
+                Alternative { name: kernel.to_string(), dispatches, workspaces: own.used }
             };
-            let variants = candidates.iter().map(alternative).collect();
+            let variants = kernels.iter().map(alternative).collect();
             dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants }));
         }
         plan.dispatches.extend(dispatches);
-        if let Some(bytes) = workspace {
-            plan.sums = Some(sums);
-            plan.workspaces.resize(plan.workspaces.len().max(sums + 1), 0);
-            plan.workspaces[sums] = plan.workspaces[sums].max(bytes);
+        for &(place, bytes) in &scratch.used {
+            if let Place::Workspace(w) = place {
+                plan.workspaces.resize(plan.workspaces.len().max(w + 1), 0);
+                plan.workspaces[w] = plan.workspaces[w].max(bytes);
+            }
         }
+        plan.shared = scratch.shared;
     }
 
     fn orient(&self, a: Operand, b: Operand, terms: Terms, out: Operand) -> Oriented {
@@ -183,11 +206,35 @@ impl Product {
         let (a_inner, b_inner) = (self.layout != Layout::TN, self.layout == Layout::NT);
         if swapped {
             let terms = Terms { pair: terms.pair.map(|(a2, b2, k2)| (b2, a2, k2)), ..terms };
-            let (rows, cols) = (self.n, self.m);
-            Oriented { swapped, rows, cols, r_inner: b_inner, c_inner: a_inner, r: b, c: a, terms, out }
+            let (rows, cols, k, parts) = (self.n, self.m, self.k, self.parts);
+            Oriented {
+                swapped,
+                rows,
+                cols,
+                k,
+                parts,
+                r_inner: b_inner,
+                c_inner: a_inner,
+                r: b,
+                c: a,
+                terms,
+                out,
+            }
         } else {
-            let (rows, cols) = (self.m, self.n);
-            Oriented { swapped, rows, cols, r_inner: a_inner, c_inner: b_inner, r: a, c: b, terms, out }
+            let (rows, cols, k, parts) = (self.m, self.n, self.k, self.parts);
+            Oriented {
+                swapped,
+                rows,
+                cols,
+                k,
+                parts,
+                r_inner: a_inner,
+                c_inner: b_inner,
+                r: a,
+                c: b,
+                terms,
+                out,
+            }
         }
     }
 
@@ -212,14 +259,25 @@ impl Product {
         Class { family, extents: vec![rounded(o.rows), rounded(o.cols), rounded(self.k), k2] }
     }
 
-    /// The dispatches of a variant, and the bytes of the scratch space that they bind as `scratch`.
-    fn with(&self, variant: Variant, o: &Oriented, scratch: Place) -> (Vec<Dispatch>, Option<u64>) {
+    /// The dispatches of a kernel, and the scratch space that they use.
+    fn with(&self, kernel: Kernel, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
+        if kernel.staged {
+            let (r, copy) = staged(o.r, o.r_plain(), scratch);
+            let (c, copy_c) = staged(o.c, o.c_plain(), scratch);
+            let mut dispatches: Vec<Dispatch> = copy.into_iter().chain(copy_c).collect();
+            dispatches.extend(self.dispatches(kernel.variant, &Oriented { r, c, ..*o }, scratch));
+            return dispatches;
+        }
+        self.dispatches(kernel.variant, o, scratch)
+    }
+
+    fn dispatches(&self, variant: Variant, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
         let (tile_rows, tile_cols) = variant.tile();
         let col_tiles = o.cols.div_ceil(tile_cols);
         let tiles = o.rows.div_ceil(tile_rows) * col_tiles;
         let k2 = o.terms.pair.map_or(0, |(_, _, k2)| k2);
         let flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;
-        let elements = |x: usize, y: usize, t: DType| (x * y * t.size()) as f64;
+        let elements = |x: usize, y: usize, t: DType| TensorType::new(Shape::matrix(x, y), t).bytes() as f64;
         let bytes = elements(o.rows, self.k, o.r.dtype)
             + elements(o.cols, self.k, o.c.dtype)
             + elements(self.m, self.n, o.out.dtype);
@@ -239,13 +297,14 @@ impl Product {
             .detail(detail);
         if let Variant::Coop { .. } = variant {
             let sums = elements(o.rows, o.cols, DType::F32);
+            let scratch = scratch.take(Shared::Sums, sums as u64);
             let main = main
                 .bind(o.r.binding("r", View::Matrix, false))
                 .bind(o.c.binding("c", View::Matrix, false))
                 .bind(Operand::new(scratch, DType::F32).binding("sums", View::Matrix, true))
                 .cost(flops, bytes + sums);
             let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
-            return (vec![main, finish], Some(sums as u64));
+            return vec![main, finish];
         }
         let mut main = (0..self.parts)
             .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false)))
@@ -257,6 +316,7 @@ impl Product {
             .param("cols4", o.cols.div_ceil(4))
             .param("k_4", self.k.div_ceil(4))
             .flag("TRANSPOSED", o.swapped)
+            .flag("NF4_TABLE", matches!(variant, Variant::Tiled { .. }) && o.nf4())
             .cost(flops, bytes);
         if k2 > 0 {
             main = main.param("k2", k2).param("k2_4", k2.div_ceil(4));
@@ -273,7 +333,7 @@ impl Product {
                 .param("r_part", part(o.r_inner, self.k))
                 .param("out_part", part(!o.swapped, o.cols));
         }
-        (vec![self.store(main, o)], None)
+        vec![self.store(main, o)]
     }
 
     /// The dispatch that stores the sums of a product on matrix units.
