@@ -214,6 +214,14 @@ pub struct LaunchPlan {
     pub sums: Option<usize>,
 }
 
+impl LaunchPlan {
+    /// Whether a dispatch binds this output.
+    pub fn writes(&self, output: usize) -> bool {
+        let mut bindings = self.dispatches.iter().flat_map(|d| &d.bindings);
+        bindings.any(|b| b.place == Place::Output(output))
+    }
+}
+
 impl From<Dispatch> for LaunchPlan {
     fn from(dispatch: Dispatch) -> Self {
         LaunchPlan { dispatches: vec![dispatch], ..LaunchPlan::default() }

@@ -65,6 +65,10 @@ impl Operation for Dropout {
         Ok(vec![dx, None])
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
         elementwise(SHADER, ty.rows() * ty.cols4())
