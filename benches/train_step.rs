@@ -3,8 +3,8 @@
 mod common;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use engraft::train::bench::{BenchTrain, BenchTrainOptions};
 use engraft::autograd::Recompute;
+use engraft::train::bench::{BenchTrain, BenchTrainOptions};
 use engraft::train::options::{Precision, RecomputeKind};
 
 fn bench(criterion: &mut Criterion) {

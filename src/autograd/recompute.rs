@@ -125,7 +125,10 @@ mod tests {
             assert!(said.contains(&format!("{word:?}")) && said.contains("every-N"), "{said}");
         }
         let json = serde_json::to_string(&Recompute::every(4).unwrap()).unwrap();
-        assert_eq!((json.as_str(), serde_json::from_str(&json).unwrap()), ("\"every-4\"", Recompute::every(4).unwrap()));
+        assert_eq!(
+            (json.as_str(), serde_json::from_str(&json).unwrap()),
+            ("\"every-4\"", Recompute::every(4).unwrap())
+        );
     }
 
     #[test]

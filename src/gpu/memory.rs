@@ -19,6 +19,12 @@ impl Gpu {
         self.shared.memory_limit.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Bytes that the backend's own allocator has handed out, staging and alignment included; `None` where it keeps no
+    /// account (Metal).
+    pub fn backend_bytes(&self) -> Option<u64> {
+        self.shared.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    }
+
     /// Bytes that were free on the device when it was opened; `None` where the platform does not tell.
     pub fn free_memory(&self) -> Option<u64> {
         self.shared.free_memory
@@ -65,7 +71,8 @@ mod vulkan {
         // SAFETY: instance and device have Vulkan 1.1, whose call this is, and the extension that `budget` is of
         unsafe { instance.get_physical_device_memory_properties2(device, &mut memory) };
         let heaps = memory.memory_properties;
-        let local = |&heap: &usize| heaps.memory_heaps[heap].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL);
+        let local =
+            |&heap: &usize| heaps.memory_heaps[heap].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL);
         let heap = (0..heaps.memory_heap_count as usize)
             .filter(local)
             .max_by_key(|&heap| heaps.memory_heaps[heap].size)?;

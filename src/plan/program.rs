@@ -38,10 +38,7 @@ impl Slots {
     ///
     /// # Errors
     /// Failed allocations.
-    pub fn shared<const N: usize>(
-        gpu: &Gpu,
-        layouts: [Layout; N],
-    ) -> Result<(Self, [Layout; N]), GpuError> {
+    pub fn shared<const N: usize>(gpu: &Gpu, layouts: [Layout; N]) -> Result<(Self, [Layout; N]), GpuError> {
         let layouts = Layout::share(layouts);
         let slots = Slots::allocate(gpu, &layouts[0])?;
         Ok((slots, layouts))

@@ -5,10 +5,10 @@
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
 use super::ledger::{Ledger, Submitted};
 use super::loss_scale::LossScale;
+use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary};
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
-use super::memory::{Choice, MemoryLimit, Planner};
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
 use super::setup::{check_vocabulary, longest, network_of, open_data, run_demand};

@@ -80,7 +80,10 @@ mod tests {
             ("99999999999TiB", "not a possible amount"),
         ] {
             let error = parse_memory_size(text).unwrap_err().to_string();
-            assert!(error.contains(said) && error.contains("8GiB") && error.contains(text), "{text}: {error}");
+            assert!(
+                error.contains(said) && error.contains("8GiB") && error.contains(text),
+                "{text}: {error}"
+            );
         }
     }
 

@@ -241,7 +241,10 @@ fn bench_train_takes_the_shape_of_a_model() {
     assert_eq!((args.hidden, args.layers, args.heads, args.kv_heads(), args.ffn), (512, 2, 8, 2, 1024));
     assert_eq!((args.vocab, args.seq, args.batch, args.rank, args.steps), (1000, 64, 2, 4, 5));
     assert_eq!(args.targets(), ["q_proj", "o_proj"]);
-    assert_eq!((args.precision, args.recompute), (Precision::BF16True, RecomputeKind::Policy(Recompute::Layer)));
+    assert_eq!(
+        (args.precision, args.recompute),
+        (Precision::BF16True, RecomputeKind::Policy(Recompute::Layer))
+    );
     assert!(args.run.json && args.run.device.gpu.as_deref() == Some("x"));
     assert_eq!(bench(&["--heads", "2"]).kv_heads(), 2);
     assert!(bench(&["--kv-heads", "3"]).check().is_err());
