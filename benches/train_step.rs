@@ -3,6 +3,7 @@
 mod common;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use engraft::autograd::Recompute;
 use engraft::train::bench::{BenchTrain, BenchTrainOptions};
 use engraft::train::options::{Precision, RecomputeKind};
 
@@ -10,9 +11,9 @@ fn bench(criterion: &mut Criterion) {
     let Some(gpu) = common::gpu() else { return };
     let mut group = common::group(criterion, "train_step");
     let cases = [
-        (Precision::F32True, RecomputeKind::None),
-        (Precision::BF16True, RecomputeKind::None),
-        (Precision::BF16True, RecomputeKind::Layer),
+        (Precision::F32True, RecomputeKind::NONE),
+        (Precision::BF16True, RecomputeKind::NONE),
+        (Precision::BF16True, RecomputeKind::Policy(Recompute::Layer)),
     ];
     for (precision, recompute) in cases {
         let options = BenchTrainOptions { precision, recompute, ..Default::default() };

@@ -8,6 +8,8 @@ use crate::models::ConfigError;
 use crate::plan::PlanError;
 use crate::train::adapter::AdapterError;
 use crate::train::loss_scale::LossScaleError;
+use crate::train::memory::{Advice, FitError, MemoryError};
+use crate::train::memory_size::memory_text;
 use crate::train::metrics::MetricsError;
 use crate::train::optimiser::OptimiserError;
 use crate::train::options::OptionsError;
@@ -40,6 +42,15 @@ pub enum Error {
     LossScale(#[from] LossScaleError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// An allocation failed while the run was under way; `planned` is what the whole run was planned to take.
+    #[error(
+        "{source}; the run was planned to take {}; {advice}{}",
+        memory_text(*planned),
+        saved.as_ref().map_or(String::new(), |path| format!("; what was saved last is whole: {}", path.display()))
+    )]
+    OutOfMemory { source: Box<Error>, planned: u64, advice: Advice, saved: Option<PathBuf> },
     #[error("{input}")]
     Input { input: String },
     #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
@@ -65,6 +76,25 @@ impl Error {
         Error::Input { input: message.into() }
     }
 
+    /// What the device said, where the error is that.
+    pub fn gpu(&self) -> Option<&GpuError> {
+        match self {
+            Error::Gpu(e)
+            | Error::Trainer(
+                TrainerError::Gpu(e)
+                | TrainerError::Plan(PlanError::Gpu(e))
+                | TrainerError::Weights(WeightError::Gpu(e))
+                | TrainerError::Optimiser(OptimiserError::Gpu(e) | OptimiserError::Plan(PlanError::Gpu(e))),
+            )
+            | Error::Generate(
+                GenerateError::Gpu(e)
+                | GenerateError::Plan(PlanError::Gpu(e))
+                | GenerateError::Weights(WeightError::Gpu(e)),
+            ) => Some(e),
+            _ => None,
+        }
+    }
+
     pub fn failure(&self) -> Failure {
         match self {
             Error::Options(_)
@@ -77,17 +107,19 @@ impl Error {
                 Failure::Input
             }
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
+            Error::Memory(_) | Error::OutOfMemory { .. } => Failure::Memory,
             Error::Gpu(e) => of_gpu(e),
             Error::Generate(e) => of_generate(e),
-            Error::Trainer(e) => match e {
-                TrainerError::Gpu(e)
-                | TrainerError::Plan(PlanError::Gpu(e))
-                | TrainerError::Weights(WeightError::Gpu(e))
-                | TrainerError::Optimiser(OptimiserError::Gpu(e) | OptimiserError::Plan(PlanError::Gpu(e))) => {
-                    of_gpu(e)
-                }
-                _ => Failure::Run,
-            },
+            Error::Trainer(_) => self.gpu().map_or(Failure::Run, of_gpu),
+        }
+    }
+}
+
+impl From<FitError> for Error {
+    fn from(error: FitError) -> Self {
+        match error {
+            FitError::Memory(e) => Error::Memory(e),
+            FitError::Graph(e) => Error::Trainer(e.into()),
         }
     }
 }
@@ -131,7 +163,9 @@ fn of_generate(error: &GenerateError) -> Failure {
 fn of_gpu(error: &GpuError) -> Failure {
     match error {
         GpuError::NoDevice | GpuError::NoMatch { .. } | GpuError::Open { .. } => Failure::Device,
-        GpuError::OutOfMemory { .. } | GpuError::OverLimit { .. } => Failure::Memory,
+        GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. } => {
+            Failure::Memory
+        }
         GpuError::Lost(_) | GpuError::Validation(_) | GpuError::Shader { .. } => Failure::Run,
     }
 }

@@ -290,10 +290,12 @@ fn recomputation_and_repetition_give_the_same_bits() {
     let reference = Reference::read("llama");
     let batches = [reference.batch("train.", 0), reference.batch("train.", 1)];
     let mut kept = trainer(&gpu, &reference.folder, true, Recompute::None);
-    let mut rebuilt = trainer(&gpu, &reference.folder, true, Recompute::Layer);
     let first = first_gradients(&mut kept, &batches);
     assert_eq!(first, first_gradients(&mut kept, &batches), "the same window twice");
-    assert_eq!(first, first_gradients(&mut rebuilt, &batches), "with recomputation");
+    for policy in [Recompute::Selective, Recompute::Layer] {
+        let mut rebuilt = trainer(&gpu, &reference.folder, true, policy);
+        assert_eq!(first, first_gradients(&mut rebuilt, &batches), "recompute {policy}");
+    }
 }
 
 #[test]
@@ -302,7 +304,7 @@ fn device_memory_is_what_the_plan_says() {
     let folder = common::fixtures().join("models/llama");
     let batch = Reference::read("llama").batch("train.", 0);
     let mut reports = Vec::new();
-    for recompute in [Recompute::None, Recompute::Layer] {
+    for recompute in [Recompute::None, Recompute::Selective, Recompute::Layer] {
         let before = gpu.allocated_bytes();
         let mut trainer = trainer(&gpu, &folder, true, recompute);
         assert_eq!(gpu.allocated_bytes() - before, trainer.memory().total(), "before a plan is made");

@@ -2,27 +2,19 @@
 //!
 //! Nodes are visited from the last to the first; each adds the gradients of its inputs by its own rule, contributions to
 //! one value are summed, and what reaches a trainable leaf is added to that parameter's gradient. Recomputation is the
-//! same walk over a copy of a block's forward nodes, appended just before the block's reverse nodes: the plan then frees
-//! the originals after the forward pass. The copies run the same kernels on the same numbers, so gradients are bit-equal.
+//! same walk over copies of forward nodes, those that the policy names, appended just before the reverse nodes of their
+//! group of blocks: the plan then frees the originals after the forward pass. The copies run the same kernels on the same
+//! numbers, so gradients are bit-equal.
+
+mod recompute;
+
+pub use recompute::{Recompute, UnknownPolicy};
 
 use crate::graph::{Graph, GraphError, LeafKind, Node, ReverseNode, Value};
 use crate::ops::add::add;
 use crate::ops::copy::copy;
-use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-/// Which activations are kept for the reverse pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Recompute {
-    /// All.
-    #[default]
-    None,
-    /// Only the inputs of blocks; the rest is computed again when a block's turn comes. The last block is kept: its
-    /// reverse pass follows at once.
-    Layer,
-}
 
 /// Appends the gradients of `Σ loss · seed` with respect to every trainable leaf that `loss` depends on, and registers
 /// them with [`Graph::accumulate`]. `seed` has the type of `loss`.
@@ -76,6 +68,7 @@ struct Reverse {
     gradients: HashMap<Value, Value>,
     /// Recomputed values by their originals.
     copies: HashMap<Value, Value>,
+    /// Groups of blocks whose copies stand already.
     copied: HashSet<u32>,
     /// Values that already are somebody's parameter gradient.
     claimed: HashSet<Value>,
@@ -95,12 +88,10 @@ impl Reverse {
         if gradients.iter().all(Option::is_none) || !wanted.contains(&true) {
             return Ok(());
         }
-        if let Some(block) = node.block
-            && self.recompute == Recompute::Layer
-            && Some(block) != self.last_block
-            && self.copied.insert(block)
+        if let Some(group) = self.group(node)
+            && self.copied.insert(group)
         {
-            self.copy_block(graph, nodes, block)?;
+            self.copy_group(graph, nodes, group)?;
         }
         let current = |v: &Value| self.copies.get(v).copied().unwrap_or(*v);
         let inputs: Vec<Value> = node.inputs.iter().map(current).collect();
@@ -115,8 +106,16 @@ impl Reverse {
         Ok(())
     }
 
-    fn copy_block(&mut self, graph: &mut Graph, nodes: &[Node], block: u32) -> Result<(), GraphError> {
-        for node in nodes.iter().filter(|n| n.block == Some(block)) {
+    /// The group of blocks that a node is made again with.
+    fn group(&self, node: &Node) -> Option<u32> {
+        self.recompute.group(node.block?, self.last_block?)
+    }
+
+    fn copy_group(&mut self, graph: &mut Graph, nodes: &[Node], group: u32) -> Result<(), GraphError> {
+        for node in nodes.iter().filter(|n| self.recompute.rebuilds(n)) {
+            if self.group(node) != Some(group) {
+                continue;
+            }
             let inputs: Vec<Value> =
                 node.inputs.iter().map(|v| self.copies.get(v).copied().unwrap_or(*v)).collect();
             let outputs = graph.apply(Arc::clone(&node.op), &inputs)?;

@@ -5,6 +5,7 @@
 
 use crate::generate::sampling::SamplingOptions;
 use crate::gpu::GpuOptions;
+use crate::train::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
 use crate::train::options::{
     Checks, DataOptions, EvaluateOptions, FinetuneOptions, LoraOptions, Method, OptionsError, Precision,
@@ -475,9 +476,11 @@ pub struct TrainingArgs {
     pub seed: u64,
     #[command(flatten)]
     pub precision: PrecisionArgs,
-    /// Activations to make again in the reverse pass, for memory: none, or layer
+    /// Activations to make again: none, selective, every-N, layer; auto takes what fits the memory
     #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
     pub recompute: RecomputeKind,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Folder for the result, the metrics and the hyperparameters
     #[arg(long, alias = "out-dir", value_name = "DIR", default_value = "out")]
     pub out_dir: PathBuf,
@@ -517,6 +520,7 @@ impl TrainingArgs {
             save_interval: self.save_interval,
             seed: self.seed,
             recompute: self.recompute,
+            memory_limit: self.memory.memory_limit,
             gpu: device.gpu,
             no_coop: device.no_coop,
             tune: tune.tune,
@@ -553,6 +557,20 @@ impl DeviceArgs {
             ..GpuOptions::default()
         }
     }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub struct MemoryArgs {
+    /// Device memory to stay within, such as 8GiB or 7.5GB [default: what is free, where the platform tells]
+    #[arg(
+        long,
+        alias = "memory-limit",
+        env = "ENGRAFT_MEMORY_LIMIT",
+        value_name = "AMOUNT",
+        value_parser = parse_memory_size
+    )]
+    pub memory_limit: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]

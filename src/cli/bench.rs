@@ -2,7 +2,7 @@
 
 use super::args::{BenchKernelArgs, BenchTrainArgs, StepArgs};
 use crate::error::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, GpuOptions};
 use crate::graph::{Graph, GraphError};
 use crate::models::{ModelConfig, Network, shape, shape_names};
 use crate::ops::matmul::Layout;
@@ -189,10 +189,15 @@ fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
         steps: args.steps,
         precision: args.precision,
         recompute: args.recompute,
+        memory_limit: args.memory.memory_limit,
         tune: args.run.tune.tune,
         fusions: args.fusions(),
     };
-    let bench = BenchTrain::new(&Gpu::open(&args.run.device.options())?, &options, &mut reporter(quiet))?;
+    let device = GpuOptions { memory_limit: options.memory_limit, ..args.run.device.options() };
+    let bench = BenchTrain::new(&Gpu::open(&device)?, &options, &mut reporter(quiet))?;
+    if !quiet {
+        eprintln!("{}\n{}", bench.chosen(), bench.trainer().loaded());
+    }
     if let Some(trouble) = &bench.tuned().trouble {
         eprintln!("{trouble}");
     }

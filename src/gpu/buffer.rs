@@ -32,14 +32,19 @@ pub struct BufferSlice {
     pub size: u64,
 }
 
+/// Bytes that [`Gpu::allocate`] takes for `size`: at least 16, and a multiple of that.
+pub fn allocation(size: u64) -> u64 {
+    size.max(16).next_multiple_of(16)
+}
+
 impl Gpu {
     /// Allocates `size` bytes (rounded up to 16), zeroed. `what` names it in errors.
     ///
     /// # Errors
-    /// [`GpuError::OverLimit`] and [`GpuError::OutOfMemory`].
+    /// [`GpuError::OverLimit`], [`GpuError::OverMemoryLimit`] and [`GpuError::OutOfMemory`].
     pub fn allocate(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
         self.check()?;
-        let size = size.max(16).next_multiple_of(16);
+        let size = allocation(size);
         let over = |limit, maximum| {
             Err(GpuError::OverLimit { what: what.to_string(), limit, requested: size, maximum })
         };
@@ -55,6 +60,10 @@ impl Gpu {
 
     fn create(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         let device = &self.shared.device;
+        let (allocated, limit) = (self.allocated_bytes(), self.memory_limit().unwrap_or(u64::MAX));
+        if allocated.saturating_add(size) > limit {
+            return Err(GpuError::OverMemoryLimit { what: what.to_string(), bytes: size, allocated, limit });
+        }
         let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let raw = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
@@ -73,7 +82,7 @@ impl Gpu {
     /// A uniform buffer with this content.
     ///
     /// # Errors
-    /// [`GpuError::OutOfMemory`].
+    /// [`GpuError::OverMemoryLimit`] and [`GpuError::OutOfMemory`].
     pub(super) fn uniform(&self, content: &[u8]) -> Result<Buffer, GpuError> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let buffer = self.create("kernel parameters", content.len() as u64, usage)?;

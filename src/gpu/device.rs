@@ -23,6 +23,8 @@ pub struct GpuOptions {
     pub no_subgroups: bool,
     /// Do not use cooperative matrices.
     pub no_coop: bool,
+    /// Bytes that may be allocated at a time; an allocation beyond is refused, see [`Gpu::set_memory_limit`].
+    pub memory_limit: Option<u64>,
     /// Folder where compiled pipelines are kept; `None` keeps none.
     pub pipelines: Option<PathBuf>,
 }
@@ -155,6 +157,10 @@ pub(super) struct Shared {
     pub pipelines: Mutex<PipelineCache>,
     pub pipeline_file: Option<PipelineFile>,
     pub allocated: AtomicU64,
+    /// Bytes that may be allocated; `u64::MAX` where there is no limit.
+    pub memory_limit: AtomicU64,
+    /// What was free when the device was opened, where the platform tells.
+    pub free_memory: Option<u64>,
     /// Submissions of work that may still run, oldest first.
     pub flight: Mutex<VecDeque<wgpu::SubmissionIndex>>,
     failure: Arc<Mutex<Option<GpuError>>>,
@@ -272,6 +278,8 @@ impl Gpu {
             max_groups: limits.max_compute_workgroups_per_dimension,
             checked: options.checked,
             allocated: AtomicU64::new(0),
+            memory_limit: AtomicU64::new(options.memory_limit.unwrap_or(u64::MAX)),
+            free_memory: super::memory::free(adapter, &info),
             flight: Mutex::default(),
             failure,
             device,

@@ -20,6 +20,11 @@ pub enum GpuError {
              sequence length, --recompute layer, or a 16-bit precision"
     )]
     OutOfMemory { what: String, bytes: u64 },
+    #[error(
+        "{bytes} bytes for {what} are over the memory limit of {limit} bytes, of which {allocated} are in use; use a smaller \
+         micro-batch or sequence length, or --recompute layer, or raise --memory_limit"
+    )]
+    OverMemoryLimit { what: String, bytes: u64, allocated: u64, limit: u64 },
     #[error("{what} needs {requested} bytes, over this device's limit of {maximum} for {limit}")]
     OverLimit { what: String, limit: &'static str, requested: u64, maximum: u64 },
     #[error(

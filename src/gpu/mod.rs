@@ -7,11 +7,12 @@ mod buffer;
 mod compose;
 mod device;
 mod error;
+mod memory;
 mod pipeline;
 mod pipeline_file;
 mod timing;
 
-pub use buffer::{Buffer, BufferSlice, Readback};
+pub use buffer::{Buffer, BufferSlice, Readback, allocation};
 pub use compose::{ShaderKey, param_bytes};
 pub use device::{DeviceInfo, Gpu, GpuOptions, is_waiting, list_devices};
 pub use error::GpuError;

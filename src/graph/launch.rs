@@ -35,6 +35,16 @@ pub struct Cooperative {
 }
 
 impl DeviceProfile {
+    /// A discrete GPU as most are, for plans without a device: subgroups of 32, no matrix units, nothing measured.
+    pub fn typical_gpu() -> Self {
+        DeviceProfile {
+            subgroup: Some(32),
+            max_workgroup_invocations: 1024,
+            max_workgroup_storage: 32 << 10,
+            ..DeviceProfile::default()
+        }
+    }
+
     /// Subgroup size where sharing through subgroup broadcast is the better way (CPU devices).
     pub fn broadcast_lanes(&self) -> Option<u32> {
         self.subgroup.filter(|&lanes| self.cpu && (4..=16).contains(&lanes))
@@ -212,6 +222,14 @@ pub struct LaunchPlan {
     pub workspaces: Vec<u64>,
     /// Workspaces that its products share, using them one after the other.
     pub shared: [Option<usize>; 2],
+}
+
+impl LaunchPlan {
+    /// Whether a dispatch binds this output.
+    pub fn writes(&self, output: usize) -> bool {
+        let mut bindings = self.dispatches.iter().flat_map(|d| &d.bindings);
+        bindings.any(|b| b.place == Place::Output(output))
+    }
 }
 
 impl From<Dispatch> for LaunchPlan {

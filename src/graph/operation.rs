@@ -45,6 +45,13 @@ pub trait Operation: Any + Debug + Send + Sync {
         None
     }
 
+    /// Whether making the outputs again costs little beside keeping them: a pass over inputs that the reverse pass reads
+    /// anyway. Operations whose input nobody else keeps (a rotary embedding) are not: their input would have to be kept
+    /// in place of their output. Nor are sums: with a product they are stored as one, see [`Operation::with_residual`].
+    fn is_cheap(&self) -> bool {
+        false
+    }
+
     /// Whether the kernel can add to this output instead of overwriting it.
     fn accumulates(&self, _output: usize) -> bool {
         false

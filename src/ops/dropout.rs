@@ -91,6 +91,10 @@ impl Operation for Dropout {
         Ok(vec![dx, None])
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
         self.mask(elementwise(SHADER, ty.rows() * ty.cols4()), Place::Input(1))

@@ -68,6 +68,10 @@ impl Operation for RmsNorm {
         Ok(vec![dx, dweight])
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (x, keep) = (launch.inputs[0], launch.live[1]);
         let mut dispatch = row_dispatch(SHADER, launch, x.rows(), x.cols4())

@@ -46,6 +46,10 @@ impl Operation for SwiGlu {
         Ok(outputs.into_iter().map(Some).collect())
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
         elementwise(SHADER, ty.rows() * ty.cols4())

@@ -1,6 +1,6 @@
 //! The buffers behind a graph's leaves: weights, the flat trainable buffer with its gradient, inputs, state.
 
-use crate::gpu::{BufferSlice, Gpu, GpuError};
+use crate::gpu::{BufferSlice, Gpu, GpuError, allocation};
 use crate::graph::{Graph, LeafKind, TensorType, Value};
 use std::collections::HashMap;
 
@@ -50,6 +50,12 @@ impl Bindings {
         }
         Ok(bytes)
     }
+}
+
+/// Bytes that the graph's leaves of these kinds take on a device, each in a buffer of its own.
+pub fn leaf_bytes(graph: &Graph, kinds: &[LeafKind]) -> u64 {
+    let leaves = graph.leaves().iter().filter(|leaf| kinds.contains(&leaf.kind));
+    leaves.map(|leaf| allocation(graph.type_of(leaf.value).bytes())).sum()
 }
 
 /// All trainable parameters as ranges of one flat f32 buffer, in a fixed order; gradients and moments share the ranges.

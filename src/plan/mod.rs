@@ -8,6 +8,6 @@ mod program;
 mod slots;
 pub mod tune;
 
-pub use bindings::{Bindings, ParameterSpace};
+pub use bindings::{Bindings, ParameterSpace, leaf_bytes};
 pub use program::{PlanError, Program, Slots};
 pub use slots::{Layout, MemoryReport};

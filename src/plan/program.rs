@@ -34,24 +34,12 @@ impl Slots {
         Ok(Slots { buffers })
     }
 
-    /// Allocates once for layouts that never run at the same time: the slots of the one with most memory serve the
-    /// others, which gain slots where theirs are larger.
+    /// [`Layout::share`], and allocates once for all of them.
     ///
     /// # Errors
     /// Failed allocations.
-    pub fn shared<const N: usize>(
-        gpu: &Gpu,
-        mut layouts: [Layout; N],
-    ) -> Result<(Self, [Layout; N]), GpuError> {
-        let mut sizes: Vec<u64> = Vec::new();
-        let mut order: Vec<usize> = (0..N).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(layouts[i].sizes.iter().sum::<u64>()));
-        for i in order {
-            layouts[i].place_on(&mut sizes);
-        }
-        for layout in &mut layouts {
-            layout.sizes.clone_from(&sizes);
-        }
+    pub fn shared<const N: usize>(gpu: &Gpu, layouts: [Layout; N]) -> Result<(Self, [Layout; N]), GpuError> {
+        let layouts = Layout::share(layouts);
         let slots = Slots::allocate(gpu, &layouts[0])?;
         Ok((slots, layouts))
     }

@@ -3,7 +3,8 @@
 //! A slot is a buffer of its own: wgpu orders any two dispatches that share a writable buffer, so one arena would
 //! serialise everything. A slot is reused by values whose lifetimes do not meet.
 
-use crate::graph::{DeviceProfile, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value};
+use crate::gpu::{allocation, param_bytes};
+use crate::graph::{DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -143,6 +144,36 @@ impl Layout {
         Some(small)
     }
 
+    /// Puts layouts that never run at the same time on one set of slots: those of the one with most memory serve the
+    /// others, which gain slots where theirs are larger.
+    pub fn share<const N: usize>(mut layouts: [Layout; N]) -> [Layout; N] {
+        let mut sizes: Vec<u64> = Vec::new();
+        let mut order: Vec<usize> = (0..N).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(layouts[i].sizes.iter().sum::<u64>()));
+        for i in order {
+            layouts[i].place_on(&mut sizes);
+        }
+        for layout in &mut layouts {
+            layout.sizes.clone_from(&sizes);
+        }
+        layouts
+    }
+
+    /// Bytes that the slots take on a device.
+    pub fn slot_bytes(&self) -> u64 {
+        self.sizes.iter().copied().map(allocation).sum()
+    }
+
+    /// Bytes that the dispatches' parameters take on a device.
+    pub fn parameter_bytes(&self) -> u64 {
+        self.dispatches().map(|dispatch| param_bytes(dispatch).len() as u64).sum()
+    }
+
+    /// What a run dispatches, in order.
+    pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
+        self.nodes.iter().flat_map(|(_, launch)| &launch.dispatches)
+    }
+
     /// Renumbers the slots onto existing buffers of these sizes, best fit first, and appends what does not fit.
     pub(super) fn place_on(&mut self, sizes: &mut Vec<u64>) {
         let mut order: Vec<usize> = (0..self.sizes.len()).collect();
@@ -182,10 +213,13 @@ impl Layout {
         let mut free: Vec<usize> = Vec::new();
         for at in 0..self.nodes.len() {
             let node = &graph.nodes()[self.nodes[at].0];
-            let scratch: Vec<u64> = self.nodes[at].1.workspaces.clone();
+            let launch = &self.nodes[at].1;
+            let scratch: Vec<u64> = launch.workspaces.clone();
+            let written: Vec<bool> = (0..node.outputs.len()).map(|o| launch.writes(o)).collect();
             let mut dying = Vec::new();
-            for &value in &node.outputs {
-                if self.homes.contains_key(&value) {
+            for (&value, written) in node.outputs.iter().zip(written) {
+                // a kernel may leave out what nobody reads
+                if self.homes.contains_key(&value) || !(written || read.contains(&value)) {
                     continue;
                 }
                 let slot = take(&mut self.sizes, &mut free, graph.type_of(value).bytes());

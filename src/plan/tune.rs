@@ -80,7 +80,21 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     let start = Instant::now();
     let mut buffers = HashMap::new();
     for (&place, &(bytes, _)) in &candidate.buffers {
-        buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
+        match gpu.allocate("tuning", bytes) {
+            Ok(buffer) => buffers.insert(place, buffer.whole()),
+            // no room to measure in is no reason to end a run that has room to train in
+            Err(GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. }) => {
+                return Ok(Measurement {
+                    class: candidate.class.clone(),
+                    variant: candidate.variants[0].name.clone(),
+                    seconds: f64::INFINITY,
+                    default_seconds: f64::INFINITY,
+                    gflops: 0.0,
+                    tried: Vec::new(),
+                });
+            }
+            Err(other) => return Err(other.into()),
+        };
     }
     let default = &candidate.variants[0];
     let read = default.dispatches.iter().flat_map(|d| &d.bindings).filter(|b| !b.write);
@@ -99,7 +113,12 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         }
         runs.push(match try_variant(gpu, variant, &buffers) {
             Ok((run, result)) => agree(&expected, &result).then_some(run),
-            Err(GpuError::Shader { .. } | GpuError::OverLimit { .. } | GpuError::OutOfMemory { .. }) => None,
+            Err(
+                GpuError::Shader { .. }
+                | GpuError::OverLimit { .. }
+                | GpuError::OverMemoryLimit { .. }
+                | GpuError::OutOfMemory { .. },
+            ) => None,
             Err(other) => return Err(other.into()),
         });
     }

@@ -5,25 +5,21 @@
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
 use super::ledger::{Ledger, Submitted};
 use super::loss_scale::LossScale;
+use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary};
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
-use super::setup::check_vocabulary;
-use super::trainer::{Capacity, PendingStep, Trainer, TrainerError, training_graph};
+use super::setup::{check_vocabulary, longest, network_of, open_data, run_demand};
+use super::trainer::{PendingStep, Trainer};
 use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
-use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
-use crate::data::{
-    Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order,
-};
+use crate::data::{Dataset, MicroBatch, Sample, Tokenizer, epoch_order};
 use crate::error::Error;
-use crate::fuse::Fusions;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuError, GpuOptions};
 use crate::models::{ModelConfig, Network};
-use crate::nn::WeightMode;
 use crate::ops::adamw::Hyper;
 use crate::plan::MemoryReport;
 use std::path::{Path, PathBuf};
@@ -45,6 +41,8 @@ pub struct Finetune<'a> {
     options: FinetuneOptions,
     schedule: Option<Schedule>,
     on_event: Box<dyn FnMut(&Event) + 'a>,
+    /// The folder that was saved to last.
+    saved: Option<PathBuf>,
 }
 
 /// What a run did.
@@ -73,13 +71,12 @@ struct Prepared {
     /// The adapter to start from, and the settings to save with.
     adapter: Option<(Option<Adapter>, AdapterConfig)>,
     steps: usize,
-    capacity: Capacity,
     notes: Vec<String>,
 }
 
 impl<'a> Finetune<'a> {
     pub fn new(options: FinetuneOptions) -> Self {
-        Finetune { options, schedule: None, on_event: Box::new(|_| ()) }
+        Finetune { options, schedule: None, on_event: Box::new(|_| ()), saved: None }
     }
 
     /// Calls `f` with every event of the run, in order.
@@ -102,8 +99,18 @@ impl<'a> Finetune<'a> {
         let prepared = self.prepare()?;
         let (device, no_coop) = (self.options.gpu.clone(), self.options.no_coop);
         let pipelines = if self.options.tune == TuneMode::Off { None } else { pipeline_folder() };
-        let gpu = Gpu::open(&GpuOptions { device, no_coop, pipelines, ..Default::default() })?;
-        self.train(&gpu, prepared)
+        let memory_limit = self.options.memory_limit;
+        let gpu = Gpu::open(&GpuOptions { device, no_coop, pipelines, memory_limit, ..Default::default() })?;
+        self.plan_and_train(&gpu, &prepared)
+    }
+
+    /// Runs to the end on a device that is open already; its own memory limit holds, and that of the options.
+    ///
+    /// # Errors
+    /// As [`Finetune::run`].
+    pub fn run_on(mut self, gpu: &Gpu) -> Result<FinetuneReport, Error> {
+        let prepared = self.prepare()?;
+        self.plan_and_train(gpu, &prepared)
     }
 
     fn prepare(&mut self) -> Result<Prepared, Error> {
@@ -127,22 +134,7 @@ impl<'a> Finetune<'a> {
             self.on_event.as_mut()(&Event::Note(note.clone()));
         }
         options.max_seq_length = Some(options.max_seq_length.unwrap_or(limit).min(limit));
-        let style = options.data.prompt_style.parse().unwrap_or(PromptStyle::Alpaca);
-        let sample = SampleOptions {
-            style,
-            mask_prompt: options.data.mask_prompt,
-            max_seq_length: options.max_seq_length,
-        };
-        let data = Dataset::open(
-            &options.data.json_path,
-            &tokenizer,
-            &DatasetOptions {
-                sample,
-                val_split_fraction: options.data.val_split_fraction,
-                seed: options.seed,
-                shuffle: options.data.shuffle,
-            },
-        )?;
+        let data = open_data(options, &tokenizer)?;
         let tokens = data.train.iter().chain(&data.validation).flat_map(|s| &s.tokens);
         check_vocabulary(tokens, &config)?;
         notes.push(data.summary.to_string());
@@ -158,33 +150,55 @@ impl<'a> Finetune<'a> {
         };
         let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
         let adapter = adapter.map(|(_, start, settings)| (start, settings));
-        let (weights, activations) = (options.precision.weights(), options.precision.activations());
-        let network = Network {
-            weights: if adapter.is_some() { WeightMode::Frozen(weights) } else { WeightMode::Trainable },
-            activations,
-            adapter: spec,
-            recompute: match options.recompute {
-                RecomputeKind::None => Recompute::None,
-                RecomputeKind::Layer => Recompute::Layer,
-            },
-            positions: longest(&data),
-            fusions: Fusions::default(),
-            config: config.clone(),
-        };
+        let network = network_of(&config, options, spec, longest(&data));
         let per_epoch = data.train.len().div_ceil(options.batch_size);
         let all = per_epoch * options.epochs;
         let steps = options.max_steps.map_or(all, |max| all.min(max));
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
-        let capacity = capacity(&data, options, steps);
-        Ok(Prepared { config, source, data, network, adapter, steps, capacity, notes })
+        Ok(Prepared { config, source, data, network, adapter, steps, notes })
     }
 
-    fn train(mut self, gpu: &Gpu, prepared: Prepared) -> Result<FinetuneReport, Error> {
-        let Prepared { config, source, data, network, adapter, steps, capacity, mut notes } = prepared;
-        let graph = training_graph(&network, capacity).map_err(TrainerError::from)?;
+    /// Plans the run, and refuses what does not fit before anything is measured, loaded or written.
+    fn plan_and_train(mut self, gpu: &Gpu, prepared: &Prepared) -> Result<FinetuneReport, Error> {
+        let limit = MemoryLimit::of(self.options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());
+        let (options, steps) = (self.options.clone(), prepared.steps);
+        let demand = |micro_batch| run_demand(&prepared.data, &options, micro_batch, steps);
+        let choose = |gpu: &Gpu| {
+            let network = prepared.network.clone();
+            let planner = Planner { network, device: &gpu.profile(), demand: &demand };
+            planner.choose(options.micro_batch(), options.recompute, limit)
+        };
+        let mut choice = choose(gpu)?;
+        let mut notes = prepared.notes.clone();
+        if options.tune != TuneMode::Off {
+            notes.extend(self.tune(gpu, &choice)?);
+            // other kernels may need other scratch space
+            choice = choose(gpu)?;
+        }
+        notes.push(choice.describe(options.recompute));
+        self.options.recompute = RecomputeKind::Policy(choice.plan.recompute());
+        let (recompute, planned) = (choice.plan.recompute(), choice.plan.memory.total());
+        self.train(gpu, prepared, choice, notes).map_err(|error| {
+            let room = match error.gpu() {
+                Some(GpuError::OverMemoryLimit { limit, .. }) => *limit,
+                // how much there was is not known: less than planned
+                Some(GpuError::OutOfMemory { .. }) => planned / 4 * 3,
+                _ => return error,
+            };
+            let network = prepared.network.clone();
+            let planner = Planner { network, device: &gpu.profile(), demand: &demand };
+            let advice = planner.advise(options.micro_batch(), recompute, room.min(planned - 1));
+            let (source, saved) = (Box::new(error), self.saved.clone());
+            Error::OutOfMemory { source, planned, advice: advice.unwrap_or_default(), saved }
+        })
+    }
+
+    /// Measures the kernels that the plan needs; gives what the user should read of it.
+    fn tune(&mut self, gpu: &Gpu, choice: &Choice) -> Result<Vec<String>, Error> {
+        let mut notes = Vec::new();
         let tuner = Tuner::new(self.options.tune);
-        let tuned = tuner.prepare(gpu, &graph, &mut |progress| self.emit(Event::Tuned(progress.clone())))?;
-        drop(graph);
+        let tuned = tuner
+            .prepare(gpu, &choice.plan.graph, &mut |progress| self.emit(Event::Tuned(progress.clone())))?;
         notes.extend(tuned.trouble);
         if tuned.left > 0 {
             let (left, seconds) = (tuned.left, tuned.seconds);
@@ -192,12 +206,26 @@ impl<'a> Finetune<'a> {
                 "measuring kernels ended after {seconds:.0} s; {left} classes of products keep their built-in kernels for now"
             ));
         }
-        let mut trainer = Trainer::new(gpu, network, &source, capacity, self.options.seed)?;
-        if let Some((Some(start), _)) = &adapter {
+        Ok(notes)
+    }
+
+    fn train(
+        &mut self,
+        gpu: &Gpu,
+        prepared: &Prepared,
+        choice: Choice,
+        mut notes: Vec<String>,
+    ) -> Result<FinetuneReport, Error> {
+        let Prepared { config, source, data, adapter, steps, .. } = prepared;
+        let steps = *steps;
+        let mut trainer = Trainer::from_plan(gpu, choice.plan, source, self.options.seed)?;
+        if trainer.loaded().bytes > 0 {
+            notes.push(trainer.loaded().to_string());
+        }
+        if let Some((Some(start), _)) = adapter {
             adapter::load(trainer.optimiser(), start)?;
         }
-        drop(source);
-        let settings = adapter.map(|(_, settings)| settings);
+        let settings = adapter.as_ref().map(|(_, settings)| settings);
         save_hyperparameters(&self.options, steps, gpu, trainer.network())?;
         let metrics = MetricsWriter::create(&self.options.out_dir)?;
         for note in notes {
@@ -287,7 +315,7 @@ impl<'a> Finetune<'a> {
                 self.emit(Event::Evaluation(record));
             }
             if saves {
-                self.save(&trainer, settings.as_ref(), step + 1, last)?;
+                self.save(&trainer, settings, step + 1, last)?;
             }
             if evaluates || saves {
                 ledger.since = Instant::now();
@@ -296,7 +324,7 @@ impl<'a> Finetune<'a> {
         let Ledger { losses, start, .. } = ledger;
         let seconds = start.elapsed().as_secs_f64();
         self.emit(Event::Finished { steps, tokens, elapsed_s: seconds });
-        let (memory, out_dir) = (trainer.memory(), self.options.out_dir);
+        let (memory, out_dir) = (trainer.memory(), self.options.out_dir.clone());
         Ok(FinetuneReport { steps, tokens, losses, val_loss, seconds, out_dir, memory })
     }
 
@@ -348,6 +376,7 @@ impl<'a> Finetune<'a> {
                 Some(settings) => save_adapter(trainer, settings.clone(), &path)?,
                 None => save_model(trainer, &self.options.model_dir, &path)?,
             }
+            self.saved = Some(path.clone());
             self.emit(Event::Saved { step, path });
         }
         Ok(())
@@ -395,7 +424,7 @@ fn not_used(asked: &LoraOptions, options: &FinetuneOptions) -> Option<String> {
 }
 
 /// The network's adapter, the values to start from and the settings to save with.
-fn adapter_of(
+pub(super) fn adapter_of(
     options: &mut FinetuneOptions,
     config: &ModelConfig,
 ) -> Result<(crate::nn::AdapterSpec, Option<Adapter>, AdapterConfig), Error> {
@@ -417,37 +446,6 @@ fn adapter_of(
     let base = options.model_dir.canonicalize().unwrap_or_else(|_| options.model_dir.clone());
     let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));
     Ok((spec, None, settings))
-}
-
-fn longest(data: &Dataset) -> usize {
-    data.train.iter().chain(&data.validation).map(|s| s.tokens.len()).max().unwrap_or(1)
-}
-
-/// The most tokens and labels that any micro-batch of the run will have.
-fn capacity(data: &Dataset, options: &FinetuneOptions, steps: usize) -> Capacity {
-    let mut capacity = Capacity { tokens: 1, labels: 1 };
-    let mut add = |samples: &mut dyn Iterator<Item = &Sample>| {
-        let (mut tokens, mut labels) = (0, 0);
-        for sample in samples {
-            tokens += sample.tokens.len();
-            labels += sample.label_tokens();
-        }
-        capacity.tokens = capacity.tokens.max(tokens);
-        capacity.labels = capacity.labels.max(labels);
-    };
-    let per_epoch = data.train.len().div_ceil(options.batch_size);
-    for epoch in 0..steps.div_ceil(per_epoch) {
-        let order = epoch_order(data.train.len(), options.seed, epoch as u64, options.data.shuffle);
-        for window in order.chunks(options.batch_size) {
-            for micro in window.chunks(options.micro_batch()) {
-                add(&mut micro.iter().map(|&i| &data.train[i]));
-            }
-        }
-    }
-    for micro in data.validation.chunks(options.micro_batch()) {
-        add(&mut micro.iter());
-    }
-    capacity
 }
 
 fn validation_batches(samples: &[Sample], size: usize) -> Vec<MicroBatch> {

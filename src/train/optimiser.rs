@@ -1,11 +1,11 @@
 //! The flat trainable buffer with its gradient and moments, and the AdamW step on it.
 
-use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
+use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, allocation};
 use crate::graph::layout::{pack, unpack};
-use crate::graph::{DType, Graph, GraphError, Shape};
+use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Shape};
 use crate::ops::adamw::{HYPER_LEN, Hyper, adamw};
 use crate::ops::norm_squared::norm_squared;
-use crate::plan::{Bindings, ParameterSpace, PlanError, Program};
+use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -20,6 +20,51 @@ pub enum OptimiserError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Gpu(#[from] GpuError),
+}
+
+/// Bytes of each of the flat buffers.
+fn flat_bytes(space: &ParameterSpace) -> u64 {
+    space.bytes().max(16)
+}
+
+/// The update of all parameters at once.
+fn update_graph(space: &ParameterSpace) -> Result<Graph, GraphError> {
+    let mut graph = Graph::new();
+    let shape = Shape::vector(flat_bytes(space) as usize / 4);
+    let state = [
+        graph.state("values", shape, DType::F32)?,
+        graph.state("first", shape, DType::F32)?,
+        graph.state("second", shape, DType::F32)?,
+    ];
+    let gradient = graph.input("gradient", shape, DType::F32)?;
+    let hyper = graph.input("hyper", Shape::vector(HYPER_LEN), DType::F32)?;
+    let norm2 = norm_squared(&mut graph, gradient)?;
+    adamw(&mut graph, state, gradient, norm2, hyper)?;
+    graph.output("norm2", norm2);
+    Ok(graph)
+}
+
+/// What [`Optimiser::new`] takes on a device, and the work of an update.
+///
+/// # Errors
+/// As [`Optimiser::new`].
+pub fn plan_update(
+    space: &ParameterSpace,
+    device: &DeviceProfile,
+) -> Result<(MemoryReport, Cost), GraphError> {
+    let layout = Layout::new(&update_graph(space)?, device);
+    let flat = allocation(flat_bytes(space));
+    let mut cost = Cost::default();
+    layout.dispatches().for_each(|dispatch| cost += dispatch.cost);
+    let memory = MemoryReport {
+        trainables: 2 * flat,
+        optimiser: 2 * flat,
+        inputs: allocation(4 * HYPER_LEN as u64),
+        activations: layout.slot_bytes(),
+        parameters: layout.parameter_bytes(),
+        ..MemoryReport::default()
+    };
+    Ok((memory, cost))
 }
 
 /// AdamW over all trainable parameters.
@@ -39,24 +84,13 @@ impl Optimiser {
     /// # Errors
     /// Failed allocations.
     pub fn new(gpu: &Gpu, space: ParameterSpace) -> Result<Self, OptimiserError> {
-        let bytes = space.bytes().max(16);
+        let bytes = flat_bytes(&space);
         let allocate = |what| gpu.allocate(what, bytes).map(|b| b.whole());
         let (values, gradients) = (allocate("trainable parameters")?, allocate("gradients")?);
         let moments = [allocate("first moments of AdamW")?, allocate("second moments of AdamW")?];
         let hyper = gpu.allocate("hyperparameters", 4 * HYPER_LEN as u64)?.whole();
 
-        let mut graph = Graph::new();
-        let shape = Shape::vector(bytes as usize / 4);
-        let state = [
-            graph.state("values", shape, DType::F32)?,
-            graph.state("first", shape, DType::F32)?,
-            graph.state("second", shape, DType::F32)?,
-        ];
-        let gradient = graph.input("gradient", shape, DType::F32)?;
-        let hyper_input = graph.input("hyper", Shape::vector(HYPER_LEN), DType::F32)?;
-        let norm2 = norm_squared(&mut graph, gradient)?;
-        adamw(&mut graph, state, gradient, norm2, hyper_input)?;
-        graph.output("norm2", norm2);
+        let graph = update_graph(&space)?;
         let mut bindings = Bindings::new();
         bindings.bind("values", values.clone());
         bindings.bind("first", moments[0].clone());

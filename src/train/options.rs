@@ -4,6 +4,7 @@
 //! `--lora_rank`), and messages use that spelling. The types here are also what `hyperparameters.json`
 //! holds, so their serialised form is a file format.
 
+use crate::autograd::Recompute;
 use crate::data::PromptStyle;
 use crate::graph::DType;
 use crate::train::schedule::ScheduleKind;
@@ -59,6 +60,8 @@ pub struct FinetuneOptions {
     /// Of the split, the order, the adapter's initial values and dropout.
     pub seed: u64,
     pub recompute: RecomputeKind,
+    /// Bytes of device memory that the run may take; `None`: what is free, where the platform tells.
+    pub memory_limit: Option<u64>,
     /// Name or index of the device; `None` takes the best.
     pub gpu: Option<String>,
     /// Products without the device's matrix units.
@@ -134,12 +137,55 @@ pub enum Precision {
 
 /// Which activations are thrown away in the forward pass and made again in the reverse pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String", into = "String")]
 pub enum RecomputeKind {
+    /// The policy with the fewest FLOPs that fits the device's memory.
     #[default]
-    None,
-    /// All of a layer but its input.
-    Layer,
+    Auto,
+    Policy(Recompute),
+}
+
+impl RecomputeKind {
+    /// Nothing is made again.
+    pub const NONE: RecomputeKind = RecomputeKind::Policy(Recompute::None);
+}
+
+impl fmt::Display for RecomputeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecomputeKind::Auto => f.pad("auto"),
+            RecomputeKind::Policy(policy) => policy.fmt(f),
+        }
+    }
+}
+
+impl FromStr for RecomputeKind {
+    type Err = UnknownName;
+
+    fn from_str(word: &str) -> Result<Self, UnknownName> {
+        let allowed = "auto, none, selective, layer, every-N (blocks in groups of N)";
+        match word {
+            "auto" => Ok(RecomputeKind::Auto),
+            _ => word
+                .parse()
+                .map(RecomputeKind::Policy)
+                .map_err(|_| UnknownName { given: word.into(), allowed: allowed.into() }),
+        }
+    }
+}
+
+impl TryFrom<String> for RecomputeKind {
+    type Error = UnknownName;
+
+    fn try_from(word: String) -> Result<Self, UnknownName> {
+        word.parse()
+    }
+}
+
+impl From<RecomputeKind> for String {
+    fn from(kind: RecomputeKind) -> Self {
+        kind.to_string()
+    }
 }
 
 /// Whether kernels are measured before a run.
@@ -252,6 +298,7 @@ impl Default for FinetuneOptions {
             save_interval: None,
             seed: 1337,
             recompute: RecomputeKind::default(),
+            memory_limit: None,
             gpu: None,
             no_coop: false,
             tune: TuneMode::default(),
@@ -300,6 +347,20 @@ impl FinetuneOptions {
     /// # Errors
     /// All problems at once, each with the option's name and what is allowed.
     pub fn validate(&self) -> Result<(), OptionsError> {
+        self.checked().finish()
+    }
+
+    /// [`FinetuneOptions::validate`] for a plan, which needs neither a model's folder nor data.
+    ///
+    /// # Errors
+    /// As [`FinetuneOptions::validate`].
+    pub fn validate_for_plan(&self) -> Result<(), OptionsError> {
+        let mut checks = self.checked();
+        checks.problems.retain(|problem| !["MODEL_DIR", "--data.json_path"].contains(&problem.option));
+        checks.finish()
+    }
+
+    fn checked(&self) -> Checks {
         let mut checks = Checks::default();
         checks.path("MODEL_DIR", &self.model_dir);
         self.data.check(&mut checks);
@@ -348,7 +409,7 @@ impl FinetuneOptions {
         checks.optional_count("--eval_interval", self.eval_interval, "to evaluate at the end alone");
         checks.optional_count("--save_interval", self.save_interval, "to save at the end alone");
         check_gpu(&mut checks, self.gpu.as_deref());
-        checks.finish()
+        checks
     }
 
     /// Samples on the device at a time: `micro_batch_size`, but no more than a batch has.
@@ -468,7 +529,6 @@ spelled!(ScheduleKind {
     "linear" => ScheduleKind::Linear,
     "constant" => ScheduleKind::Constant,
 });
-spelled!(RecomputeKind { "none" => RecomputeKind::None, "layer" => RecomputeKind::Layer });
 spelled!(WeightInit { "checkpoint" => WeightInit::Checkpoint, "random" => WeightInit::Random });
 
 /// Collects problems, so that a user sees all of them at once.
@@ -684,7 +744,8 @@ mod tests {
         }
         check(Precision::ALL);
         check(ScheduleKind::ALL);
-        check(RecomputeKind::ALL);
+        let every = Recompute::every(4).unwrap();
+        check(&[RecomputeKind::Auto, RecomputeKind::NONE, RecomputeKind::Policy(every)]);
         check(WeightInit::ALL);
         let error = "fp16".parse::<Precision>().unwrap_err().to_string();
         assert_eq!(error, "\"fp16\" is none of 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed");

@@ -1,18 +1,21 @@
 //! From folders on disk to a network that can be loaded onto a device.
 
 use super::adapter::spec_of_adapter;
-use super::options::Precision;
+use super::options::{FinetuneOptions, Method, Precision};
+use super::plan::Demand;
+use super::trainer::{Capacity, bucket};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, Checkpoint};
+use crate::data::{Dataset, DatasetOptions, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order};
 use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuError};
 use crate::graph::layout::pack;
 use crate::models::{ModelConfig, Network};
-use crate::nn::WeightMode;
+use crate::nn::{AdapterSpec, WeightMode};
 use crate::plan::{Bindings, ParameterSpace};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// The frozen network of a Hugging Face folder with an adapter on it, and its weights, checked against each other.
@@ -39,6 +42,87 @@ pub fn open_network(
         config,
     };
     Ok((network, source))
+}
+
+/// The network that a run trains, with an adapter or, in full training, without. `positions` is the longest sample; the
+/// policy of recomputation is left to a plan.
+pub fn network_of(
+    config: &ModelConfig,
+    options: &FinetuneOptions,
+    adapter: Option<AdapterSpec>,
+    positions: usize,
+) -> Network {
+    Network {
+        weights: match options.method {
+            Method::Lora => WeightMode::Frozen(options.precision.weights()),
+            Method::Full { .. } => WeightMode::Trainable,
+        },
+        activations: options.precision.activations(),
+        adapter,
+        recompute: Recompute::None,
+        positions,
+        fusions: Fusions::default(),
+        config: config.clone(),
+    }
+}
+
+/// The samples of a run, cut at `max_seq_length`.
+///
+/// # Errors
+/// A file that is missing or broken, and rows that leave nothing to train on.
+pub fn open_data(options: &FinetuneOptions, tokenizer: &Tokenizer) -> Result<Dataset, Error> {
+    let style = options.data.prompt_style.parse().unwrap_or(PromptStyle::Alpaca);
+    let sample = SampleOptions {
+        style,
+        mask_prompt: options.data.mask_prompt,
+        max_seq_length: options.max_seq_length,
+    };
+    let split = DatasetOptions {
+        sample,
+        val_split_fraction: options.data.val_split_fraction,
+        seed: options.seed,
+        shuffle: options.data.shuffle,
+    };
+    Ok(Dataset::open(&options.data.json_path, tokenizer, &split)?)
+}
+
+/// Tokens of the longest sample.
+pub fn longest(data: &Dataset) -> usize {
+    data.train.iter().chain(&data.validation).map(|s| s.tokens.len()).max().unwrap_or(1)
+}
+
+/// What the micro-batches of a run of `steps` optimiser steps are like, `micro_batch` samples at a time.
+pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize, steps: usize) -> Demand {
+    let (mut training, mut evaluation) = (HashSet::new(), HashSet::new());
+    let mut capacity = Capacity { tokens: 1, labels: 1 };
+    let mut add = |sizes: &mut HashSet<(usize, usize)>, samples: &mut dyn Iterator<Item = &Sample>| {
+        let (mut tokens, mut labels) = (0, 0);
+        for sample in samples {
+            tokens += sample.tokens.len();
+            labels += sample.label_tokens();
+        }
+        capacity.tokens = capacity.tokens.max(tokens);
+        capacity.labels = capacity.labels.max(labels);
+        sizes.insert((bucket(tokens), bucket(labels)));
+    };
+    let per_epoch = data.train.len().div_ceil(options.batch_size);
+    for epoch in 0..steps.div_ceil(per_epoch) {
+        let order = epoch_order(data.train.len(), options.seed, epoch as u64, options.data.shuffle);
+        for window in order.chunks(options.batch_size).take(steps - epoch * per_epoch) {
+            for micro in window.chunks(micro_batch) {
+                add(&mut training, &mut micro.iter().map(|&i| &data.train[i]));
+            }
+        }
+    }
+    for micro in data.validation.chunks(micro_batch) {
+        add(&mut evaluation, &mut micro.iter());
+    }
+    Demand {
+        capacity,
+        longest: longest(data),
+        training_sizes: training.len(),
+        evaluation_sizes: evaluation.len(),
+    }
 }
 
 /// Refuses tokens that the model has no row for: they would read beyond its embedding.

@@ -4,7 +4,9 @@
 //! largest. A step is: [`Trainer::begin`], [`Trainer::accumulate`] for each micro-batch, [`Trainer::step`].
 
 use super::inputs::write_batch;
+use super::memory_size::memory_text;
 use super::optimiser::{Optimiser, OptimiserError};
+use super::plan::{Demand, TrainingPlan};
 use super::weights::{WeightError, WeightSource, initial_values};
 use crate::data::MicroBatch;
 use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, Readback};
@@ -47,6 +49,22 @@ pub struct Capacity {
     pub labels: usize,
 }
 
+/// How fast the frozen weights came onto the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LoadReport {
+    /// As stored on the device.
+    pub bytes: u64,
+    pub seconds: f64,
+}
+
+impl std::fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rate = (self.bytes as f64 / self.seconds.max(1e-9)) as u64;
+        let (bytes, rate) = (memory_text(self.bytes), memory_text(rate));
+        write!(f, "weights {bytes} in {:.1} s, {rate}/s", self.seconds)
+    }
+}
+
 /// What an optimiser step gives back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutcome {
@@ -67,6 +85,7 @@ pub struct Trainer {
     evaluation: Family,
     slots: Slots,
     memory: MemoryReport,
+    loaded: LoadReport,
     micro_batches: u32,
     seed: u64,
 }
@@ -92,15 +111,26 @@ impl Trainer {
         capacity: Capacity,
         seed: u64,
     ) -> Result<Self, TrainerError> {
-        let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
-        let graph = training_graph(&network, capacity)?;
-        let layout = Layout::new(&graph, &gpu.profile());
-        let eval_graph = network.evaluation(capacity.tokens, capacity.labels)?;
-        let eval_layout = Layout::new(&eval_graph, &gpu.profile());
+        let demand = Demand { capacity, longest: capacity.tokens, training_sizes: 1, evaluation_sizes: 1 };
+        Trainer::from_plan(gpu, TrainingPlan::new(&network, &demand, &gpu.profile())?, source, seed)
+    }
 
+    /// Loads a planned network onto the device: what the plan says is what is allocated.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn from_plan(
+        gpu: &Gpu,
+        plan: TrainingPlan,
+        source: &WeightSource,
+        seed: u64,
+    ) -> Result<Self, TrainerError> {
+        let TrainingPlan { network, capacity, graph, layouts, .. } = plan;
         let mut memory = MemoryReport::default();
         let mut bindings = Bindings::new();
+        let start = Instant::now();
         memory.weights = source.upload(gpu, &graph, &network.config, &mut bindings)?;
+        let loaded = LoadReport { bytes: memory.weights, seconds: start.elapsed().as_secs_f64() };
         let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph))?;
         optimiser.bind(&mut bindings);
         (memory.trainables, memory.optimiser) = optimiser.bytes();
@@ -108,9 +138,9 @@ impl Trainer {
             optimiser.set(&name, &values)?;
         }
         memory.inputs = bindings.allocate_inputs(gpu, &graph)? + optimiser.input_bytes();
-        let (slots, layouts) = Slots::shared(gpu, [layout, eval_layout])?;
-        memory.activations = slots.bytes() + optimiser.slot_bytes();
         let [layout, eval_layout] = layouts;
+        let slots = Slots::allocate(gpu, &layout)?;
+        memory.activations = slots.bytes() + optimiser.slot_bytes();
         let loss_sum =
             bindings.leaf(LOSS_SUM).cloned().ok_or(PlanError::Unbound { name: LOSS_SUM.into() })?;
         let family = |layout| Family { layout, programs: HashMap::new() };
@@ -125,6 +155,7 @@ impl Trainer {
             evaluation: family(eval_layout),
             slots,
             memory,
+            loaded,
             micro_batches: 0,
             seed,
         })
@@ -136,6 +167,11 @@ impl Trainer {
 
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// The way of the frozen weights onto the device.
+    pub fn loaded(&self) -> LoadReport {
+        self.loaded
     }
 
     /// Parameters, gradients and moments.

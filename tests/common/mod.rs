@@ -20,6 +20,7 @@ pub fn gpu_with(no_subgroups: bool) -> Option<Gpu> {
         no_subgroups: no_subgroups || on("ENGRAFT_TEST_NO_SUBGROUPS"),
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
         pipelines: None,
+        memory_limit: None,
     };
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),

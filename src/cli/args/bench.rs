@@ -1,6 +1,6 @@
 //! What `engraft bench` and `engraft tune` take.
 
-use super::{DeviceArgs, EXIT_CODES, TuneArgs, count, targets};
+use super::{DeviceArgs, EXIT_CODES, MemoryArgs, TuneArgs, count, targets};
 use crate::cli::bench::named_shape;
 use crate::error::Error;
 use crate::fuse::Fusions;
@@ -210,9 +210,11 @@ pub struct BenchTrainArgs {
     /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
     #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
     pub precision: Precision,
-    /// Activations to make again in the reverse pass, for memory: none, or layer
-    #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::default())]
+    /// Activations to make again: none, selective, every-N, layer; auto takes what fits the memory
+    #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::NONE)]
     pub recompute: RecomputeKind,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Fusions to leave out, for what they gain: adapter, residual, dropout, siblings
     #[arg(long, alias = "no-fuse", value_name = "NAMES", value_delimiter = ',', value_parser = fusion)]
     pub no_fuse: Vec<String>,

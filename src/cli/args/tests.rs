@@ -1,6 +1,7 @@
 //! Every option in both spellings, defaults, mistakes and help.
 
 use super::*;
+use crate::autograd::Recompute;
 use crate::train::options::TuneMode;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
@@ -95,7 +96,8 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--save_interval", "20", |o| o.save_interval = Some(20)),
         ("--seed", "42", |o| o.seed = 42),
         ("--precision", "16-mixed", |o| o.precision = Precision::F16Mixed),
-        ("--recompute", "layer", |o| o.recompute = RecomputeKind::Layer),
+        ("--recompute", "layer", |o| o.recompute = RecomputeKind::Policy(Recompute::Layer)),
+        ("--memory_limit", "2GiB", |o| o.memory_limit = Some(2 << 30)),
         ("--out_dir", "there", |o| o.out_dir = "there".into()),
         ("--gpu", "1", |o| o.gpu = Some("1".into())),
         ("--tune", "full", |o| o.tune = TuneMode::Full),
@@ -169,7 +171,8 @@ fn mistakes_end_with_code_two_and_say_what_is_allowed() {
         (&["--data", "rows.json"][..], "--data JSON --data.json_path FILE"),
         (&["--precision", "fp16"], "bf16-mixed"),
         (&["--lr_schedule", "step"], "cosine, linear, constant"),
-        (&["--recompute", "all"], "none, layer"),
+        (&["--recompute", "all"], "selective, layer, every-N"),
+        (&["--memory_limit", "8G"], "8GiB"),
         (&["--batch_size", "-1"], "whole number"),
         (&["--epochs", "2.5"], "whole number"),
         (&["--learning_rate", "fast"], "--learning_rate"),
@@ -238,7 +241,10 @@ fn bench_train_takes_the_shape_of_a_model() {
     assert_eq!((args.hidden, args.layers, args.heads, args.kv_heads(), args.ffn), (512, 2, 8, 2, 1024));
     assert_eq!((args.vocab, args.seq, args.batch, args.rank, args.steps), (1000, 64, 2, 4, 5));
     assert_eq!(args.targets(), ["q_proj", "o_proj"]);
-    assert_eq!((args.precision, args.recompute), (Precision::BF16True, RecomputeKind::Layer));
+    assert_eq!(
+        (args.precision, args.recompute),
+        (Precision::BF16True, RecomputeKind::Policy(Recompute::Layer))
+    );
     assert!(args.run.json && args.run.device.gpu.as_deref() == Some("x"));
     assert_eq!(bench(&["--heads", "2"]).kv_heads(), 2);
     assert!(bench(&["--kv-heads", "3"]).check().is_err());

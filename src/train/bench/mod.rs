@@ -13,9 +13,11 @@ use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
 use crate::nn::WeightMode;
 use crate::ops::adamw::Hyper;
 use crate::train::adapter::spec_of_targets;
+use crate::train::memory::{MemoryLimit, Planner};
 use crate::train::options::TuneMode;
 use crate::train::options::{Precision, RecomputeKind};
-use crate::train::trainer::{Capacity, PendingStep, StepOutcome, Trainer, TrainerError, training_graph};
+use crate::train::plan::Demand;
+use crate::train::trainer::{PendingStep, StepOutcome, Trainer, TrainerError};
 use crate::train::tuning::{TuneProgress, TuneReport, Tuner};
 use crate::train::weights::WeightSource;
 use serde::Serialize;
@@ -42,6 +44,8 @@ pub struct BenchTrainOptions {
     pub steps: usize,
     pub precision: Precision,
     pub recompute: RecomputeKind,
+    /// Bytes of device memory that the network may take; `None`: what is free, where the platform tells.
+    pub memory_limit: Option<u64>,
     pub tune: TuneMode,
     pub fusions: Fusions,
 }
@@ -57,7 +61,8 @@ impl Default for BenchTrainOptions {
             targets: ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec(),
             steps: 20,
             precision: Precision::default(),
-            recompute: RecomputeKind::None,
+            recompute: RecomputeKind::NONE,
+            memory_limit: None,
             tune: TuneMode::default(),
             fusions: Fusions::default(),
         }
@@ -120,6 +125,7 @@ pub struct BenchTrain {
     steps: usize,
     taken: u64,
     tuned: TuneReport,
+    chosen: String,
 }
 
 impl BenchTrain {
@@ -145,20 +151,27 @@ impl BenchTrain {
             weights: WeightMode::Frozen(options.precision.weights()),
             activations: options.precision.activations(),
             adapter: Some(adapter),
-            recompute: match options.recompute {
-                RecomputeKind::None => Recompute::None,
-                RecomputeKind::Layer => Recompute::Layer,
-            },
+            recompute: Recompute::None,
             positions: options.seq,
             fusions: options.fusions,
         };
         let batch = random_batch(options);
-        let capacity = Capacity { tokens: batch.tokens_len(), labels: batch.label_count() };
-        let graph = training_graph(&network, capacity).map_err(TrainerError::from)?;
-        let tuned = Tuner::new(options.tune).prepare(gpu, &graph, progress)?;
-        drop(graph);
-        let trainer = Trainer::new(gpu, network, &WeightSource::Random { seed: 0 }, capacity, 0)?;
-        Ok(BenchTrain { trainer, batch, seq: options.seq, steps: options.steps, taken: 0, tuned })
+        let limit = MemoryLimit::of(options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());
+        let demand = |samples| Demand::uniform(samples, options.seq);
+        let choose = |gpu: &Gpu| {
+            let planner = Planner { network: network.clone(), device: &gpu.profile(), demand: &demand };
+            planner.choose(options.batch, options.recompute, limit)
+        };
+        let mut choice = choose(gpu)?;
+        let tuned = Tuner::new(options.tune).prepare(gpu, &choice.plan.graph, progress)?;
+        if options.tune != TuneMode::Off {
+            // other kernels may need other scratch space
+            choice = choose(gpu)?;
+        }
+        let chosen = choice.describe(options.recompute);
+        let trainer = Trainer::from_plan(gpu, choice.plan, &WeightSource::Random { seed: 0 }, 0)?;
+        let (seq, steps) = (options.seq, options.steps);
+        Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, tuned, chosen })
     }
 
     /// Takes the first step and then the timed ones.
@@ -248,6 +261,11 @@ impl BenchTrain {
     /// The measuring of kernels that went before.
     pub fn tuned(&self) -> &TuneReport {
         &self.tuned
+    }
+
+    /// The policy of recomputation, its memory and its work, as a line to read.
+    pub fn chosen(&self) -> &str {
+        &self.chosen
     }
 
     pub fn trainer(&self) -> &Trainer {

@@ -1,0 +1,100 @@
+//! How much device memory there is to use: what the platform tells, and a limit that the user sets.
+//!
+//! WebGPU has no word for it. Vulkan has: `VK_EXT_memory_budget` names what this process may use of each heap now
+//! (budget) and what it uses already (usage). A software device lives in the system's memory, which Linux tells. Elsewhere
+//! nothing is known, and a run needs `--memory_limit` to be planned for.
+
+use super::{DeviceInfo, Gpu};
+use std::sync::atomic::Ordering;
+
+impl Gpu {
+    /// Bytes that may be allocated at a time, where a limit is set.
+    pub fn memory_limit(&self) -> Option<u64> {
+        Some(self.shared.memory_limit.load(Ordering::Relaxed)).filter(|&limit| limit < u64::MAX)
+    }
+
+    /// Refuses allocations beyond this many bytes from here on: a driver that runs out may end the process, or the device,
+    /// in the middle of a step. What is allocated already stays.
+    pub fn set_memory_limit(&self, limit: Option<u64>) {
+        self.shared.memory_limit.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Bytes that the backend's own allocator has handed out, staging and alignment included; `None` where it keeps no
+    /// account (Metal).
+    pub fn backend_bytes(&self) -> Option<u64> {
+        self.shared.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    }
+
+    /// Bytes that were free on the device when it was opened; `None` where the platform does not tell.
+    pub fn free_memory(&self) -> Option<u64> {
+        self.shared.free_memory
+    }
+}
+
+/// Free bytes of the device's own memory.
+pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
+    if info.is_software() { available_ram() } else { vulkan::budget(adapter) }
+}
+
+/// What Linux would give to a new process without swapping.
+fn available_ram() -> Option<u64> {
+    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+#[cfg(not(target_vendor = "apple"))]
+mod vulkan {
+    use ash::vk;
+
+    /// Budget less usage of the largest device-local heap.
+    pub(super) fn budget(adapter: &wgpu::Adapter) -> Option<u64> {
+        // SAFETY: the handles are only read from, and live as long as `adapter`
+        let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+        let extension = vk::EXT_MEMORY_BUDGET_NAME;
+        let (instance, device) = (hal.shared_instance().raw_instance(), hal.raw_physical_device());
+        // SAFETY: `device` belongs to `instance`
+        let version = unsafe { instance.get_physical_device_properties(device) }.api_version;
+        if version.min(hal.shared_instance().instance_api_version()) < vk::API_VERSION_1_1 {
+            return None;
+        }
+        // SAFETY: as above
+        let known = unsafe { instance.enumerate_device_extension_properties(device) }.ok()?;
+        if !known.iter().any(|e| e.extension_name_as_c_str() == Ok(extension)) {
+            return None;
+        }
+        let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+        let mut memory = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
+        // SAFETY: instance and device have Vulkan 1.1, whose call this is, and the extension that `budget` is of
+        unsafe { instance.get_physical_device_memory_properties2(device, &mut memory) };
+        let heaps = memory.memory_properties;
+        let local =
+            |&heap: &usize| heaps.memory_heaps[heap].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL);
+        let heap = (0..heaps.memory_heap_count as usize)
+            .filter(local)
+            .max_by_key(|&heap| heaps.memory_heaps[heap].size)?;
+        Some(budget.heap_budget[heap].saturating_sub(budget.heap_usage[heap])).filter(|&free| free > 0)
+    }
+}
+
+#[cfg(target_vendor = "apple")]
+mod vulkan {
+    pub(super) fn budget(_adapter: &wgpu::Adapter) -> Option<u64> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_bytes() {
+        let text = "MemTotal:       24689764 kB\nMemFree:        20 kB\nMemAvailable:   23068672 kB\n";
+        assert_eq!(available(text), Some(23_068_672 << 10));
+        assert_eq!(available("MemFree: 1 kB\n"), None);
+    }
+}

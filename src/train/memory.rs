@@ -1,0 +1,271 @@
+//! Fitting a run into a device's memory: which activations to make again, and what to change where nothing fits.
+
+use super::memory_size::memory_text;
+use super::options::RecomputeKind;
+use super::plan::{Demand, TrainingPlan};
+use crate::autograd::Recompute;
+use crate::graph::{DType, DeviceProfile, GraphError};
+use crate::models::Network;
+use crate::nn::WeightMode;
+use crate::plan::MemoryReport;
+use serde::Serialize;
+use std::fmt;
+use thiserror::Error;
+
+/// Bytes that a run may take of its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLimit {
+    pub bytes: u64,
+    /// Set by the user; otherwise what is free.
+    pub asked: bool,
+}
+
+impl MemoryLimit {
+    /// What the user set, or else what the device has free, where the platform tells.
+    pub fn of(asked: Option<u64>, free: Option<u64>) -> Option<Self> {
+        let free = free.map(|bytes| MemoryLimit { bytes, asked: false });
+        asked.map(|bytes| MemoryLimit { bytes, asked: true }).or(free)
+    }
+}
+
+impl fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.asked {
+            true => write!(f, "the limit of {}", memory_text(self.bytes)),
+            false => write!(f, "the {} that are free on the device", memory_text(self.bytes)),
+        }
+    }
+}
+
+/// A run that does not fit, and what would.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error(
+    "out of memory before anything was done: a micro-batch of {micro_batch} with --recompute {recompute} needs {}, more than \
+     {limit}; {advice}{}",
+    memory_text(*needed),
+    if limit.asked { "" } else { " (--memory_limit sets another limit)" }
+)]
+pub struct MemoryError {
+    pub micro_batch: usize,
+    pub recompute: Recompute,
+    pub needed: u64,
+    pub limit: MemoryLimit,
+    pub advice: Advice,
+}
+
+/// Changes of options that fit, each with the bytes it needs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Advice {
+    pub fits: Vec<(String, u64)>,
+    /// What the leanest plan needs, and its weights alone.
+    pub least: Option<(String, u64, u64)>,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.fits.is_empty() {
+            let ways = self.fits.iter().map(|(way, bytes)| format!("with {way} {}", memory_text(*bytes)));
+            return f.write_str(&ways.collect::<Vec<_>>().join("; "));
+        }
+        if let Some((way, bytes, weights)) = &self.least {
+            let (bytes, weights) = (memory_text(*bytes), memory_text(*weights));
+            write!(f, "even {way} needs {bytes}, {weights} of it weights: ")?;
+        }
+        f.write_str("use a shorter --max_seq_length, a smaller model or another device")
+    }
+}
+
+/// What one combination of policy and micro-batch takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Combination {
+    pub recompute: Recompute,
+    pub micro_batch_size: usize,
+    pub peak_bytes: u64,
+    pub bytes: MemoryReport,
+    /// FLOPs of a micro-batch, forward and reverse.
+    pub flops: f64,
+}
+
+/// A plan that was chosen.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    pub plan: TrainingPlan,
+    /// FLOPs beyond those of a step that keeps all activations, as a share of these.
+    pub extra_flops: f64,
+    pub limit: Option<MemoryLimit>,
+}
+
+impl Choice {
+    /// A line for the start of a run. `kind` is what was asked for.
+    pub fn describe(&self, kind: RecomputeKind) -> String {
+        let chosen = if kind == RecomputeKind::Auto { " (chosen by auto)" } else { "" };
+        let limit = match self.limit {
+            Some(limit) => format!("of {limit}"),
+            None => "of a device whose free memory is not known (--memory_limit sets a limit)".into(),
+        };
+        format!(
+            "recompute {}{chosen}: {} {limit}; {:.1} % more FLOPs per step than keeping all activations",
+            self.plan.recompute(),
+            memory_text(self.plan.memory.total()),
+            100.0 * self.extra_flops
+        )
+    }
+}
+
+/// Plans of one network by micro-batch and policy.
+pub struct Planner<'a> {
+    /// Its policy does not matter.
+    pub network: Network,
+    pub device: &'a DeviceProfile,
+    /// What micro-batches of so many samples are like.
+    pub demand: &'a dyn Fn(usize) -> Demand,
+}
+
+/// Groups of so many blocks that plans try.
+const GROUPS: [u32; 6] = [2, 3, 4, 6, 8, 16];
+
+impl Planner<'_> {
+    /// Every policy that a plan tries on this network, each different from the others.
+    pub fn policies(&self) -> Vec<Recompute> {
+        let blocks = self.network.config.layers as u32;
+        let groups = GROUPS.into_iter().filter(|&n| n < blocks).rev();
+        let mut all = vec![Recompute::None, Recompute::Selective];
+        all.extend(groups.filter_map(|n| Recompute::every(n).ok()));
+        all.push(Recompute::Layer);
+        all
+    }
+
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn plan(&self, micro_batch: usize, recompute: Recompute) -> Result<TrainingPlan, GraphError> {
+        let network = Network { recompute, ..self.network.clone() };
+        TrainingPlan::new(&network, &(self.demand)(micro_batch), self.device)
+    }
+
+    /// # Errors
+    /// As [`Planner::plan`].
+    pub fn combination(&self, micro_batch: usize, recompute: Recompute) -> Result<Combination, GraphError> {
+        let plan = self.plan(micro_batch, recompute)?;
+        Ok(Combination {
+            recompute,
+            micro_batch_size: micro_batch,
+            peak_bytes: plan.memory.total(),
+            bytes: plan.memory,
+            flops: plan.flops,
+        })
+    }
+
+    /// The plan of what was asked for; for [`RecomputeKind::Auto`] the one with the fewest FLOPs that fits `limit`.
+    ///
+    /// # Errors
+    /// [`FitError::Memory`] where nothing fits.
+    pub fn choose(
+        &self,
+        micro_batch: usize,
+        kind: RecomputeKind,
+        limit: Option<MemoryLimit>,
+    ) -> Result<Choice, FitError> {
+        let bytes = limit.map_or(u64::MAX, |l| l.bytes);
+        let kept = self.plan(micro_batch, Recompute::None)?;
+        let all = kept.flops;
+        let choice = |plan: TrainingPlan| Choice { extra_flops: plan.flops / all - 1.0, plan, limit };
+        let leanest = match kind {
+            RecomputeKind::Policy(Recompute::None) => kept,
+            RecomputeKind::Policy(policy) => self.plan(micro_batch, policy)?,
+            RecomputeKind::Auto if kept.memory.total() <= bytes => kept,
+            RecomputeKind::Auto => {
+                drop(kept);
+                let mut plans = Vec::new();
+                for policy in &self.policies()[1..] {
+                    plans.push(self.plan(micro_batch, *policy)?);
+                }
+                plans.sort_by(|a, b| a.flops.total_cmp(&b.flops));
+                let fits = plans.iter().position(|plan| plan.memory.total() <= bytes);
+                let least = (0..plans.len()).min_by_key(|&i| plans[i].memory.total());
+                // there is `selective` and `layer` at least
+                plans.swap_remove(fits.or(least).unwrap_or(0))
+            }
+        };
+        if leanest.memory.total() <= bytes {
+            return Ok(choice(leanest));
+        }
+        let limit = limit.unwrap_or(MemoryLimit { bytes, asked: true });
+        Err(FitError::Memory(MemoryError {
+            micro_batch,
+            recompute: leanest.recompute(),
+            needed: leanest.memory.total(),
+            limit,
+            advice: self.advise(micro_batch, leanest.recompute(), bytes)?,
+        }))
+    }
+
+    /// Changes that bring a run with this micro-batch and policy below `bytes`.
+    ///
+    /// # Errors
+    /// As [`Planner::plan`].
+    pub fn advise(&self, micro_batch: usize, recompute: Recompute, bytes: u64) -> Result<Advice, GraphError> {
+        let mut advice = Advice::default();
+        let small = std::iter::successors(Some(micro_batch / 2), |m| Some(m / 2)).take_while(|&m| m > 0);
+        let mut smallest = None;
+        for micro in small {
+            let needed = self.plan(micro, recompute)?.memory.total();
+            smallest = Some((micro, needed));
+            if needed <= bytes {
+                advice.fits.push((format!("--micro_batch_size {micro}"), needed));
+                break;
+            }
+        }
+        let lean = self.leanest(micro_batch)?;
+        if lean.recompute() != recompute && lean.memory.total() <= bytes {
+            advice.fits.push((format!("--recompute {}", lean.recompute()), lean.memory.total()));
+        }
+        if !advice.fits.is_empty() {
+            return Ok(advice);
+        }
+        let micro = smallest.map_or(micro_batch, |(micro, _)| micro);
+        let lean = if micro == micro_batch { lean } else { self.leanest(micro)? };
+        let both = format!("--micro_batch_size {micro} --recompute {}", lean.recompute());
+        if lean.memory.total() <= bytes {
+            advice.fits.push((both, lean.memory.total()));
+            return Ok(advice);
+        }
+        if self.network.activations == DType::F32 {
+            let half = Planner { network: stored_in_16_bits(&self.network), ..*self };
+            let needed = half.leanest(micro)?.memory.total();
+            if needed <= bytes {
+                advice.fits.push((format!("--precision bf16-true {both}"), needed));
+                return Ok(advice);
+            }
+        }
+        advice.least = Some((both, lean.memory.total(), lean.memory.weights));
+        Ok(advice)
+    }
+
+    fn leanest(&self, micro_batch: usize) -> Result<TrainingPlan, GraphError> {
+        let mut leanest = self.plan(micro_batch, Recompute::Layer)?;
+        for policy in self.policies() {
+            let plan = self.plan(micro_batch, policy)?;
+            if plan.memory.total() < leanest.memory.total() {
+                leanest = plan;
+            }
+        }
+        Ok(leanest)
+    }
+}
+
+fn stored_in_16_bits(network: &Network) -> Network {
+    let weights = match network.weights {
+        WeightMode::Frozen(DType::F32) => WeightMode::Frozen(DType::BF16),
+        other => other,
+    };
+    Network { weights, activations: DType::BF16, ..network.clone() }
+}
+
+/// Why there is no plan.
+#[derive(Debug, Error)]
+pub enum FitError {
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}

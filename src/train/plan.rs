@@ -1,0 +1,84 @@
+//! What a training run takes, to the byte and without a device: the graph of its largest micro-batch is planned as
+//! [`Trainer`](super::trainer::Trainer) plans it.
+
+use super::bench::visible_share;
+use super::optimiser::plan_update;
+use super::trainer::{Capacity, bucket, training_graph};
+use crate::autograd::Recompute;
+use crate::graph::{DeviceProfile, Graph, GraphError, LeafKind};
+use crate::models::Network;
+use crate::plan::{Layout, MemoryReport, ParameterSpace, leaf_bytes};
+
+/// The micro-batches that a run will have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// The most tokens and labels of one.
+    pub capacity: Capacity,
+    /// Tokens of the longest sample.
+    pub longest: usize,
+    /// How many sizes, rounded up to buckets, occur in training and in evaluation: each has a plan of its own.
+    pub training_sizes: usize,
+    pub evaluation_sizes: usize,
+}
+
+impl Demand {
+    /// Micro-batches of one size: `samples` of `tokens` each, in which every token but the first carries a label.
+    pub fn uniform(samples: usize, tokens: usize) -> Self {
+        let capacity = Capacity { tokens: samples * tokens, labels: samples * tokens.saturating_sub(1) };
+        Demand { capacity, longest: tokens, training_sizes: 1, evaluation_sizes: 1 }
+    }
+}
+
+/// A network planned for training.
+#[derive(Clone, Debug)]
+pub struct TrainingPlan {
+    pub network: Network,
+    /// Rounded up to buckets.
+    pub capacity: Capacity,
+    /// The training graph at capacity.
+    pub(super) graph: Graph,
+    /// Training and evaluation at capacity, on one set of slots.
+    pub(super) layouts: [Layout; 2],
+    /// Peak bytes on the device, all plans of the run made.
+    pub memory: MemoryReport,
+    /// FLOPs of the largest training micro-batch, forward and reverse.
+    pub flops: f64,
+}
+
+impl TrainingPlan {
+    /// Plans a network for a device.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn new(network: &Network, demand: &Demand, device: &DeviceProfile) -> Result<Self, GraphError> {
+        let Demand { capacity, longest, training_sizes, evaluation_sizes } = *demand;
+        let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
+        let graph = training_graph(network, capacity)?;
+        let evaluation = network.evaluation(capacity.tokens, capacity.labels)?;
+        let layouts = [Layout::new(&graph, device), Layout::new(&evaluation, device)];
+        let (update, _) = plan_update(&ParameterSpace::of(&graph), device)?;
+        // smaller sizes have as many parameters at most
+        let parameters = training_sizes as u64 * layouts[0].parameter_bytes()
+            + evaluation_sizes as u64 * layouts[1].parameter_bytes();
+        let visible = visible_share(capacity.tokens, longest);
+        let flops = layouts[0].dispatches().map(|dispatch| {
+            // a plan counts one segment: it does not know the samples
+            let share = if dispatch.shader.name.starts_with("attention") { visible } else { 1.0 };
+            dispatch.cost.flops * share
+        });
+        let flops = flops.sum();
+        let layouts = Layout::share(layouts);
+        let memory = MemoryReport {
+            weights: leaf_bytes(&graph, &[LeafKind::Frozen]),
+            inputs: leaf_bytes(&graph, &[LeafKind::Input, LeafKind::State]) + update.inputs,
+            activations: layouts[0].slot_bytes() + update.activations,
+            parameters: parameters + update.parameters,
+            ..update
+        };
+        Ok(TrainingPlan { network: network.clone(), capacity, graph, layouts, memory, flops })
+    }
+
+    pub fn recompute(&self) -> Recompute {
+        self.network.recompute
+    }
+}

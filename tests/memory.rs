@@ -1,0 +1,236 @@
+//! Memory: what a plan says is what the device gives, recomputation changes memory and no bit, and running out is an error
+//! that leaves what was saved.
+
+mod common;
+
+use engraft::Error;
+use engraft::autograd::Recompute;
+use engraft::data::{MicroBatch, Sample};
+use engraft::error::Failure;
+use engraft::fuse::Fusions;
+use engraft::gpu::{Gpu, GpuError};
+use engraft::graph::DeviceProfile;
+use engraft::models::{ModelConfig, Network};
+use engraft::nn::WeightMode;
+use engraft::ops::adamw::Hyper;
+use engraft::train::adapter::spec_of_targets;
+use engraft::train::bench::small_config;
+use engraft::train::memory::{FitError, MemoryLimit, Planner};
+use engraft::train::options::{Precision, RecomputeKind};
+use engraft::train::plan::{Demand, TrainingPlan};
+use engraft::train::trainer::Trainer;
+use engraft::train::weights::WeightSource;
+
+const SEQ: usize = 96;
+
+fn network(precision: Precision, dropout: f64) -> Network {
+    let config = ModelConfig {
+        vocab_size: 1000,
+        hidden_size: 128,
+        intermediate_size: 320,
+        layers: 6,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+        ..small_config()
+    };
+    Network {
+        adapter: Some(spec_of_targets(&config, &[], 8, 16.0, dropout).unwrap()),
+        weights: WeightMode::Frozen(precision.weights()),
+        activations: precision.activations(),
+        recompute: Recompute::None,
+        positions: SEQ,
+        fusions: Fusions::default(),
+        config,
+    }
+}
+
+fn batch(samples: usize) -> MicroBatch {
+    let mut random = common::Random::new(5);
+    let samples: Vec<Sample> = (0..samples)
+        .map(|_| Sample {
+            tokens: (0..SEQ).map(|_| (500.0 + 499.0 * random.next()) as u32).collect(),
+            masked: 0,
+        })
+        .collect();
+    MicroBatch::from_samples(&samples)
+}
+
+fn trainer(gpu: &Gpu, network: &Network, samples: usize, recompute: Recompute) -> (Trainer, TrainingPlan) {
+    let network = Network { recompute, ..network.clone() };
+    let plan = TrainingPlan::new(&network, &Demand::uniform(samples, SEQ), &gpu.profile()).unwrap();
+    let trainer = Trainer::from_plan(gpu, plan.clone(), &WeightSource::Random { seed: 3 }, 3).unwrap();
+    (trainer, plan)
+}
+
+fn policies() -> [Recompute; 6] {
+    let every = |n| Recompute::every(n).unwrap();
+    [Recompute::None, Recompute::Selective, Recompute::Layer, every(2), every(4), every(9)]
+}
+
+#[test]
+fn no_policy_changes_a_bit() {
+    let Some(gpu) = common::gpu() else { return };
+    let batch = batch(2);
+    for (precision, dropout) in
+        [(Precision::F32True, 0.2), (Precision::BF16True, 0.0), (Precision::F16Mixed, 0.1)]
+    {
+        let network = network(precision, dropout);
+        let mut first = None;
+        for recompute in policies() {
+            let (mut trainer, _) = trainer(&gpu, &network, 2, recompute);
+            trainer.begin().unwrap();
+            trainer.accumulate(&batch, 64.0).unwrap();
+            let gradients = trainer.optimiser().gradients().unwrap();
+            assert!(gradients.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)), "there are gradients");
+            let first = first.get_or_insert_with(|| gradients.clone());
+            assert!(*first == gradients, "{precision}, recompute {recompute}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_is_what_the_device_gives() {
+    let Some(gpu) = common::gpu() else { return };
+    let every = Recompute::every(2).unwrap();
+    let cases = [
+        (Precision::BF16True, 1, Recompute::None),
+        (Precision::BF16True, 4, Recompute::Layer),
+        (Precision::BF16True, 2, Recompute::Selective),
+        (Precision::F32True, 2, Recompute::None),
+        (Precision::F32True, 4, every),
+        (Precision::F16Mixed, 2, Recompute::Layer),
+    ];
+    println!(
+        "{:<12}{:>6}  {:<10}{:>12}{:>12}{:>12}",
+        "precision", "micro", "recompute", "planned", "counted", "backend"
+    );
+    for (precision, samples, recompute) in cases {
+        let settled = |gpu: &Gpu| {
+            // what was dropped is given back with the next wait
+            gpu.submit(&[], &[]).unwrap();
+            gpu.wait().unwrap();
+            (gpu.allocated_bytes(), gpu.backend_bytes())
+        };
+        let before = settled(&gpu);
+        let (mut trainer, plan) = trainer(&gpu, &network(precision, 0.0), samples, recompute);
+        let batch = batch(samples);
+        trainer.begin().unwrap();
+        trainer.accumulate(&batch, 1.0).unwrap();
+        trainer
+            .step(&Hyper {
+                learning_rate: 1e-3,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                weight_decay: 0.0,
+                clip: None,
+                inverse_scale: 1.0,
+                step: 1,
+            })
+            .unwrap();
+        trainer.evaluate([&batch]).unwrap();
+        let after = settled(&gpu);
+        assert_eq!(trainer.memory(), plan.memory, "{precision}, {samples}, {recompute}: by kind");
+        let counted = after.0 - before.0;
+        assert_eq!(counted, plan.memory.total(), "{precision}, {samples}, {recompute}: in all");
+        let backend = before.1.zip(after.1).map(|(before, after)| after - before);
+        let text = backend.map_or("unknown".into(), |b| b.to_string());
+        println!(
+            "{:<12}{samples:>6}  {recompute:<10}{:>12}{counted:>12}{text:>12}",
+            precision.to_string(),
+            plan.memory.total()
+        );
+        if let Some(backend) = backend {
+            let share = backend as f64 / plan.memory.total() as f64;
+            assert!((share - 1.0).abs() < 0.03, "{precision}, {samples}, {recompute}: {share}");
+        }
+    }
+}
+
+#[test]
+fn less_memory_costs_more_work() {
+    let device = DeviceProfile::typical_gpu();
+    let network = network(Precision::BF16True, 0.0);
+    let demand = |samples| Demand::uniform(samples, SEQ);
+    let planner = Planner { network, device: &device, demand: &demand };
+    let plan = |recompute| planner.plan(4, recompute).unwrap();
+    let by_work: Vec<TrainingPlan> =
+        [Recompute::None, Recompute::Selective, Recompute::Layer].map(plan).into();
+    for pair in by_work.windows(2) {
+        assert!(pair[0].flops < pair[1].flops, "{} and {}", pair[0].recompute(), pair[1].recompute());
+        assert!(
+            pair[0].memory.total() > pair[1].memory.total(),
+            "{} and {}",
+            pair[0].recompute(),
+            pair[1].recompute()
+        );
+    }
+    assert!(plan(Recompute::every(2).unwrap()).flops < plan(Recompute::Layer).flops);
+    // all blocks in one group is nothing made again
+    assert_eq!(plan(Recompute::every(9).unwrap()).memory, plan(Recompute::None).memory);
+}
+
+#[test]
+fn auto_takes_the_least_work_that_fits() {
+    let device = DeviceProfile::typical_gpu();
+    let demand = |samples| Demand::uniform(samples, SEQ);
+    let planner = Planner { network: network(Precision::BF16True, 0.0), device: &device, demand: &demand };
+    let all: Vec<TrainingPlan> = planner.policies().iter().map(|p| planner.plan(4, *p).unwrap()).collect();
+    for limit in all.iter().map(|plan| plan.memory.total()) {
+        let asked = MemoryLimit::of(Some(limit), Some(1));
+        let choice = planner.choose(4, RecomputeKind::Auto, asked).unwrap();
+        let fits = all.iter().filter(|plan| plan.memory.total() <= limit);
+        let least = fits.min_by(|a, b| a.flops.total_cmp(&b.flops)).unwrap();
+        assert!(choice.plan.memory.total() <= limit);
+        assert_eq!(choice.plan.flops, least.flops, "within {limit}: {}", choice.plan.recompute());
+    }
+    let unknown = planner.choose(4, RecomputeKind::Auto, None).unwrap();
+    assert_eq!((unknown.plan.recompute(), unknown.extra_flops), (Recompute::None, 0.0));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_ways_out() {
+    let device = DeviceProfile::typical_gpu();
+    let demand = |samples| Demand::uniform(samples, SEQ);
+    let planner = Planner { network: network(Precision::F32True, 0.0), device: &device, demand: &demand };
+    let total = |micro, policy| planner.plan(micro, policy).unwrap().memory.total();
+    let refused = |kind, bytes| match planner.choose(4, kind, MemoryLimit::of(Some(bytes), None)) {
+        Err(FitError::Memory(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let kept = RecomputeKind::NONE;
+    let error = refused(kept, total(4, Recompute::None) - 1);
+    let ways: Vec<&str> = error.advice.fits.iter().map(|(way, _)| way.as_str()).collect();
+    assert!(ways[0] == "--micro_batch_size 2" && ways[1].starts_with("--recompute "), "{ways:?}");
+    assert!(error.advice.fits.iter().all(|(_, bytes)| *bytes < error.needed));
+    let said = error.to_string();
+    assert!(said.contains("micro-batch of 4") && said.contains("--recompute none needs"), "{said}");
+    // nothing fits into the weights alone
+    let error = refused(RecomputeKind::Auto, 1 << 20);
+    let said = error.to_string();
+    assert!(error.advice.fits.is_empty() && said.contains("of it weights"), "{said}");
+    assert!(said.contains("--max_seq_length"), "{said}");
+    // a limit between 16 and 32 bits
+    let half = Planner { network: network(Precision::BF16True, 0.0), ..planner };
+    let bytes = half.plan(1, Recompute::Layer).unwrap().memory.total() * 11 / 10;
+    let error = refused(RecomputeKind::Auto, bytes);
+    assert!(error.advice.fits[0].0.starts_with("--precision bf16-true"), "{}", error.advice);
+    assert_eq!(Error::from(error).failure(), Failure::Memory);
+}
+
+#[test]
+fn an_allocation_beyond_the_limit_is_refused_and_harms_nothing() {
+    let Some(gpu) = common::gpu() else { return };
+    gpu.set_memory_limit(Some(gpu.allocated_bytes() + 1000));
+    let kept = gpu.allocate("small", 512).unwrap();
+    let refused = gpu.allocate("large", 512).err().unwrap();
+    assert!(
+        matches!(&refused, GpuError::OverMemoryLimit { what, bytes: 512, allocated: 512, limit: 1000 } if what == "large"),
+        "{refused:?}"
+    );
+    drop(kept);
+    gpu.allocate("large", 512).unwrap();
+    gpu.set_memory_limit(None);
+    gpu.allocate("larger", 1 << 20).unwrap();
+}
