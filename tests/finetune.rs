@@ -794,7 +794,7 @@ fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
     let peft = Adapter::read(adapter).unwrap();
     let config = engraft::models::ModelConfig::read(model).unwrap();
     let network = engraft::models::Network {
-        weights: engraft::nn::WeightMode::Frozen(engraft::graph::DType::F32),
+        weights: engraft::nn::WeightMode::Frozen(engraft::graph::DType::F32.into()),
         activations: engraft::graph::DType::F32,
         adapter: Some(engraft::train::adapter::spec_of_adapter(&config, &peft).unwrap()),
         recompute: engraft::autograd::Recompute::None,

@@ -11,6 +11,7 @@ use engraft::generate::{CacheSize, End, GenerateError, GenerateOptions, Generato
 use engraft::gpu::Gpu;
 use engraft::train::evaluator::Evaluator;
 use engraft::train::options::Precision;
+use engraft::train::quantize::QuantizeOptions;
 use engraft::train::setup::open_network;
 use engraft::train::trainer::{Capacity, Trainer};
 use std::io::Write;
@@ -67,14 +68,16 @@ fn greedy_tokens_equal_pytorch() {
 fn generator(gpu: &Gpu, cache: CacheSize) -> Generator {
     let folder = model("llama");
     let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
-    let (network, source) = open_network(&folder, Some(&adapter), Precision::F32True).unwrap();
+    let (network, source) =
+        open_network(&folder, Some(&adapter), Precision::F32True, QuantizeOptions::default()).unwrap();
     Generator::new(gpu, network, &source, Some(&adapter), cache).unwrap()
 }
 
 fn trainer(gpu: &Gpu, tokens: usize) -> Trainer {
     let folder = model("llama");
     let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
-    let (network, source) = open_network(&folder, Some(&adapter), Precision::F32True).unwrap();
+    let (network, source) =
+        open_network(&folder, Some(&adapter), Precision::F32True, QuantizeOptions::default()).unwrap();
     let trainer = Trainer::new(gpu, network, &source, Capacity { tokens, labels: tokens }, 1).unwrap();
     engraft::train::adapter::load(trainer.optimiser(), &adapter).unwrap();
     trainer
@@ -206,7 +209,8 @@ fn the_evaluator_gives_the_trainers_loss_in_less_memory() {
     let Some(gpu) = common::gpu() else { return };
     let folder = model("llama");
     let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
-    let (network, source) = open_network(&folder, Some(&adapter), Precision::F32True).unwrap();
+    let (network, source) =
+        open_network(&folder, Some(&adapter), Precision::F32True, QuantizeOptions::default()).unwrap();
     let capacity = Capacity { tokens: 90, labels: 90 };
     let before = gpu.allocated_bytes();
     let mut evaluator = Evaluator::new(&gpu, network, &source, Some(&adapter), capacity).unwrap();

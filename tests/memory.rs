@@ -36,7 +36,7 @@ fn network(precision: Precision, dropout: f64) -> Network {
     };
     Network {
         adapter: Some(spec_of_targets(&config, &[], 8, 16.0, dropout).unwrap()),
-        weights: WeightMode::Frozen(precision.weights()),
+        weights: WeightMode::Frozen(precision.weights().into()),
         activations: precision.activations(),
         recompute: Recompute::None,
         positions: SEQ,

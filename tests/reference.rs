@@ -13,6 +13,8 @@ use engraft::models::{ModelConfig, Network};
 use engraft::nn::WeightMode;
 use engraft::ops::adamw::Hyper;
 use engraft::train::adapter;
+use engraft::train::options::Precision;
+use engraft::train::quantize::{Quantize, QuantizeOptions};
 use engraft::train::trainer::{Capacity, Trainer};
 use engraft::train::weights::WeightSource;
 use std::collections::HashMap;
@@ -28,6 +30,7 @@ const FINAL: f64 = 2e-6;
 /// Tensors and figures of one reference run.
 struct Reference {
     folder: PathBuf,
+    figures: PathBuf,
     tensors: HashMap<String, (Vec<usize>, Vec<f64>)>,
     report: serde_json::Value,
 }
@@ -35,7 +38,13 @@ struct Reference {
 impl Reference {
     fn read(name: &str) -> Self {
         let folder = common::fixtures().join("models").join(name);
-        let bytes = std::fs::read(folder.join("ref/reference.safetensors")).unwrap();
+        let figures = folder.join("ref");
+        Reference::of(folder, figures)
+    }
+
+    /// Figures of the model in `folder`, or of one made from it.
+    fn of(folder: PathBuf, figures: PathBuf) -> Self {
+        let bytes = std::fs::read(figures.join("reference.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let tensors = file
             .iter()
@@ -50,9 +59,8 @@ impl Reference {
             })
             .collect();
         let report =
-            serde_json::from_str(&std::fs::read_to_string(folder.join("ref/reference.json")).unwrap())
-                .unwrap();
-        Reference { folder, tensors, report }
+            serde_json::from_str(&std::fs::read_to_string(figures.join("reference.json")).unwrap()).unwrap();
+        Reference { folder, figures, tensors, report }
     }
 
     fn tensor(&self, name: &str) -> &[f64] {
@@ -75,30 +83,7 @@ impl Reference {
             all[index * rows * width..(index + 1) * rows * width].to_vec()
         };
         let (ids, mask, labels) = (part("input_ids"), part("attention_mask"), part("labels"));
-        let mut batch = MicroBatch {
-            tokens: vec![],
-            positions: vec![],
-            segment_start: vec![],
-            segment_end: vec![],
-            label_rows: vec![],
-            targets: vec![],
-        };
-        for row in 0..rows {
-            let length = mask[row * width..(row + 1) * width].iter().filter(|&&m| m == 1.0).count();
-            let start = batch.tokens.len() as u32;
-            for t in 0..length {
-                let at = row * width + t;
-                if t > 0 && labels[at] >= 0.0 {
-                    batch.label_rows.push(start + t as u32 - 1);
-                    batch.targets.push(labels[at] as u32);
-                }
-                batch.tokens.push(ids[at] as u32);
-                batch.positions.push(t as u32);
-                batch.segment_start.push(start);
-                batch.segment_end.push(start + length as u32);
-            }
-        }
-        batch
+        common::flat_batch(&ids, &mask, &labels, width)
     }
 
     /// The rows of `[2, 24, vocab]` logits that are not padding.
@@ -144,13 +129,14 @@ fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
 }
 
-fn network(folder: &Path, with_adapter: bool, recompute: Recompute) -> (Network, Option<Adapter>) {
+/// `adapter` is the folder of one to load.
+fn network(folder: &Path, adapter: Option<&Path>, recompute: Recompute) -> (Network, Option<Adapter>) {
     let config = ModelConfig::read(folder).unwrap();
-    let peft = with_adapter.then(|| Adapter::read(&folder.join("ref/adapter")).unwrap());
+    let peft = adapter.map(|folder| Adapter::read(folder).unwrap());
     let spec = peft.as_ref().map(|a| adapter::spec_of_adapter(&config, a).unwrap());
     let network = Network {
         config,
-        weights: WeightMode::Frozen(DType::F32),
+        weights: WeightMode::Frozen(DType::F32.into()),
         activations: DType::F32,
         adapter: spec,
         recompute,
@@ -161,7 +147,20 @@ fn network(folder: &Path, with_adapter: bool, recompute: Recompute) -> (Network,
 }
 
 fn trainer(gpu: &Gpu, folder: &Path, with_adapter: bool, recompute: Recompute) -> Trainer {
-    let (network, peft) = network(folder, with_adapter, recompute);
+    let adapter = folder.join("ref/adapter");
+    trainer_stored(gpu, folder, with_adapter.then_some(adapter.as_path()), recompute, Quantize::None)
+}
+
+fn trainer_stored(
+    gpu: &Gpu,
+    folder: &Path,
+    adapter: Option<&Path>,
+    recompute: Recompute,
+    quantize: Quantize,
+) -> Trainer {
+    let (mut network, peft) = network(folder, adapter, recompute);
+    let quantize = QuantizeOptions { kind: quantize, head: false };
+    network.weights = WeightMode::Frozen(quantize.storage(Precision::F32True));
     let source = WeightSource::Checkpoint(Checkpoint::open(folder).unwrap());
     source.check(&network.config).unwrap();
     let trainer = Trainer::new(gpu, network, &source, Capacity { tokens: 48, labels: 48 }, 1).unwrap();
@@ -172,12 +171,17 @@ fn trainer(gpu: &Gpu, folder: &Path, with_adapter: bool, recompute: Recompute) -
 }
 
 fn check_model(gpu: &Gpu, name: &str) {
-    let reference = Reference::read(name);
+    check(gpu, name, &Reference::read(name), Quantize::None);
+}
+
+fn check(gpu: &Gpu, name: &str, reference: &Reference, quantize: Quantize) {
+    let adapter = reference.figures.join("adapter");
+    let open = |adapter| trainer_stored(gpu, &reference.folder, adapter, Recompute::None, quantize);
     let mut errors = Errors::default();
     let batch = reference.batch("", 0);
     let tokens = reference.number("loss_tokens");
 
-    let mut base = trainer(gpu, &reference.folder, false, Recompute::None);
+    let mut base = open(None);
     errors.add(
         "base loss",
         (base.evaluate([&batch]).unwrap() / tokens - reference.number("base_loss")).abs(),
@@ -189,7 +193,7 @@ fn check_model(gpu: &Gpu, name: &str) {
         LOGITS,
     );
 
-    let mut lora = trainer(gpu, &reference.folder, true, Recompute::None);
+    let mut lora = open(Some(adapter.as_path()));
     errors.add(
         "adapter loss",
         (lora.evaluate([&batch]).unwrap() / tokens - reference.number("lora_loss")).abs(),
@@ -272,6 +276,18 @@ fn llama_with_untied_head_equals_pytorch() {
 fn sharded_llama_equals_pytorch() {
     if let Some(gpu) = common::gpu() {
         check_model(&gpu, "llama_sharded");
+    }
+}
+
+/// Linear layers in blocks, against PyTorch on the weights that the blocks stand for.
+#[test]
+fn quantised_llama_equals_pytorch() {
+    let Some(gpu) = common::gpu() else { return };
+    for (name, quantize) in [("nf4", Quantize::Nf4), ("nf4dq", Quantize::Nf4Double), ("int8", Quantize::Int8)]
+    {
+        let folder = common::fixtures().join("models/llama");
+        let figures = common::fixtures().join("quant").join(format!("qlora_{name}"));
+        check(&gpu, name, &Reference::of(folder, figures), quantize);
     }
 }
 

@@ -1,6 +1,6 @@
 // Block-quantised weights, as src/graph/blocks.rs lays them out: four words of header (where scales, second scales and map
 // begin; groups of four in a row), then the codes.
-{% set VALUES = ["-1.0", "-0.6961928", "-0.52507305", "-0.3949175", "-0.28444138", "-0.18477343", "-0.09105004", "0.0", "0.0795803", "0.1609302", "0.2461123", "0.33791524", "0.44070983", "0.562617", "0.72295684", "1.0"] %}
+{% set VALUES = ["-1.0", "-0.6961928", "-0.52507305", "-0.3949175", "-0.28444138", "-0.18477343", "-0.091050036", "0.0", "0.0795803", "0.1609302", "0.2461123", "0.33791524", "0.44070983", "0.562617", "0.72295684", "1.0"] %}
 {% if NF4_TABLE %}
 // A table in workgroup memory: one look-up per value. fill_nf4_table comes before the first one, with a barrier between.
 var<workgroup> nf4_table: array<f32, 16>;

@@ -45,6 +45,9 @@ pub enum CheckpointError {
     )]
     Shape { file: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
 
+    #[error("{file}: tensor {tensor:?}: {reason}")]
+    Tensor { file: PathBuf, tensor: String, reason: String },
+
     #[error("{file}: {key}: {reason}")]
     Key { file: PathBuf, key: String, reason: String },
     #[error("{file}: {key} = {value} is not supported: {reason}")]

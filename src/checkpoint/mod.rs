@@ -5,9 +5,11 @@
 
 mod adapter;
 pub mod atomic;
+mod bitsandbytes;
 mod error;
 mod weights;
 
 pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, AdapterConfig, AdapterTensor, TargetModules};
+pub use bitsandbytes::StoredBlocks;
 pub use error::CheckpointError;
 pub use weights::{Checkpoint, TensorView, encode, write_safetensors};

@@ -91,12 +91,7 @@ impl Checkpoint {
     /// A name that does not exist (with the nearest that do), or an element type that engraft does not
     /// read; other tensors of the file are not affected by it.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
-        let (name, entry) =
-            self.tensors.get_key_value(name).ok_or_else(|| CheckpointError::TensorMissing {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                nearest: nearest_names(name, self.names()),
-            })?;
+        let (name, entry) = self.tensors.get_key_value(name).ok_or_else(|| self.missing(name))?;
         let (file, header) = (&self.files[entry.file], &entry.header);
         let dtype = match header.dtype.as_str() {
             "F32" => DType::F32,
@@ -115,6 +110,33 @@ impl Checkpoint {
         Ok(TensorView { name, dtype, shape: header.shape.clone(), bytes })
     }
 
+    /// A tensor's element type as the file names it, and its bytes.
+    ///
+    /// # Errors
+    /// A name that does not exist.
+    pub(super) fn raw(&self, name: &str) -> Result<(&str, &[u8]), CheckpointError> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (file, header) = (&self.files[entry.file], &entry.header);
+        Ok((
+            &header.dtype,
+            &file.map[file.data_start + header.range.start..file.data_start + header.range.end],
+        ))
+    }
+
+    fn missing(&self, name: &str) -> CheckpointError {
+        CheckpointError::TensorMissing {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+            nearest: nearest_names(name, self.names()),
+        }
+    }
+
+    /// What is wrong with a tensor.
+    pub(super) fn odd(&self, tensor: &str, reason: String) -> CheckpointError {
+        let file = self.tensors.get(tensor).map_or(&self.path, |entry| &self.files[entry.file].path);
+        CheckpointError::Tensor { file: file.clone(), tensor: tensor.to_owned(), reason }
+    }
+
     /// Checks that every expected tensor is there with its shape and a type that can be read.
     ///
     /// Further tensors are no error: some exporters store buffers or a copy of a tied head.
@@ -126,13 +148,17 @@ impl Checkpoint {
         expected: impl IntoIterator<Item = (&'n str, &'n [usize])>,
     ) -> Result<(), CheckpointError> {
         for (name, shape) in expected {
-            let view = self.tensor(name)?;
-            if view.shape != shape {
+            let found = match self.quantised_type(name)? {
+                Some(ty) => ty.shape.dims().to_vec(),
+                None => self.tensor(name)?.shape,
+            };
+            if found != shape {
+                let file = self.tensors.get(name).map_or(&self.path, |entry| &self.files[entry.file].path);
                 return Err(CheckpointError::Shape {
-                    file: self.files[self.tensors[name].file].path.clone(),
+                    file: file.clone(),
                     tensor: name.to_owned(),
                     expected: shape.to_vec(),
-                    found: view.shape,
+                    found,
                 });
             }
         }

@@ -11,6 +11,7 @@ use crate::train::options::{
     Checks, DataOptions, EvaluateOptions, FinetuneOptions, LoraOptions, Method, OptionsError, Precision,
     RecomputeKind, WeightInit,
 };
+use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
 use crate::train::tuning::pipeline_folder;
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -274,6 +275,7 @@ impl EvaluateArgs {
             max_seq_length: self.max_seq_length,
             micro_batch_size: self.micro_batch_size,
             precision: self.precision.precision,
+            quantize: self.precision.quantize(),
             gpu: self.device.gpu,
             no_coop: self.device.no_coop,
             tune: self.tune.tune,
@@ -502,6 +504,8 @@ impl TrainingArgs {
             data: data.options(split.val_split_fraction),
             out_dir: self.out_dir,
             precision: self.precision.precision,
+            quantize: self.precision.quantize,
+            quantize_head: self.precision.quantize_head,
             learning_rate: self.learning_rate,
             batch_size: self.batch_size,
             micro_batch_size: self.micro_batch_size.unwrap_or(default_micro_batch),
@@ -534,6 +538,19 @@ pub struct PrecisionArgs {
     /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
     #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
     pub precision: Precision,
+    /// Frozen linear layers in few bits: nf4, nf4-dq, int8 (LitGPT's bnb.nf4 and bnb.nf4-dq too)
+    #[arg(long, value_name = "KIND", default_value_t = Quantize::None)]
+    pub quantize: Quantize,
+    /// Token embedding and head as well
+    #[arg(long, alias = "quantize-head")]
+    pub quantize_head: bool,
+}
+
+impl PrecisionArgs {
+    /// How frozen weights are held beside the precision.
+    pub fn quantize(&self) -> QuantizeOptions {
+        QuantizeOptions { kind: self.quantize, head: self.quantize_head }
+    }
 }
 
 #[derive(Clone, Debug, Args)]

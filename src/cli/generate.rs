@@ -19,7 +19,8 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
         }
     };
     let adapter = args.lora.as_deref().map(Adapter::read).transpose()?;
-    let (network, source) = open_network(&args.model.model_dir, adapter.as_ref(), args.precision.precision)?;
+    let (precision, quantize) = (args.precision.precision, args.precision.quantize());
+    let (network, source) = open_network(&args.model.model_dir, adapter.as_ref(), precision, quantize)?;
     let tokenizer = Tokenizer::open(&args.model.model_dir)?;
     let style: PromptStyle = args.prompt_style.parse()?;
     let text = match &args.prompt {

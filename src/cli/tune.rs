@@ -9,6 +9,7 @@ use crate::models::{ModelConfig, Network};
 use crate::nn::WeightMode;
 use crate::train::adapter::spec_of_targets;
 use crate::train::options::Precision;
+use crate::train::quantize::QuantizeOptions;
 use crate::train::trainer::{Capacity, TrainerError, training_graph};
 use crate::train::tuning::{Tuner, default_file};
 use std::time::Duration;
@@ -22,15 +23,16 @@ pub fn run(args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
     let gpu = Gpu::open(&args.device.options())?;
     let precisions = match args.all {
         true => vec![Precision::BF16True, Precision::F16True, Precision::F32True],
-        false => vec![args.precision],
+        false => vec![args.precision.precision],
     };
+    let quantize = args.precision.quantize();
     let tokens = if args.all { vec![256, 512, 1024, 2048] } else { vec![args.tokens] };
     // nothing is left for later: that is what the command is for
     let tuner = Tuner { budget: Duration::MAX, ..Tuner::new(args.tune) };
     let (mut measured, mut seconds) = (0, 0.0);
     for precision in precisions {
         for &tokens in &tokens {
-            let network = network(&config, precision, args.rank, tokens)?;
+            let network = network(&config, (precision, quantize), args.rank, tokens)?;
             let capacity = Capacity { tokens, labels: tokens };
             let graph = training_graph(&network, capacity).map_err(TrainerError::from)?;
             let report = tuner.prepare(&gpu, &graph, &mut reporter(quiet))?;
@@ -51,12 +53,17 @@ pub fn run(args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
 }
 
 /// One block of the network: all blocks have the same products.
-fn network(config: &ModelConfig, precision: Precision, rank: usize, tokens: usize) -> Result<Network, Error> {
+fn network(
+    config: &ModelConfig,
+    (precision, quantize): (Precision, QuantizeOptions),
+    rank: usize,
+    tokens: usize,
+) -> Result<Network, Error> {
     let config = ModelConfig { layers: 1, ..config.clone() };
     let adapter = spec_of_targets(&config, &[], rank, 2.0 * rank as f64, 0.0)?;
     Ok(Network {
         config,
-        weights: WeightMode::Frozen(precision.weights()),
+        weights: WeightMode::Frozen(quantize.storage(precision)),
         activations: precision.activations(),
         adapter: Some(adapter),
         recompute: crate::autograd::Recompute::None,

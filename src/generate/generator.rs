@@ -14,6 +14,7 @@ use crate::graph::{DType, GraphError, Shape, TensorType};
 use crate::models::Network;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
 use crate::train::options::{OptionsError, Precision};
+use crate::train::quantize::QuantizeOptions;
 use crate::train::setup::{bind_adapter, open_network};
 use crate::train::trainer::bucket;
 use crate::train::weights::{WeightError, WeightSource};
@@ -138,7 +139,8 @@ impl Generator {
         max_tokens: usize,
     ) -> Result<Self, Error> {
         let adapter = adapter_dir.map(Adapter::read).transpose()?;
-        let (network, source) = open_network(model_dir, adapter.as_ref(), precision)?;
+        let (network, source) =
+            open_network(model_dir, adapter.as_ref(), precision, QuantizeOptions::default())?;
         Ok(Generator::new(gpu, network, &source, adapter.as_ref(), CacheSize::new(max_tokens))?)
     }
 

@@ -30,7 +30,7 @@ pub const NF4: [f32; 16] = [
     -0.394_917_5,
     -0.284_441_38,
     -0.184_773_43,
-    -0.091_050_04,
+    -0.091_050_036,
     0.0,
     0.079_580_3,
     0.160_930_2,
@@ -52,9 +52,9 @@ pub fn dynamic_map() -> &'static [f32; MAP] {
             let steps = 1usize << decade;
             // the edges of an even partition of [0.1, 1], counted from the nearer end as torch.linspace does
             let step = (1.0f32 - 0.1) / steps as f32;
-            let edge = |i: usize| match 2 * i < steps + 1 {
-                true => 0.1f32 + step * i as f32,
-                false => 1.0f32 - step * (steps - i) as f32,
+            let edge = |i: usize| match i < steps.div_ceil(2) {
+                true => step.mul_add(i as f32, 0.1),
+                false => (-step).mul_add((steps - i) as f32, 1.0),
             };
             let factor = 10f64.powi(decade - 6) as f32;
             for i in 0..steps {

@@ -426,10 +426,12 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
         }
     }
     match keys.get("quantization_config") {
-        Some(value) => {
-            Err(keys.refused("quantization_config", value, "give the folder of the unquantised model"))
+        Some(value) if value["quant_method"] != "bitsandbytes" || value["load_in_4bit"] != true => {
+            let reason = "of quantised models engraft reads those that bitsandbytes saved in nf4; give the folder of the \
+                          unquantised model";
+            Err(keys.refused("quantization_config", value, reason))
         }
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Layers as functions on a graph. A [`Builder`] carries what all layers of one network share: storage types, what is
 //! trained, and where adapters sit.
 
-use crate::graph::{DType, Graph, GraphError, Shape, Value};
+use crate::graph::{DType, Graph, GraphError, Shape, TensorType, Value, blocks};
 use crate::ops;
 use crate::ops::dropout::Dropout;
 use crate::ops::lora_linear::{Dropped, lora_linear};
@@ -33,10 +33,26 @@ pub enum AdapterForm {
 /// How the base weights of a network are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightMode {
-    /// Frozen, stored in this type. Vectors (norms) are always f32.
-    Frozen(DType),
+    Frozen(Storage),
     /// Trained, in f32.
     Trainable,
+}
+
+/// What frozen weights are stored in. Vectors (norms) are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// What is not held in blocks.
+    pub plain: DType,
+    /// The linear layers of the blocks, where their rows are whole groups of four.
+    pub linear: DType,
+    /// Token embedding and head.
+    pub outer: DType,
+}
+
+impl From<DType> for Storage {
+    fn from(dtype: DType) -> Self {
+        Storage { plain: dtype, linear: dtype, outer: dtype }
+    }
 }
 
 /// A graph under construction and what its layers share.
@@ -73,19 +89,31 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The base weight of this name: one leaf, however often it is asked for.
+    /// The vector, embedding or head of this name: one leaf, however often it is asked for.
     ///
     /// # Errors
     /// A name that is taken by another kind of leaf.
     pub fn weight(&mut self, name: &str, dims: &[usize]) -> Result<Value, GraphError> {
+        self.stored(name, dims, |storage| storage.outer)
+    }
+
+    fn stored(
+        &mut self,
+        name: &str,
+        dims: &[usize],
+        dtype: fn(Storage) -> DType,
+    ) -> Result<Value, GraphError> {
         if let Some(&value) = self.known.get(name) {
             return Ok(value);
         }
         let shape = Shape::new(dims);
         let value = match self.weights {
             WeightMode::Trainable => self.graph.trainable(name, shape)?,
-            WeightMode::Frozen(dtype) => {
-                self.graph.frozen(name, shape, if dims.len() == 1 { DType::F32 } else { dtype })?
+            WeightMode::Frozen(_) if dims.len() == 1 => self.graph.frozen(name, shape, DType::F32)?,
+            WeightMode::Frozen(storage) => {
+                let wanted = dtype(storage);
+                let whole = !wanted.is_quantised() || blocks::fits(TensorType::new(shape, wanted));
+                self.graph.frozen(name, shape, if whole { wanted } else { storage.plain })?
             }
         };
         self.known.insert(name.to_string(), value);
@@ -103,7 +131,8 @@ impl<'a> Builder<'a> {
         outputs: usize,
         inputs: usize,
     ) -> Result<Value, GraphError> {
-        let weight = self.weight(&format!("{module}.weight"), &[outputs, inputs])?;
+        let weight =
+            self.stored(&format!("{module}.weight"), &[outputs, inputs], |storage| storage.linear)?;
         let adapter = self.adapter.filter(|spec| spec.modules.iter().any(|m| m == module));
         let Some(spec) = adapter else {
             return matmul(&mut self.graph, Layout::NT, x, weight, 1.0, self.activations);

@@ -52,7 +52,8 @@ pub fn evaluate(
 ) -> Result<EvaluateReport, Error> {
     options.validate()?;
     let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
-    let (mut network, source) = open_network(&options.model_dir, adapter.as_ref(), options.precision)?;
+    let (mut network, source) =
+        open_network(&options.model_dir, adapter.as_ref(), options.precision, options.quantize)?;
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let limit = network.config.max_position_embeddings;
     let max_seq_length = options.max_seq_length.unwrap_or(limit).min(limit);

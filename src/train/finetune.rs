@@ -125,6 +125,9 @@ impl<'a> Finetune<'a> {
             false => WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?),
         };
         source.check(&config)?;
+        if options.method == Method::Lora {
+            options.quantize = options.quantize().for_source(&source, &config)?.kind;
+        }
         let tokenizer = Tokenizer::open(&options.model_dir)?;
 
         let limit = config.max_position_embeddings;

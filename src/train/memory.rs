@@ -6,7 +6,7 @@ use super::plan::{Demand, TrainingPlan};
 use crate::autograd::Recompute;
 use crate::graph::{DType, DeviceProfile, GraphError};
 use crate::models::Network;
-use crate::nn::WeightMode;
+use crate::nn::{Storage, WeightMode};
 use crate::plan::MemoryReport;
 use serde::Serialize;
 use std::fmt;
@@ -255,8 +255,12 @@ impl Planner<'_> {
 
 fn stored_in_16_bits(network: &Network) -> Network {
     let weights = match network.weights {
-        WeightMode::Frozen(DType::F32) => WeightMode::Frozen(DType::BF16),
-        other => other,
+        WeightMode::Frozen(storage) => {
+            let half = |dtype| if dtype == DType::F32 { DType::BF16 } else { dtype };
+            let Storage { plain, linear, outer } = storage;
+            WeightMode::Frozen(Storage { plain: half(plain), linear: half(linear), outer: half(outer) })
+        }
+        WeightMode::Trainable => WeightMode::Trainable,
     };
     Network { weights, activations: DType::BF16, ..network.clone() }
 }

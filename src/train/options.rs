@@ -7,6 +7,7 @@
 use crate::autograd::Recompute;
 use crate::data::PromptStyle;
 use crate::graph::DType;
+use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -59,6 +60,9 @@ pub struct FinetuneOptions {
     pub save_interval: Option<usize>,
     /// Of the split, the order, the adapter's initial values and dropout.
     pub seed: u64,
+    /// What the frozen linear layers are held in, and whether embedding and head are too.
+    pub quantize: Quantize,
+    pub quantize_head: bool,
     pub recompute: RecomputeKind,
     /// Bytes of device memory that the run may take; `None`: what is free, where the platform tells.
     pub memory_limit: Option<u64>,
@@ -238,6 +242,8 @@ pub struct EvaluateOptions {
     pub max_seq_length: Option<usize>,
     pub micro_batch_size: usize,
     pub precision: Precision,
+    /// How frozen weights are held beside the precision.
+    pub quantize: QuantizeOptions,
     pub gpu: Option<String>,
     /// Products without the device's matrix units.
     pub no_coop: bool,
@@ -297,6 +303,8 @@ impl Default for FinetuneOptions {
             eval_interval: None,
             save_interval: None,
             seed: 1337,
+            quantize: Quantize::None,
+            quantize_head: false,
             recompute: RecomputeKind::default(),
             memory_limit: None,
             gpu: None,
@@ -334,6 +342,7 @@ impl Default for EvaluateOptions {
             max_seq_length: None,
             micro_batch_size: FinetuneOptions::default().micro_batch_size,
             precision: Precision::default(),
+            quantize: QuantizeOptions::default(),
             gpu: None,
             no_coop: false,
             tune: TuneMode::default(),
@@ -360,6 +369,11 @@ impl FinetuneOptions {
         checks.finish()
     }
 
+    /// How frozen weights are held beside the precision.
+    pub fn quantize(&self) -> QuantizeOptions {
+        QuantizeOptions { kind: self.quantize, head: self.quantize_head }
+    }
+
     fn checked(&self) -> Checks {
         let mut checks = Checks::default();
         checks.path("MODEL_DIR", &self.model_dir);
@@ -367,13 +381,22 @@ impl FinetuneOptions {
         checks.path("--out_dir", &self.out_dir);
         match self.method {
             Method::Lora => self.lora.check(&mut checks),
-            Method::Full { .. } => checks.require(
-                self.init_adapter.is_none(),
-                "--init_adapter",
-                self.init_adapter.as_deref().unwrap_or(Path::new("")).display(),
-                "full training has no adapter to go on from; leave it out",
-            ),
+            Method::Full { .. } => {
+                checks.require(
+                    self.init_adapter.is_none(),
+                    "--init_adapter",
+                    self.init_adapter.as_deref().unwrap_or(Path::new("")).display(),
+                    "full training has no adapter to go on from; leave it out",
+                );
+                checks.require(
+                    self.quantize == Quantize::None,
+                    "--quantize",
+                    self.quantize,
+                    "full training changes every weight, and only frozen ones can be held in blocks; leave it out",
+                );
+            }
         }
+        self.quantize().check(&mut checks);
         checks.positive("--learning_rate", self.learning_rate);
         if self.min_lr > self.learning_rate && self.learning_rate > 0.0 {
             let allowed = format!("must be at most --learning_rate ({})", self.learning_rate);
@@ -435,6 +458,7 @@ impl EvaluateOptions {
         check_max_seq_length(&mut checks, self.max_seq_length);
         checks.at_least("--micro_batch_size", self.micro_batch_size, 1);
         check_gpu(&mut checks, self.gpu.as_deref());
+        self.quantize.check(&mut checks);
         checks.finish()
     }
 }

@@ -3,6 +3,7 @@
 use super::adapter::spec_of_adapter;
 use super::options::{FinetuneOptions, Method, Precision};
 use super::plan::Demand;
+use super::quantize::QuantizeOptions;
 use super::trainer::{Capacity, bucket};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
@@ -28,12 +29,14 @@ pub fn open_network(
     model_dir: &Path,
     adapter: Option<&Adapter>,
     precision: Precision,
+    quantize: QuantizeOptions,
 ) -> Result<(Network, WeightSource), Error> {
     let config = ModelConfig::read(model_dir)?;
     let source = WeightSource::Checkpoint(Checkpoint::open(model_dir)?);
     source.check(&config)?;
+    let quantize = quantize.for_source(&source, &config)?;
     let network = Network {
-        weights: WeightMode::Frozen(precision.weights()),
+        weights: WeightMode::Frozen(quantize.storage(precision)),
         activations: precision.activations(),
         adapter: adapter.map(|adapter| spec_of_adapter(&config, adapter)).transpose()?,
         recompute: Recompute::None,
@@ -54,7 +57,7 @@ pub fn network_of(
 ) -> Network {
     Network {
         weights: match options.method {
-            Method::Lora => WeightMode::Frozen(options.precision.weights()),
+            Method::Lora => WeightMode::Frozen(options.quantize().storage(options.precision)),
             Method::Full { .. } => WeightMode::Trainable,
         },
         activations: options.precision.activations(),

@@ -49,7 +49,10 @@ impl WeightSource {
     /// A weight that the checkpoint lacks.
     pub fn values(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, WeightError> {
         match self {
-            WeightSource::Checkpoint(checkpoint) => Ok(checkpoint.tensor(name)?.to_f32()),
+            WeightSource::Checkpoint(checkpoint) => Ok(match checkpoint.blocks(name)? {
+                Some(stored) => stored.blocks.dequantise(stored.ty),
+                None => checkpoint.tensor(name)?.to_f32(),
+            }),
             WeightSource::Random { .. } if dims.len() == 1 => Ok(vec![1.0; dims[0]]),
             WeightSource::Random { seed } => {
                 let mut random = Random::named(*seed, name);
@@ -76,6 +79,12 @@ impl WeightSource {
             let bytes = match self {
                 _ if leaf.name == ROPE_TABLE => {
                     pack(ty, &rope_table(&config.rope.inverse_frequencies(config.head_dim), ty.rows()))
+                }
+                WeightSource::Checkpoint(checkpoint) if ty.dtype.is_quantised() => {
+                    match checkpoint.blocks(&leaf.name)? {
+                        Some(stored) => stored.blocks.pack(ty),
+                        None => pack(ty, &checkpoint.tensor(&leaf.name)?.to_f32()),
+                    }
                 }
                 // the fast path: rows without padding need no detour through f32
                 WeightSource::Checkpoint(checkpoint) if ty.cols().is_multiple_of(4) => {

@@ -1,8 +1,9 @@
 //! What several test files share.
 #![allow(dead_code)]
 
+use engraft::data::MicroBatch;
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The device to test on, or `None` with a loud word where there is none.
 ///
@@ -50,4 +51,51 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
+}
+
+/// A padded batch of rows of `width` as a flat stream without its padding.
+pub fn flat_batch(ids: &[f64], mask: &[f64], labels: &[f64], width: usize) -> MicroBatch {
+    let rows = ids.len() / width;
+    let mut batch = MicroBatch {
+        tokens: vec![],
+        positions: vec![],
+        segment_start: vec![],
+        segment_end: vec![],
+        label_rows: vec![],
+        targets: vec![],
+    };
+    for row in 0..rows {
+        let length = mask[row * width..(row + 1) * width].iter().filter(|&&m| m == 1.0).count();
+        let start = batch.tokens.len() as u32;
+        for t in 0..length {
+            let at = row * width + t;
+            if t > 0 && labels[at] >= 0.0 {
+                batch.label_rows.push(start + t as u32 - 1);
+                batch.targets.push(labels[at] as u32);
+            }
+            batch.tokens.push(ids[at] as u32);
+            batch.positions.push(t as u32);
+            batch.segment_start.push(start);
+            batch.segment_end.push(start + length as u32);
+        }
+    }
+    batch
+}
+
+fn integers(file: &Path, name: &str) -> Vec<f64> {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = tensors.tensor(name).unwrap().data().to_vec();
+    data.chunks(4).map(|b| f64::from(i32::from_le_bytes(b.try_into().unwrap()))).collect()
+}
+
+/// The evaluation batch of a reference file.
+pub fn reference_batch(file: &Path) -> MicroBatch {
+    let part = |name| integers(file, name);
+    flat_batch(&part("input_ids"), &part("attention_mask"), &part("labels"), 24)
+}
+
+/// Which positions of that batch are not padding.
+pub fn real_rows(file: &Path) -> Vec<usize> {
+    integers(file, "attention_mask").iter().enumerate().filter(|(_, m)| **m == 1.0).map(|(i, _)| i).collect()
 }

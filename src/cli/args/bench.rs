@@ -1,5 +1,6 @@
 //! What `engraft bench` and `engraft tune` take.
 
+use super::PrecisionArgs;
 use super::{DeviceArgs, EXIT_CODES, MemoryArgs, TuneArgs, count, targets};
 use crate::cli::bench::named_shape;
 use crate::error::Error;
@@ -8,7 +9,7 @@ use crate::graph::DType;
 use crate::models::ModelConfig;
 use crate::train::bench::small_config;
 use crate::train::options::TuneMode;
-use crate::train::options::{Checks, LoraOptions, OptionsError, Precision, RecomputeKind};
+use crate::train::options::{Checks, LoraOptions, OptionsError, RecomputeKind};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -104,9 +105,8 @@ pub struct TuneCommandArgs {
     /// Rank of the adapter
     #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = positive)]
     pub rank: usize,
-    /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
-    #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
-    pub precision: Precision,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// 32-true, 16-true and bf16-true, and micro-batches of 256, 512, 1024 and 2048 tokens
     #[arg(long, conflicts_with_all = ["tokens", "precision"])]
     pub all: bool,
@@ -207,9 +207,8 @@ pub struct BenchTrainArgs {
     /// Steps to time, after one that is not
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = count)]
     pub steps: usize,
-    /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
-    #[arg(long, value_name = "KIND", default_value_t = Precision::default())]
-    pub precision: Precision,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// Activations to make again: none, selective, every-N, layer; auto takes what fits the memory
     #[arg(long, value_name = "WHAT", default_value_t = RecomputeKind::NONE)]
     pub recompute: RecomputeKind,

@@ -242,7 +242,7 @@ fn bench_train_takes_the_shape_of_a_model() {
     assert_eq!((args.vocab, args.seq, args.batch, args.rank, args.steps), (1000, 64, 2, 4, 5));
     assert_eq!(args.targets(), ["q_proj", "o_proj"]);
     assert_eq!(
-        (args.precision, args.recompute),
+        (args.precision.precision, args.recompute),
         (Precision::BF16True, RecomputeKind::Policy(Recompute::Layer))
     );
     assert!(args.run.json && args.run.device.gpu.as_deref() == Some("x"));

@@ -17,6 +17,7 @@ use crate::train::memory::{MemoryLimit, Planner};
 use crate::train::options::TuneMode;
 use crate::train::options::{Precision, RecomputeKind};
 use crate::train::plan::Demand;
+use crate::train::quantize::QuantizeOptions;
 use crate::train::trainer::{PendingStep, StepOutcome, Trainer, TrainerError};
 use crate::train::tuning::{TuneProgress, TuneReport, Tuner};
 use crate::train::weights::WeightSource;
@@ -43,6 +44,8 @@ pub struct BenchTrainOptions {
     /// Timed steps, after one that is not.
     pub steps: usize,
     pub precision: Precision,
+    /// How frozen weights are held beside the precision.
+    pub quantize: QuantizeOptions,
     pub recompute: RecomputeKind,
     /// Bytes of device memory that the network may take; `None`: what is free, where the platform tells.
     pub memory_limit: Option<u64>,
@@ -61,6 +64,7 @@ impl Default for BenchTrainOptions {
             targets: ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec(),
             steps: 20,
             precision: Precision::default(),
+            quantize: QuantizeOptions::default(),
             recompute: RecomputeKind::NONE,
             memory_limit: None,
             tune: TuneMode::default(),
@@ -148,7 +152,7 @@ impl BenchTrain {
         )?;
         let network = Network {
             config,
-            weights: WeightMode::Frozen(options.precision.weights()),
+            weights: WeightMode::Frozen(options.quantize.storage(options.precision)),
             activations: options.precision.activations(),
             adapter: Some(adapter),
             recompute: Recompute::None,

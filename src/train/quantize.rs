@@ -1,0 +1,171 @@
+//! `--quantize`: frozen weights in blocks of few bits.
+
+use super::options::{Checks, Precision};
+use super::weights::WeightSource;
+use crate::error::Error;
+use crate::graph::DType;
+use crate::models::{ModelConfig, Network};
+use crate::nn::Storage;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// What the frozen linear layers of the blocks are held in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Quantize {
+    /// The precision's type.
+    #[default]
+    None,
+    /// Four bits and a scale per 64 values.
+    Nf4,
+    /// Four bits, scales quantised too.
+    Nf4Double,
+    /// Eight bits and a scale per row.
+    Int8,
+}
+
+/// How frozen weights are held beside the precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QuantizeOptions {
+    pub kind: Quantize,
+    /// Token embedding and head as well.
+    pub head: bool,
+}
+
+/// A word that names no kind.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{given:?} is none of none, nf4, nf4-dq, int8 (or bnb.nf4, bnb.nf4-dq){reason}")]
+pub struct UnknownQuantize {
+    pub given: String,
+    pub reason: &'static str,
+}
+
+impl Quantize {
+    pub const ALL: [Quantize; 4] = [Quantize::None, Quantize::Nf4, Quantize::Nf4Double, Quantize::Int8];
+
+    pub fn name(self) -> &'static str {
+        self.dtype().map_or("none", DType::name)
+    }
+
+    /// The storage type, where there is one.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Quantize::None => None,
+            Quantize::Nf4 => Some(DType::Nf4),
+            Quantize::Nf4Double => Some(DType::Nf4Double),
+            Quantize::Int8 => Some(DType::Int8),
+        }
+    }
+}
+
+impl QuantizeOptions {
+    pub(super) fn check(self, checks: &mut Checks) {
+        checks.require(
+            !self.head || self.kind != Quantize::None,
+            "--quantize_head",
+            self.head,
+            "needs --quantize, which says how",
+        );
+    }
+
+    /// The same for the weights of a source: one that bitsandbytes quantised stays as it is.
+    ///
+    /// # Errors
+    /// Another kind than the source has, a source that is quantised in part or in another way.
+    pub fn for_source(self, source: &WeightSource, config: &ModelConfig) -> Result<Self, Error> {
+        let WeightSource::Checkpoint(checkpoint) = source else { return Ok(self) };
+        let Some(dtype) = checkpoint.quantised().map_err(Error::from)? else { return Ok(self) };
+        let found = Quantize::ALL.into_iter().find(|kind| kind.dtype() == Some(dtype)).unwrap_or_default();
+        if ![Quantize::None, found].contains(&self.kind) {
+            return Err(Error::input(format!(
+                "--quantize {}: the weights are {found} already; leave the option out, or give the folder of the original",
+                self.kind
+            )));
+        }
+        for (module, _, _) in Network::linear_modules(config) {
+            let stored = checkpoint.quantised_type(&format!("{module}.weight")).map_err(Error::from)?;
+            if stored.is_none_or(|ty| ty.dtype != dtype) {
+                return Err(Error::input(format!(
+                    "{module}.weight is not in {found} while other layers are: engraft reads models whose linear layers are \
+                     quantised alike; give the folder of the original and --quantize {found}"
+                )));
+            }
+        }
+        Ok(QuantizeOptions { kind: found, ..self })
+    }
+
+    /// What the weights of a network are stored in.
+    pub fn storage(self, precision: Precision) -> Storage {
+        let plain = Storage::from(precision.weights());
+        match self.kind.dtype() {
+            None => plain,
+            Some(linear) => Storage { linear, outer: if self.head { linear } else { plain.outer }, ..plain },
+        }
+    }
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Quantize {
+    type Err = UnknownQuantize;
+
+    fn from_str(word: &str) -> Result<Self, UnknownQuantize> {
+        let unknown = |reason| UnknownQuantize { given: word.into(), reason };
+        match word {
+            "bnb.fp4" | "bnb.fp4-dq" | "fp4" | "fp4-dq" => {
+                Err(unknown("; fp4 loses more than nf4 at the same size (Dettmers et al. 2023, table 4)"))
+            }
+            "bnb.int8" | "bnb.int8-training" => Ok(Quantize::Int8),
+            _ => {
+                let name = word.strip_prefix("bnb.").unwrap_or(word);
+                Quantize::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| unknown(""))
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Quantize {
+    type Error = UnknownQuantize;
+
+    fn try_from(word: String) -> Result<Self, UnknownQuantize> {
+        word.parse()
+    }
+}
+
+impl From<Quantize> for String {
+    fn from(kind: Quantize) -> Self {
+        kind.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_both_tools_are_read() {
+        for kind in Quantize::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+        }
+        assert_eq!("bnb.nf4-dq".parse(), Ok(Quantize::Nf4Double));
+        assert_eq!("bnb.int8-training".parse(), Ok(Quantize::Int8));
+        for word in ["bnb.fp4", "int4", ""] {
+            let said = word.parse::<Quantize>().unwrap_err().to_string();
+            assert!(said.contains(&format!("{word:?}")) && said.contains("nf4-dq"), "{said}");
+        }
+    }
+
+    #[test]
+    fn the_head_stays_plain_unless_asked() {
+        let storage = |head| QuantizeOptions { kind: Quantize::Nf4, head }.storage(Precision::BF16True);
+        assert_eq!((storage(false).linear, storage(false).outer), (DType::Nf4, DType::BF16));
+        assert_eq!(storage(true).outer, DType::Nf4);
+    }
+}
