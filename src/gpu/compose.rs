@@ -13,7 +13,7 @@ use std::fmt::Write;
 
 const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/common.wgsl"));
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
-const SHARED: [(&str, &str); 3] = [
+const SHARED: [(&str, &str); 4] = [
     ("shared/rows.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/rows.wgsl"))),
     (
         "shared/tile_order.wgsl",
@@ -22,6 +22,10 @@ const SHARED: [(&str, &str); 3] = [
     (
         "shared/attention.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention.wgsl")),
+    ),
+    (
+        "shared/attention_tiled.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention_tiled.wgsl")),
     ),
 ];
 

@@ -7,7 +7,10 @@ use super::PlanError;
 use super::slots::live_launches;
 use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::layout::pack;
-use crate::graph::{Alternative, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType};
+use crate::graph::{
+    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape,
+    TensorType,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +20,8 @@ pub struct Candidate {
     pub class: Class,
     variants: Vec<Alternative>,
     buffers: HashMap<Place, u64>,
+    /// Contents of the u32 inputs.
+    indices: Vec<(Place, Vec<u32>)>,
     /// FLOPs of all launches of the class in one run of the graph.
     pub flops: f64,
 }
@@ -56,8 +61,8 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
             // the default binds what every variant binds, but for scratch space of their own
             let default = &alternatives.variants[0].dispatches[0];
             let buffers = default.bindings.iter().map(|b| (b.place, bytes(b.place))).collect();
-            let (class, variants) = (alternatives.class, alternatives.variants);
-            found.push(Candidate { class, variants, buffers, flops: dispatch.cost.flops });
+            let Alternatives { class, variants, indices } = *alternatives;
+            found.push(Candidate { class, variants, buffers, indices, flops: dispatch.cost.flops });
         }
     }
     found.sort_by(|a, b| b.flops.total_cmp(&a.flops));
@@ -75,8 +80,12 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
     }
     let default = &candidate.variants[0].dispatches;
-    for (seed, binding) in default[0].bindings.iter().filter(|b| !b.write).enumerate() {
+    let floats = |b: &&Binding| !b.write && b.dtype.is_float();
+    for (seed, binding) in default[0].bindings.iter().filter(floats).enumerate() {
         fill(&buffers[&binding.place], binding.dtype, seed as u32 + 1);
+    }
+    for (place, values) in &candidate.indices {
+        buffers[place].write(bytemuck::cast_slice(values));
     }
     let (default_run, expected) = Run::new(gpu, default, &buffers)?;
     let mut runs = vec![Some(default_run)];

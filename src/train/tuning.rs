@@ -7,7 +7,7 @@
 use crate::checkpoint::atomic::write_file;
 use crate::gpu::Gpu;
 use crate::graph::{Choices, Class, Graph};
-use crate::ops::matmul::fingerprint;
+use crate::ops::fingerprint;
 use crate::plan::PlanError;
 use crate::plan::tune::{Measurement, measure, unmeasured};
 use serde::{Deserialize, Serialize};

@@ -16,7 +16,7 @@ mod product;
 mod variant;
 
 pub use product::{Operand, Product, Terms};
-pub use variant::{Extents, Variant, fingerprint};
+pub use variant::{Extents, Variant, source};
 
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,

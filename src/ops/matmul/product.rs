@@ -68,9 +68,6 @@ pub struct Terms {
     pub residual: Option<Operand>,
 }
 
-/// Products below this many FLOPs keep their default kernel: the launch costs more than a wrong choice.
-const MEASURED_FLOPS: f64 = 4e6;
-
 impl Product {
     /// Appends what makes `out (+)= alpha * (a·b + a2·b2) + residual`.
     pub fn launch(
@@ -98,15 +95,14 @@ impl Product {
         let sums = plan.sums.unwrap_or(plan.workspaces.len());
         let scratch = Place::Workspace(sums);
         let (mut dispatches, workspace) = self.with(measured.unwrap_or(candidates[0]), &oriented, scratch);
-        let worth = dispatches[0].cost.flops >= MEASURED_FLOPS && candidates.len() > 1;
-        if worth && choices.lists_alternatives() && !choices.knows(&class) {
+        if choices.wants(&class, candidates.len(), dispatches[0].cost.flops) {
             let alternative = |variant: &Variant| {
                 let (dispatches, workspace) = self.with(*variant, &oriented, scratch);
                 let workspaces = workspace.into_iter().map(|bytes| (scratch, bytes)).collect();
                 Alternative { name: variant.to_string(), dispatches, workspaces }
             };
             let variants = candidates.iter().map(alternative).collect();
-            dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants }));
+            dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants, indices: vec![] }));
         }
         plan.dispatches.extend(dispatches);
         if let Some(bytes) = workspace {
