@@ -85,7 +85,7 @@ impl Walk {
             .param("kv_stride", self.k.cols4())
             .param("group", heads / kv_heads)
             .param_f32("scale", 1.0 / (self.head_dim as f64).sqrt())
-            .detail(variant.to_string())
+            .variant(variant.to_string())
             .read("q", Place::Input(0), self.q.dtype)
             .read("k", Place::Input(1), self.k.dtype)
             .read("v", Place::Input(2), self.k.dtype);

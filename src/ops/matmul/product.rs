@@ -163,7 +163,8 @@ impl Product {
             .param("rows", o.rows)
             .param("cols", o.cols)
             .param("k", self.k)
-            .detail(detail);
+            .detail(detail)
+            .variant(variant.to_string());
         if let Variant::Coop { .. } = variant {
             let sums = elements(o.rows, o.cols, DType::F32);
             let main = main
