@@ -2,8 +2,11 @@
 
 mod common;
 
-use engraft::graph::{DType, Graph, Shape};
+use engraft::graph::{DType, DeviceProfile, Graph, Shape};
+use engraft::ops::attention;
 use engraft::ops::matmul::{Layout, Variant, matmul};
+use engraft::plan::tune::{measure, unmeasured};
+use engraft::train::bench::kernels::{Heads, causal_attention};
 use engraft::train::options::TuneMode;
 use engraft::train::tuning::Tuner;
 use serde_json::Value;
@@ -23,7 +26,7 @@ fn product(k: usize) -> Graph {
 }
 
 fn tuner(mode: TuneMode, file: &Path) -> Tuner {
-    Tuner { mode, file: Some(file.to_owned()), budget: Duration::from_secs(60) }
+    Tuner { file: Some(file.to_owned()), budget: Duration::from_secs(60), ..Tuner::new(mode) }
 }
 
 #[test]
@@ -81,6 +84,28 @@ fn a_cache_that_cannot_be_used_is_said_and_does_not_end_the_run() {
     assert_eq!((report.measured, report.left), (0, 1));
 }
 
+/// Each pass of attention is a class of its own; a CPU device measures the variants of GPUs too, and all must give what the
+/// default gives.
+#[test]
+fn every_variant_of_attention_is_measured() {
+    let Some(gpu) = common::gpu() else { return };
+    let device = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64 };
+    let mut classes = Vec::new();
+    for gradient in [false, true] {
+        let graph = causal_attention(112, heads, DType::F16, gradient).unwrap();
+        for candidate in unmeasured(&graph, &device) {
+            let measured = measure(&gpu, &candidate, Duration::from_secs(60)).unwrap();
+            let right = measured.tried.iter().all(|(_, seconds)| seconds.is_some());
+            assert!(measured.tried.len() > 8 && right, "a kernel is wrong: {:?}", measured.tried);
+            assert!(attention::Variant::parse(&measured.variant).is_some());
+            classes.push(measured.class.to_string());
+        }
+    }
+    let expected = ["attention", "attention gradient kv", "attention gradient q"];
+    assert_eq!(classes, expected.map(|pass| format!("{pass} f16 head_dim=64 128x1x4x2")));
+}
+
 fn engraft(cache: &Path, arguments: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
     command.env("ENGRAFT_CACHE", cache).env_remove("ENGRAFT_TUNE").args(arguments.split(' '));
@@ -122,6 +147,13 @@ fn bench_prints_tables_and_objects_that_compare() {
     assert_eq!(table.matches("gradient,").count(), 2, "{table}");
     let table = succeed(cache, "bench lora --size 64x32x48 --tokens 16 --rank 2 --tune off");
     assert!(table.contains("32x48 no adapter") && table.contains("32x48 forward, dA, dB"), "{table}");
+
+    let table = succeed(cache, "bench attention --tokens 32 --variant rows");
+    assert_eq!(table.matches("  rows\n").count(), 4, "{table}");
+    let refused = engraft(cache, "bench attention --variant columns");
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("tiled 64x32 per=4x4 depth=16") && said.contains("split=1"), "{said}");
 
     let refused = engraft(cache, "bench matmul --shape llama-9");
     assert_eq!(refused.status.code(), Some(2));

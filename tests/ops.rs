@@ -11,7 +11,7 @@ use engraft::graph::{
     Case, Choices, Cooperative, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor,
     ReverseNode, TensorType, Value,
 };
-use engraft::ops::matmul::Variant;
+use engraft::ops::{attention, matmul};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -211,7 +211,7 @@ fn every_variant_of_the_product_equals_the_reference() {
         eprintln!("SKIPPED: cooperative matrices, which this device has not");
     }
     for device in [own, as_gpu] {
-        for variant in Variant::all(&device) {
+        for variant in matmul::Variant::all(&device) {
             let device =
                 DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..device.clone() };
             let coop = variant.to_string().starts_with("coop");
@@ -232,6 +232,39 @@ fn every_variant_of_the_product_equals_the_reference() {
     assert!(variants >= 15);
 }
 
+/// The families behind attention and its gradient: narrow and wide heads, segments, windows. A CPU device runs the variants
+/// of GPUs too.
+#[test]
+fn every_variant_of_attention_equals_the_reference() {
+    let Some(gpu) = common::gpu() else { return };
+    let as_gpu = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let wanted = ["segments, grouped", "bf16", "head of 80", "window below a tile", "window over a cache"];
+    let cases: Vec<Case> = engraft::ops::cases()
+        .into_iter()
+        .filter(|c| c.op.name().starts_with("attention") && wanted.contains(&c.label.as_str()))
+        .collect();
+    assert_eq!(cases.len(), 9);
+    let variants = attention::Variant::all(&as_gpu);
+    assert!(variants.len() >= 8, "{variants:?}");
+    for variant in variants {
+        let choices = Arc::new(Choices::forced(variant.to_string()));
+        let device = DeviceProfile { choices, ..as_gpu.clone() };
+        for case in &cases {
+            run(&gpu, &device, case, false).unwrap_or_else(|e| panic!("{variant}: {e}"));
+        }
+    }
+}
+
+/// What a GPU takes without a measurement, for every case.
+#[test]
+fn attention_for_gpus_equals_the_reference() {
+    let Some(gpu) = common::gpu() else { return };
+    let as_gpu = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let cases = engraft::ops::cases().into_iter().filter(|c| c.op.name().starts_with("attention"));
+    let failures: Vec<String> = cases.filter_map(|case| run(&gpu, &as_gpu, &case, false).err()).collect();
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
 /// The GPU's own profile, other subgroup sizes, a GPU without any: every shader that any of them would compile.
 #[test]
 fn every_shader_variant_is_valid() {
@@ -241,7 +274,7 @@ fn every_shader_variant_is_valid() {
         wide_loads: false,
         cooperative,
         max_workgroup_invocations: 256,
-        max_workgroup_storage: 16 << 10,
+        max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
         choices: Default::default(),
     };
     let profiles = [
@@ -254,7 +287,9 @@ fn every_shader_variant_is_valid() {
     ];
     let mut seen = HashSet::new();
     for device in profiles {
-        let forced = Variant::all(&device).into_iter().map(|v| Choices::forced(v.to_string()));
+        let products = matmul::Variant::all(&device).into_iter().map(|v| v.to_string());
+        let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
+        let forced = products.chain(attention).map(Choices::forced);
         for choices in std::iter::once(Choices::default()).chain(forced) {
             let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
             for case in engraft::ops::cases() {
@@ -262,7 +297,10 @@ fn every_shader_variant_is_valid() {
                     for dispatch in plan(&case, &device, accumulate).dispatches {
                         let key = ShaderKey::of(&dispatch);
                         if seen.insert(key.clone()) {
-                            validate(&key);
+                            let bytes = validate(&key);
+                            let most = device.max_workgroup_storage;
+                            let name = key.shader.name;
+                            assert!(bytes <= most, "{name}: {bytes} bytes of workgroup memory, not {most}");
                         }
                     }
                 }
@@ -306,13 +344,13 @@ fn matrix_units_take_one_scratch_space_for_all_chunks() {
     assert!(plan.workspaces.iter().all(|&bytes| bytes < whole), "no tensor of rows times vocabulary");
 }
 
-fn validate(key: &ShaderKey) {
-    for wide in [false, true] {
-        validate_source(key, &key.compose(wide).unwrap_or_else(|e| panic!("{e}")));
-    }
+/// Gives the bytes of workgroup memory.
+fn validate(key: &ShaderKey) -> u32 {
+    let validate = |wide| validate_source(key, &key.compose(wide).unwrap_or_else(|e| panic!("{e}")));
+    validate(false).max(validate(true))
 }
 
-fn validate_source(key: &ShaderKey, source: &str) {
+fn validate_source(key: &ShaderKey, source: &str) -> u32 {
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(source)));
     naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all())
@@ -320,6 +358,8 @@ fn validate_source(key: &ShaderKey, source: &str) {
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(source)));
+    let workgroup = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+    workgroup.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum()
 }
 
 /// `Σ_o Σ_i cotangent_o[i] · output_o[i]` of the case's operation in f64.

@@ -3,9 +3,10 @@
 use super::args::{BenchKernelArgs, BenchTrainArgs, StepArgs};
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::graph::{Graph, GraphError};
+use crate::graph::{DeviceProfile, Graph, GraphError};
 use crate::models::{ModelConfig, Network, shape, shape_names};
 use crate::ops::matmul::Layout;
+use crate::ops::{attention, matmul};
 use crate::train::bench::kernels::{
     Heads, KernelReport, Peak, Runnable, causal_attention, layer, peak, product, segments,
 };
@@ -17,6 +18,7 @@ use crate::train::trainer::TrainerError;
 use crate::train::tuning::{TuneProgress, Tuner};
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -159,8 +161,12 @@ struct KernelCase {
 fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, quiet: bool) -> Result<(), Error> {
     let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
     let gpu = Gpu::open(&args.run.device.options())?;
-    let tuner = Tuner::new(args.run.tune.tune);
+    let mut tuner = Tuner::new(args.run.tune.tune);
     let peak = peak(&gpu, &tuner, &mut reporter(quiet))?;
+    if let Some(variant) = &args.variant {
+        known_variant(variant, &gpu.profile())?;
+        tuner.forced = Some(variant.clone());
+    }
     let mut kernels = Vec::new();
     for KernelCase { name, graph, indices, share } in cases {
         let graph = graph.map_err(TrainerError::from)?;
@@ -175,6 +181,24 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, quiet: bool) -> Result<()
         print!("{}", report.table(earlier.as_ref()));
     }
     Ok(())
+}
+
+/// # Errors
+/// The names there are, where this is none of them.
+fn known_variant(name: &str, device: &DeviceProfile) -> Result<(), Error> {
+    if matmul::Variant::parse(name).is_some() || attention::Variant::parse(name).is_some() {
+        return Ok(());
+    }
+    // a CPU device runs the kernels of GPUs too
+    let mut names = Vec::new();
+    for cpu in [device.cpu, false] {
+        let device = DeviceProfile { cpu, ..device.clone() };
+        names.extend(matmul::Variant::all(&device).iter().map(ToString::to_string));
+        names.extend(attention::Variant::all(&device).iter().map(ToString::to_string));
+    }
+    let mut seen = HashSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    Err(Error::input(format!("--variant {name}: no such kernel; there are {}", names.join(", "))))
 }
 
 fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
@@ -287,6 +311,9 @@ impl KernelReports {
             });
             if let Some(before) = before {
                 let _ = write!(text, "{:>12.2}", before / k.seconds);
+            }
+            if !k.variants.is_empty() {
+                let _ = write!(text, "  {}", k.variants.join(", "));
             }
             text.push('\n');
         }
@@ -436,7 +463,13 @@ mod tests {
 
     #[test]
     fn an_earlier_report_gives_a_ratio() {
-        let kernel = |seconds| KernelReport { name: "NT".into(), seconds, gflops: 5.0, gb_per_s: 1.0 };
+        let kernel = |seconds| KernelReport {
+            name: "NT".into(),
+            seconds,
+            gflops: 5.0,
+            gb_per_s: 1.0,
+            variants: vec!["rows".into()],
+        };
         let reports = |seconds| KernelReports {
             device: "d".into(),
             driver: "v".into(),
@@ -447,7 +480,7 @@ mod tests {
         let before = serde_json::to_value(reports(0.5)).unwrap();
         let table = reports(0.25).table(Some(&before));
         let columns: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
-        assert_eq!(columns, ["NT", "250.000", "5.0", "50%", "1.00", "25%", "2.00"]);
+        assert_eq!(columns, ["NT", "250.000", "5.0", "50%", "1.00", "25%", "2.00", "rows"]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub struct Bound {
     pub(super) cost: Cost,
     pub(super) name: &'static str,
     pub(super) detail: String,
+    pub(super) variant: String,
 }
 
 impl Bound {
@@ -204,6 +205,7 @@ impl Gpu {
             cost: dispatch.cost,
             name: dispatch.shader.name,
             detail: dispatch.detail.clone(),
+            variant: dispatch.variant.clone(),
         })
     }
 

@@ -11,6 +11,8 @@ pub struct DispatchTime {
     pub kernel: &'static str,
     /// What tells it from others of its kernel, such as the extents of a product.
     pub detail: String,
+    /// Which kernel of its family served; empty where there is but one.
+    pub variant: String,
     /// Seconds after the start of the first dispatch.
     pub start: f64,
     pub seconds: f64,
@@ -43,6 +45,7 @@ impl Gpu {
             times.extend(chunk.iter().zip(spans).map(|(bound, (start, end))| DispatchTime {
                 kernel: bound.name,
                 detail: bound.detail.clone(),
+                variant: bound.variant.clone(),
                 start: start + shift,
                 seconds: end - start,
                 cost: bound.cost,

@@ -29,6 +29,8 @@ pub struct Alternatives {
     pub class: Class,
     /// The default first. All bind what the dispatch binds that they stand for.
     pub variants: Vec<Alternative>,
+    /// What a measurement writes to the u32 inputs; all others get random numbers.
+    pub indices: Vec<(Place, Vec<u32>)>,
 }
 
 /// One kernel, or a few in order, that could do the work.
@@ -62,6 +64,9 @@ impl fmt::Display for Class {
 /// this factor's log2.
 const NEAR: f64 = 1.0;
 
+/// Launches below this many FLOPs keep their default kernel: the launch costs more than a wrong choice.
+const MEASURED_FLOPS: f64 = 4e6;
+
 impl Choices {
     /// One variant for every class that has it, measured or not.
     pub fn forced(variant: impl Into<String>) -> Self {
@@ -73,8 +78,10 @@ impl Choices {
         Choices { list_alternatives: true, ..self.clone() }
     }
 
-    pub fn lists_alternatives(&self) -> bool {
-        self.list_alternatives
+    /// Whether a launch of this class should carry its [`Alternatives`]: somebody measures, the class is unknown, there is
+    /// more than one kernel, and enough work that the choice matters.
+    pub fn wants(&self, class: &Class, kernels: usize, flops: f64) -> bool {
+        self.list_alternatives && kernels > 1 && flops >= MEASURED_FLOPS && !self.knows(class)
     }
 
     /// The variant to take for a class: its own, or that of one nearby.

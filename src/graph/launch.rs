@@ -140,6 +140,8 @@ pub struct Dispatch {
     pub cost: Cost,
     /// What tells dispatches of one shader apart in reports: the extents of a product, say.
     pub detail: String,
+    /// Which kernel of its family it is; empty where there is but one.
+    pub variant: String,
     /// Other kernels for the same work, where [`Choices::listing`] asks for them.
     pub alternatives: Option<Box<Alternatives>>,
 }
@@ -154,6 +156,7 @@ impl Dispatch {
             groups: groups as u64,
             cost: Cost::default(),
             detail: String::new(),
+            variant: String::new(),
             alternatives: None,
         }
     }
@@ -206,6 +209,11 @@ impl Dispatch {
 
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = detail.into();
+        self
+    }
+
+    pub fn variant(mut self, variant: impl Into<String>) -> Self {
+        self.variant = variant.into();
         self
     }
 

@@ -57,6 +57,12 @@ operations![
     swiglu::SwiGluGradient,
 ];
 
+/// A hash (FNV-1a) of the kernels that are chosen by measurement: measurements of others say nothing about these.
+pub fn fingerprint() -> u32 {
+    let source = matmul::source() + &attention::source();
+    source.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 /// A dispatch of one invocation per item, 256 to a workgroup, with the number of items as `params.count`.
 pub(crate) fn elementwise(shader: Shader, items: usize) -> Dispatch {
     Dispatch::new(shader, items.div_ceil(256)).param("count", items)

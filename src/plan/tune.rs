@@ -8,7 +8,9 @@ use super::slots::live_launches;
 use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
-use crate::graph::{Alternative, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType};
+use crate::graph::{
+    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ pub struct Candidate {
     variants: Vec<Alternative>,
     /// Bytes of what the launches bind, and the types of operands.
     buffers: HashMap<Place, (u64, Option<TensorType>)>,
+    /// Contents of the u32 inputs.
+    indices: Vec<(Place, Vec<u32>)>,
     /// FLOPs of all launches of the class in one run of the graph.
     pub flops: f64,
 }
@@ -64,8 +68,8 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
             let own = |place: Place| default.workspaces.iter().any(|(p, _)| *p == place);
             let bound = default.dispatches.iter().flat_map(|d| &d.bindings).map(|b| b.place);
             let buffers = bound.filter(|p| !own(*p)).map(|p| (p, memory(p))).collect();
-            let (class, variants) = (alternatives.class, alternatives.variants);
-            found.push(Candidate { class, variants, buffers, flops: dispatch.cost.flops });
+            let Alternatives { class, variants, indices } = *alternatives;
+            found.push(Candidate { class, variants, buffers, indices, flops: dispatch.cost.flops });
         }
     }
     found.sort_by(|a, b| b.flops.total_cmp(&a.flops));
@@ -97,13 +101,16 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         };
     }
     let default = &candidate.variants[0];
-    let read = default.dispatches.iter().flat_map(|d| &d.bindings).filter(|b| !b.write);
+    let read = default.dispatches.iter().flat_map(|d| &d.bindings).filter(|b| !b.write && b.dtype.is_float());
     for (seed, binding) in read.enumerate() {
         let Some(buffer) = buffers.get(&binding.place) else { continue };
         match candidate.buffers[&binding.place].1.filter(|ty| ty.dtype.is_quantised()) {
             Some(ty) => buffer.write(&sample(ty)),
             None => fill(buffer, binding.dtype, seed as u32 + 1),
         }
+    }
+    for (place, values) in &candidate.indices {
+        buffers[place].write(bytemuck::cast_slice(values));
     }
     let (default_run, expected) = try_variant(gpu, default, &buffers)?;
     let mut runs = vec![Some(default_run)];

@@ -7,7 +7,7 @@
 use crate::checkpoint::atomic::write_file;
 use crate::gpu::Gpu;
 use crate::graph::{Choices, Class, Graph};
-use crate::ops::matmul::fingerprint;
+use crate::ops::fingerprint;
 use crate::plan::PlanError;
 use crate::plan::tune::{Measurement, measure, unmeasured};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub struct Tuner {
     /// No class is begun after this much time: the classes with most work come first, the rest keep their defaults and
     /// are measured by a later run.
     pub budget: Duration,
+    /// One variant for every launch whose family has it, and no measuring: for comparing kernels.
+    pub forced: Option<String>,
 }
 
 /// One class was measured.
@@ -55,7 +57,7 @@ const CLASS_BUDGET: Duration = Duration::from_secs(4);
 impl Tuner {
     /// The platform's cache file, and 30 seconds.
     pub fn new(mode: TuneMode) -> Self {
-        Tuner { mode, file: default_file(), budget: Duration::from_secs(30) }
+        Tuner { mode, file: default_file(), budget: Duration::from_secs(30), forced: None }
     }
 
     /// Sets the device's choices for the graph: from the file, and by measuring what it lacks.
@@ -69,8 +71,8 @@ impl Tuner {
         progress: &mut dyn FnMut(&TuneProgress),
     ) -> Result<TuneReport, PlanError> {
         let mut report = TuneReport::default();
-        if self.mode == TuneMode::Off {
-            gpu.set_choices(Choices::default());
+        if self.mode == TuneMode::Off || self.forced.is_some() {
+            gpu.set_choices(self.forced.as_ref().map_or_else(Choices::default, Choices::forced));
             return Ok(report);
         }
         let start = Instant::now();

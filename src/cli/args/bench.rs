@@ -66,6 +66,9 @@ pub struct BenchKernelArgs {
     /// What operands and results are stored in: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = storage)]
     pub storage: DType,
+    /// Take this kernel wherever it fits instead of the measured one; an unknown name lists those there are
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
     #[command(flatten)]
     pub run: BenchRunArgs,
 }

@@ -18,7 +18,7 @@ mod product;
 mod variant;
 
 pub use product::{MaskOn, Masked, Operand, Product, Terms};
-pub use variant::{Extents, Variant, fingerprint};
+pub use variant::{Extents, Variant, source};
 
 use super::dropout::Dropout;
 use crate::graph::{

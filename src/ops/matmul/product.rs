@@ -156,9 +156,6 @@ impl Oriented {
     }
 }
 
-/// Products below this many FLOPs keep their default kernel: the launch costs more than a wrong choice.
-const MEASURED_FLOPS: f64 = 4e6;
-
 impl Product {
     /// Appends what makes `out (+)= alpha * (a·b + a2·b2) + residual`.
     pub fn launch(
@@ -178,15 +175,14 @@ impl Product {
         let mut scratch = Scratch { shared: plan.shared, next: plan.workspaces.len(), used: Vec::new() };
         let mut dispatches = self.with(measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
         let flops: f64 = dispatches.iter().map(|d| d.cost.flops).sum();
-        let worth = flops >= MEASURED_FLOPS && kernels.len() > 1;
-        if worth && choices.lists_alternatives() && !choices.knows(&class) {
+        if choices.wants(&class, kernels.len(), flops) {
             let alternative = |kernel: &Kernel| {
                 let mut own = Scratch { used: Vec::new(), ..scratch };
                 let dispatches = self.with(*kernel, &oriented, &mut own);
                 Alternative { name: kernel.to_string(), dispatches, workspaces: own.used }
             };
             let variants = kernels.iter().map(alternative).collect();
-            dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants }));
+            dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants, indices: vec![] }));
         }
         plan.dispatches.extend(dispatches);
         for &(place, bytes) in &scratch.used {
@@ -294,7 +290,8 @@ impl Product {
             .param("rows", o.rows)
             .param("cols", o.cols)
             .param("k", self.k)
-            .detail(detail);
+            .detail(detail)
+            .variant(variant.to_string());
         if let Variant::Coop { .. } = variant {
             let sums = elements(o.rows, o.cols, DType::F32);
             let scratch = scratch.take(Shared::Sums, sums as u64);

@@ -8,14 +8,15 @@ const TILED: Shader = crate::shader!("matmul_tiled");
 const COOP: Shader = crate::shader!("matmul_coop");
 pub(super) const FINISH: Shader = crate::shader!("matmul_finish");
 
-/// A hash (FNV-1a) of the kernels and their tiles: measurements of others say nothing about these.
-pub fn fingerprint() -> u32 {
-    let tiles = format!("{WIDE:?}{THIN:?}{SWIZZLE}");
-    let shared = [crate::shader!("shared/operands"), crate::shader!("shared/dropout")];
-    let bytes = [LANES, TILED, COOP, FINISH].into_iter().chain(shared).flat_map(|s| s.source.bytes());
-    bytes
-        .chain(tiles.bytes())
-        .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+/// The kernels' text and tiles, for the key of what was measured.
+pub fn source() -> String {
+    let shared = [
+        crate::shader!("shared/operands"),
+        crate::shader!("shared/dropout"),
+        crate::shader!("shared/quantised"),
+    ];
+    let shaders = [LANES, TILED, COOP, FINISH].into_iter().chain(shared);
+    shaders.map(|s| s.source).collect::<String>() + &format!("{WIDE:?}{THIN:?}{SWIZZLE}")
 }
 
 /// A member of the family with its tile. Its text form is its name in the cache of measured choices.

@@ -23,6 +23,8 @@ pub struct KernelReport {
     pub seconds: f64,
     pub gflops: f64,
     pub gb_per_s: f64,
+    /// The kernels that served, of those that are chosen by measurement.
+    pub variants: Vec<String>,
 }
 
 /// What the device reaches at best: the measure of everything else.
@@ -92,21 +94,23 @@ impl Runnable {
     /// # Errors
     /// What the device reported.
     pub fn measure(&self, name: impl Into<String>, share: f64) -> Result<KernelReport, Error> {
-        let (seconds, cost) = fastest(&self.gpu, self.program.recording())?;
+        let (seconds, cost, variants) = fastest(&self.gpu, self.program.recording())?;
         let per_second = |amount: f64| amount / seconds / 1e9;
         let (gflops, gb_per_s) = (per_second(share * cost.flops), per_second(cost.bytes));
-        Ok(KernelReport { name: name.into(), seconds, gflops, gb_per_s })
+        Ok(KernelReport { name: name.into(), seconds, gflops, gb_per_s, variants })
     }
 }
 
-/// Seconds of the fastest run, its dispatches added up.
-fn fastest(gpu: &Gpu, recording: &Recording) -> Result<(f64, Cost), Error> {
-    gpu.time(recording)?;
+/// Seconds of the fastest run, its dispatches added up, and which kernels it has.
+fn fastest(gpu: &Gpu, recording: &Recording) -> Result<(f64, Cost, Vec<String>), Error> {
+    let mut variants: Vec<String> = gpu.time(recording)?.into_iter().map(|t| t.variant).collect();
+    variants.retain(|variant| !variant.is_empty());
+    variants.dedup();
     let mut best = f64::INFINITY;
     for _ in 0..RUNS {
         best = best.min(gpu.time(recording)?.iter().map(|t| t.seconds).sum());
     }
-    Ok((best, recording.cost()))
+    Ok((best, recording.cost(), variants))
 }
 
 /// The operands of a `[m, n]` product over k, all stored as `dtype`.

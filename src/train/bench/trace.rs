@@ -20,6 +20,7 @@ pub fn trace(device: &str, dispatches: &[DispatchTime]) -> Value {
             "ts": d.start * 1e6,
             "dur": d.seconds * 1e6,
             "args": {
+                "variant": d.variant,
                 "GFLOP": d.cost.flops / 1e9,
                 "MB": d.cost.bytes / 1e6,
                 "GFLOP/s": d.cost.flops / d.seconds.max(1e-9) / 1e9,
@@ -40,6 +41,7 @@ mod tests {
         let dispatch = DispatchTime {
             kernel: "matmul",
             detail: "NT 4x4x4".into(),
+            variant: "rows".into(),
             start: 0.5,
             seconds: 0.25,
             cost: Cost { flops: 5e8, bytes: 2e6 },

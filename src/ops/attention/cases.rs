@@ -1,0 +1,97 @@
+//! What the tests try: heads of every width, grouped heads, segments, windows, a KV cache, every storage type.
+
+use super::{Attention, AttentionGradient};
+use crate::graph::{Case, CaseInput, DType, ReferenceTensor, TensorType};
+
+/// `(starts, ends, query_ends)` of causal attention inside segments of these lengths, to the last `window` keys.
+fn ranges(lengths: &[u32], window: u32) -> [CaseInput; 3] {
+    let (mut starts, mut query_ends, mut first) = (Vec::new(), Vec::new(), 0);
+    for &length in lengths {
+        let end = first + length;
+        starts.extend((first..end).map(|t| first.max((t + 1).saturating_sub(window))));
+        query_ends.extend((first..end).map(|s| end.min(s.saturating_add(window))));
+        first = end;
+    }
+    [CaseInput::indices(starts), CaseInput::indices(1..=first), CaseInput::indices(query_ends)]
+}
+
+/// Heads, KV heads and head dimension.
+type Heads = (usize, usize, usize);
+
+fn windowed(lengths: &[u32], window: u32, (heads, kv_heads, d): Heads, dtype: DType) -> Vec<CaseInput> {
+    let t = lengths.iter().sum::<u32>() as usize;
+    let kv = CaseInput::random(&[t, kv_heads * d], dtype);
+    let mut all = vec![CaseInput::random(&[t, heads * d], dtype), kv.clone(), kv];
+    all.extend(ranges(lengths, window));
+    all
+}
+
+fn causal(lengths: &[u32], heads: Heads, dtype: DType) -> Vec<CaseInput> {
+    windowed(lengths, u32::MAX, heads, dtype)
+}
+
+/// The last `rows` of `keys` rows of a KV cache as queries, each of which sees `window` keys at most.
+fn cached(rows: u32, keys: u32, window: u32, (heads, kv_heads, d): Heads) -> Vec<CaseInput> {
+    let mut all = causal(&[keys], (heads, kv_heads, d), DType::F32);
+    all[0] = CaseInput::random(&[rows as usize, heads * d], DType::F32);
+    // some rows of the cache are not written yet
+    let ends = keys - rows - 3..keys - 3;
+    all[3] = CaseInput::indices(ends.clone().map(|t| (t + 1).saturating_sub(window)));
+    all[4] = CaseInput::indices(ends.map(|t| t + 1));
+    all[5] = CaseInput::indices((0..rows).map(|_| 0));
+    all
+}
+
+pub(super) fn forward() -> Vec<Case> {
+    let op = |head_dim| Attention { head_dim };
+    let (f32, f16, bf16) = (DType::F32, DType::F16, DType::BF16);
+    vec![
+        Case::new("one row", op(8), causal(&[1], (1, 1, 8), f32)),
+        Case::new("gradient", op(4), causal(&[3, 2], (2, 1, 4), f32)).gradients(&[0, 1, 2]),
+        Case::new("window gradient", op(4), windowed(&[5, 2], 2, (2, 1, 4), f32)).gradients(&[0, 1, 2]),
+        Case::new("segments, grouped", op(16), causal(&[17, 1, 90, 5], (4, 2, 16), f32)),
+        Case::new("f16", op(32), causal(&[40, 9], (2, 1, 32), f16)),
+        Case::new("bf16", op(64), causal(&[70], (2, 2, 64), bf16)),
+        Case::new("head of 80", op(80), causal(&[20, 51], (2, 1, 80), f32)),
+        Case::new("head of 96", op(96), causal(&[35], (3, 1, 96), bf16)),
+        Case::new("wide head", op(128), causal(&[33], (1, 1, 128), f32)),
+        Case::new("widest head", op(256), causal(&[37], (2, 1, 256), f16)),
+        Case::new("cache", op(16), cached(3, 50, u32::MAX, (4, 2, 16))),
+        Case::new("window over a cache", op(16), cached(40, 90, 33, (4, 2, 16))),
+        Case::new("window below a tile", op(16), windowed(&[60, 5, 33], 7, (4, 2, 16), f32)),
+        Case::new("window of a tile", op(16), windowed(&[75, 40], 32, (4, 2, 16), f32)),
+        Case::new("window above a tile", op(16), windowed(&[151], 70, (3, 1, 16), bf16)),
+    ]
+}
+
+/// Those of the forward cases with as many keys as queries.
+pub(super) fn gradient() -> Vec<Case> {
+    let same = |case: &Case| case.inputs[0].ty.rows() == case.inputs[1].ty.rows();
+    forward().into_iter().filter(same).map(gradient_of).collect()
+}
+
+/// o and lse must belong to q, k, v: the forward reference computes them from numbers that are the same each time.
+fn gradient_of(case: Case) -> Case {
+    let fixed: Vec<CaseInput> = case.inputs.iter().enumerate().map(|(i, x)| fixed_values(i, x)).collect();
+    let types: Vec<TensorType> = fixed.iter().map(|x| x.ty).collect();
+    let tensors: Vec<ReferenceTensor> = fixed
+        .iter()
+        .map(|x| ReferenceTensor { shape: x.ty.shape, data: x.data.clone().unwrap_or_default() })
+        .collect();
+    let outputs = case.op.infer(&types).expect("the forward case is valid");
+    let forward = case.op.reference(&tensors, &outputs);
+    let (q, heads) = (types[0], outputs[1].rows());
+    let mut all = fixed[..3].to_vec();
+    all.push(CaseInput::values(forward[0].shape.dims(), q.dtype, forward[0].data.clone()));
+    all.push(CaseInput::values(forward[1].shape.dims(), DType::F32, forward[1].data.clone()));
+    all.push(CaseInput::random(q.shape.dims(), q.dtype));
+    all.extend_from_slice(&fixed[3..]);
+    Case::new(case.label, AttentionGradient { head_dim: q.cols() / heads }, all)
+}
+
+/// The input with reproducible values in [-1, 1) that every storage type holds exactly.
+fn fixed_values(position: usize, input: &CaseInput) -> CaseInput {
+    let value = |i: usize| ((((i * 37 + position * 11) * 2_654_435_761) >> 7) % 64) as f64 / 32.0 - 1.0;
+    let data = input.data.clone().unwrap_or_else(|| (0..input.ty.shape.elements()).map(value).collect());
+    CaseInput { data: Some(data), ..input.clone() }
+}

@@ -1,0 +1,101 @@
+//! The gradient of attention: two passes, dq with the rows' delta, then dk and dv.
+
+use super::variant::Pass;
+use super::walk::Walk;
+use super::{Probabilities, cases};
+use crate::graph::{
+    Case, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, TensorType, Value,
+};
+use crate::ops::{expect, expect_inputs};
+
+/// Inputs q, k, v, o, lse, do, starts, ends, query_ends; outputs dq, dk, dv.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionGradient {
+    pub head_dim: usize,
+}
+
+impl Operation for AttentionGradient {
+    fn name(&self) -> &'static str {
+        "attention_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
+        expect_inputs(self.name(), inputs, 9)?;
+        let (q, k) = (inputs[0], inputs[1]);
+        expect(self.name(), q.rows() == k.rows() && inputs[5] == q, || {
+            format!("the gradient needs as many keys as queries: q {q}, k {k}, do {}", inputs[5])
+        })?;
+        Ok(vec![q, k, inputs[2]])
+    }
+
+    fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
+        node.refuse(self.name(), &[0, 1, 2, 3, 4, 5, 6, 7, 8])?;
+        Ok(vec![None; 9])
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
+        let (q, k, lse) = (launch.inputs[0], launch.inputs[1], launch.inputs[4]);
+        let walk = |pass, [starts, ends, query_ends]: [Option<Place>; 3]| Walk {
+            pass,
+            head_dim: self.head_dim,
+            q,
+            k,
+            starts,
+            ends,
+            query_ends,
+        };
+        let common = |dispatch: Dispatch, flops: f64| {
+            dispatch
+                .param("lse_stride", lse.cols4() * 4)
+                .read("d_o", Place::Input(5), q.dtype)
+                .read_scalar("lse", Place::Input(4), DType::F32)
+                .cost(flops * (q.shape.elements() * k.rows()) as f64, launch.traffic())
+        };
+        let (starts, ends, query_ends) = (Place::Input(6), Place::Input(7), Place::Input(8));
+        let query = walk(Pass::GradientQuery, [Some(starts), Some(ends), None]);
+        let query = query.dispatch(launch.device, |dispatch| {
+            common(dispatch, 3.0)
+                .read("o", Place::Input(3), q.dtype)
+                .write("dq", Place::Output(0), q.dtype)
+                .write_scalar("delta", Place::Workspace(0), DType::F32)
+        });
+        let key_value = walk(Pass::GradientKeyValue, [None, None, Some(query_ends)]);
+        let key_value = key_value.dispatch(launch.device, |dispatch| {
+            common(dispatch, 4.0)
+                .read_scalar("delta", Place::Workspace(0), DType::F32)
+                .write("dk", Place::Output(1), k.dtype)
+                .write("dv", Place::Output(2), k.dtype)
+        });
+        LaunchPlan { dispatches: vec![query, key_value], workspaces: vec![lse.bytes()], ..Default::default() }
+    }
+
+    fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
+        let (q, k, v, o, d_o) = (&inputs[0], &inputs[1], &inputs[2], &inputs[3], &inputs[5]);
+        let d = self.head_dim;
+        let scale = 1.0 / (d as f64).sqrt();
+        let [mut dq, mut dk, mut dv] = [0, 1, 2].map(|i| ReferenceTensor::zeros(outputs[i].shape));
+        for head in 0..q.cols() / d {
+            let columns = head * d..(head + 1) * d;
+            for t in 0..q.rows() {
+                let p = Probabilities::of_row(d, q, k, head, t, inputs[6].index(t)..inputs[7].index(t));
+                let gradient = &d_o.row(t)[columns.clone()];
+                let delta: f64 = gradient.iter().zip(&o.row(t)[columns.clone()]).map(|(a, b)| a * b).sum();
+                for (s, weight) in p.keys.zip(&p.weights) {
+                    let dp: f64 = gradient.iter().zip(&v.row(s)[p.kv..p.kv + d]).map(|(a, b)| a * b).sum();
+                    let ds = weight * (dp - delta) * scale;
+                    for (i, g) in gradient.iter().enumerate() {
+                        dq.row_mut(t)[head * d + i] += ds * k.row(s)[p.kv + i];
+                        dk.row_mut(s)[p.kv + i] += ds * q.row(t)[head * d + i];
+                        dv.row_mut(s)[p.kv + i] += weight * g;
+                    }
+                }
+            }
+        }
+        vec![dq, dk, dv]
+    }
+
+    fn cases() -> Vec<Case> {
+        cases::gradient()
+    }
+}

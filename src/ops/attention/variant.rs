@@ -1,0 +1,338 @@
+//! The families of kernels behind attention and its gradient, and which of them a launch takes.
+
+use crate::graph::{DeviceProfile, Dispatch, Shader};
+use std::fmt;
+
+/// One walk over the pairs of rows and keys; each has a family of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    Forward,
+    /// dq and the rows' delta.
+    GradientQuery,
+    /// dk and dv.
+    GradientKeyValue,
+}
+
+const FORWARD: [Shader; 2] = [crate::shader!("attention"), crate::shader!("attention_tiled")];
+const QUERY: [Shader; 2] =
+    [crate::shader!("attention_gradient_query"), crate::shader!("attention_tiled_gradient_query")];
+const KEY_VALUE: [Shader; 2] =
+    [crate::shader!("attention_gradient_key_value"), crate::shader!("attention_tiled_gradient_key_value")];
+const SHARED: [Shader; 2] = [crate::shader!("shared/attention"), crate::shader!("shared/attention_tiled")];
+
+/// The kernels' text and tiles, for the key of what was measured.
+pub fn source() -> String {
+    let shaders = [FORWARD, QUERY, KEY_VALUE, SHARED].concat();
+    shaders.iter().map(|s| s.source).collect::<String>() + &format!("{TILES:?}")
+}
+
+/// A member of a family. Its text form is its name in the cache of measured choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// For CPU devices: an invocation owns a row, `lanes` of them hand rows of keys on by subgroup broadcast.
+    Lanes { lanes: u32 },
+    /// An invocation owns a row; 64 of them share rows of keys in workgroup memory.
+    Rows,
+    /// For GPUs: a workgroup owns `rows` and meets `block` keys at a time (queries, where the rows are keys), an invocation
+    /// `per_rows` x `per_cols` of their scores, of which products are staged `depth` deep; `resident` holds the rows'
+    /// operands in workgroup memory all the while.
+    Tiled { rows: u32, block: u32, per_rows: u32, per_cols: u32, depth: u32, resident: bool },
+}
+
+const fn tiled((rows, block): (u32, u32), (per_rows, per_cols): (u32, u32), depth: u32) -> Variant {
+    Variant::Tiled { rows, block, per_rows, per_cols, depth, resident: false }
+}
+
+const fn resident((rows, block): (u32, u32), depth: u32) -> Variant {
+    Variant::Tiled { rows, block, per_rows: 4, per_cols: 4, depth, resident: true }
+}
+
+/// What a GPU chooses from, most hopeful first.
+const TILES: [Variant; 10] = [
+    tiled((64, 32), (4, 4), 16),
+    tiled((32, 64), (4, 4), 16),
+    tiled((32, 32), (4, 4), 16),
+    tiled((64, 64), (4, 4), 16),
+    tiled((64, 64), (8, 4), 16),
+    resident((64, 32), 16),
+    resident((32, 64), 16),
+    tiled((32, 32), (4, 4), 32),
+    resident((32, 32), 32),
+    tiled((16, 64), (4, 4), 16),
+];
+
+/// Floats of a result that an invocation sums: with its scores and addresses they should stay below the 255 registers that
+/// GPUs have at most.
+const SUMS: u32 = 128;
+
+/// Invocations of [`Variant::Rows`].
+const ROW_INVOCATIONS: u32 = 64;
+
+/// What the choice depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extents {
+    pub pass: Pass,
+    pub head_dim: usize,
+    /// Rows of queries, or of keys in [`Pass::GradientKeyValue`].
+    pub rows: usize,
+}
+
+fn on_cpu(device: &DeviceProfile) -> Vec<Variant> {
+    // tiles cost more in barriers than they save there, and compile for seconds
+    vec![device.broadcast_lanes().map_or(Variant::Rows, |lanes| Variant::Lanes { lanes })]
+}
+
+fn on_gpu(extents: &Extents) -> Vec<Variant> {
+    let default = match (extents.rows, extents.head_dim, extents.pass) {
+        // few rows: many invocations share each
+        (..=16, _, _) => tiled((16, 64), (4, 4), 16),
+        // there are fewer KV heads than heads, and a key's result is twice as large
+        (_, ..=96, Pass::GradientKeyValue) => tiled((32, 32), (4, 4), 16),
+        (_, ..=96, _) => tiled((64, 32), (4, 4), 16),
+        // a wide head needs more invocations to share a row's result
+        _ => tiled((32, 64), (4, 4), 16),
+    };
+    let mut all = vec![default];
+    all.extend(TILES.into_iter().filter(|v| *v != default));
+    // beyond that a row's operands do not stay in registers
+    if extents.head_dim <= 128 {
+        all.push(Variant::Rows);
+    }
+    all
+}
+
+impl Variant {
+    /// Every variant that some pass takes on such a device, for tests that run them all.
+    pub fn all(device: &DeviceProfile) -> Vec<Variant> {
+        let extents = Extents { pass: Pass::Forward, head_dim: 16, rows: 512 };
+        Variant::candidates(device, &extents)
+    }
+
+    /// Variants that the device can run; the default first.
+    pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
+        let mut all = if device.cpu { on_cpu(device) } else { on_gpu(extents) };
+        all.retain(|v| v.fits(device, extents));
+        all
+    }
+
+    /// Whether the device can run it for such a head.
+    pub fn fits(&self, device: &DeviceProfile, extents: &Extents) -> bool {
+        match *self {
+            Variant::Lanes { lanes } => device.broadcast_lanes() == Some(lanes),
+            Variant::Rows => true,
+            Variant::Tiled { .. } => {
+                self.invocations() <= device.max_workgroup_invocations
+                    && self.workgroup_bytes(extents) <= device.max_workgroup_storage
+                    && self.sums(extents) <= SUMS
+            }
+        }
+    }
+
+    /// Reads a name; `None` where it names no variant of this version.
+    pub fn parse(name: &str) -> Option<Variant> {
+        let mut words = name.split(' ');
+        let pair = |text: &str| {
+            let (a, b) = text.split_once('x')?;
+            Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))
+        };
+        let variant = match words.next()? {
+            "lanes" => Variant::Lanes { lanes: words.next()?.parse().ok()? },
+            "rows" => Variant::Rows,
+            "tiled" => {
+                let (rows, block) = pair(words.next()?)?;
+                let (per_rows, per_cols) = pair(words.next()?.strip_prefix("per=")?)?;
+                let depth = words.next()?.strip_prefix("depth=")?.parse().ok()?;
+                let resident = words.next() == Some("resident");
+                Variant::Tiled { rows, block, per_rows, per_cols, depth, resident }
+            }
+            _ => return None,
+        };
+        (variant.to_string() == name && variant.sound()).then_some(variant)
+    }
+
+    /// Whether the numbers make a kernel: names come from files.
+    fn sound(&self) -> bool {
+        match *self {
+            Variant::Lanes { lanes } => (4..=16).contains(&lanes),
+            Variant::Rows => true,
+            Variant::Tiled { rows, block, per_rows, per_cols, depth, .. } => {
+                let quads = |n: u32, most: u32| n > 0 && n.is_multiple_of(4) && n <= most;
+                quads(rows, 128)
+                    && quads(block, 128)
+                    && quads(per_rows, 16)
+                    && quads(per_cols, 16)
+                    && quads(depth, 64)
+                    && rows.is_multiple_of(per_rows)
+                    && block.is_multiple_of(per_cols)
+            }
+        }
+    }
+
+    /// Rows of a workgroup.
+    pub fn rows(&self) -> u32 {
+        match *self {
+            Variant::Lanes { lanes } => lanes,
+            Variant::Rows => ROW_INVOCATIONS,
+            Variant::Tiled { rows, .. } => rows,
+        }
+    }
+
+    pub fn shader(&self, pass: Pass) -> Shader {
+        let [by_row, tiled] = match pass {
+            Pass::Forward => FORWARD,
+            Pass::GradientQuery => QUERY,
+            Pass::GradientKeyValue => KEY_VALUE,
+        };
+        if let Variant::Tiled { .. } = self { tiled } else { by_row }
+    }
+
+    pub fn define(&self, dispatch: Dispatch, head_dim: usize) -> Dispatch {
+        let dispatch = dispatch.define("HEAD_DIM", head_dim as u32);
+        match *self {
+            Variant::Lanes { lanes } => dispatch.define("LANES", lanes),
+            Variant::Rows => dispatch.define("LANES", 0),
+            Variant::Tiled { rows, block, per_rows, per_cols, depth, resident } => dispatch
+                .define("ROWS", rows)
+                .define("BLOCK", block)
+                .define("PER_ROWS", per_rows)
+                .define("PER_COLS", per_cols)
+                .define("DEPTH", depth)
+                .define("LINES", self.lines(head_dim as u32 / 4))
+                .flag("RESIDENT", resident),
+        }
+    }
+
+    fn invocations(&self) -> u32 {
+        match *self {
+            Variant::Lanes { lanes } => lanes,
+            Variant::Rows => ROW_INVOCATIONS,
+            Variant::Tiled { rows, block, per_rows, per_cols, .. } => rows / per_rows * (block / per_cols),
+        }
+    }
+
+    /// Floats of the results that an invocation sums.
+    fn sums(&self, extents: &Extents) -> u32 {
+        let results = if extents.pass == Pass::GradientKeyValue { 2 } else { 1 };
+        match *self {
+            Variant::Tiled { block, per_rows, per_cols, .. } => {
+                let share = (extents.head_dim as u32 / 4).div_ceil(block / per_cols);
+                results * per_rows * 4 * share
+            }
+            Variant::Lanes { .. } | Variant::Rows => results * extents.head_dim as u32,
+        }
+    }
+
+    /// Groups of four of the two operands' chunks.
+    fn staged(&self) -> u32 {
+        match *self {
+            Variant::Tiled { rows, block, depth, resident, .. } => {
+                depth * (block / 4 + 1 + if resident { 0 } else { rows / 4 + 1 })
+            }
+            Variant::Lanes { .. } | Variant::Rows => 0,
+        }
+    }
+
+    /// Whole rows of `head4` groups that are staged together: as many as the chunks' place takes.
+    fn lines(&self, head4: u32) -> u32 {
+        let Variant::Tiled { block, .. } = *self else { return 0 };
+        let fitting = |&lines: &u32| block.is_multiple_of(lines) && lines * head4 <= self.staged();
+        [64, 32, 16, 8].into_iter().find(fitting).unwrap_or(4)
+    }
+
+    /// Workgroup memory, as the shaders declare it.
+    fn workgroup_bytes(&self, extents: &Extents) -> u32 {
+        let head4 = extents.head_dim as u32 / 4;
+        match *self {
+            Variant::Lanes { .. } => 0,
+            Variant::Rows => 2 * 16 * head4 * if head4 <= 32 { 16 } else { 8 },
+            Variant::Tiled { rows, block, per_cols, depth, resident, .. } => {
+                let over_row = block / per_cols * rows / 4;
+                let tiles = self.staged().max(self.lines(head4) * head4).max(over_row);
+                let weights = block * (rows / 4 + 1);
+                let operands = if extents.pass == Pass::Forward { 1 } else { 2 };
+                let kept = (4 * head4).next_multiple_of(depth) * (rows / 4 + 1) * operands;
+                16 * (tiles + weights + if resident { kept } else { 0 })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Variant::Lanes { lanes } => write!(f, "lanes {lanes}"),
+            Variant::Rows => write!(f, "rows"),
+            Variant::Tiled { rows, block, per_rows, per_cols, depth, resident } => {
+                let resident = if *resident { " resident" } else { "" };
+                write!(f, "tiled {rows}x{block} per={per_rows}x{per_cols} depth={depth}{resident}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSES: [Pass; 3] = [Pass::Forward, Pass::GradientQuery, Pass::GradientKeyValue];
+
+    #[test]
+    fn names_read_back_and_others_are_refused() {
+        for variant in TILES.into_iter().chain([Variant::Rows, Variant::Lanes { lanes: 8 }]) {
+            assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
+        }
+        let wrong = [
+            "",
+            "tiled",
+            "lanes 0",
+            "rows 8",
+            "tiled 64x32",
+            "tiled 64x32 per=0x4 depth=16",
+            "tiled 64x30 per=4x4 depth=16",
+            "tiled 64x32 per=4x4 depth=16 split=1",
+            "tiled 64x32 per=4x4 depth=16 resident more",
+        ];
+        for name in wrong {
+            assert_eq!(Variant::parse(name), None, "{name}");
+        }
+    }
+
+    /// 16 KiB of workgroup memory and 256 invocations are what every device has.
+    #[test]
+    fn the_defaults_fit_every_device() {
+        for cpu in [false, true] {
+            let weakest = DeviceProfile {
+                cpu,
+                max_workgroup_invocations: 256,
+                max_workgroup_storage: 16 << 10,
+                ..DeviceProfile::default()
+            };
+            for pass in PASSES {
+                for head_dim in (4..=256).step_by(4) {
+                    for rows in [1, 16, 17, 500] {
+                        let extents = Extents { pass, head_dim, rows };
+                        let default = if cpu { on_cpu(&weakest)[0] } else { on_gpu(&extents)[0] };
+                        let candidates = Variant::candidates(&weakest, &extents);
+                        assert_eq!(candidates.first(), Some(&default), "{extents:?}");
+                        assert!(cpu || candidates.len() > 1, "{extents:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wide_heads_take_tiles_whose_sums_stay_in_registers() {
+        let device = DeviceProfile {
+            max_workgroup_invocations: 1024,
+            max_workgroup_storage: 48 << 10,
+            ..DeviceProfile::default()
+        };
+        let fits = |pass, head_dim| {
+            let extents = Extents { pass, head_dim, rows: 512 };
+            tiled((64, 32), (4, 4), 16).fits(&device, &extents)
+        };
+        assert!(fits(Pass::Forward, 256) && fits(Pass::GradientKeyValue, 128));
+        assert!(!fits(Pass::GradientKeyValue, 256));
+    }
+}

@@ -1,0 +1,106 @@
+//! One pass of attention as the operations launch it: the kernel of its family, and the others for who measures them.
+
+use super::variant::{Extents, Pass, Variant};
+use crate::graph::{
+    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, Place, TensorType, rounded,
+};
+
+/// Tensors of a pass and where the ranges of its rows lie.
+pub(super) struct Walk {
+    pub pass: Pass,
+    pub head_dim: usize,
+    pub q: TensorType,
+    pub k: TensorType,
+    /// `starts`, `ends` and `query_ends`, as far as the pass reads them.
+    pub starts: Option<Place>,
+    pub ends: Option<Place>,
+    pub query_ends: Option<Place>,
+}
+
+impl Walk {
+    /// The dispatch of the device's choice; `bind` adds what every variant has.
+    pub fn dispatch(&self, device: &DeviceProfile, bind: impl Fn(Dispatch) -> Dispatch) -> Dispatch {
+        let extents = Extents { pass: self.pass, head_dim: self.head_dim, rows: self.rows() };
+        let candidates = Variant::candidates(device, &extents);
+        let (choices, class) = (&device.choices, self.class());
+        let measured = choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(device, &extents));
+        let with = |variant: Variant| bind(self.common(variant));
+        let mut dispatch = with(measured.unwrap_or(candidates[0]));
+        if choices.wants(&class, candidates.len(), dispatch.cost.flops) {
+            let alternative = |variant: &Variant| Alternative {
+                name: variant.to_string(),
+                dispatches: vec![with(*variant)],
+                workspaces: vec![],
+            };
+            let variants = candidates.iter().map(alternative).collect();
+            dispatch.alternatives = Some(Box::new(Alternatives { class, variants, indices: self.causal() }));
+        }
+        dispatch
+    }
+
+    fn rows(&self) -> usize {
+        if self.pass == Pass::GradientKeyValue { self.k.rows() } else { self.q.rows() }
+    }
+
+    fn heads(&self) -> (usize, usize) {
+        (self.q.cols() / self.head_dim, self.k.cols() / self.head_dim)
+    }
+
+    fn class(&self) -> Class {
+        let pass = match self.pass {
+            Pass::Forward => "attention",
+            Pass::GradientQuery => "attention gradient q",
+            Pass::GradientKeyValue => "attention gradient kv",
+        };
+        let (heads, kv_heads) = self.heads();
+        let (rows, keys) = (self.q.rows(), self.k.rows());
+        Class {
+            family: format!("{pass} {} head_dim={}", self.q.dtype, self.head_dim),
+            // training has as many keys as rows: they count once
+            extents: vec![rounded(rows), rounded(keys.div_ceil(rows)), heads, kv_heads],
+        }
+    }
+
+    /// Ranges for a measurement: one causal segment, whose last row sees the last key.
+    fn causal(&self) -> Vec<(Place, Vec<u32>)> {
+        let (rows, keys) = (self.q.rows() as u32, self.k.rows() as u32);
+        let before = keys.saturating_sub(rows);
+        let mut indices = Vec::new();
+        indices.extend(self.starts.map(|place| (place, vec![0; rows as usize])));
+        indices
+            .extend(self.ends.map(|place| (place, (0..rows).map(|t| (before + t + 1).min(keys)).collect())));
+        indices.extend(self.query_ends.map(|place| (place, vec![rows; rows as usize])));
+        indices
+    }
+
+    fn common(&self, variant: Variant) -> Dispatch {
+        let (heads, kv_heads) = self.heads();
+        let walked = if self.pass == Pass::GradientKeyValue { kv_heads } else { heads };
+        let row_tiles = self.rows().div_ceil(variant.rows() as usize);
+        let mut dispatch = Dispatch::new(variant.shader(self.pass), walked * row_tiles)
+            .param("tiles", walked * row_tiles)
+            .param("row_tiles", row_tiles)
+            .param("rows", self.rows())
+            .param("q_stride", self.q.cols4())
+            .param("kv_stride", self.k.cols4())
+            .param("group", heads / kv_heads)
+            .param_f32("scale", 1.0 / (self.head_dim as f64).sqrt())
+            .variant(variant.to_string())
+            .read("q", Place::Input(0), self.q.dtype)
+            .read("k", Place::Input(1), self.k.dtype)
+            .read("v", Place::Input(2), self.k.dtype);
+        if let Variant::Tiled { .. } = variant {
+            dispatch = dispatch.param("heads", walked);
+        }
+        if self.pass != Pass::GradientKeyValue {
+            dispatch = dispatch.param("keys", self.k.rows());
+        }
+        let ranges = [("starts", self.starts), ("ends", self.ends), ("query_ends", self.query_ends)];
+        for (name, place) in ranges {
+            if let Some(place) = place {
+                dispatch = dispatch.read_scalar(name, place, DType::U32);
+            }
+        }
+        variant.define(dispatch, self.head_dim)
+    }
+}
