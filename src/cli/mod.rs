@@ -2,6 +2,7 @@
 
 pub mod args;
 mod bench;
+mod data;
 mod devices;
 mod evaluate;
 mod finetune;
@@ -33,6 +34,7 @@ pub fn run() -> ExitCode {
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
+        Command::Data(args) => data::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {

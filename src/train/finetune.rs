@@ -16,9 +16,7 @@ use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
-use crate::data::{
-    Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order,
-};
+use crate::data::{Dataset, MicroBatch, Sample, Samples, Tokenizer, epoch_order};
 use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuOptions};
@@ -127,24 +125,9 @@ impl<'a> Finetune<'a> {
             self.on_event.as_mut()(&Event::Note(note.clone()));
         }
         options.max_seq_length = Some(options.max_seq_length.unwrap_or(limit).min(limit));
-        let style = options.data.prompt_style.parse().unwrap_or(PromptStyle::Alpaca);
-        let sample = SampleOptions {
-            style,
-            mask_prompt: options.data.mask_prompt,
-            max_seq_length: options.max_seq_length,
-        };
-        let data = Dataset::open(
-            &options.data.json_path,
-            &tokenizer,
-            &DatasetOptions {
-                sample,
-                val_split_fraction: options.data.val_split_fraction,
-                seed: options.seed,
-                shuffle: options.data.shuffle,
-            },
-        )?;
-        let tokens = data.train.iter().chain(&data.validation).flat_map(|s| &s.tokens);
-        check_vocabulary(tokens, &config)?;
+        let data =
+            options.data.open(&tokenizer, options.seed, options.max_seq_length, Some(&options.out_dir))?;
+        check_vocabulary(&[data.largest_token()], &config)?;
         notes.push(data.summary.to_string());
 
         let adapter = match options.method {
@@ -241,7 +224,7 @@ impl<'a> Finetune<'a> {
             }
             let begin = within * self.options.batch_size;
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
-            let samples: Vec<&Sample> = window.iter().map(|&i| &data.train[i]).collect();
+            let samples: Vec<Sample> = window.iter().map(|&i| data.train.get(i)).collect();
             let rate = schedule(step);
             let pending = match self.submit(&mut trainer, &samples, rate, &ledger) {
                 Ok(pending) => pending,
@@ -279,7 +262,7 @@ impl<'a> Finetune<'a> {
                 ledger.settle(submitted, &mut self.on_event)?;
             }
             if evaluates {
-                let labels: usize = data.validation.iter().map(Sample::label_tokens).sum();
+                let labels = data.summary.validation.label_tokens;
                 let loss = trainer.evaluate(&validation)? / labels as f64;
                 let record = EvalRecord::new(step + 1, loss);
                 ledger.metrics.evaluation(&record)?;
@@ -304,7 +287,7 @@ impl<'a> Finetune<'a> {
     fn submit(
         &self,
         trainer: &mut Trainer,
-        samples: &[&Sample],
+        samples: &[Sample],
         learning_rate: f64,
         ledger: &Ledger,
     ) -> Result<PendingStep, Error> {
@@ -313,7 +296,7 @@ impl<'a> Finetune<'a> {
         let scale = ledger.scale.scale();
         trainer.begin()?;
         for micro in samples.chunks(o.micro_batch()) {
-            let batch = MicroBatch::from_samples(micro.iter().copied());
+            let batch = MicroBatch::from_samples(micro);
             trainer.accumulate(&batch, scale / labels as f32)?;
         }
         Ok(trainer.step_later(&Hyper {
@@ -420,36 +403,30 @@ fn adapter_of(
 }
 
 fn longest(data: &Dataset) -> usize {
-    data.train.iter().chain(&data.validation).map(|s| s.tokens.len()).max().unwrap_or(1)
+    data.summary.train.longest.max(data.summary.validation.longest).max(1)
 }
 
 /// The most tokens and labels that any micro-batch of the run will have.
 fn capacity(data: &Dataset, options: &FinetuneOptions, steps: usize) -> Capacity {
     let mut capacity = Capacity { tokens: 1, labels: 1 };
-    let mut add = |samples: &mut dyn Iterator<Item = &Sample>| {
-        let (mut tokens, mut labels) = (0, 0);
-        for sample in samples {
-            tokens += sample.tokens.len();
-            labels += sample.label_tokens();
-        }
-        capacity.tokens = capacity.tokens.max(tokens);
-        capacity.labels = capacity.labels.max(labels);
+    let mut add = |samples: &Samples, micro: &[usize]| {
+        let sum = |count: fn(&Samples, usize) -> usize| micro.iter().map(|&i| count(samples, i)).sum();
+        capacity.tokens = capacity.tokens.max(sum(Samples::tokens_len));
+        capacity.labels = capacity.labels.max(sum(Samples::label_count));
     };
     let per_epoch = data.train.len().div_ceil(options.batch_size);
     for epoch in 0..steps.div_ceil(per_epoch) {
         let order = epoch_order(data.train.len(), options.seed, epoch as u64, options.data.shuffle);
         for window in order.chunks(options.batch_size) {
-            for micro in window.chunks(options.micro_batch()) {
-                add(&mut micro.iter().map(|&i| &data.train[i]));
-            }
+            window.chunks(options.micro_batch()).for_each(|micro| add(&data.train, micro));
         }
     }
-    for micro in data.validation.chunks(options.micro_batch()) {
-        add(&mut micro.iter());
-    }
+    let all: Vec<usize> = (0..data.validation.len()).collect();
+    all.chunks(options.micro_batch()).for_each(|micro| add(&data.validation, micro));
     capacity
 }
 
-fn validation_batches(samples: &[Sample], size: usize) -> Vec<MicroBatch> {
-    samples.chunks(size).map(MicroBatch::from_samples).collect()
+fn validation_batches(samples: &Samples, size: usize) -> Vec<MicroBatch> {
+    let all: Vec<usize> = (0..samples.len()).collect();
+    all.chunks(size).map(|micro| MicroBatch::from_samples(micro.iter().map(|&i| samples.get(i)))).collect()
 }
