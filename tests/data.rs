@@ -412,23 +412,27 @@ fn files_that_hold_no_records_are_refused() {
     let missing = folder.path().join("none.json");
     assert_eq!(
         read_records(&missing).unwrap_err().to_string(),
-        format!("{}: no such file: name a JSON array or a JSONL file of records", missing.display())
+        format!(
+            "{}: no such file: name a file of records (JSON, JSONL, CSV, Parquet) or a folder with train.* and val.*",
+            missing.display()
+        )
     );
     assert_eq!(
         read_records(folder.path()).unwrap_err().to_string(),
-        format!("{}: is a directory: name the JSON or JSONL file in it", folder.path().display())
+        format!("{}: is a directory: name the file in it", folder.path().display())
     );
     for content in ["", " \n\r\n\t", "\u{feff}", "[]", " [ ] \n"] {
         assert_eq!(
             refused(content),
-            "holds no records: every record is an object with the keys `instruction`, `output` and, if \
-             wanted, `input`",
+            "holds no records: a record is an object with `instruction` and `output`, with `messages`, with `prompt` \
+             and `completion`, or with `text`",
             "{content:?}"
         );
     }
     assert_eq!(
         refused("instruction,output\n"),
-        "starts with 'i': expected `[` (a JSON array of records) or `{` (JSONL, one record per line)"
+        "starts with 'i': expected `[` (a JSON array of records) or `{` (JSONL, one record per line); a table \
+         must be named .csv or .tsv"
     );
     assert_eq!(
         refused(b"[\n{\"instruction\": \"\xff\"}]"),
@@ -509,7 +513,7 @@ fn wrong_records_are_refused_with_place_and_key() {
         }
     }
     for (value, name) in [("null", "null"), ("[]", "an array"), ("\"a\"", "a string"), ("1", "a number")] {
-        both(value, &format!("expected an object with the keys `instruction` and `output`, found {name}"));
+        both(value, &format!("expected an object, found {name}: a record is its keys with their values"));
     }
 }
 

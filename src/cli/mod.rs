@@ -25,7 +25,7 @@ pub fn run() -> ExitCode {
     }
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !crate::gpu::is_waiting() {
+        if !crate::gpu::is_waiting() && !crate::data::is_parsing() {
             usual(panic);
         }
     }));

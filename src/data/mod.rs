@@ -39,6 +39,7 @@ pub use encode::{Encoder, SampleOptions, tokenize_records};
 pub use error::{DataError, Place};
 pub use format::Format;
 pub use prompt::PromptStyle;
+pub(crate) use reader::is_parsing;
 pub use record::{Record, Row, detect_format, read_records};
 pub use sample::{IGNORE_INDEX, Sample, Span};
 pub use source::DataSource;

@@ -60,9 +60,9 @@ impl Sample {
     pub fn labels(&self) -> Vec<i64> {
         let mut labels = vec![IGNORE_INDEX; self.tokens.len()];
         for span in &self.spans {
-            for i in span.start as usize..span.end as usize {
-                labels[i] = i64::from(self.tokens[i]);
-            }
+            let range = span.start as usize..span.end as usize;
+            let pairs = labels[range.clone()].iter_mut().zip(&self.tokens[range]);
+            pairs.for_each(|(label, &token)| *label = i64::from(token));
         }
         labels
     }

@@ -85,7 +85,7 @@ fn named(folder: &Path, words: &[&str]) -> Result<Vec<PathBuf>, DataError> {
         let path = entry.map_err(failed)?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let matches = |word: &&str| name.strip_prefix(*word).is_some_and(|rest| rest.starts_with(['.', '-']));
-        if path.is_file() && words.iter().any(|word| matches(word)) {
+        if path.is_file() && words.iter().any(matches) {
             found.push(path);
         }
     }

@@ -18,6 +18,8 @@ impl NamedStyle {
             (Some(system), _) => (self.template, system),
             (None, without) => (without.unwrap_or(self.template), ""),
         };
+        // the one style of LitGPT that trims what it is given
+        let system = if self.name == "llama2-function-calling" { system.trim() } else { system };
         // the prompt is put in last and once: what it holds is not a template
         let (before, after) = template.split_once("{prompt}").unwrap_or((template, ""));
         [&before.replacen("{system}", system, 1), prompt, &after.replacen("{system}", system, 1)].concat()

@@ -182,15 +182,18 @@ fn unmark(text: &str, origin: &str) -> Result<Rendered, String> {
     for piece in text.split_inclusive(MARKS) {
         let before = piece.strip_suffix(MARKS).unwrap_or(piece);
         clean.push_str(before);
-        match piece[before.len()..].chars().next() {
-            Some(mark) if mark == MARKS[0] => {
-                if open.replace(clean.len()).is_some() {
-                    return Err(broken());
-                }
+        let begins = match piece[before.len()..].chars().next() {
+            Some(mark) => mark == MARKS[0],
+            None => break,
+        };
+        open = match (begins, open) {
+            (true, None) => Some(clean.len()),
+            (false, Some(start)) => {
+                generated.push(start..clean.len());
+                None
             }
-            Some(_) => generated.push(open.take().ok_or_else(broken)?..clean.len()),
-            None => {}
-        }
+            _ => return Err(broken()),
+        };
     }
     if open.is_some() {
         return Err(broken());

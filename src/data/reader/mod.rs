@@ -19,6 +19,8 @@ use serde_json::Value;
 use super::error::{DataError, Place};
 use text::TextReader;
 
+pub(crate) use parquet::is_parsing;
+
 /// Takes a row; `Break` ends the reading.
 pub(super) type Take<'t> = &'t mut dyn FnMut(Place, Value) -> ControlFlow<()>;
 
