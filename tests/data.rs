@@ -48,7 +48,13 @@ fn record(instruction: &str, input: &str, output: &str) -> Record {
         instruction: instruction.to_owned(),
         input: (!input.is_empty()).then(|| input.to_owned()),
         output: output.to_owned(),
+        system: None,
     }
+}
+
+/// Tokens before the first label.
+fn masked(sample: &Sample) -> usize {
+    sample.spans()[0].start as usize
 }
 
 const ALPACA: SampleOptions =
@@ -101,7 +107,7 @@ fn alpaca_prompts_and_label_masks_equal_transformers() {
             assert_eq!(sample.tokens, ids(&case["input_ids"]), "{name}");
             let labels: Vec<i64> = serde_json::from_value(case["labels"].clone()).unwrap();
             assert_eq!(sample.labels(), labels, "{name}");
-            assert_eq!(sample.masked as u64, case["prompt_tokens"].as_u64().unwrap());
+            assert_eq!(masked(sample) as u64, case["prompt_tokens"].as_u64().unwrap());
         }
     }
 }
@@ -406,23 +412,27 @@ fn files_that_hold_no_records_are_refused() {
     let missing = folder.path().join("none.json");
     assert_eq!(
         read_records(&missing).unwrap_err().to_string(),
-        format!("{}: no such file: name a JSON array or a JSONL file of records", missing.display())
+        format!(
+            "{}: no such file: name a file of records (JSON, JSONL, CSV, Parquet) or a folder with train.* and val.*",
+            missing.display()
+        )
     );
     assert_eq!(
         read_records(folder.path()).unwrap_err().to_string(),
-        format!("{}: is a directory: name the JSON or JSONL file in it", folder.path().display())
+        format!("{}: is a directory: name the file in it", folder.path().display())
     );
     for content in ["", " \n\r\n\t", "\u{feff}", "[]", " [ ] \n"] {
         assert_eq!(
             refused(content),
-            "holds no records: every record is an object with the keys `instruction`, `output` and, if \
-             wanted, `input`",
+            "holds no records: a record is an object with `instruction` and `output`, with `messages`, with `prompt` \
+             and `completion`, or with `text`",
             "{content:?}"
         );
     }
     assert_eq!(
         refused("instruction,output\n"),
-        "starts with 'i': expected `[` (a JSON array of records) or `{` (JSONL, one record per line)"
+        "starts with 'i': expected `[` (a JSON array of records) or `{` (JSONL, one record per line); a table \
+         must be named .csv or .tsv"
     );
     assert_eq!(
         refused(b"[\n{\"instruction\": \"\xff\"}]"),
@@ -503,7 +513,7 @@ fn wrong_records_are_refused_with_place_and_key() {
         }
     }
     for (value, name) in [("null", "null"), ("[]", "an array"), ("\"a\"", "a string"), ("1", "a number")] {
-        both(value, &format!("expected an object with the keys `instruction` and `output`, found {name}"));
+        both(value, &format!("expected an object, found {name}: a record is its keys with their values"));
     }
 }
 
@@ -540,11 +550,12 @@ fn truncation_cuts_the_end() {
     let tokenizer = tokenizer("llama");
     let records = [record("Say it", "", "one two three")];
     let whole = &tokenize_records(&records, &tokenizer, &ALPACA).unwrap()[0];
-    for max in [2, whole.masked, whole.masked + 1, whole.tokens.len(), 4096] {
+    let prompt = masked(whole);
+    for max in [2, prompt, prompt + 1, whole.tokens.len(), 4096] {
         let options = SampleOptions { max_seq_length: Some(max), ..ALPACA };
         let cut = &tokenize_records(&records, &tokenizer, &options).unwrap()[0];
         assert_eq!(cut.tokens, whole.tokens[..max.min(whole.tokens.len())]);
-        assert_eq!(cut.label_tokens(), cut.tokens.len().saturating_sub(whole.masked));
+        assert_eq!(cut.label_tokens(), cut.tokens.len().saturating_sub(prompt));
     }
     for max in [0, 1] {
         let options = SampleOptions { max_seq_length: Some(max), ..ALPACA };
@@ -565,7 +576,7 @@ fn threads_keep_the_order() {
     let all = tokenize_records(&records, &tokenizer, &ALPACA).unwrap();
     assert_eq!(all.len(), records.len());
     for (record, sample) in records.iter().zip(&all) {
-        let answer = tokenizer.decode(&sample.tokens[sample.masked..]).unwrap();
+        let answer = tokenizer.decode(&sample.tokens[masked(sample)..]).unwrap();
         assert_eq!(answer, record.output);
     }
     assert!(tokenize_records(&[], &tokenizer, &ALPACA).unwrap().is_empty());
@@ -589,6 +600,7 @@ fn options(fraction: f64, shuffle: bool, max_seq_length: Option<usize>) -> Datas
         val_split_fraction: fraction,
         seed: 42,
         shuffle,
+        ..DatasetOptions::default()
     }
 }
 
@@ -599,8 +611,8 @@ fn a_dataset_holds_both_parts_and_their_figures() {
     let all = tokenize_records(&read_records(&file).unwrap(), &tokenizer, &ALPACA).unwrap();
 
     let plain = Dataset::open(&file, &tokenizer, &options(0.2, false, None)).unwrap();
-    assert_eq!(plain.train, all[..8]);
-    assert_eq!(plain.validation, all[8..]);
+    assert!(plain.train.iter().eq(all[..8].iter().cloned()));
+    assert!(plain.validation.iter().eq(all[8..].iter().cloned()));
     let (train, validation) = (plain.summary.train, plain.summary.validation);
     assert_eq!((train.samples, train.truncated, train.without_label), (8, 0, 0));
     assert_eq!(train.tokens, all[..8].iter().map(|s| s.tokens.len()).sum::<usize>());
@@ -613,7 +625,7 @@ fn a_dataset_holds_both_parts_and_their_figures() {
     assert_eq!((shuffled.train.len(), shuffled.validation.len()), (8, 2));
 
     let none = Dataset::open(&file, &tokenizer, &options(0.0, true, None)).unwrap();
-    assert_eq!(none.train, all);
+    assert!(none.train.iter().eq(all));
     assert!(none.validation.is_empty());
 }
 
@@ -632,7 +644,7 @@ fn samples_without_labels_are_counted_and_left_out() {
     assert_eq!(dataset.train.len(), 7);
     assert!(dataset.train.iter().all(|sample| sample.label_tokens() > 0));
     assert_eq!(serde_json::to_value(dataset.summary).unwrap()["train"]["without_label"], 1);
-    let batch = MicroBatch::from_samples(&dataset.train);
+    let batch = MicroBatch::from_samples(dataset.train.iter());
     assert_eq!(batch.tokens_len(), train.tokens);
     assert_eq!(batch.label_count(), train.label_tokens);
 }

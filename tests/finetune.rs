@@ -805,6 +805,6 @@ fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
     let source = engraft::train::weights::WeightSource::Checkpoint(Checkpoint::open(model).unwrap());
     let mut trainer = Trainer::new(&gpu, network, &source, Capacity { tokens: 32, labels: 32 }, 1).unwrap();
     engraft::train::adapter::load(trainer.optimiser(), &peft).unwrap();
-    let sample = engraft::data::Sample { tokens: ids.to_vec(), masked: 1 };
+    let sample = engraft::data::Sample::new(ids.to_vec(), 1);
     trainer.logits(&engraft::data::MicroBatch::from_samples([&sample])).unwrap()
 }

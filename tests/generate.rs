@@ -93,7 +93,7 @@ fn worst(actual: &[f32], expected: &[f32]) -> f32 {
 fn chunks_of_any_size_give_the_logits_of_the_whole_sequence() {
     let Some(gpu) = common::gpu() else { return };
     let tokens = text(101);
-    let sample = Sample { tokens: tokens.clone(), masked: 0 };
+    let sample = Sample::new(tokens.clone(), 0);
     let whole = trainer(&gpu, tokens.len()).logits(&MicroBatch::from_samples([&sample])).unwrap();
     let vocabulary = whole.len() / tokens.len();
     let row = |t: usize| &whole[t * vocabulary..(t + 1) * vocabulary];
@@ -218,7 +218,7 @@ fn the_evaluator_gives_the_trainers_loss_in_less_memory() {
     let mut trainer = trainer(&gpu, 90);
     assert!(evaluator.memory().total() < trainer.memory().total());
     assert_eq!(evaluator.memory().optimiser, 0);
-    let samples = [Sample { tokens: text(50), masked: 9 }, Sample { tokens: text(33), masked: 30 }];
+    let samples = [Sample::new(text(50), 9), Sample::new(text(33), 30)];
     for samples in [&samples[..], &samples[1..]] {
         let batch = MicroBatch::from_samples(samples);
         let expected = trainer.evaluate([&batch]).unwrap();

@@ -14,13 +14,15 @@ use crate::train::options::{
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
 use crate::train::tuning::pipeline_folder;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 mod bench;
+mod data;
 
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
+pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device";
@@ -67,6 +69,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Loss and perplexity of a model on a data file, with or without an adapter
     Evaluate(EvaluateArgs),
+    /// Show data as a run would see them: samples as tokens, lengths, counts
+    Data(DataCommandArgs),
     /// List GPUs and software devices, and the one that a run would choose
     Devices(DevicesArgs),
     /// Measure speed without any files
@@ -161,13 +165,8 @@ pub struct GenerateArgs {
     /// The input that belongs to the prompt, as in the rows of the training [default: none]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub input: Option<String>,
-    /// How the prompt is wrapped before the model sees it: alpaca, or none
-    #[arg(
-        long,
-        alias = "prompt-style",
-        value_name = "STYLE",
-        default_value_t = DataOptions::default().prompt_style
-    )]
+    /// How the prompt is wrapped before the model sees it: alpaca, none, chat (the model's template), llama3, …
+    #[arg(long, alias = "prompt-style", value_name = "STYLE", default_value_t = data::default_style())]
     pub prompt_style: String,
     /// Tokens to generate at most; an end-of-sequence token ends earlier
     #[arg(long, alias = "max-new-tokens", value_name = "N", default_value_t = 128, value_parser = count)]
@@ -298,67 +297,6 @@ pub struct ModelArgs {
     /// Hugging Face folder of the model: config.json, tokenizer.json, *.safetensors
     #[arg(value_name = "MODEL_DIR")]
     pub model_dir: PathBuf,
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(rename_all = "snake_case", next_help_heading = "Data")]
-pub struct DataArgs {
-    /// Kind of data; JSON is the one there is
-    #[arg(long, value_name = "KIND", default_value = "JSON", value_parser = data_kind)]
-    pub data: DataKind,
-    /// JSON array or JSON lines of rows with instruction, output and perhaps input
-    #[arg(long = "data.json_path", alias = "data.json-path", value_name = "FILE")]
-    pub json_path: PathBuf,
-    /// Count the loss on the answer alone, not on the prompt: true or false
-    #[arg(
-        long = "data.mask_prompt",
-        alias = "data.mask-prompt",
-        value_name = "BOOL",
-        default_value_t = DataOptions::default().mask_prompt,
-        default_missing_value = "true",
-        num_args = 0..=1,
-        action = ArgAction::Set,
-        value_parser = boolean
-    )]
-    pub mask_prompt: bool,
-    /// Shuffle the rows, in the split and in each epoch: true or false
-    #[arg(
-        long = "data.shuffle",
-        value_name = "BOOL",
-        default_value_t = DataOptions::default().shuffle,
-        default_missing_value = "true",
-        num_args = 0..=1,
-        action = ArgAction::Set,
-        value_parser = boolean
-    )]
-    pub shuffle: bool,
-    /// How a row becomes a prompt: alpaca, or none
-    #[arg(
-        long = "data.prompt_style",
-        alias = "data.prompt-style",
-        value_name = "STYLE",
-        default_value_t = DataOptions::default().prompt_style
-    )]
-    pub prompt_style: String,
-}
-
-impl DataArgs {
-    fn options(self, val_split_fraction: f64) -> DataOptions {
-        let DataKind::Json = self.data;
-        DataOptions {
-            json_path: self.json_path,
-            val_split_fraction,
-            mask_prompt: self.mask_prompt,
-            shuffle: self.shuffle,
-            prompt_style: self.prompt_style,
-        }
-    }
-}
-
-/// What `--data` names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataKind {
-    Json,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -602,13 +540,6 @@ fn targets(names: &[String]) -> Vec<String> {
     match names {
         [all] if all == "all-linear" => Vec::new(),
         names => names.iter().map(|name| name.trim().to_owned()).collect(),
-    }
-}
-
-fn data_kind(word: &str) -> Result<DataKind, String> {
-    match word {
-        "JSON" => Ok(DataKind::Json),
-        _ => Err("supported: JSON. For a file write --data JSON --data.json_path FILE".into()),
     }
 }
 

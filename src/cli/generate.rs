@@ -3,7 +3,7 @@
 use super::args::GenerateArgs;
 use super::devices::describe;
 use crate::checkpoint::Adapter;
-use crate::data::{DecodeStream, PromptStyle, Tokenizer};
+use crate::data::{DecodeStream, Encoder, SampleOptions, Tokenizer};
 use crate::error::Error;
 use crate::generate::{CacheSize, End, GenerateOptions, Generated, Generator};
 use crate::gpu::Gpu;
@@ -22,7 +22,8 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     let (precision, quantize) = (args.precision.precision, args.precision.quantize());
     let (network, source) = open_network(&args.model.model_dir, adapter.as_ref(), precision, quantize)?;
     let tokenizer = Tokenizer::open(&args.model.model_dir)?;
-    let style: PromptStyle = args.prompt_style.parse()?;
+    let style = args.prompt_style.parse()?;
+    let encoder = Encoder::new(&tokenizer, SampleOptions { style, ..SampleOptions::default() }, None)?;
     let text = match &args.prompt {
         Some(text) => text.clone(),
         None => read_prompt(note)?,
@@ -30,7 +31,7 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     if text.trim().is_empty() {
         return Err(Error::input("the prompt is empty; give --prompt TEXT, or text on standard input"));
     }
-    let prompt = tokenizer.encode(&style.prompt(&text, args.input.as_deref()))?;
+    let prompt = encoder.prompt(&text, args.input.as_deref())?;
     let max_new_tokens = room(prompt.len(), args.max_new_tokens, network.config.max_position_embeddings)?;
 
     let gpu = Gpu::open(&args.device.options())?;

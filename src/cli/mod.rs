@@ -2,6 +2,7 @@
 
 pub mod args;
 mod bench;
+mod data;
 mod devices;
 mod evaluate;
 mod finetune;
@@ -24,7 +25,7 @@ pub fn run() -> ExitCode {
     }
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !crate::gpu::is_waiting() {
+        if !crate::gpu::is_waiting() && !crate::data::is_parsing() {
             usual(panic);
         }
     }));
@@ -33,6 +34,7 @@ pub fn run() -> ExitCode {
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
+        Command::Data(args) => data::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {

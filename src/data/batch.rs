@@ -4,6 +4,8 @@
 //! predicts `tokens[t + 1]`, so the last row of a segment never has a label: it must not predict the next
 //! sample's first token.
 
+use std::borrow::Borrow;
+
 use super::Sample;
 
 /// `T` tokens of one or more samples. The first four fields have one entry per token, the last two one per
@@ -26,9 +28,10 @@ pub struct MicroBatch {
 
 impl MicroBatch {
     /// Lays the samples end to end, in the order given.
-    pub fn from_samples<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Self {
+    pub fn from_samples(samples: impl IntoIterator<Item = impl Borrow<Sample>>) -> Self {
         let mut batch = Self::default();
         for sample in samples {
+            let sample = sample.borrow();
             let start = batch.tokens.len() as u32;
             let length = sample.tokens.len() as u32;
             batch.tokens.extend_from_slice(&sample.tokens);
@@ -36,9 +39,10 @@ impl MicroBatch {
             let rows = batch.tokens.len();
             batch.segment_start.resize(rows, start);
             batch.segment_end.resize(rows, start + length);
-            let first = sample.first_label() as u32;
-            batch.label_rows.extend((first..length).map(|i| start + i - 1));
-            batch.targets.extend(sample.tokens.iter().skip(first as usize));
+            for span in sample.spans() {
+                batch.label_rows.extend((span.start..span.end).map(|i| start + i - 1));
+                batch.targets.extend(&sample.tokens[span.start as usize..span.end as usize]);
+            }
         }
         batch
     }
@@ -59,7 +63,7 @@ mod tests {
     use super::*;
 
     fn sample(tokens: &[u32], masked: usize) -> Sample {
-        Sample { tokens: tokens.to_vec(), masked }
+        Sample::new(tokens.to_vec(), masked)
     }
 
     #[test]
@@ -68,16 +72,16 @@ mod tests {
             sample(&[10, 11, 12, 13], 2),
             sample(&[20, 21], 0),
             sample(&[30, 31, 32], 3),
-            sample(&[40, 41, 42], 1),
+            Sample::with_spans(vec![40, 41, 42, 43], [1..2, 3..4]),
         ];
         let batch = MicroBatch::from_samples(&samples);
-        assert_eq!(batch.tokens, [10, 11, 12, 13, 20, 21, 30, 31, 32, 40, 41, 42]);
-        assert_eq!(batch.positions, [0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2]);
-        assert_eq!(batch.segment_start, [0, 0, 0, 0, 4, 4, 6, 6, 6, 9, 9, 9]);
-        assert_eq!(batch.segment_end, [4, 4, 4, 4, 6, 6, 9, 9, 9, 12, 12, 12]);
-        assert_eq!(batch.label_rows, [1, 2, 4, 9, 10]);
-        assert_eq!(batch.targets, [12, 13, 21, 41, 42]);
-        assert_eq!(batch.tokens_len(), 12);
+        assert_eq!(batch.tokens, [10, 11, 12, 13, 20, 21, 30, 31, 32, 40, 41, 42, 43]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2, 3]);
+        assert_eq!(batch.segment_start, [0, 0, 0, 0, 4, 4, 6, 6, 6, 9, 9, 9, 9]);
+        assert_eq!(batch.segment_end, [4, 4, 4, 4, 6, 6, 9, 9, 9, 13, 13, 13, 13]);
+        assert_eq!(batch.label_rows, [1, 2, 4, 9, 11]);
+        assert_eq!(batch.targets, [12, 13, 21, 41, 43]);
+        assert_eq!(batch.tokens_len(), 13);
         assert_eq!(batch.label_count(), samples.iter().map(Sample::label_tokens).sum::<usize>());
     }
 
@@ -87,6 +91,6 @@ mod tests {
         assert_eq!(batch.tokens, [5, 6, 7]);
         assert_eq!(batch.segment_start, [0, 1, 1]);
         assert_eq!(batch.label_count(), 0);
-        assert_eq!(MicroBatch::from_samples([]), MicroBatch::default());
+        assert_eq!(MicroBatch::from_samples([] as [Sample; 0]), MicroBatch::default());
     }
 }

@@ -5,7 +5,7 @@
 //! `source()` again.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where in a data file a record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,14 +28,29 @@ impl fmt::Display for Place {
 /// An error of the data room. All of them are the user's to mend: none depends on the device.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    #[error("{}: no such file: name a JSON array or a JSONL file of records", file.display())]
+    #[error("{}: no such file: name a file of records (JSON, JSONL, CSV, Parquet) or a folder with \
+         train.* and val.*", file.display())]
     Missing { file: PathBuf },
 
-    #[error("{}: is a directory: name the JSON or JSONL file in it", file.display())]
+    #[error("{}: is a directory: name the file in it", file.display())]
     Directory { file: PathBuf },
 
     #[error("{}: cannot be read: {error}", file.display())]
     Read { file: PathBuf, error: std::io::Error },
+
+    #[error(
+        "{}: the {kind} data are damaged or cut short ({reason}): copy, download or pack the file again",
+        file.display()
+    )]
+    Damaged { file: PathBuf, kind: &'static str, reason: String },
+
+    #[error("{}: {}{reason}", file.display(), line_prefix(*line))]
+    Table {
+        file: PathBuf,
+        /// 0 where it is not known.
+        line: u64,
+        reason: String,
+    },
 
     #[error(
         "{}: line {line}: byte {offset} of the file is not valid UTF-8: save the file as UTF-8",
@@ -49,15 +64,15 @@ pub enum DataError {
     },
 
     #[error(
-        "{}: holds no records: every record is an object with the keys `instruction`, `output` and, if \
-         wanted, `input`",
+        "{}: holds no records: a record is an object with `instruction` and `output`, with `messages`, with \
+         `prompt` and `completion`, or with `text`",
         file.display()
     )]
     NoRecords { file: PathBuf },
 
     #[error(
         "{}: starts with {found:?}: expected `[` (a JSON array of records) or `{{` (JSONL, one record per \
-         line)",
+         line); a table must be named .csv or .tsv",
         file.display()
     )]
     NotRecords { file: PathBuf, found: char },
@@ -74,28 +89,82 @@ pub enum DataError {
     },
 
     #[error(
-        "{}: {place}: expected an object with the keys `instruction` and `output`, found {found}",
+        "{}: {place}: expected an object, found {found}: a record is its keys with their values",
         file.display()
     )]
     NotAnObject { file: PathBuf, place: Place, found: &'static str },
 
     #[error(
-        "{}: {place}: the key `{key}` is missing (keys found: {found}): every record needs `instruction` and \
-         `output`",
+        "{}: {place}: no format has these keys (found: {found}): rename them to `instruction` and `output`, `messages`, \
+         `prompt` and `completion`, or `text` (in CSV the first line names the columns), or write the prompt by \
+         --prompt_template FILE",
+        file.display()
+    )]
+    UnknownKeys {
+        file: PathBuf,
+        place: Place,
+        /// The keys that the record does have, separated by commas.
+        found: String,
+    },
+
+    #[error(
+        "{}: {place}: the key `{key}` is missing (keys found: {found}): {needs}",
         file.display()
     )]
     MissingKey {
         file: PathBuf,
         place: Place,
-        key: &'static str,
-        /// The keys that the record does have, separated by commas.
+        /// With its path, such as `messages[2].content`.
+        key: String,
+        /// The keys that are there, separated by commas.
         found: String,
+        needs: String,
     },
 
-    #[error("{}: {place}: the key `{key}` must be a string, found {found}", file.display())]
-    WrongType { file: PathBuf, place: Place, key: &'static str, found: &'static str },
+    #[error("{}: {place}: the key `{key}` must be {expected}, found {found}", file.display())]
+    WrongType { file: PathBuf, place: Place, key: String, expected: &'static str, found: &'static str },
 
-    #[error("unknown prompt style {name:?}: known are alpaca and none")]
+    #[error("{}: {place}: the key `{key}` {reason}", file.display())]
+    WrongValue { file: PathBuf, place: Place, key: String, reason: String },
+
+    #[error("{}: {place}: {reason}", file.display())]
+    RefusedRow { file: PathBuf, place: Place, reason: String },
+
+    #[error("{text:?}: {reason}: write FILE, or FILE:WEIGHT,FILE:WEIGHT")]
+    BadSource { text: String, reason: &'static str },
+
+    #[error(
+        "{}: holds no file for training: name it train.json (.jsonl, .csv, .parquet), and the one for validation \
+         val.json, or name a file in place of the folder",
+        folder.display()
+    )]
+    NoTrainFile { folder: PathBuf },
+
+    #[error("unknown data format {name:?}: known are alpaca, prompt-completion, text, chat and sharegpt")]
+    UnknownFormat { name: String },
+
+    #[error("{origin}, line {line}: is not a Jinja template: {reason}")]
+    BadTemplate { origin: String, line: usize, reason: String },
+
+    #[error("{}: no such file: name a Jinja template", file.display())]
+    NoTemplate { file: PathBuf },
+
+    #[error(
+        "{origin}: `chat_template` has several templates ({names}) and none is named default: name one so, or give a \
+         template by --prompt_template FILE"
+    )]
+    NoDefaultTemplate { origin: String, names: String },
+
+    #[error("{reason}")]
+    NoChatTemplate { reason: String },
+
+    #[error(
+        "{}: the tokens cannot be kept: {error}; is the folder writable and the disk not full?",
+        file.display()
+    )]
+    TokenFile { file: PathBuf, error: std::io::Error },
+
+    #[error("unknown prompt style {name:?}: known are {}", style_names())]
     UnknownPromptStyle { name: String },
 
     #[error(
@@ -141,13 +210,8 @@ pub enum DataError {
     #[error("{count} token ids cannot be turned into text: {reason}")]
     Decode { count: usize, reason: String },
 
-    #[error("{}record {index} (counted from 0) cannot be tokenised: {reason}", prefix(file))]
-    Tokenize {
-        /// Absent where the records came from no file.
-        file: Option<PathBuf>,
-        index: usize,
-        reason: String,
-    },
+    #[error("record {index} (counted from 0) cannot be tokenised: {reason}")]
+    Tokenize { index: usize, reason: String },
 
     #[error(
         "max_seq_length {value} is too short: a sample needs at least 2 tokens, one to read and one to \
@@ -190,8 +254,12 @@ pub enum DataError {
     },
 }
 
-fn prefix(file: &Option<PathBuf>) -> String {
-    file.as_ref().map(|file| format!("{}: ", file.display())).unwrap_or_default()
+fn line_prefix(line: u64) -> String {
+    if line == 0 { String::new() } else { format!("line {line}: ") }
+}
+
+fn style_names() -> String {
+    super::PromptStyle::names().collect::<Vec<_>>().join(", ")
 }
 
 fn records(count: usize) -> &'static str {
@@ -216,17 +284,5 @@ fn no_label_advice(max_seq_length: Option<usize>, shortest_prompt: usize) -> Str
         ),
         _ => "the tokenizer gives no token to the answers: check that tokenizer.json belongs to the model"
             .to_owned(),
-    }
-}
-
-impl DataError {
-    /// Names the file that the records came from, where the error does not know it yet.
-    pub(super) fn in_file(self, path: &Path) -> Self {
-        match self {
-            Self::Tokenize { index, reason, .. } => {
-                Self::Tokenize { file: Some(path.to_owned()), index, reason }
-            }
-            other => other,
-        }
     }
 }

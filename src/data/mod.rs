@@ -1,28 +1,48 @@
-//! From a file of instruction records to micro-batches of token ids.
+//! From files of instructions, conversations or texts to micro-batches of token ids.
 //!
-//! The way of a record: [`read_records`] checks it, [`PromptStyle`] writes its prompt, [`Tokenizer`] turns
-//! prompt and answer into one [`Sample`], [`split`] sets validation rows aside, [`Dataset`] holds the result
-//! with a [`DataSummary`], and [`MicroBatch`] lays samples end to end in one flat token stream without
-//! padding. Nothing here knows a model or a device. Everything is a function of the file, the options and the
-//! seed: the same three give the same tokens in the same order on every machine.
+//! The way of a row: a reader ([`reader`]) gives it as JSON whatever the file is, [`Format`] says how it is to be read
+//! and [`Row`] checks it, [`PromptStyle`] or a chat template writes its text, [`Encoder`] turns that into tokens and
+//! labels, which go to a file that [`Dataset`] maps and splits, and [`MicroBatch`] lays samples end to end in one flat
+//! token stream without padding. Nothing here knows a model or a device. Everything is a function of the files, the
+//! options and the seed: the same three give the same tokens in the same order on every machine.
 
 mod batch;
+mod cache;
+mod chat;
+mod chat_styles;
+mod conversation;
 mod dataset;
+mod encode;
 mod error;
+mod format;
+mod parallel;
 mod prompt;
+mod python;
+mod reader;
 mod record;
 mod sample;
+mod source;
 mod split;
+mod store;
 mod stream;
+mod styles;
 mod summary;
+mod template;
 mod tokenizer;
 
 pub use batch::MicroBatch;
-pub use dataset::{Dataset, DatasetOptions};
+pub use cache::worth_keeping;
+pub use chat::ChatTemplate;
+pub use conversation::Conversation;
+pub use dataset::{Dataset, DatasetOptions, Samples};
+pub use encode::{Encoder, SampleOptions, tokenize_records};
 pub use error::{DataError, Place};
+pub use format::Format;
 pub use prompt::PromptStyle;
-pub use record::{Record, read_records};
-pub use sample::{IGNORE_INDEX, Sample, SampleOptions, tokenize_records};
+pub(crate) use reader::is_parsing;
+pub use record::{Record, Row, detect_format, read_records};
+pub use sample::{IGNORE_INDEX, Sample, Span};
+pub use source::DataSource;
 pub use split::{epoch_order, split};
 pub use stream::DecodeStream;
 pub use summary::{DataSummary, SplitSummary};

@@ -1,146 +1,83 @@
-//! A record as token ids with its prompt masked.
-//!
-//! Prompt and answer are tokenised together, because a tokenizer may merge across the border and the model
-//! sees one text when it generates. As many labels are masked as the prompt alone (with its BOS) has tokens;
-//! exactly one EOS ends the answer; what exceeds the maximum length is cut from the end, EOS included.
+//! A sample: token ids, and which of them are labels.
 
-use std::num::NonZero;
-
-use super::{DataError, PromptStyle, Record, Tokenizer};
+use std::ops::Range;
 
 /// The label of a position without one, as PyTorch's cross-entropy has it.
 pub const IGNORE_INDEX: i64 = -100;
 
-/// One tokenised record.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Tokens `start..end` of a sample, all of them labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Span {
+    pub start: u32,
+    pub end: u32,
+}
+
+/// One tokenised row.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sample {
     pub tokens: Vec<u32>,
-    /// `tokens[i]` is a label where `i >= masked`, except for i = 0, which no row predicts.
-    pub masked: usize,
+    /// What is learned: ascending, disjoint, never empty, and never the first token, which no row predicts.
+    pub(super) spans: Vec<Span>,
 }
 
 impl Sample {
+    /// A sample whose tokens from `masked` on are labels.
+    pub fn new(tokens: Vec<u32>, masked: usize) -> Self {
+        let all = masked..tokens.len();
+        Self::with_spans(tokens, [all])
+    }
+
+    /// A sample with labels in these ranges, ascending; what lies outside of the tokens, or over an earlier range, is
+    /// left out, and so is the first token.
+    pub fn with_spans(tokens: Vec<u32>, ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        let (mut spans, mut from) = (Vec::<Span>::new(), 1);
+        for range in ranges {
+            let (start, end) = (range.start.max(from), range.end.min(tokens.len()));
+            if start >= end {
+                continue;
+            }
+            from = end;
+            match spans.last_mut() {
+                Some(last) if last.end as usize == start => last.end = end as u32,
+                _ => spans.push(Span { start: start as u32, end: end as u32 }),
+            }
+        }
+        Self { tokens, spans }
+    }
+
     /// How many tokens of this sample are labels.
     pub fn label_tokens(&self) -> usize {
-        self.tokens.len() - self.first_label()
+        self.spans.iter().map(|span| (span.end - span.start) as usize).sum()
+    }
+
+    /// The ranges of tokens that are labels, ascending.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
     }
 
     /// `[tokens.len()]` labels, not shifted: `tokens[i]`, or [`IGNORE_INDEX`] where there is no label.
     pub fn labels(&self) -> Vec<i64> {
-        let first = self.first_label();
-        let tokens = self.tokens.iter().enumerate();
-        tokens.map(|(i, &token)| if i < first { IGNORE_INDEX } else { i64::from(token) }).collect()
-    }
-
-    /// Index of the first token that is a label; the length where there is none.
-    pub(super) fn first_label(&self) -> usize {
-        self.masked.max(1).min(self.tokens.len())
-    }
-}
-
-/// How records become samples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SampleOptions {
-    pub style: PromptStyle,
-    /// Take the loss on the answer alone.
-    pub mask_prompt: bool,
-    /// Tokens after which a sample is cut; `None` keeps it whole.
-    pub max_seq_length: Option<usize>,
-}
-
-/// Tokenises records on all cores and keeps their order.
-///
-/// # Errors
-/// A maximum length below 2; a text that the tokenizer refuses, with the index of its record.
-pub fn tokenize_records(
-    records: &[Record],
-    tokenizer: &Tokenizer,
-    options: &SampleOptions,
-) -> Result<Vec<Sample>, DataError> {
-    let tokenized = tokenize_all(records, tokenizer, options)?;
-    Ok(tokenized.into_iter().map(|one| one.sample).collect())
-}
-
-/// A sample and what truncation hides of it.
-pub(super) struct Tokenized {
-    pub(super) sample: Sample,
-    /// Tokens of prompt, answer and EOS before truncation.
-    pub(super) full_length: usize,
-    /// Tokens of the prompt alone; 0 where prompts are not masked.
-    pub(super) prompt_length: usize,
-}
-
-impl SampleOptions {
-    pub(super) fn check(&self) -> Result<(), DataError> {
-        match self.max_seq_length {
-            Some(value @ 0..=1) => Err(DataError::MaxSeqLength { value }),
-            _ => Ok(()),
+        let mut labels = vec![IGNORE_INDEX; self.tokens.len()];
+        for span in &self.spans {
+            let range = span.start as usize..span.end as usize;
+            let pairs = labels[range.clone()].iter_mut().zip(&self.tokens[range]);
+            pairs.for_each(|(label, &token)| *label = i64::from(token));
         }
+        labels
     }
-}
 
-pub(super) fn tokenize_all(
-    records: &[Record],
-    tokenizer: &Tokenizer,
-    options: &SampleOptions,
-) -> Result<Vec<Tokenized>, DataError> {
-    /// Below this a thread costs more than it saves.
-    const RECORDS_PER_THREAD: usize = 32;
-
-    options.check()?;
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let share = records.len().div_ceil(cores).max(RECORDS_PER_THREAD);
-    let parts: Vec<Result<Vec<Tokenized>, DataError>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = records
-            .chunks(share)
-            .enumerate()
-            .map(|(part, chunk)| scope.spawn(move || tokenize_chunk(chunk, part * share, tokenizer, options)))
-            .collect();
-        workers
-            .into_iter()
-            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    });
-    let mut all = Vec::with_capacity(records.len());
-    for part in parts {
-        all.extend(part?);
+    /// Cuts the end off, so that at most `length` tokens are left.
+    pub fn truncate(&mut self, length: usize) {
+        if self.tokens.len() <= length {
+            return;
+        }
+        self.tokens.truncate(length);
+        self.spans.retain_mut(|span| {
+            span.end = span.end.min(length as u32);
+            span.start < span.end
+        });
     }
-    Ok(all)
-}
-
-fn tokenize_chunk(
-    records: &[Record],
-    first: usize,
-    tokenizer: &Tokenizer,
-    options: &SampleOptions,
-) -> Result<Vec<Tokenized>, DataError> {
-    let one = |(i, record)| {
-        tokenize(record, tokenizer, options).map_err(|error| DataError::Tokenize {
-            file: None,
-            index: first + i,
-            reason: error.to_string(),
-        })
-    };
-    records.iter().enumerate().map(one).collect()
-}
-
-fn tokenize(record: &Record, tokenizer: &Tokenizer, options: &SampleOptions) -> Result<Tokenized, DataError> {
-    let mut text = options.style.prompt(&record.instruction, record.input.as_deref());
-    let prompt_length = if options.mask_prompt { tokenizer.encode(&text)?.len() } else { 0 };
-    text.push_str(&record.output);
-    let mut tokens = tokenizer.encode(&text)?;
-    let eos = tokenizer.eos();
-    // An answer that ends in EOS already gets no second one; a prompt that ends in one keeps it.
-    while tokens.len() > prompt_length && tokens.last() == Some(&eos) {
-        tokens.pop();
-    }
-    tokens.push(eos);
-    let full_length = tokens.len();
-    if let Some(max) = options.max_seq_length {
-        tokens.truncate(max);
-    }
-    let masked = prompt_length.max(1).min(tokens.len());
-    Ok(Tokenized { sample: Sample { tokens, masked }, full_length, prompt_length })
 }
 
 #[cfg(test)]
@@ -149,7 +86,6 @@ mod tests {
 
     #[test]
     fn labels_begin_after_the_mask_and_never_at_the_first_token() {
-        let sample = |masked| Sample { tokens: vec![7, 8, 9], masked };
         for (masked, labels) in [
             (0, vec![-100, 8, 9]),
             (1, vec![-100, 8, 9]),
@@ -157,11 +93,27 @@ mod tests {
             (3, vec![-100; 3]),
             (9, vec![-100; 3]),
         ] {
-            let sample = sample(masked);
+            let sample = Sample::new(vec![7, 8, 9], masked);
             assert_eq!(sample.labels(), labels);
             assert_eq!(sample.label_tokens(), labels.iter().filter(|&&label| label != IGNORE_INDEX).count());
         }
-        let empty = Sample { tokens: vec![], masked: 0 };
+        let empty = Sample::new(vec![], 0);
         assert_eq!((empty.label_tokens(), empty.labels().len()), (0, 0));
+    }
+
+    #[test]
+    fn spans_are_put_in_order_and_cut_with_the_tokens() {
+        let tokens = || (10..20).collect::<Vec<u32>>();
+        let mut sample = Sample::with_spans(tokens(), [0..2, 2..3, 1..4, 6..6, 7..30]);
+        assert_eq!(sample.spans, [Span { start: 1, end: 4 }, Span { start: 7, end: 10 }]);
+        assert_eq!(sample.labels(), [-100, 11, 12, 13, -100, -100, -100, 17, 18, 19]);
+        sample.truncate(20);
+        assert_eq!(sample.tokens.len(), 10);
+        sample.truncate(8);
+        assert_eq!(sample.labels(), [-100, 11, 12, 13, -100, -100, -100, 17]);
+        sample.truncate(7);
+        assert_eq!(sample.spans, [Span { start: 1, end: 4 }]);
+        sample.truncate(1);
+        assert_eq!((sample.label_tokens(), sample.tokens.len()), (0, 1));
     }
 }

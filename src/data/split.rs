@@ -46,16 +46,30 @@ pub fn epoch_order(count: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<us
     if shuffle { permutation(count, seed, Stream::Epoch(epoch)) } else { (0..count).collect() }
 }
 
+/// `take` of `count` rows, ascending, by a seeded choice that is each file's own.
+pub(super) fn subset(count: usize, take: usize, seed: u64, file: u64) -> Vec<usize> {
+    if take == 0 {
+        return Vec::new();
+    }
+    let mut rows = permutation(count, seed, Stream::Subset(file));
+    rows.truncate(take);
+    rows.sort_unstable();
+    rows
+}
+
 /// What a permutation is for: different purposes must not share random numbers.
 enum Stream {
     Split,
     Epoch(u64),
+    /// Of a file, counted from 0.
+    Subset(u64),
 }
 
 fn permutation(count: usize, seed: u64, stream: Stream) -> Vec<usize> {
     let stream = match stream {
         Stream::Split => 0,
         Stream::Epoch(epoch) => epoch.wrapping_add(1),
+        Stream::Subset(file) => u64::MAX - file,
     };
     // Seed and stream are mixed one after the other, so that (seed 1, epoch 0) and (seed 0, epoch 1) do not
     // meet.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::sample::Tokenized;
+use super::store::RowEntry;
 
 /// One part of a dataset in figures. `samples` and `without_label` together are its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -26,19 +26,18 @@ pub struct SplitSummary {
 }
 
 impl SplitSummary {
-    pub(super) fn add(&mut self, row: &Tokenized) {
-        self.longest_untruncated = self.longest_untruncated.max(row.full_length);
-        let label_tokens = row.sample.label_tokens();
-        if label_tokens == 0 {
+    pub(super) fn add(&mut self, row: &RowEntry) {
+        let (tokens, full_length) = (row.tokens as usize, row.full_length as usize);
+        self.longest_untruncated = self.longest_untruncated.max(full_length);
+        if row.label_tokens == 0 {
             self.without_label += 1;
             return;
         }
-        let tokens = row.sample.tokens.len();
         self.samples += 1;
         self.tokens += tokens;
-        self.label_tokens += label_tokens;
+        self.label_tokens += row.label_tokens as usize;
         self.longest = self.longest.max(tokens);
-        self.truncated += usize::from(tokens < row.full_length);
+        self.truncated += usize::from(tokens < full_length);
     }
 }
 

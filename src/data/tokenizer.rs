@@ -7,10 +7,14 @@
 //! with it, and nothing is appended (`add_eos_token`), because a prompt has to stay open and training appends
 //! its own EOS.
 
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use twox_hash::XxHash3_128;
 
+use super::chat::{ChatSources, ChatTemplate};
 use super::{DataError, DecodeStream};
 
 /// Text to token ids and back.
@@ -21,7 +25,16 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: u32,
     stop_tokens: Vec<u32>,
+    special: HashSet<u32>,
     vocab_size: usize,
+    chat: ChatSources,
+    digest: u128,
+}
+
+/// Token ids, and the bytes of the text that each stands for.
+pub(super) struct Encoded {
+    pub(super) tokens: Vec<u32>,
+    pub(super) bytes: Vec<Range<usize>>,
 }
 
 impl Tokenizer {
@@ -32,7 +45,7 @@ impl Tokenizer {
     /// No or a broken `tokenizer.json`; one of the others broken or with a token key of the wrong type; a
     /// token name that the vocabulary lacks; no EOS anywhere; `add_bos_token` without a BOS.
     pub fn open(model_dir: &Path) -> Result<Self, DataError> {
-        let inner = load(model_dir.join("tokenizer.json"))?;
+        let (inner, digest) = load(model_dir.join("tokenizer.json"))?;
         let tokenizer_config = ConfigFile::open(model_dir.join("tokenizer_config.json"))?;
         let config = ConfigFile::open(model_dir.join("config.json"))?;
         let generation_config = ConfigFile::open(model_dir.join("generation_config.json"))?;
@@ -62,7 +75,10 @@ impl Tokenizer {
         }
 
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        Ok(Self { inner, prefix, bos, eos, stop_tokens, vocab_size })
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        let chat = chat_sources(model_dir, &tokenizer_config)?;
+        Ok(Self { inner, prefix, bos, eos, stop_tokens, special, vocab_size, chat, digest })
     }
 
     /// The ids of a prompt: BOS if the tokenizer's configuration has it, then the text.
@@ -79,6 +95,52 @@ impl Tokenizer {
     /// The ids of the text alone. Special tokens written out in the text are still recognised.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, DataError> {
         encode(&self.inner, text, false).map(|encoding| encoding.get_ids().to_vec())
+    }
+
+    /// The ids of the text alone, each with its bytes.
+    pub(super) fn encode_with_bytes(&self, text: &str) -> Result<Encoded, DataError> {
+        let encoding = self.inner.encode(text, false).map_err(|error| cannot_encode(text, &error))?;
+        let bytes = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok(Encoded { tokens: encoding.get_ids().to_vec(), bytes })
+    }
+
+    /// The special tokens that begin every encoded text: none, or BOS.
+    pub(super) fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    /// Whether the token is a control token rather than text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id) || self.stop_tokens.contains(&id)
+    }
+
+    /// The model's chat template; `None` where it has none.
+    ///
+    /// # Errors
+    /// A template that is not Jinja; several, of which none is the default.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, DataError> {
+        ChatTemplate::of_model(&self.chat)
+    }
+
+    pub(super) fn chat_sources(&self) -> &ChatSources {
+        &self.chat
+    }
+
+    /// What decides the tokens of a text: `tokenizer.json`, BOS and EOS.
+    pub(super) fn digest(&self) -> u128 {
+        let mut hash = XxHash3_128::new();
+        hash.write(&self.digest.to_le_bytes());
+        for id in self.prefix.iter().chain(&self.stop_tokens) {
+            hash.write(&id.to_le_bytes());
+        }
+        hash.finish_128()
+    }
+
+    /// The text of the ids as it stands, special tokens included.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, DataError> {
+        self.inner
+            .decode(ids, false)
+            .map_err(|error| DataError::Decode { count: ids.len(), reason: error.to_string() })
     }
 
     /// The text of the ids, without special tokens. Ids that the tokenizer does not know give no text.
@@ -115,7 +177,7 @@ impl Tokenizer {
     }
 }
 
-fn load(file: PathBuf) -> Result<tokenizers::Tokenizer, DataError> {
+fn load(file: PathBuf) -> Result<(tokenizers::Tokenizer, u128), DataError> {
     let bytes = match std::fs::read(&file) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -129,7 +191,7 @@ fn load(file: PathBuf) -> Result<tokenizers::Tokenizer, DataError> {
     // Both may have been saved by whoever used the file last; lengths are ours to decide.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(bad)?;
-    Ok(inner)
+    Ok((inner, XxHash3_128::oneshot(&bytes)))
 }
 
 /// What the post-processor puts before a text.
@@ -145,12 +207,77 @@ fn encode(
     text: &str,
     special: bool,
 ) -> Result<tokenizers::Encoding, DataError> {
+    inner.encode_fast(text, special).map_err(|error| cannot_encode(text, &error))
+}
+
+fn cannot_encode(text: &str, error: &tokenizers::Error) -> DataError {
     /// Enough to find the text again, and still one line.
     const EXCERPT: usize = 40;
-    inner.encode_fast(text, special).map_err(|error| DataError::Encode {
-        excerpt: text.chars().take(EXCERPT).collect(),
-        reason: error.to_string(),
-    })
+    DataError::Encode { excerpt: text.chars().take(EXCERPT).collect(), reason: error.to_string() }
+}
+
+/// The chat templates of a folder, not yet compiled: `chat_template.jinja` goes before `tokenizer_config.json`, and
+/// files in `additional_chat_templates/` are templates by name, as transformers has it.
+fn chat_sources(model_dir: &Path, tokenizer_config: &ConfigFile) -> Result<ChatSources, DataError> {
+    let mut chat =
+        ChatSources { special_tokens: special_tokens(model_dir, tokenizer_config)?, ..Default::default() };
+    let own = model_dir.join("chat_template.jinja");
+    let read = |file: &Path| match std::fs::read_to_string(file) {
+        Ok(source) => Ok(Some(source)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DataError::Read { file: file.to_owned(), error }),
+    };
+    if let Some(source) = read(&own)? {
+        chat.origin = own.display().to_string();
+        chat.named.push(("default".to_owned(), source));
+        let folder = model_dir.join("additional_chat_templates");
+        let files = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut files: Vec<PathBuf> =
+            files.filter(|file| file.extension().is_some_and(|e| e == "jinja")).collect();
+        files.sort();
+        for file in files {
+            if let (Some(name), Some(source)) =
+                (file.file_stem().and_then(|name| name.to_str()), read(&file)?)
+            {
+                chat.named.push((name.to_owned(), source));
+            }
+        }
+        return Ok(chat);
+    }
+    chat.origin = tokenizer_config.file.display().to_string();
+    let bad = |value: &Value| {
+        tokenizer_config.bad("chat_template", "a template or a list of named templates", value)
+    };
+    match tokenizer_config.keys.get("chat_template") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(source)) => chat.named.push(("default".to_owned(), source.clone())),
+        Some(Value::Array(list)) => {
+            for item in list {
+                match (item.get("name"), item.get("template")) {
+                    (Some(Value::String(name)), Some(Value::String(source))) => {
+                        chat.named.push((name.clone(), source.clone()));
+                    }
+                    _ => return Err(bad(item)),
+                }
+            }
+        }
+        Some(other) => return Err(bad(other)),
+    }
+    Ok(chat)
+}
+
+/// `bos_token`, `eos_token` and the like by their names, as templates read them.
+fn special_tokens(
+    model_dir: &Path,
+    tokenizer_config: &ConfigFile,
+) -> Result<BTreeMap<String, String>, DataError> {
+    let map = ConfigFile::open(model_dir.join("special_tokens_map.json"))?;
+    let entries = map.keys.iter().chain(&tokenizer_config.keys).filter(|(name, _)| name.ends_with("_token"));
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        other => other.get("content").and_then(Value::as_str).map(str::to_owned),
+    };
+    Ok(entries.filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect())
 }
 
 /// One of the JSON files beside the tokenizer. A file that is not there has no keys.

@@ -8,7 +8,7 @@ use super::trainer::{Capacity, TrainerError, bucket};
 use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::Adapter;
-use crate::data::{Dataset, DatasetOptions, MicroBatch, PromptStyle, Sample, SampleOptions, Tokenizer};
+use crate::data::{MicroBatch, Samples, Tokenizer};
 use crate::error::Error;
 use crate::gpu::{BufferSlice, Gpu, GpuOptions};
 use crate::graph::GraphError;
@@ -57,33 +57,23 @@ pub fn evaluate(
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let limit = network.config.max_position_embeddings;
     let max_seq_length = options.max_seq_length.unwrap_or(limit).min(limit);
-    let style: PromptStyle = options.data.prompt_style.parse()?;
-    let sample =
-        SampleOptions { style, mask_prompt: options.data.mask_prompt, max_seq_length: Some(max_seq_length) };
+    let data = options.data.open(&tokenizer, options.seed, Some(max_seq_length), None)?;
     let fraction = options.data.val_split_fraction;
-    let data = Dataset::open(
-        &options.data.json_path,
-        &tokenizer,
-        &DatasetOptions {
-            sample,
-            val_split_fraction: fraction,
-            seed: options.seed,
-            shuffle: options.data.shuffle,
-        },
-    )?;
+    let largest_token = data.largest_token();
     // without a split every row is in the first part
     let (samples, summary) = match fraction > 0.0 {
         true => (data.validation, data.summary.validation),
         false => (data.train, data.summary.train),
     };
-    check_vocabulary(samples.iter().flat_map(|s| &s.tokens), &network.config)?;
+    check_vocabulary(&[largest_token], &network.config)?;
     network.positions = summary.longest.max(1);
 
     let (device, no_coop) = (options.gpu.clone(), options.no_coop);
     let pipelines = pipeline_folder();
     let gpu = Gpu::open(&GpuOptions { device, no_coop, pipelines, ..GpuOptions::default() })?;
-    let batches: Vec<&[Sample]> = samples.chunks(options.micro_batch_size.max(1)).collect();
-    let capacity = capacity(&batches);
+    let all: Vec<usize> = (0..samples.len()).collect();
+    let batches: Vec<&[usize]> = all.chunks(options.micro_batch_size.max(1)).collect();
+    let capacity = capacity(&samples, &batches);
     let graph =
         network.evaluation(bucket(capacity.tokens), bucket(capacity.labels)).map_err(TrainerError::from)?;
     Tuner::new(options.tune).prepare(&gpu, &graph, &mut |_| {})?;
@@ -92,7 +82,7 @@ pub fn evaluate(
     let mut evaluator = Evaluator::new(&gpu, network, &source, adapter.as_ref(), capacity)?;
     let (mut loss_sum, mut done) = (0.0, 0);
     for batch in batches {
-        loss_sum += evaluator.loss_sum(&MicroBatch::from_samples(batch))?;
+        loss_sum += evaluator.loss_sum(&MicroBatch::from_samples(batch.iter().map(|&i| samples.get(i))))?;
         done += batch.len();
         on_batch(done, samples.len());
     }
@@ -206,9 +196,10 @@ impl Evaluator {
 }
 
 /// The most tokens and labels that any of the batches has.
-fn capacity(batches: &[&[Sample]]) -> Capacity {
-    let largest = |count: fn(&Sample) -> usize| {
-        batches.iter().map(|batch| batch.iter().map(count).sum::<usize>()).max().unwrap_or(1)
+fn capacity(samples: &Samples, batches: &[&[usize]]) -> Capacity {
+    let largest = |count: fn(&Samples, usize) -> usize| {
+        let sum = |batch: &&[usize]| batch.iter().map(|&i| count(samples, i)).sum();
+        batches.iter().map(sum).max().unwrap_or(1)
     };
-    Capacity { tokens: largest(|s| s.tokens.len()), labels: largest(Sample::label_tokens) }
+    Capacity { tokens: largest(Samples::tokens_len), labels: largest(Samples::label_count) }
 }

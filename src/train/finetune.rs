@@ -16,7 +16,7 @@ use super::trainer::{PendingStep, Trainer};
 use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
-use crate::data::{Dataset, MicroBatch, Sample, Tokenizer, epoch_order};
+use crate::data::{Dataset, MicroBatch, Sample, Samples, Tokenizer, epoch_order};
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuError, GpuOptions};
 use crate::models::{ModelConfig, Network};
@@ -138,8 +138,7 @@ impl<'a> Finetune<'a> {
         }
         options.max_seq_length = Some(options.max_seq_length.unwrap_or(limit).min(limit));
         let data = open_data(options, &tokenizer)?;
-        let tokens = data.train.iter().chain(&data.validation).flat_map(|s| &s.tokens);
-        check_vocabulary(tokens, &config)?;
+        check_vocabulary(&[data.largest_token()], &config)?;
         notes.push(data.summary.to_string());
 
         let adapter = match options.method {
@@ -272,7 +271,7 @@ impl<'a> Finetune<'a> {
             }
             let begin = within * self.options.batch_size;
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
-            let samples: Vec<&Sample> = window.iter().map(|&i| &data.train[i]).collect();
+            let samples: Vec<Sample> = window.iter().map(|&i| data.train.get(i)).collect();
             let rate = schedule(step);
             let pending = match self.submit(&mut trainer, &samples, rate, &ledger) {
                 Ok(pending) => pending,
@@ -310,7 +309,7 @@ impl<'a> Finetune<'a> {
                 ledger.settle(submitted, &mut self.on_event)?;
             }
             if evaluates {
-                let labels: usize = data.validation.iter().map(Sample::label_tokens).sum();
+                let labels = data.summary.validation.label_tokens;
                 let loss = trainer.evaluate(&validation)? / labels as f64;
                 let record = EvalRecord::new(step + 1, loss);
                 ledger.metrics.evaluation(&record)?;
@@ -335,7 +334,7 @@ impl<'a> Finetune<'a> {
     fn submit(
         &self,
         trainer: &mut Trainer,
-        samples: &[&Sample],
+        samples: &[Sample],
         learning_rate: f64,
         ledger: &Ledger,
     ) -> Result<PendingStep, Error> {
@@ -344,7 +343,7 @@ impl<'a> Finetune<'a> {
         let scale = ledger.scale.scale();
         trainer.begin()?;
         for micro in samples.chunks(o.micro_batch()) {
-            let batch = MicroBatch::from_samples(micro.iter().copied());
+            let batch = MicroBatch::from_samples(micro);
             trainer.accumulate(&batch, scale / labels as f32)?;
         }
         Ok(trainer.step_later(&Hyper {
@@ -451,6 +450,7 @@ pub(super) fn adapter_of(
     Ok((spec, None, settings))
 }
 
-fn validation_batches(samples: &[Sample], size: usize) -> Vec<MicroBatch> {
-    samples.chunks(size).map(MicroBatch::from_samples).collect()
+fn validation_batches(samples: &Samples, size: usize) -> Vec<MicroBatch> {
+    let all: Vec<usize> = (0..samples.len()).collect();
+    all.chunks(size).map(|micro| MicroBatch::from_samples(micro.iter().map(|&i| samples.get(i)))).collect()
 }

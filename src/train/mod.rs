@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod bench;
+pub mod data_options;
 pub mod evaluator;
 pub mod finetune;
 mod inputs;

@@ -4,6 +4,7 @@
 //! `--lora_rank`), and messages use that spelling. The types here are also what `hyperparameters.json`
 //! holds, so their serialised form is a file format.
 
+pub use super::data_options::DataOptions;
 use crate::autograd::Recompute;
 use crate::data::PromptStyle;
 use crate::graph::DType;
@@ -72,20 +73,6 @@ pub struct FinetuneOptions {
     pub no_coop: bool,
     /// Whether kernels are measured first, where the device has not met such shapes yet.
     pub tune: TuneMode,
-}
-
-/// Where the samples come from and how they become tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct DataOptions {
-    /// JSON array or JSON lines.
-    pub json_path: PathBuf,
-    /// Share of the rows held out for validation; 0 holds out none.
-    pub val_split_fraction: f64,
-    /// Labels on the answer alone.
-    pub mask_prompt: bool,
-    pub shuffle: bool,
-    pub prompt_style: String,
 }
 
 /// Shape of the adapter.
@@ -314,18 +301,6 @@ impl Default for FinetuneOptions {
     }
 }
 
-impl Default for DataOptions {
-    fn default() -> Self {
-        DataOptions {
-            json_path: PathBuf::new(),
-            val_split_fraction: 0.1,
-            mask_prompt: true,
-            shuffle: true,
-            prompt_style: "alpaca".into(),
-        }
-    }
-}
-
 impl Default for LoraOptions {
     fn default() -> Self {
         LoraOptions { rank: 8, alpha: 16.0, dropout: 0.0, targets: Vec::new() }
@@ -460,14 +435,6 @@ impl EvaluateOptions {
         check_gpu(&mut checks, self.gpu.as_deref());
         self.quantize.check(&mut checks);
         checks.finish()
-    }
-}
-
-impl DataOptions {
-    fn check(&self, checks: &mut Checks) {
-        checks.path("--data.json_path", &self.json_path);
-        checks.below_one("--data.val_split_fraction", self.val_split_fraction);
-        checks.prompt_style("--data.prompt_style", &self.prompt_style);
     }
 }
 

@@ -8,7 +8,7 @@ use super::trainer::{Capacity, bucket};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, Checkpoint};
-use crate::data::{Dataset, DatasetOptions, PromptStyle, Sample, SampleOptions, Tokenizer, epoch_order};
+use crate::data::{Dataset, Samples, Tokenizer, epoch_order};
 use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuError};
@@ -74,36 +74,21 @@ pub fn network_of(
 /// # Errors
 /// A file that is missing or broken, and rows that leave nothing to train on.
 pub fn open_data(options: &FinetuneOptions, tokenizer: &Tokenizer) -> Result<Dataset, Error> {
-    let style = options.data.prompt_style.parse().unwrap_or(PromptStyle::Alpaca);
-    let sample = SampleOptions {
-        style,
-        mask_prompt: options.data.mask_prompt,
-        max_seq_length: options.max_seq_length,
-    };
-    let split = DatasetOptions {
-        sample,
-        val_split_fraction: options.data.val_split_fraction,
-        seed: options.seed,
-        shuffle: options.data.shuffle,
-    };
-    Ok(Dataset::open(&options.data.json_path, tokenizer, &split)?)
+    Ok(options.data.open(tokenizer, options.seed, options.max_seq_length, Some(&options.out_dir))?)
 }
 
 /// Tokens of the longest sample.
 pub fn longest(data: &Dataset) -> usize {
-    data.train.iter().chain(&data.validation).map(|s| s.tokens.len()).max().unwrap_or(1)
+    data.summary.train.longest.max(data.summary.validation.longest).max(1)
 }
 
 /// What the micro-batches of a run of `steps` optimiser steps are like, `micro_batch` samples at a time.
 pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize, steps: usize) -> Demand {
     let (mut training, mut evaluation) = (HashSet::new(), HashSet::new());
     let mut capacity = Capacity { tokens: 1, labels: 1 };
-    let mut add = |sizes: &mut HashSet<(usize, usize)>, samples: &mut dyn Iterator<Item = &Sample>| {
-        let (mut tokens, mut labels) = (0, 0);
-        for sample in samples {
-            tokens += sample.tokens.len();
-            labels += sample.label_tokens();
-        }
+    let mut add = |sizes: &mut HashSet<(usize, usize)>, samples: &Samples, micro: &[usize]| {
+        let sum = |count: fn(&Samples, usize) -> usize| micro.iter().map(|&i| count(samples, i)).sum();
+        let (tokens, labels): (usize, usize) = (sum(Samples::tokens_len), sum(Samples::label_count));
         capacity.tokens = capacity.tokens.max(tokens);
         capacity.labels = capacity.labels.max(labels);
         sizes.insert((bucket(tokens), bucket(labels)));
@@ -113,13 +98,12 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
         let order = epoch_order(data.train.len(), options.seed, epoch as u64, options.data.shuffle);
         for window in order.chunks(options.batch_size).take(steps - epoch * per_epoch) {
             for micro in window.chunks(micro_batch) {
-                add(&mut training, &mut micro.iter().map(|&i| &data.train[i]));
+                add(&mut training, &data.train, micro);
             }
         }
     }
-    for micro in data.validation.chunks(micro_batch) {
-        add(&mut evaluation, &mut micro.iter());
-    }
+    let all: Vec<usize> = (0..data.validation.len()).collect();
+    all.chunks(micro_batch).for_each(|micro| add(&mut evaluation, &data.validation, micro));
     Demand {
         capacity,
         longest: longest(data),

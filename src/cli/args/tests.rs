@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::autograd::Recompute;
+use crate::data::{DataSource, Format};
 use crate::train::options::TuneMode;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
@@ -72,6 +73,9 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--data.mask_prompt", "false", |o| o.data.mask_prompt = false),
         ("--data.shuffle", "false", |o| o.data.shuffle = false),
         ("--data.prompt_style", "none", |o| o.data.prompt_style = "none".into()),
+        ("--data_format", "sharegpt", |o| o.data.format = Some(Format::ShareGpt)),
+        ("--prompt_template", "t.jinja", |o| o.data.prompt_template = Some("t.jinja".into())),
+        ("--data_cache", "tokens", |o| o.data.cache = Some("tokens".into())),
         ("--lora_rank", "3", |o| o.lora.rank = 3),
         ("--lora_alpha", "5.5", |o| o.lora.alpha = 5.5),
         ("--lora_dropout", "0.05", |o| o.lora.dropout = 0.05),
@@ -168,7 +172,8 @@ fn quiet_stands_anywhere() {
 #[test]
 fn mistakes_end_with_code_two_and_say_what_is_allowed() {
     for (words, said) in [
-        (&["--data", "rows.json"][..], "--data JSON --data.json_path FILE"),
+        (&["--data", "rows.json:0"][..], "above 0"),
+        (&["--data_format", "xml"], "prompt-completion"),
         (&["--precision", "fp16"], "bf16-mixed"),
         (&["--lr_schedule", "step"], "cosine, linear, constant"),
         (&["--recompute", "all"], "selective, layer, every-N"),
@@ -186,6 +191,38 @@ fn mistakes_end_with_code_two_and_say_what_is_allowed() {
     let error = parse(&["finetune", "model"]).unwrap_err();
     assert_eq!((error.kind(), error.exit_code()), (ErrorKind::MissingRequiredArgument, 2));
     assert!(error.to_string().contains("--data.json_path"));
+}
+
+#[test]
+fn data_are_named_by_either_option() {
+    let data = |words: &[&str]| match parse(&[&["finetune", "model"], words].concat()).unwrap().command {
+        Command::Finetune(args) => args.resolve(),
+        other => panic!("{other:?}"),
+    };
+    let listed = data(&["--data", "a.json:2,b"]).unwrap().data;
+    let sources = [DataSource { path: "a.json".into(), weight: 2.0 }, DataSource::once("b")];
+    assert_eq!(listed.sources(), sources);
+    for words in [&["--data.json_path", "a,b:2"][..], &["--data", "JSON", "--data.json_path", "a,b:2"]] {
+        assert_eq!(data(words).unwrap().data.sources(), [DataSource::once("a,b:2")]);
+    }
+    for words in [&["--data", "JSON"][..], &["--data", "a", "--data.json_path", "b"]] {
+        assert!(data(words).unwrap_err().to_string().contains("--data.json_path"), "{words:?}");
+    }
+}
+
+#[test]
+fn data_command_looks_at_every_row_in_order() {
+    let parsed = |words: &[&str]| match parse(&[&["data", "rows.json", "--model", "m"], words].concat()) {
+        Ok(Cli { command: Command::Data(args), .. }) => args,
+        other => panic!("{other:?}"),
+    };
+    let args = parsed(&["--prompt_style", "chat", "--show", "5", "--json"]);
+    let options = args.options().unwrap();
+    assert_eq!((options.prompt_style.as_str(), args.show, args.json), ("chat", 5, true));
+    assert_eq!((options.val_split_fraction, options.shuffle), (0.0, false));
+    assert!(
+        parsed(&["--prompt_style", "x", "--max_seq_length", "1"]).options().unwrap_err().problems.len() == 2
+    );
 }
 
 #[test]

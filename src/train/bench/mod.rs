@@ -313,9 +313,8 @@ fn random_batch(options: &BenchTrainOptions) -> MicroBatch {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 33) % options.config.vocab_size as u64) as u32
     };
-    let samples: Vec<Sample> = (0..options.batch)
-        .map(|_| Sample { tokens: (0..options.seq).map(|_| token()).collect(), masked: 0 })
-        .collect();
+    let samples: Vec<Sample> =
+        (0..options.batch).map(|_| Sample::new((0..options.seq).map(|_| token()).collect(), 0)).collect();
     MicroBatch::from_samples(&samples)
 }
 

@@ -1,0 +1,178 @@
+//! What data a command takes, and `engraft data`.
+
+use super::{EXIT_CODES, boolean, count};
+use crate::data::{DataSource, Format, PromptStyle};
+use crate::train::options::{Checks, DataOptions, OptionsError};
+use clap::{ArgAction, Args};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct DataArgs {
+    /// Files or folders FILE[:WEIGHT],… of rows; or JSON, LitGPT's word, for the file at --data.json_path
+    #[arg(long, value_name = "FILES", value_parser = data_kind)]
+    pub data: Option<DataKind>,
+    /// One file or folder of rows
+    #[arg(
+        long = "data.json_path",
+        alias = "data.json-path",
+        value_name = "FILE",
+        required_unless_present = "data"
+    )]
+    pub json_path: Option<PathBuf>,
+    /// Shuffle the rows, in the split and in each epoch: true or false
+    #[arg(
+        long = "data.shuffle",
+        value_name = "BOOL",
+        default_value_t = DataOptions::default().shuffle,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub shuffle: bool,
+    #[command(flatten)]
+    pub text: RowTextArgs,
+    /// Folder that keeps tokenised data for the next run [default: the output folder, for data of 8 MiB and more]
+    #[arg(long, alias = "data-cache", alias = "data.cache", value_name = "DIR")]
+    pub data_cache: Option<PathBuf>,
+}
+
+impl DataArgs {
+    pub(super) fn options(self, val_split_fraction: f64) -> DataOptions {
+        let sources = match self.data {
+            None | Some(DataKind::Json) => Vec::new(),
+            Some(DataKind::Sources(sources)) => sources,
+        };
+        DataOptions {
+            json_path: self.json_path.unwrap_or_default(),
+            sources,
+            val_split_fraction,
+            shuffle: self.shuffle,
+            cache: self.data_cache,
+            ..self.text.options()
+        }
+    }
+}
+
+/// What `--data` names.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataKind {
+    /// The file is named by `--data.json_path`.
+    Json,
+    Sources(Vec<DataSource>),
+}
+
+/// How rows become text, and which part is learned.
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Data")]
+pub struct RowTextArgs {
+    /// alpaca, prompt-completion, text, chat or sharegpt [default: what the keys of the first row say]
+    #[arg(long, alias = "data-format", alias = "data.format", value_name = "FORMAT", value_parser = format)]
+    pub data_format: Option<Format>,
+    /// Count the loss on the answers alone, not on prompts: true or false
+    #[arg(
+        long = "data.mask_prompt",
+        alias = "data.mask-prompt",
+        value_name = "BOOL",
+        default_value_t = DataOptions::default().mask_prompt,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub mask_prompt: bool,
+    /// How a row becomes a prompt: auto, alpaca, none, chat (the model's template), llama3, …; see the guide
+    #[arg(
+        long = "data.prompt_style",
+        visible_alias = "prompt_style",
+        aliases = ["data.prompt-style", "prompt-style"],
+        value_name = "STYLE",
+        default_value_t = DataOptions::default().prompt_style
+    )]
+    pub prompt_style: String,
+    /// Jinja template that writes each row from its keys, or each conversation from its messages
+    #[arg(
+        long,
+        alias = "prompt-template",
+        alias = "data.prompt_template",
+        alias = "data.prompt-template",
+        value_name = "FILE"
+    )]
+    pub prompt_template: Option<PathBuf>,
+}
+
+impl RowTextArgs {
+    fn options(self) -> DataOptions {
+        DataOptions {
+            format: self.data_format,
+            mask_prompt: self.mask_prompt,
+            prompt_style: self.prompt_style,
+            prompt_template: self.prompt_template,
+            ..DataOptions::default()
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct DataCommandArgs {
+    /// Files or folders of rows, FILE[:WEIGHT],…
+    #[arg(value_name = "FILES", value_parser = sources)]
+    pub files: Sources,
+    /// Hugging Face folder whose tokenizer and chat template are used
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub text: RowTextArgs,
+    /// Cut longer samples at the end [default: none is cut]
+    #[arg(long, alias = "max-seq-length", value_name = "N", value_parser = count)]
+    pub max_seq_length: Option<usize>,
+    /// Samples to show, from the first on
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = count)]
+    pub show: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl DataCommandArgs {
+    /// The data that were asked for, none of them held out, in the order of the files.
+    ///
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn options(&self) -> Result<DataOptions, OptionsError> {
+        let mut checks = Checks::default();
+        checks.prompt_style("--prompt_style", &self.text.prompt_style);
+        if let Some(length) = self.max_seq_length {
+            checks.at_least("--max_seq_length", length, 2);
+        }
+        checks.finish()?;
+        let sources = self.files.0.clone();
+        Ok(DataOptions { sources, val_split_fraction: 0.0, shuffle: false, ..self.text.clone().options() })
+    }
+}
+
+/// A list of files, as one argument.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sources(pub Vec<DataSource>);
+
+fn sources(word: &str) -> Result<Sources, String> {
+    DataSource::parse_list(word).map(Sources).map_err(|error| error.to_string())
+}
+
+fn data_kind(word: &str) -> Result<DataKind, String> {
+    match word {
+        "JSON" => Ok(DataKind::Json),
+        _ => sources(word).map(|sources| DataKind::Sources(sources.0)),
+    }
+}
+
+fn format(word: &str) -> Result<Format, String> {
+    word.parse().map_err(|error: crate::data::DataError| error.to_string())
+}
+
+/// The style that `generate` takes where none is said.
+pub(super) fn default_style() -> String {
+    PromptStyle::Alpaca.to_string()
+}

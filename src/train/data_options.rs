@@ -1,0 +1,108 @@
+//! Where the samples of a run come from and how they become tokens.
+
+use super::options::Checks;
+use crate::data::worth_keeping;
+use crate::data::{
+    DataError, DataSource, Dataset, DatasetOptions, Format, PromptStyle, SampleOptions, Tokenizer,
+};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Where the samples come from and how they become tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataOptions {
+    /// One file or folder; not looked at where there are `sources`.
+    pub json_path: PathBuf,
+    /// Files and folders with weights.
+    pub sources: Vec<DataSource>,
+    /// What the rows are; `None` looks at the first row of each file.
+    pub format: Option<Format>,
+    /// Share of the rows held out for validation; 0 holds out none.
+    pub val_split_fraction: f64,
+    /// Labels on the answer alone.
+    pub mask_prompt: bool,
+    pub shuffle: bool,
+    /// A name of [`PromptStyle`].
+    pub prompt_style: String,
+    /// A Jinja template that writes every row, in place of a style.
+    pub prompt_template: Option<PathBuf>,
+    /// Folder for the files of tokens; `None` keeps those of large data beside the run.
+    pub cache: Option<PathBuf>,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        DataOptions {
+            json_path: PathBuf::new(),
+            sources: Vec::new(),
+            format: None,
+            val_split_fraction: 0.1,
+            mask_prompt: true,
+            shuffle: true,
+            prompt_style: PromptStyle::default().to_string(),
+            prompt_template: None,
+            cache: None,
+        }
+    }
+}
+
+impl DataOptions {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        if self.sources.is_empty() {
+            checks.path("--data.json_path", &self.json_path);
+        } else {
+            let alone = self.json_path.as_os_str().is_empty();
+            checks.require(
+                alone,
+                "--data.json_path",
+                self.json_path.display(),
+                "give the files by --data FILES or one by --data.json_path, not both",
+            );
+        }
+        checks.below_one("--data.val_split_fraction", self.val_split_fraction);
+        checks.prompt_style("--data.prompt_style", &self.prompt_style);
+    }
+
+    /// The files and folders, with their weights.
+    pub fn sources(&self) -> Vec<DataSource> {
+        match self.sources.is_empty() {
+            true => vec![DataSource::once(&self.json_path)],
+            false => self.sources.clone(),
+        }
+    }
+
+    /// Reads, tokenises and splits. The tokens of large data are kept in `beside`, where that is a folder.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open_sources`].
+    pub fn open(
+        &self,
+        tokenizer: &Tokenizer,
+        seed: u64,
+        max_seq_length: Option<usize>,
+        beside: Option<&Path>,
+    ) -> Result<Dataset, DataError> {
+        let sources = self.sources();
+        let cache = match (&self.cache, beside) {
+            (Some(folder), _) => Some(folder.clone()),
+            (None, Some(folder)) if worth_keeping(&sources)? => Some(folder.to_owned()),
+            _ => None,
+        };
+        let sample = SampleOptions {
+            style: self.prompt_style.parse()?,
+            mask_prompt: self.mask_prompt,
+            max_seq_length,
+        };
+        let options = DatasetOptions {
+            sample,
+            format: self.format,
+            prompt_template: self.prompt_template.clone(),
+            val_split_fraction: self.val_split_fraction,
+            seed,
+            shuffle: self.shuffle,
+            cache,
+        };
+        Dataset::open_sources(&sources, tokenizer, &options)
+    }
+}
