@@ -3,7 +3,8 @@
 //!
 //! q `[T, heads * head_dim]`, k and v `[S, kv_heads * head_dim]`; query row t sees the key rows `starts[t] .. ends[t]`
 //! (both u32 `[T]`, non-decreasing). Causal attention inside segments is `starts = segment start, ends = t + 1`; a KV cache
-//! is `starts = 0, ends = position + 1`; a window of w keys is `starts = max(segment start, t + 1 - w)`. Outputs o like q, and the log-sum-exp of each row, f32 `[heads, T]`.
+//! is `starts = 0, ends = position + 1`; a window of w keys is `starts = max(segment start, t + 1 - w)`. Outputs o like q,
+//! and the log-sum-exp of each row, f32 `[heads, T]`.
 //!
 //! The gradient needs S = T and `query_ends` u32 `[T]`: key row s is seen by the query rows `s .. query_ends[s]`
 //! (the segment's end, or `min(segment end, s + w)`; non-decreasing too).

@@ -48,12 +48,13 @@ const fn resident((rows, block): (u32, u32), depth: u32) -> Variant {
 }
 
 /// What a GPU chooses from, most hopeful first.
-const TILES: [Variant; 10] = [
+const TILES: [Variant; 11] = [
     tiled((64, 32), (4, 4), 16),
     tiled((32, 64), (4, 4), 16),
     tiled((32, 32), (4, 4), 16),
     tiled((64, 64), (4, 4), 16),
     tiled((64, 64), (8, 4), 16),
+    tiled((64, 32), (8, 4), 16),
     resident((64, 32), 16),
     resident((32, 64), 16),
     tiled((32, 32), (4, 4), 32),
