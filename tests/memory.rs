@@ -48,7 +48,7 @@ fn network(precision: Precision, dropout: f64) -> Network {
 fn batch(samples: usize) -> MicroBatch {
     let mut random = common::Random::new(5);
     let samples: Vec<Sample> = (0..samples)
-        .map(|_| Sample { tokens: (0..SEQ).map(|_| (500.0 + 499.0 * random.next()) as u32).collect() })
+        .map(|_| Sample::new((0..SEQ).map(|_| (500.0 + 499.0 * random.next()) as u32).collect(), 0))
         .collect();
     MicroBatch::from_samples(&samples)
 }

@@ -472,6 +472,7 @@ impl TrainingArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
 pub struct PrecisionArgs {
     /// Storage of weights and activations: 32-true, 16-true, bf16-true, 16-mixed, bf16-mixed
     #[arg(long, value_name = "KIND", default_value_t = Precision::default())]

@@ -4,6 +4,7 @@ use super::*;
 use crate::autograd::Recompute;
 use crate::data::{DataSource, Format};
 use crate::train::options::TuneMode;
+use crate::train::quantize::Quantize;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
@@ -100,6 +101,7 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--save_interval", "20", |o| o.save_interval = Some(20)),
         ("--seed", "42", |o| o.seed = 42),
         ("--precision", "16-mixed", |o| o.precision = Precision::F16Mixed),
+        ("--quantize", "bnb.nf4-dq", |o| o.quantize = Quantize::Nf4Double),
         ("--recompute", "layer", |o| o.recompute = RecomputeKind::Policy(Recompute::Layer)),
         ("--memory_limit", "2GiB", |o| o.memory_limit = Some(2 << 30)),
         ("--out_dir", "there", |o| o.out_dir = "there".into()),
@@ -116,11 +118,15 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         assert_eq!(finetune(&[&format!("{option}={value}")]), expected, "{option}=");
     }
     assert!(finetune(&["--no_coop"]).no_coop && finetune(&["--no-coop"]).no_coop);
+    for spelled in ["--quantize_head", "--quantize-head"] {
+        assert!(finetune(&["--quantize", "nf4", spelled]).quantize_head);
+    }
     let listed: Vec<&str> = table.iter().map(|row| row.0.trim_start_matches('-')).collect();
     let command = Cli::command();
     for arg in command.find_subcommand("finetune").unwrap().get_arguments() {
         let Some(long) = arg.get_long() else { continue };
-        let elsewhere = ["data", "data.json_path", "quiet", "help", "no_coop"].contains(&long);
+        let elsewhere =
+            ["data", "data.json_path", "quiet", "help", "no_coop", "quantize_head"].contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
     }
 }
