@@ -39,10 +39,19 @@ impl Bound {
     }
 }
 
-/// Dispatches that run in order, as often as wanted.
+/// Dispatches that run in order, as often as wanted, and what is uploaded between them.
 #[derive(Default)]
 pub struct Recording {
     steps: Vec<Bound>,
+    /// By the step that they come before, ascending.
+    uploads: Vec<(usize, Upload)>,
+}
+
+/// Content that goes to the device anew in every run of a recording.
+#[derive(Clone)]
+pub struct Upload {
+    pub to: BufferSlice,
+    pub bytes: Arc<Vec<u8>>,
 }
 
 /// A submission ends after this much estimated work: far below the two seconds after which Windows resets a device.
@@ -242,14 +251,23 @@ impl Gpu {
         for slice in clears {
             encoder.clear_buffer(slice.buffer.raw(), slice.offset, Some(slice.size));
         }
-        let steps: Vec<&Bound> = recordings.iter().flat_map(|r| &r.steps).collect();
+        let steps: Vec<(&Bound, &[(usize, Upload)])> = recordings
+            .iter()
+            .flat_map(|r| r.steps.iter().enumerate().map(|(i, step)| (step, r.uploads_before(i))))
+            .collect();
         let mut next = 0;
         while next < steps.len() {
             let mut cost = Cost::default();
+            // an upload comes before all of the next submission: what stands before it was submitted already
+            steps[next].1.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
             {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
+                let first = next;
                 while next < steps.len() && cost.flops < SUBMIT_FLOPS && cost.bytes < SUBMIT_BYTES {
-                    let step = steps[next];
+                    let (step, uploads) = steps[next];
+                    if next > first && !uploads.is_empty() {
+                        break;
+                    }
                     step.encode(&mut pass);
                     cost += step.cost;
                     next += 1;
@@ -269,6 +287,18 @@ impl Gpu {
 impl Recording {
     pub fn push(&mut self, bound: Bound) {
         self.steps.push(bound);
+    }
+
+    /// Uploads before the step at this index, in every run. Indices must not fall from call to call.
+    pub fn upload(&mut self, before: usize, upload: Upload) {
+        debug_assert!(self.uploads.last().is_none_or(|(last, _)| *last <= before));
+        self.uploads.push((before, upload));
+    }
+
+    pub(super) fn uploads_before(&self, step: usize) -> &[(usize, Upload)] {
+        let from = self.uploads.partition_point(|(at, _)| *at < step);
+        let to = self.uploads.partition_point(|(at, _)| *at <= step);
+        &self.uploads[from..to]
     }
 
     pub(super) fn steps(&self) -> &[Bound] {

@@ -35,9 +35,15 @@ impl Gpu {
     /// What the device reported.
     pub fn time(&self, recording: &Recording) -> Result<Vec<DispatchTime>, GpuError> {
         let mut times = Vec::with_capacity(recording.len());
-        for chunk in recording.steps().chunks(CHUNK) {
-            let spans =
-                if self.has_timestamps() { self.by_timestamps(chunk)? } else { self.by_waiting(chunk)? };
+        for (n, chunk) in recording.steps().chunks(CHUNK).enumerate() {
+            let prepare = |i: usize| {
+                let uploads = recording.uploads_before(n * CHUNK + i);
+                uploads.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
+            };
+            let spans = match self.has_timestamps() {
+                true => self.by_timestamps(chunk, &prepare)?,
+                false => self.by_waiting(chunk, &prepare)?,
+            };
             // each chunk counts from its own first dispatch
             let end_of_last = times.last().map_or(0.0, |t: &DispatchTime| t.start + t.seconds);
             let first = spans.first().map_or(0.0, |span| span.0);
@@ -56,7 +62,8 @@ impl Gpu {
         Ok(times)
     }
 
-    fn by_timestamps(&self, steps: &[Bound]) -> Result<Vec<(f64, f64)>, GpuError> {
+    /// `prepare` makes ready for a step.
+    fn by_timestamps(&self, steps: &[Bound], prepare: &dyn Fn(usize)) -> Result<Vec<(f64, f64)>, GpuError> {
         let device = &self.shared.device;
         let count = 2 * steps.len() as u32;
         let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
@@ -73,6 +80,7 @@ impl Gpu {
         });
         let target = self.allocate("dispatch times", bytes)?;
         for (i, step) in steps.iter().enumerate() {
+            prepare(i);
             let mut encoder = device.create_command_encoder(&Default::default());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -101,10 +109,11 @@ impl Gpu {
         Ok(ticks.chunks_exact(2).map(|t| (at(t[0]), at(t[1]).max(at(t[0])))).collect())
     }
 
-    fn by_waiting(&self, steps: &[Bound]) -> Result<Vec<(f64, f64)>, GpuError> {
+    fn by_waiting(&self, steps: &[Bound], prepare: &dyn Fn(usize)) -> Result<Vec<(f64, f64)>, GpuError> {
         let origin = Instant::now();
         let mut spans = Vec::with_capacity(steps.len());
-        for step in steps {
+        for (i, step) in steps.iter().enumerate() {
+            prepare(i);
             let start = origin.elapsed().as_secs_f64();
             let mut encoder = self.shared.device.create_command_encoder(&Default::default());
             step.encode(&mut encoder.begin_compute_pass(&Default::default()));

@@ -1,7 +1,7 @@
 //! Llama 2, 3, 3.1 and 3.2 (Touvron et al. 2023, arXiv:2307.09288): RMSNorm before attention and MLP, rotary embedding,
 //! grouped query heads, SwiGLU.
 
-use super::{CacheHook, ModelConfig, Stream};
+use super::{CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource};
 use crate::graph::{GraphError, Value};
 use crate::nn::Builder;
 use crate::ops;
@@ -34,8 +34,13 @@ pub(super) fn hidden(
     cache: &mut CacheHook<'_>,
 ) -> Result<Value, GraphError> {
     let d = config.hidden_size;
-    let table = b.weight("model.embed_tokens.weight", &[config.vocab_size, d])?;
-    let mut x = ops::embedding::embedding(&mut b.graph, table, stream.tokens, stream.order, b.activations)?;
+    let mut x = match stream.source {
+        TokenSource::Embedded(embedded) => embedded,
+        TokenSource::Tokens(tokens, order) => {
+            let table = b.weight(EMBEDDING, &[config.vocab_size, d])?;
+            ops::embedding::embedding(&mut b.graph, table, tokens, order, b.activations)?
+        }
+    };
     for layer in 0..config.layers {
         b.graph.begin_block();
         x = block(b, config, stream, cache, layer, x)?;

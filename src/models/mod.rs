@@ -1,9 +1,10 @@
 //! From a configuration to the graphs of a network: training, evaluation, logits, generation with a KV cache.
 //!
 //! Inputs of a graph over T tokens (a flat stream of samples) with L label rows:
-//! `tokens, positions, starts, ends, query_ends` u32 `[T]` (see [`crate::ops::attention`]), `label_rows, targets` u32 `[L]`,
-//! `label_inverse` u32 `[T]` (see [`crate::ops::gather_rows`]), `order` u32 `[T]` where the embedding is trained, `rng` u32
-//! `[4]` where there is dropout, `loss_weight` f32 `[1]`. Loss is added to the state `loss_sum` `[1]`.
+//! `tokens` (or `embedded` `[T, d]`, see [`Network::embeds_on_host`]) `, positions, starts, ends, query_ends` u32 `[T]` (see
+//! [`crate::ops::attention`]), `label_rows, targets` u32 `[L]`, `label_inverse` u32 `[T]` (see [`crate::ops::gather_rows`]),
+//! `order` u32 `[T]` where the embedding is trained, `rng` u32 `[4]` where there is dropout, `loss_weight` f32 `[1]`. Loss is
+//! added to the state `loss_sum` `[1]`.
 
 pub mod config;
 mod llama;
@@ -15,7 +16,7 @@ pub use shapes::{shape, shape_names};
 use crate::autograd::{Recompute, differentiate};
 use crate::fuse::{Fusions, fuse};
 use crate::graph::{DType, Graph, GraphError, Shape, Value};
-use crate::nn::{AdapterForm, AdapterSpec, Builder, WeightMode};
+use crate::nn::{AdapterForm, AdapterSpec, Builder, Storage, WeightMode};
 use crate::ops;
 use crate::ops::attention::Visibility;
 use crate::ops::matmul::{Layout, matmul};
@@ -35,17 +36,28 @@ pub struct Network {
 
 /// The inputs that every graph over a token stream has.
 pub(crate) struct Stream {
-    pub tokens: Value,
+    pub source: TokenSource,
     pub positions: Value,
     pub visibility: Visibility,
     pub rope_table: Value,
-    pub order: Option<Value>,
+}
+
+/// What the first block reads.
+pub(crate) enum TokenSource {
+    /// Tokens, and their order where the embedding is trained.
+    Tokens(Value, Option<Value>),
+    /// Their embeddings, looked up by the host.
+    Embedded(Value),
 }
 
 /// Keys and values of one layer as the attention of that layer sees them.
 pub(crate) type CacheHook<'h> =
     dyn FnMut(&mut Graph, usize, Value, Value) -> Result<(Value, Value), GraphError> + 'h;
 
+/// Name of the input with the token embeddings, where the host looks them up.
+pub const EMBEDDED: &str = "embedded";
+/// Name of the token embedding.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the leaf with the rotary angles.
 pub const ROPE_TABLE: &str = "rope_table";
 /// Name of the state that losses are added to.
@@ -77,7 +89,7 @@ impl Network {
 
     fn loss(&self, tokens: usize, labels: usize, train: bool) -> Result<Graph, GraphError> {
         let mut b = self.builder();
-        let stream = self.stream(&mut b, tokens)?;
+        let stream = self.stream(&mut b, tokens, self.embeds_on_host())?;
         if train && self.adapter.as_ref().is_some_and(|a| a.dropout > 0.0) {
             b.rng = Some(b.graph.input("rng", Shape::vector(4), DType::U32)?);
         }
@@ -105,7 +117,7 @@ impl Network {
     /// As [`Network::training`].
     pub fn logits(&self, tokens: usize, rows: usize) -> Result<Graph, GraphError> {
         let mut b = self.builder();
-        let stream = self.stream(&mut b, tokens)?;
+        let stream = self.stream(&mut b, tokens, self.embeds_on_host())?;
         let hidden = self.hidden(&mut b, &stream, &mut |_, _, k, v| Ok((k, v)))?;
         self.finish_logits(b, hidden, tokens, rows)
     }
@@ -117,7 +129,7 @@ impl Network {
     /// As [`Network::training`].
     pub fn generation(&self, tokens: usize, cache: usize) -> Result<Graph, GraphError> {
         let mut b = self.builder();
-        let stream = self.stream(&mut b, tokens)?;
+        let stream = self.stream(&mut b, tokens, false)?;
         let offset = b.graph.input("offset", Shape::vector(1), DType::U32)?;
         let dtype = self.activations;
         let mut hook = |graph: &mut Graph, layer: usize, k: Value, v: Value| {
@@ -158,18 +170,39 @@ impl Network {
         Builder::new(self.weights, self.activations, adapter, form)
     }
 
-    fn stream(&self, b: &mut Builder<'_>, tokens: usize) -> Result<Stream, GraphError> {
+    /// Whether the token embedding stays in host memory in training and evaluation.
+    pub fn embeds_on_host(&self) -> bool {
+        let asked = matches!(self.weights, WeightMode::Frozen(Storage { host_embedding: true, .. }));
+        asked && !self.config.tied_head
+    }
+
+    /// The block of a weight that stays in host memory.
+    pub fn offloaded(&self, weight: &str) -> Option<usize> {
+        let WeightMode::Frozen(Storage { offload, .. }) = self.weights else { return None };
+        let (block, _) = weight.strip_prefix("model.layers.")?.split_once('.')?;
+        block.parse().ok().filter(|block| *block < offload)
+    }
+
+    fn stream(&self, b: &mut Builder<'_>, tokens: usize, embedded: bool) -> Result<Stream, GraphError> {
+        let source = match embedded {
+            true => {
+                let shape = Shape::matrix(tokens, self.config.hidden_size);
+                TokenSource::Embedded(b.graph.input(EMBEDDED, shape, self.activations)?)
+            }
+            false => {
+                let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
+                let ids = input("tokens")?;
+                let trained = self.weights == WeightMode::Trainable;
+                TokenSource::Tokens(ids, trained.then(|| input("order")).transpose()?)
+            }
+        };
         let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
-        let (ids, positions) = (input("tokens")?, input("positions")?);
+        let positions = input("positions")?;
         let visibility =
             Visibility { starts: input("starts")?, ends: input("ends")?, query_ends: input("query_ends")? };
-        let order = match self.weights {
-            WeightMode::Trainable => Some(input("order")?),
-            WeightMode::Frozen(_) => None,
-        };
         let table = Shape::matrix(self.positions, self.config.head_dim);
         let rope_table = b.graph.frozen(ROPE_TABLE, table, DType::F32)?;
-        Ok(Stream { tokens: ids, positions, visibility, rope_table, order })
+        Ok(Stream { source, positions, visibility, rope_table })
     }
 
     fn hidden(
@@ -184,7 +217,7 @@ impl Network {
     }
 
     fn head(&self, b: &mut Builder<'_>) -> Result<Value, GraphError> {
-        let name = if self.config.tied_head { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let name = if self.config.tied_head { EMBEDDING } else { "lm_head.weight" };
         b.weight(name, &[self.config.vocab_size, self.config.hidden_size])
     }
 }

@@ -47,11 +47,15 @@ pub struct Storage {
     pub linear: DType,
     /// Token embedding and head.
     pub outer: DType,
+    /// A token embedding that is not the head as well stays in host memory: only rows of a micro-batch travel.
+    pub host_embedding: bool,
+    /// The first so many blocks stay in host memory, and come to the device as their turn comes.
+    pub offload: usize,
 }
 
 impl From<DType> for Storage {
     fn from(dtype: DType) -> Self {
-        Storage { plain: dtype, linear: dtype, outer: dtype }
+        Storage { plain: dtype, linear: dtype, outer: dtype, host_embedding: false, offload: 0 }
     }
 }
 

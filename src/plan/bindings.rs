@@ -1,14 +1,17 @@
 //! The buffers behind a graph's leaves: weights, the flat trainable buffer with its gradient, inputs, state.
 
+use super::stream::Streamed;
 use crate::gpu::{BufferSlice, Gpu, GpuError, allocation};
 use crate::graph::{Graph, LeafKind, TensorType, Value};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Leaf name to device memory. Graphs of several sizes share one.
 #[derive(Clone, Default)]
 pub struct Bindings {
     leaves: HashMap<String, BufferSlice>,
     gradients: HashMap<String, BufferSlice>,
+    streamed: HashMap<String, Streamed>,
 }
 
 impl Bindings {
@@ -24,6 +27,29 @@ impl Bindings {
     /// Names the memory that gradients of a trainable leaf (or contributions to a state) are added to.
     pub fn bind_gradient(&mut self, name: impl Into<String>, slice: BufferSlice) {
         self.gradients.insert(name.into(), slice);
+    }
+
+    /// Names the memory of a leaf whose content comes anew in every run.
+    pub fn stream(&mut self, name: impl Into<String>, slice: BufferSlice, streamed: Streamed) {
+        let name = name.into();
+        self.streamed.insert(name.clone(), streamed);
+        self.bind(name, slice);
+    }
+
+    /// The block of a leaf that is streamed.
+    pub(super) fn streamed(&self, name: &str) -> Option<usize> {
+        self.streamed.get(name).map(|s| s.block)
+    }
+
+    /// What goes where, by block.
+    pub(super) fn streams(&self) -> HashMap<usize, Vec<(BufferSlice, Arc<Vec<u8>>)>> {
+        let mut blocks: HashMap<usize, Vec<_>> = HashMap::new();
+        for (name, Streamed { block, bytes }) in &self.streamed {
+            if let Some(slice) = self.leaf(name) {
+                blocks.entry(*block).or_default().push((slice.clone(), Arc::clone(bytes)));
+            }
+        }
+        blocks
     }
 
     pub fn leaf(&self, name: &str) -> Option<&BufferSlice> {

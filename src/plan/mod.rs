@@ -6,8 +6,10 @@
 mod bindings;
 mod program;
 mod slots;
+mod stream;
 pub mod tune;
 
 pub use bindings::{Bindings, ParameterSpace, leaf_bytes};
 pub use program::{PlanError, Program, Slots};
 pub use slots::{Layout, MemoryReport};
+pub use stream::{StreamLayout, Streamed};

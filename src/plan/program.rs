@@ -3,6 +3,7 @@
 use super::Bindings;
 use super::bindings::resolve;
 use super::slots::{Home, Layout};
+use super::stream::Stretches;
 use crate::gpu::{Buffer, BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::{Cost, Graph, Place, Value};
 use thiserror::Error;
@@ -79,6 +80,7 @@ impl Program {
             }
         };
         let mut recording = Recording::default();
+        let mut stretches = Stretches::default();
         for ((n, launch), scratch) in layout.nodes.iter().zip(&layout.workspaces) {
             let node = &graph.nodes()[*n];
             for dispatch in &launch.dispatches {
@@ -91,9 +93,17 @@ impl Program {
                         Place::Workspace(w) => Ok(slots.buffers[scratch[w]].slice(0, launch.workspaces[w])),
                     })
                     .collect::<Result<Vec<_>, _>>()?;
+                for binding in &dispatch.bindings {
+                    let Place::Input(i) = binding.place else { continue };
+                    let leaf = graph.leaf_of(node.inputs[i]);
+                    if let Some(block) = leaf.and_then(|leaf| bindings.streamed(&leaf.name)) {
+                        stretches.reads(recording.len(), block);
+                    }
+                }
                 recording.push(gpu.bind(dispatch, &buffers)?);
             }
         }
+        stretches.upload(&mut recording, &bindings.streams());
         let outputs = graph
             .outputs()
             .iter()

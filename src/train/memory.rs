@@ -257,8 +257,9 @@ fn stored_in_16_bits(network: &Network) -> Network {
     let weights = match network.weights {
         WeightMode::Frozen(storage) => {
             let half = |dtype| if dtype == DType::F32 { DType::BF16 } else { dtype };
-            let Storage { plain, linear, outer } = storage;
-            WeightMode::Frozen(Storage { plain: half(plain), linear: half(linear), outer: half(outer) })
+            let Storage { plain, linear, outer, .. } = storage;
+            let (plain, linear, outer) = (half(plain), half(linear), half(outer));
+            WeightMode::Frozen(Storage { plain, linear, outer, ..storage })
         }
         WeightMode::Trainable => WeightMode::Trainable,
     };
