@@ -290,7 +290,7 @@ fn a_template_of_ones_own_writes_any_row() {
         "Q: {{ question }} ({{ hint[0] }})\nA: {% generation %}{{ answer }}{% endgeneration %}",
     );
     let [first, second] =
-        [&prompt, &marked].map(|options| samples(&[row.clone()], &tokenizer, options).remove(0));
+        [&prompt, &marked].map(|options| samples(std::slice::from_ref(&row), &tokenizer, options).remove(0));
     assert_eq!(
         tokenizer.decode_all(&first.tokens).unwrap(),
         "<|begin_of_text|>Q: 2+2? (small)\nA: 4<|eot_id|>"
@@ -322,14 +322,14 @@ fn a_model_without_a_template_says_what_to_choose() {
     let instruction = json!({"instruction": "Hi", "output": "Yes"});
     assert_eq!(samples(&[instruction], &tokenizer, &DatasetOptions::default()).len(), 1);
 
-    let sample = &samples(&[row.clone()], &tokenizer, &style("gemma"))[0];
+    let sample = &samples(std::slice::from_ref(&row), &tokenizer, &style("gemma"))[0];
     assert_eq!(
         tokenizer.decode_all(&sample.tokens).unwrap(),
         "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nYes<end_of_turn>\n<start_of_turn>user\n\
          Hm<end_of_turn>\n<start_of_turn>model\nNo<end_of_turn>\n"
     );
     assert_eq!(learned(&tokenizer, sample), ["Yes<end_of_turn>", "No<end_of_turn>"]);
-    let sample = &samples(&[row.clone()], &tokenizer, &style("alpaca"))[0];
+    let sample = &samples(std::slice::from_ref(&row), &tokenizer, &style("alpaca"))[0];
     assert_eq!(learned(&tokenizer, sample), ["Yes<eos>", "No<eos>"]);
     let message = refusal(row, &tokenizer, &style("phi-2"));
     assert!(message.starts_with("the prompt style phi-2 is for single instructions"), "{message}");
@@ -360,6 +360,29 @@ fn turns_are_found_where_a_template_rewrites_them() {
          <|im_start|>A:<|im_end|>\n<|im_start|>U:Bye<|im_end|>\n<|im_start|>A:<think>\n</think>Bye<|im_end|>\n"
     );
     assert_eq!(learned(&tokenizer, sample), ["Hello Hello<|im_end|>", "<|im_end|>", "</think>Bye<|im_end|>"]);
+}
+
+#[test]
+fn a_tool_call_ends_before_the_next_message() {
+    let tokenizer = tokenizer("qwen2");
+    // as Qwen 3 has it: a thought before the last message alone, a newline only between content and call
+    let (_folder, options) = with_template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\
+         </think>{% endif %}{{ m.content }}{% if m.tool_calls %}{% if m.content %}{{ '\n' }}{% endif %}\
+         {{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}\
+         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    );
+    let row = json!({"messages": [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "Seven."},
+    ]});
+    let sample = &samples(&[row], &tokenizer, &options)[0];
+    assert_eq!(
+        learned(&tokenizer, sample),
+        ["[{\"name\": \"f\"}]<|im_end|>", "<think>\n</think>Seven.<|im_end|>"]
+    );
 }
 
 #[test]
@@ -479,7 +502,7 @@ fn failing_and_endless_templates_name_the_row() {
     }
     for source in ["{% for m in messages %}", "{{ 'a", "{% nothing %}"] {
         let (_folder, options) = with_template(source);
-        let message = dataset(&[row.clone()], &tokenizer, &options).unwrap_err().to_string();
+        let message = dataset(std::slice::from_ref(&row), &tokenizer, &options).unwrap_err().to_string();
         assert!(message.contains("own.jinja, line 1: is not a Jinja template: "), "{source}: {message}");
     }
     let options =
