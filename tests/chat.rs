@@ -363,6 +363,19 @@ fn turns_are_found_where_a_template_rewrites_them() {
 }
 
 #[test]
+fn an_end_of_turn_that_is_no_stop_token_is_learned_too() {
+    let tokenizer = tokenizer("qwen2");
+    // as Phi 3 has it: EOS only where the conversation ends; <|im_start|> stands for its end-of-turn token
+    let (_folder, options) = with_template(
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_start|>\n{% endfor %}\
+         {% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}",
+    );
+    let row = conversation(&[("user", "Hi"), ("assistant", "One"), ("user", "Hm"), ("assistant", "Two")]);
+    let sample = &samples(&[row], &tokenizer, &options)[0];
+    assert_eq!(learned(&tokenizer, sample), ["One<|im_start|>", "Two<|im_start|>\n<|im_end|>"]);
+}
+
+#[test]
 fn a_tool_call_ends_before_the_next_message() {
     let tokenizer = tokenizer("qwen2");
     // as Qwen 3 has it: a thought before the last message alone, a newline only between content and call

@@ -66,8 +66,9 @@ pub(super) enum TurnEnd {
     Marked,
     /// In the range, perhaps with blanks behind it.
     Included,
-    /// Behind the range, which is the content alone.
-    Follows,
+    /// Behind the range, which is the content alone: a stop token, or the special tokens before this byte, up to which
+    /// the text is as at the end of a conversation.
+    Follows(usize),
     /// The last stop token of the range, which goes on into the next message.
     LastStop,
 }
@@ -194,7 +195,14 @@ impl Chat<'_> {
     ) -> Result<(Range<usize>, TurnEnd), String> {
         let last = i + 1 == self.messages.len();
         let start = self.start(text, i).filter(|&start| start >= after);
-        let end = if last { Some(text.len()) } else { self.prefix(text, i + 1) };
+        // a template may refuse to render a part
+        let until = if last { None } else { self.render(&self.messages[..=i], false).ok() };
+        let shared = until.as_ref().map_or(0, |until| common_prefix(text, &until.text));
+        let end = match until {
+            _ if last => Some(text.len()),
+            Some(until) if shared == until.text.len() => Some(shared),
+            _ => None,
+        };
         if let (Some(start), Some(end)) = (start, end)
             && start <= end
         {
@@ -207,7 +215,7 @@ impl Chat<'_> {
                 let start = start.filter(|&start| start <= content.start).unwrap_or(content.start);
                 Ok(match end.filter(|&end| end >= content.end) {
                     Some(end) => (start..end, TurnEnd::Included),
-                    None => (start..content.end, TurnEnd::Follows),
+                    None => (start..content.end, TurnEnd::Follows(shared)),
                 })
             }
             (Some(start), None, None) => match next().filter(|&next| next > start) {
@@ -228,15 +236,8 @@ impl Chat<'_> {
             return Some(prompt.len());
         }
         // a prompt that opens a thought, say, where the message has none
-        self.prefix(text, i)?;
-        Some(common_prefix(text, &prompt))
-    }
-
-    /// The length of the text of the first `count` messages, where the whole text begins with it.
-    fn prefix(&self, text: &str, count: usize) -> Option<usize> {
-        // a template may refuse to render a part
-        let part = self.render(&self.messages[..count], false).ok()?.text;
-        text.starts_with(&part).then_some(part.len())
+        let before = self.render(&self.messages[..i], false).ok()?.text;
+        text.starts_with(&before).then(|| common_prefix(text, &prompt))
     }
 
     /// The bytes of the content of message `i` in `text`: what changes where the content is another.

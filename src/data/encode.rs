@@ -331,13 +331,13 @@ impl<'t> Encoder<'t> {
                     last = special + 1;
                 }
             }
-            TurnEnd::Follows => {
+            TurnEnd::Follows(shared) => {
+                let special = |token: &usize| self.tokenizer.is_special(encoded.tokens[*token]);
                 let next = (last..encoded.tokens.len()).find(|&token| !blank(token));
-                if let Some(next) = next
-                    && self.tokenizer.stop_tokens().contains(&encoded.tokens[next])
-                {
-                    last = next + 1;
-                }
+                let stop = next.filter(|&next| self.tokenizer.stop_tokens().contains(&encoded.tokens[next]));
+                let behind = encoded.bytes.partition_point(|bytes| bytes.end <= shared);
+                let end = stop.or_else(|| (last..behind).rev().find(special));
+                last = end.map_or(last, |end| end + 1);
             }
             TurnEnd::LastStop => {
                 let stop = |token: &usize| self.tokenizer.stop_tokens().contains(&encoded.tokens[*token]);
