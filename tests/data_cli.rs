@@ -116,3 +116,41 @@ fn mixtures_cuts_and_mistakes() {
         assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"), "byte {at}: {output:?}");
     }
 }
+
+#[test]
+fn a_run_learns_conversations_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let chat = |i: usize| json!({"messages": [{"role": "user", "content": format!("Say {i}")}, {"role": "assistant", "content": "so"}]});
+    let lines: String = (0..6).map(|i| format!("{}\n", chat(i))).collect();
+    let silent = json!({"messages": [{"role": "user", "content": "no answer"}]});
+    let file = write(&folder, "chats.jsonl", &format!("{lines}{silent}\n"));
+    let (out, cache) = (folder.path().join("out"), folder.path().join("tokens"));
+    let model = fixtures().join("models/llama");
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+        command.arg("finetune").arg(&model).args(["--data", &file, "--epochs", "1", "--batch_size", "2"]);
+        command.args(["--data.val_split_fraction", "0", "--tune", "off", "--out_dir"]).arg(&out).args(more);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+    };
+    let said = run(&["--data_cache", cache.to_str().unwrap()]);
+    assert!(said.contains("no label: left out"), "{said}");
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let labels: u64 = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["label_tokens"].as_u64().unwrap())
+        .sum();
+    // of each answer its two letters (one or two tokens) and the end of the turn
+    assert_eq!(labels % 6, 0);
+    assert!((12..=18).contains(&labels), "{labels}");
+    let options: Value =
+        serde_json::from_slice(&std::fs::read(out.join("hyperparameters.json")).unwrap()).unwrap();
+    assert_eq!(options["data"]["sources"][0]["path"], file);
+    assert_eq!(options["data"]["prompt_style"], "auto");
+    // small data leave nothing beside the run
+    run(&[]);
+    let kept = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(kept.into_iter().all(|name| !name.to_string_lossy().starts_with("tokens-")));
+}
