@@ -246,8 +246,11 @@ fn every_answer_is_learned_but_those_that_say_otherwise() {
         sample: SampleOptions { mask_prompt: false, ..SampleOptions::default() },
         ..DatasetOptions::default()
     };
-    let all = &samples(&[row(answer("train", json!(true)))], &tokenizer, &options)[0];
-    assert_eq!(all.label_tokens(), all.tokens.len() - 1);
+    let row = row(answer("train", json!(true)));
+    let all = &samples(std::slice::from_ref(&row), &tokenizer, &options)[0];
+    assert_eq!(all.tokens, samples(&[row], &tokenizer, &DatasetOptions::default())[0].tokens);
+    // but for the first token, which no row predicts, and the newline after the last turn
+    assert_eq!(all.label_tokens(), all.tokens.len() - 2);
 }
 
 #[test]

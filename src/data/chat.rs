@@ -290,7 +290,7 @@ impl RenderedChat {
     /// A text that is learned as a whole.
     pub(super) fn whole(text: String) -> Self {
         let all = 0..text.len();
-        Self { text, turns: vec![TurnSpan { range: all, message: 0, end: TurnEnd::Marked, trained: true }] }
+        Self { text, turns: vec![TurnSpan { range: all, message: 0, end: TurnEnd::Included, trained: true }] }
     }
 }
 

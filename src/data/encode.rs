@@ -140,7 +140,7 @@ impl<'t> Encoder<'t> {
                 )),
             },
         };
-        if let (PromptStyle::Chat, Chat::None(reason)) = (options.style, &chat) {
+        if let (PromptStyle::Chat, Chat::None(reason), None) = (options.style, &chat, &own) {
             return Err(DataError::NoChatTemplate { reason: reason.clone() });
         }
         Ok(Self { tokenizer, options, own, chat })
