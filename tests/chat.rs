@@ -246,8 +246,11 @@ fn every_answer_is_learned_but_those_that_say_otherwise() {
         sample: SampleOptions { mask_prompt: false, ..SampleOptions::default() },
         ..DatasetOptions::default()
     };
-    let all = &samples(&[row(answer("train", json!(true)))], &tokenizer, &options)[0];
-    assert_eq!(all.label_tokens(), all.tokens.len() - 1);
+    let row = row(answer("train", json!(true)));
+    let all = &samples(std::slice::from_ref(&row), &tokenizer, &options)[0];
+    assert_eq!(all.tokens, samples(&[row], &tokenizer, &DatasetOptions::default())[0].tokens);
+    // but for the first token, which no row predicts, and the newline after the last turn
+    assert_eq!(all.label_tokens(), all.tokens.len() - 2);
 }
 
 #[test]
@@ -360,6 +363,42 @@ fn turns_are_found_where_a_template_rewrites_them() {
          <|im_start|>A:<|im_end|>\n<|im_start|>U:Bye<|im_end|>\n<|im_start|>A:<think>\n</think>Bye<|im_end|>\n"
     );
     assert_eq!(learned(&tokenizer, sample), ["Hello Hello<|im_end|>", "<|im_end|>", "</think>Bye<|im_end|>"]);
+}
+
+#[test]
+fn an_end_of_turn_that_is_no_stop_token_is_learned_too() {
+    let tokenizer = tokenizer("qwen2");
+    // as Phi 3 has it: EOS only where the conversation ends; <|im_start|> stands for its end-of-turn token
+    let (_folder, options) = with_template(
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_start|>\n{% endfor %}\
+         {% if add_generation_prompt %}assistant:{% else %}{{ eos_token }}{% endif %}",
+    );
+    let row = conversation(&[("user", "Hi"), ("assistant", "One"), ("user", "Hm"), ("assistant", "Two")]);
+    let sample = &samples(&[row], &tokenizer, &options)[0];
+    assert_eq!(learned(&tokenizer, sample), ["One<|im_start|>", "Two<|im_start|>\n<|im_end|>"]);
+}
+
+#[test]
+fn a_tool_call_ends_before_the_next_message() {
+    let tokenizer = tokenizer("qwen2");
+    // as Qwen 3 has it: a thought before the last message alone, a newline only between content and call
+    let (_folder, options) = with_template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\
+         </think>{% endif %}{{ m.content }}{% if m.tool_calls %}{% if m.content %}{{ '\n' }}{% endif %}\
+         {{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}\
+         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    );
+    let row = json!({"messages": [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "Seven."},
+    ]});
+    let sample = &samples(&[row], &tokenizer, &options)[0];
+    assert_eq!(
+        learned(&tokenizer, sample),
+        ["[{\"name\": \"f\"}]<|im_end|>", "<think>\n</think>Seven.<|im_end|>"]
+    );
 }
 
 #[test]

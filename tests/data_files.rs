@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use engraft::data::{
     DataError, DataSource, Dataset, DatasetOptions, Format, Sample, SampleOptions, Tokenizer, detect_format,
-    epoch_order, read_records,
+    epoch_order, read_records, worth_keeping,
 };
 use serde_json::{Value, json};
 
@@ -244,6 +244,20 @@ fn tokens_are_kept_by_what_decides_them() {
     fs::write(&first[0], &whole[..whole.len() - 9]).unwrap();
     assert_eq!(open(&options), plain);
     assert_eq!(fs::read(&first[0]).unwrap(), whole);
+}
+
+#[test]
+fn large_data_are_worth_keeping() {
+    let folder = Folder::new();
+    let (small, large) = (folder.write("train.jsonl", ""), folder.write("large.jsonl", ""));
+    // a hole takes no room on the disk
+    fs::File::options().write(true).open(&large).unwrap().set_len(8 << 20).unwrap();
+    let keep = |paths: &[&Path]| {
+        let sources: Vec<DataSource> = paths.iter().map(|path| DataSource::once(*path)).collect();
+        worth_keeping(&sources).unwrap()
+    };
+    assert!(!keep(&[&small]) && keep(&[&large]) && keep(&[&small, &large]) && !keep(&[folder.0.path()]));
+    assert!(!keep(&[Path::new("/nowhere")]));
 }
 
 #[test]

@@ -407,7 +407,7 @@ fn bad_input_has_an_exit_code_and_a_reason() {
         ([&generate[..], &["/no/such/model"]].concat(), "/no/such/model"),
         ([&generate[..], &[path(&folder), "--lora", "/no/such/adapter"]].concat(), "/no/such/adapter"),
         ([&generate[..], &[path(&folder), "--temperature", "-1"]].concat(), "--temperature"),
-        ([&generate[..], &[path(&folder), "--prompt_style", "chatml"]].concat(), "--prompt_style"),
+        ([&generate[..], &[path(&folder), "--prompt_style", "alpacca"]].concat(), "--prompt_style"),
         ([&evaluate[..], &["/no/such/file.json"]].concat(), "/no/such/file.json"),
         ([&evaluate[..], &[path(&data)]].concat(), "config.json"),
         ([&evaluate[..], &[path(&data), "--micro_batch_size", "0"]].concat(), "--micro_batch_size"),

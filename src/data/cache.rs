@@ -19,7 +19,7 @@ use super::store::{StoreWriter, TokenStore};
 use super::{DataError, Format, Tokenizer};
 use crate::checkpoint::atomic::write_file;
 
-/// Raised whenever rows become other tokens than before.
+/// Raised whenever rows become other tokens than before, within a version of engraft.
 const ENCODING: u32 = 1;
 
 /// From this size on the files of a data set take longer to tokenise than a user likes to wait twice.
@@ -56,6 +56,7 @@ impl CacheKey {
             hash.write(bytes);
         };
         part(&ENCODING.to_le_bytes());
+        part(env!("CARGO_PKG_VERSION").as_bytes());
         part(&tokenizer.digest().to_le_bytes());
         part(options.format.map(|format| format.to_string()).unwrap_or_default().as_bytes());
         part(options.sample.style.to_string().as_bytes());
@@ -78,7 +79,7 @@ impl CacheKey {
         let mut hash = self.0.clone();
         let mut file = reader::open(path)?;
         // a table is told by its name
-        hash.write(path.extension().unwrap_or_default().as_encoded_bytes());
+        hash.write(&[reader::delimiter(path).unwrap_or(0)]);
         let mut buffer = vec![0; 1 << 20];
         loop {
             match file.read(&mut buffer) {

@@ -5,7 +5,8 @@
 //! it makes of the messages so far: both must be prefixes of the whole. Some templates rewrite earlier turns (they
 //! drop the thinking of all but the last, say), so that a prefix is none. Then the turn is found by what changes in
 //! the whole text when its content is another: that gives the content to the byte, and the end-of-turn token is the
-//! stop token behind it.
+//! stop token behind it. Where that fails too, because the turn is a tool call, it ends with the last stop token before
+//! the content of the next message.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -52,6 +53,8 @@ pub(super) struct RenderedChat {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TurnSpan {
     pub(super) range: Range<usize>,
+    /// Which message it is, counted from 0.
+    pub(super) message: usize,
     pub(super) end: TurnEnd,
     pub(super) trained: bool,
 }
@@ -63,8 +66,11 @@ pub(super) enum TurnEnd {
     Marked,
     /// In the range, perhaps with blanks behind it.
     Included,
-    /// Behind the range, which is the content alone.
-    Follows,
+    /// Behind the range, which is the content alone: a stop token, or the special tokens before this byte, up to which
+    /// the text is as at the end of a conversation.
+    Follows(usize),
+    /// The last stop token of the range, which goes on into the next message.
+    LastStop,
 }
 
 impl ChatTemplate {
@@ -134,7 +140,7 @@ impl ChatTemplate {
             if is_assistant(message) {
                 let after = turns.last().map_or(0, |turn: &TurnSpan| turn.range.end);
                 let (range, end) = chat.turn(&text, i, after, conversation)?;
-                turns.push(TurnSpan { range, end, trained: conversation.trained[i] });
+                turns.push(TurnSpan { range, message: i, end, trained: conversation.trained[i] });
             }
         }
         Ok(RenderedChat { text, turns })
@@ -187,60 +193,85 @@ impl Chat<'_> {
         after: usize,
         conversation: &Conversation,
     ) -> Result<(Range<usize>, TurnEnd), String> {
-        // a template may refuse to render a part; the content is looked for then
-        let prefix = |messages: &[Value], prompt: bool| {
-            let part = self.render(messages, prompt).ok()?.text;
-            text.starts_with(&part).then_some(part.len())
-        };
         let last = i + 1 == self.messages.len();
-        let start =
-            if i == 0 { None } else { prefix(&self.messages[..i], true) }.filter(|&start| start >= after);
-        let end = if last { Some(text.len()) } else { prefix(&self.messages[..=i], false) };
+        let start = self.start(text, i).filter(|&start| start >= after);
+        // a template may refuse to render a part
+        let until = if last { None } else { self.render(&self.messages[..=i], false).ok() };
+        let shared = until.as_ref().map_or(0, |until| common_prefix(text, &until.text));
+        let end = match until {
+            _ if last => Some(text.len()),
+            Some(until) if shared == until.text.len() => Some(shared),
+            _ => None,
+        };
         if let (Some(start), Some(end)) = (start, end)
             && start <= end
         {
             return Ok((start..end, TurnEnd::Included));
         }
-        let content = self.content(text, i, conversation)?;
-        let start = start.filter(|&start| start <= content.start).unwrap_or(content.start);
-        Ok(match end.filter(|&end| end >= content.end) {
-            Some(end) => (start..end, TurnEnd::Included),
-            None => (start..content.end, TurnEnd::Follows),
-        })
+        let content = self.content(text, i, conversation);
+        let next = || self.content(text, i + 1, conversation).map(|next| next.start);
+        match (start, content, end) {
+            (start, Some(content), end) => {
+                let start = start.filter(|&start| start <= content.start).unwrap_or(content.start);
+                Ok(match end.filter(|&end| end >= content.end) {
+                    Some(end) => (start..end, TurnEnd::Included),
+                    None => (start..content.end, TurnEnd::Follows(shared)),
+                })
+            }
+            (Some(start), None, None) => match next().filter(|&next| next > start) {
+                Some(next) => Ok((start..next, TurnEnd::LastStop)),
+                None => Err(unknown_turn(self.template.origin(), i)),
+            },
+            _ => Err(unknown_turn(self.template.origin(), i)),
+        }
+    }
+
+    /// Where message `i` begins: behind the text of those before it and what the generation prompt shares with it.
+    fn start(&self, text: &str, i: usize) -> Option<usize> {
+        if i == 0 {
+            return None;
+        }
+        let prompt = self.render(&self.messages[..i], true).ok()?.text;
+        if text.starts_with(&prompt) {
+            return Some(prompt.len());
+        }
+        // a prompt that opens a thought, say, where the message has none
+        let before = self.render(&self.messages[..i], false).ok()?.text;
+        text.starts_with(&before).then(|| common_prefix(text, &prompt))
     }
 
     /// The bytes of the content of message `i` in `text`: what changes where the content is another.
-    fn content(&self, text: &str, i: usize, conversation: &Conversation) -> Result<Range<usize>, String> {
+    fn content(&self, text: &str, i: usize, conversation: &Conversation) -> Option<Range<usize>> {
         // noncharacters, so that no character of the text is the first or last of the probe
         const PROBE: &str = "\u{fdd0}\u{fdd1}";
-        let unknown = || {
-            format!(
-                "{} rewrites earlier messages, so it cannot be told which part of the text is message {i} (counted \
-                 from 0), the assistant's: mark that in the template by {{% generation %}} and {{% endgeneration %}} \
-                 (--prompt_template FILE), or take the loss on the whole text (--data.mask_prompt false)",
-                self.template.origin()
-            )
-        };
-        let mut message = aliased(&conversation.messages[i]);
+        let mut message = aliased(conversation.messages.get(i)?);
         match message.get_mut("content") {
             Some(content @ Json::String(_)) => *content = Json::from(PROBE),
             Some(content @ Json::Array(_)) => *content = serde_json::json!([{"type": "text", "text": PROBE}]),
-            _ => return Err(unknown()),
+            _ => return None,
         }
         let mut messages = self.messages.clone();
         messages[i] = Value::from(Serde(message));
-        let other = self.render(&messages, false).map_err(|_| unknown())?.text;
-        let equal = |(a, b): &(char, char)| a == b;
-        let bytes =
-            |pairs: &mut dyn Iterator<Item = (char, char)>| pairs.map(|(c, _)| c.len_utf8()).sum::<usize>();
-        let start = bytes(&mut text.chars().zip(other.chars()).take_while(equal));
+        let other = self.render(&messages, false).ok()?.text;
+        let start = common_prefix(text, &other);
         let rest = text[start..].chars().rev().zip(other[start..].chars().rev());
-        let behind = bytes(&mut rest.take_while(equal));
-        match &other[start..other.len() - behind] == PROBE {
-            true => Ok(start..text.len() - behind),
-            false => Err(unknown()),
-        }
+        let behind: usize = rest.take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
+        (&other[start..other.len() - behind] == PROBE).then_some(start..text.len() - behind)
     }
+}
+
+/// What to say of a turn that is not found.
+pub(super) fn unknown_turn(origin: &str, message: usize) -> String {
+    format!(
+        "{origin} rewrites earlier messages, so it cannot be told which part of the text is message {message} (counted \
+         from 0), the assistant's: mark that in the template by {{% generation %}} and {{% endgeneration %}} \
+         (--prompt_template FILE), or take the loss on the whole text (--data.mask_prompt false)"
+    )
+}
+
+/// Bytes that both begin with.
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
 }
 
 impl RenderedChat {
@@ -249,6 +280,7 @@ impl RenderedChat {
         let one_each = trained.len() == generated.len();
         let turn = |(i, range): (usize, Range<usize>)| TurnSpan {
             range,
+            message: i,
             end: TurnEnd::Marked,
             trained: !one_each || trained[i],
         };
@@ -258,7 +290,7 @@ impl RenderedChat {
     /// A text that is learned as a whole.
     pub(super) fn whole(text: String) -> Self {
         let all = 0..text.len();
-        Self { text, turns: vec![TurnSpan { range: all, end: TurnEnd::Marked, trained: true }] }
+        Self { text, turns: vec![TurnSpan { range: all, message: 0, end: TurnEnd::Included, trained: true }] }
     }
 }
 

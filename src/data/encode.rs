@@ -11,7 +11,7 @@ use minijinja::Value;
 use minijinja::value::Serde;
 use serde_json::{Map, Value as Json};
 
-use super::chat::{ChatTemplate, RenderedChat, TurnEnd, TurnSpan};
+use super::chat::{ChatTemplate, RenderedChat, TurnEnd, TurnSpan, unknown_turn};
 use super::chat_styles::{chat_style, chat_style_names};
 use super::conversation::Conversation;
 use super::parallel::parallel_map;
@@ -140,7 +140,7 @@ impl<'t> Encoder<'t> {
                 )),
             },
         };
-        if let (PromptStyle::Chat, Chat::None(reason)) = (options.style, &chat) {
+        if let (PromptStyle::Chat, Chat::None(reason), None) = (options.style, &chat, &own) {
             return Err(DataError::NoChatTemplate { reason: reason.clone() });
         }
         Ok(Self { tokenizer, options, own, chat })
@@ -250,7 +250,7 @@ impl<'t> Encoder<'t> {
             true => template.render(conversation)?,
             false => RenderedChat::whole(template.text(conversation, false)?),
         };
-        self.turns(&rendered, with_bos)
+        self.turns(&rendered, with_bos, template.origin())
     }
 
     /// A row under the user's own template: it marks the answer by `{% generation %}`, or writes the prompt alone.
@@ -263,7 +263,7 @@ impl<'t> Encoder<'t> {
                 true => RenderedChat::marked(rendered.text, rendered.generated, &[]),
                 false => RenderedChat::whole(rendered.text),
             };
-            return self.turns(&rendered, true);
+            return self.turns(&rendered, true, own.origin());
         }
         let answer = ANSWERS.iter().find_map(|key| fields.get(*key));
         match answer {
@@ -278,13 +278,14 @@ impl<'t> Encoder<'t> {
     }
 
     /// A text whose labels are the assistant's turns.
-    fn turns(&self, rendered: &RenderedChat, with_bos: bool) -> Result<Tokenized, String> {
+    fn turns(&self, rendered: &RenderedChat, with_bos: bool, origin: &str) -> Result<Tokenized, String> {
         let text = &rendered.text;
         let encoded = self.tokenizer.encode_with_bytes(text).map_err(|error| error.to_string())?;
         let mut spans: Vec<Range<usize>> = Vec::new();
         let mut open = false;
         for turn in &rendered.turns {
-            let span = self.span(text, &encoded, turn);
+            let unknown = || unknown_turn(origin, turn.message);
+            let span = self.span(text, &encoded, turn).ok_or_else(unknown)?;
             open = span.end == encoded.tokens.len() && !encoded.ends_special(span.end, self.tokenizer);
             if turn.trained {
                 spans.push(span);
@@ -309,8 +310,8 @@ impl<'t> Encoder<'t> {
         Ok(Tokenized::new(Sample::with_spans(tokens, spans), prompt_length))
     }
 
-    /// The tokens of a turn.
-    fn span(&self, text: &str, encoded: &Encoded, turn: &TurnSpan) -> Range<usize> {
+    /// The tokens of a turn; `None` where it has no end.
+    fn span(&self, text: &str, encoded: &Encoded, turn: &TurnSpan) -> Option<Range<usize>> {
         let Range { start, end } = turn.range;
         let blank = |token: usize| text[encoded.bytes[token].clone()].trim().is_empty();
         let first = encoded.bytes.partition_point(|bytes| bytes.end <= start);
@@ -330,16 +331,20 @@ impl<'t> Encoder<'t> {
                     last = special + 1;
                 }
             }
-            TurnEnd::Follows => {
+            TurnEnd::Follows(shared) => {
+                let special = |token: &usize| self.tokenizer.is_special(encoded.tokens[*token]);
                 let next = (last..encoded.tokens.len()).find(|&token| !blank(token));
-                if let Some(next) = next
-                    && self.tokenizer.stop_tokens().contains(&encoded.tokens[next])
-                {
-                    last = next + 1;
-                }
+                let stop = next.filter(|&next| self.tokenizer.stop_tokens().contains(&encoded.tokens[next]));
+                let behind = encoded.bytes.partition_point(|bytes| bytes.end <= shared);
+                let end = stop.or_else(|| (last..behind).rev().find(special));
+                last = end.map_or(last, |end| end + 1);
+            }
+            TurnEnd::LastStop => {
+                let stop = |token: &usize| self.tokenizer.stop_tokens().contains(&encoded.tokens[*token]);
+                last = (first..last).rev().find(stop)? + 1;
             }
         }
-        first..last
+        Some(first..last)
     }
 }
 

@@ -282,7 +282,8 @@ fn no_label_advice(max_seq_length: Option<usize>, shortest_prompt: usize) -> Str
              answer begins beyond it: raise max_seq_length well above {shortest_prompt} (where the model takes so many), \
              shorten the prompts, or take the loss on prompts too (mask_prompt false)"
         ),
-        _ => "the tokenizer gives no token to the answers: check that tokenizer.json belongs to the model"
+        _ => "no row holds an answer that gives tokens: in a conversation the roles assistant and model are learned (without \
+              `train` false), elsewhere the output or completion; or tokenizer.json does not belong to the model"
             .to_owned(),
     }
 }

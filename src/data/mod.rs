@@ -1,6 +1,6 @@
 //! From files of instructions, conversations or texts to micro-batches of token ids.
 //!
-//! The way of a row: a reader ([`reader`]) gives it as JSON whatever the file is, [`Format`] says how it is to be read
+//! The way of a row: a reader gives it as JSON whatever the file is, [`Format`] says how it is to be read
 //! and [`Row`] checks it, [`PromptStyle`] or a chat template writes its text, [`Encoder`] turns that into tokens and
 //! labels, which go to a file that [`Dataset`] maps and splits, and [`MicroBatch`] lays samples end to end in one flat
 //! token stream without padding. Nothing here knows a model or a device. Everything is a function of the files, the

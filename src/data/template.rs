@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::DataError;
@@ -71,7 +71,13 @@ impl Template {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", |format: &str| now(format));
-        let (source, marks_generation) = mark_generation(source);
+        // Python's Jinja finds that nothing and numbers are not iterable
+        environment.add_test("iterable", |value: &Value| {
+            !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
+        });
+        // and reads every line end as a newline
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (source, marks_generation) = mark_generation(&source);
         let tells_time = source.contains("strftime_now");
         environment.add_template_owned(NAME, source).map_err(|error| DataError::BadTemplate {
             origin: origin.clone(),
@@ -236,6 +242,8 @@ mod tests {
             ("{% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
             ("  {% if true %}\n a\n  {% endif %}\nb\n", " a\nb"),
             ("{{ strftime_now('%Y') | length }}", "4"),
+            ("{% if none is iterable or 3 is iterable %}no{% endif %}{{ [] is iterable }}", "True"),
+            ("a\r\n{% if true %}\r\nb\rc{% endif %}", "a\nb\nc"),
         ] {
             assert_eq!(text(source), expected, "{source}");
         }

@@ -52,12 +52,12 @@ impl DataOptions {
         if self.sources.is_empty() {
             checks.path("--data.json_path", &self.json_path);
         } else {
-            let alone = self.json_path.as_os_str().is_empty();
+            let names: Vec<_> = self.sources.iter().map(|source| source.path.display().to_string()).collect();
             checks.require(
-                alone,
-                "--data.json_path",
-                self.json_path.display(),
-                "give the files by --data FILES or one by --data.json_path, not both",
+                self.json_path.as_os_str().is_empty(),
+                "--data",
+                names.join(","),
+                "names files, and so does --data.json_path: give one of the two, or --data JSON --data.json_path FILE",
             );
         }
         checks.below_one("--data.val_split_fraction", self.val_split_fraction);

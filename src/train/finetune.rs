@@ -251,7 +251,6 @@ impl<'a> Finetune<'a> {
             let warmup = o.lr_warmup_steps.unwrap_or(0);
             WarmupSchedule::new(o.lr_schedule, o.learning_rate, o.min_lr, warmup, steps).into()
         });
-        let validation = validation_batches(&data.validation, self.options.micro_batch());
         let per_epoch = data.train.len().div_ceil(self.options.batch_size);
         let mut ledger = Ledger {
             metrics,
@@ -300,7 +299,7 @@ impl<'a> Finetune<'a> {
             }
             let last = step + 1 == steps;
             let due = |interval: Option<usize>| interval.is_some_and(|n| (step + 1) % n == 0);
-            let evaluates = !validation.is_empty() && (last || due(self.options.eval_interval));
+            let evaluates = !data.validation.is_empty() && (last || due(self.options.eval_interval));
             let saves = last || due(self.options.save_interval);
             // a dynamic loss scale must be known before the next step
             if (evaluates || saves || ledger.scale.is_dynamic())
@@ -310,7 +309,8 @@ impl<'a> Finetune<'a> {
             }
             if evaluates {
                 let labels = data.summary.validation.label_tokens;
-                let loss = trainer.evaluate(&validation)? / labels as f64;
+                let loss =
+                    trainer.evaluate(batches(&data.validation, self.options.micro_batch()))? / labels as f64;
                 let record = EvalRecord::new(step + 1, loss);
                 ledger.metrics.evaluation(&record)?;
                 val_loss = Some(loss);
@@ -450,7 +450,8 @@ pub(super) fn adapter_of(
     Ok((spec, None, settings))
 }
 
-fn validation_batches(samples: &Samples, size: usize) -> Vec<MicroBatch> {
-    let all: Vec<usize> = (0..samples.len()).collect();
-    all.chunks(size).map(|micro| MicroBatch::from_samples(micro.iter().map(|&i| samples.get(i)))).collect()
+/// Micro-batches of the samples in order, each made when it is asked for.
+fn batches(samples: &Samples, size: usize) -> impl Iterator<Item = MicroBatch> + '_ {
+    let batch = move |start| (start..samples.len().min(start + size)).map(|i| samples.get(i));
+    (0..samples.len()).step_by(size).map(move |start| MicroBatch::from_samples(batch(start)))
 }

@@ -15,6 +15,7 @@ use crate::graph::{Cost, DType, Graph, GraphError, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
 use crate::ops::adamw::Hyper;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::time::Instant;
 use thiserror::Error;
@@ -260,15 +261,15 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::accumulate`].
-    pub fn evaluate<'a>(
+    pub fn evaluate(
         &mut self,
-        batches: impl IntoIterator<Item = &'a MicroBatch>,
+        batches: impl IntoIterator<Item = impl Borrow<MicroBatch>>,
     ) -> Result<f64, TrainerError> {
         let gpu = self.gpu.clone();
         let mut total = 0.0;
         for batch in batches {
             gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
-            let size = self.write_inputs(batch)?;
+            let size = self.write_inputs(batch.borrow())?;
             gpu.submit(&[], &[self.program(false, size)?.recording()])?;
             total += float(&gpu.read(&[self.loss_sum.part(0, 4)])?[0]);
         }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct DataArgs {
-    /// Files or folders FILE[:WEIGHT],… of rows; or JSON, LitGPT's word, for the file at --data.json_path
+    /// Files or folders FILE:WEIGHT,… of rows; or JSON, LitGPT's word, for the file at --data.json_path
     #[arg(long, value_name = "FILES", value_parser = data_kind)]
     pub data: Option<DataKind>,
     /// One file or folder of rows
@@ -117,7 +117,7 @@ impl RowTextArgs {
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", after_help = EXIT_CODES)]
 pub struct DataCommandArgs {
-    /// Files or folders of rows, FILE[:WEIGHT],…
+    /// Files or folders of rows, FILE:WEIGHT,…
     #[arg(value_name = "FILES", value_parser = sources)]
     pub files: Sources,
     /// Hugging Face folder whose tokenizer and chat template are used

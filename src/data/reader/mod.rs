@@ -115,7 +115,7 @@ fn read_text<R: Read>(
 }
 
 /// What separates the columns, where the name says that the file is a table.
-fn delimiter(path: &Path) -> Option<u8> {
+pub(super) fn delimiter(path: &Path) -> Option<u8> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();
     let name = name.strip_suffix(".gz").or(name.strip_suffix(".zst")).unwrap_or(&name);
     match name.rsplit_once('.')?.1 {
