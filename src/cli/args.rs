@@ -18,8 +18,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 mod bench;
+mod plan;
 
+use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
+pub use plan::PlanArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device";
@@ -73,6 +76,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure which kernels are fastest here, ahead of a run
     Tune(TuneCommandArgs),
+    /// Say what memory a run would take, without a GPU: takes finetune's options
+    Plan(PlanArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -305,8 +310,8 @@ pub struct DataArgs {
     #[arg(long, value_name = "KIND", default_value = "JSON", value_parser = data_kind)]
     pub data: DataKind,
     /// JSON array or JSON lines of rows with instruction, output and perhaps input
-    #[arg(long = "data.json_path", alias = "data.json-path", value_name = "FILE")]
-    pub json_path: PathBuf,
+    #[arg(long = "data.json_path", alias = "data.json-path", value_name = "FILE", required = true)]
+    pub json_path: Option<PathBuf>,
     /// Count the loss on the answer alone, not on the prompt: true or false
     #[arg(
         long = "data.mask_prompt",
@@ -344,7 +349,7 @@ impl DataArgs {
     fn options(self, val_split_fraction: f64) -> DataOptions {
         let DataKind::Json = self.data;
         DataOptions {
-            json_path: self.json_path,
+            json_path: self.json_path.unwrap_or_default(),
             val_split_fraction,
             mask_prompt: self.mask_prompt,
             shuffle: self.shuffle,

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod optimiser;
 pub mod options;
 pub mod plan;
+pub mod run_plan;
 pub mod save;
 pub mod schedule;
 pub mod setup;
