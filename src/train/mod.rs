@@ -19,4 +19,5 @@ pub mod schedule;
 pub mod setup;
 pub mod trainer;
 pub mod tuning;
+mod upload;
 pub mod weights;

@@ -7,7 +7,7 @@ use super::inputs::write_batch;
 use super::memory_size::memory_text;
 use super::optimiser::{Optimiser, OptimiserError};
 use super::plan::{Demand, TrainingPlan};
-use super::weights::{WeightError, WeightSource, initial_values};
+use super::weights::{WeightError, WeightSource, write_initial_values};
 use crate::data::MicroBatch;
 use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, Readback};
 use crate::graph::layout::{pack_u32, unpack};
@@ -134,9 +134,7 @@ impl Trainer {
         let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph))?;
         optimiser.bind(&mut bindings);
         (memory.trainables, memory.optimiser) = optimiser.bytes();
-        for (name, values) in initial_values(optimiser.space(), source, seed)? {
-            optimiser.set(&name, &values)?;
-        }
+        write_initial_values(gpu, &optimiser, source, seed)?;
         memory.inputs = bindings.allocate_inputs(gpu, &graph)? + optimiser.input_bytes();
         let [layout, eval_layout] = layouts;
         let slots = Slots::allocate(gpu, &layout)?;
