@@ -15,11 +15,14 @@ use engraft::nn::WeightMode;
 use engraft::ops::adamw::Hyper;
 use engraft::train::adapter::spec_of_targets;
 use engraft::train::bench::small_config;
+use engraft::train::finetune::Finetune;
 use engraft::train::memory::{FitError, MemoryLimit, Planner};
-use engraft::train::options::{Precision, RecomputeKind};
+use engraft::train::options::{FinetuneOptions, Precision, RecomputeKind, TuneMode};
 use engraft::train::plan::{Demand, TrainingPlan};
 use engraft::train::trainer::Trainer;
 use engraft::train::weights::WeightSource;
+use serde_json::Value;
+use std::process::{Command, Output};
 
 const SEQ: usize = 96;
 
@@ -217,6 +220,105 @@ fn what_does_not_fit_is_refused_with_ways_out() {
     let error = refused(RecomputeKind::Auto, bytes);
     assert!(error.advice.fits[0].0.starts_with("--precision bf16-true"), "{}", error.advice);
     assert_eq!(Error::from(error).failure(), Failure::Memory);
+}
+
+fn plan(arguments: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_engraft");
+    Command::new(program).arg("plan").args(arguments).env_remove("ENGRAFT_MEMORY_LIMIT").output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    let (said, stdout) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{said}");
+    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"))
+}
+
+/// Bytes of one kind in the plan of Llama 3.2 1B at this length.
+fn planned(length: usize, recompute: &str, kind: &str) -> f64 {
+    let length = length.to_string();
+    let words = ["--shape", "llama-3.2-1b", "--micro_batch_size", "1", "--max_seq_length", &length];
+    let report = json(&plan(&[&words[..], &["--recompute", recompute, "--json"]].concat()));
+    assert_eq!(report["recompute"], recompute);
+    report["bytes"][kind].as_u64().unwrap() as f64
+}
+
+#[test]
+fn the_command_plans_a_model_without_files_or_device() {
+    assert_eq!(
+        planned(512, "none", "weights"),
+        2.0 * 1_235_814_400.0 + 2.0 * (33.0 * 2048.0) + 512.0 * 64.0 * 4.0
+    );
+    // with flash attention and chunked logits nothing grows with the square of the length
+    for policy in ["none", "selective", "layer"] {
+        let bytes: Vec<f64> = [1024, 2048, 4096].map(|n| planned(n, policy, "activations")).into();
+        let (first, second) = (bytes[1] - bytes[0], bytes[2] - bytes[1]);
+        assert!((second / first - 2.0).abs() < 0.05, "{policy}: {bytes:?}");
+    }
+    let words = ["--shape", "qwen2.5-0.5b", "--max_seq_length", "256", "--memory_limit", "1.2GB"];
+    let report = json(&plan(&[&words[..], &["--recompute", "none", "--json"]].concat()));
+    let (peak, kinds) = (report["peak_bytes"].as_u64().unwrap(), report["bytes"].as_object().unwrap());
+    assert_eq!(peak, kinds.values().map(|v| v.as_u64().unwrap()).sum::<u64>());
+    let cells = report["combinations"].as_array().unwrap();
+    for cell in cells {
+        let bytes = cell["peak_bytes"].as_u64().unwrap();
+        assert_eq!(cell["fits"].as_bool(), Some(bytes <= 1_200_000_000), "{cell}");
+    }
+    assert!(cells.iter().any(|c| c["fits"] == true) && cells.iter().any(|c| c["fits"] == false));
+    let table = plan(&words);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    for word in ["activations", "kernel parameters", "peak", "micro-batch 8", "selective", "every-2", "over "]
+    {
+        assert!(table.contains(word), "no {word:?} in {table}");
+    }
+}
+
+#[test]
+fn a_plan_with_data_is_that_of_the_run() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let rows: Vec<Value> = (0..9)
+        .map(|i| serde_json::json!({"instruction": format!("Say {i}"), "output": "ab ".repeat(1 + 5 * i)}))
+        .collect();
+    let data = folder.path().join("data.json");
+    std::fs::write(&data, serde_json::to_string(&rows).unwrap()).unwrap();
+    let model = common::fixtures().join("models/llama");
+    let (model_text, data_text) = (model.display().to_string(), data.display().to_string());
+    let index = gpu.info().index.to_string();
+    let words = [&model_text, "--data.json_path", &data_text, "--max_steps", "2", "--gpu", &index, "--json"];
+    let report = json(&plan(&words));
+    let mut options = FinetuneOptions {
+        model_dir: model,
+        out_dir: folder.path().join("out"),
+        max_steps: Some(2),
+        tune: TuneMode::Off,
+        ..FinetuneOptions::default()
+    };
+    options.data.json_path = data;
+    let run = Finetune::new(options).run_on(&gpu).unwrap();
+    let of_run = serde_json::to_value(run.memory).unwrap();
+    for kind in ["weights", "trainables", "optimiser", "inputs", "activations"] {
+        assert_eq!(report["bytes"][kind], of_run[kind], "{kind}");
+    }
+    // one plan per size: the largest stands for all of them
+    let (planned, made) = (report["bytes"]["parameters"].as_u64().unwrap(), run.memory.parameters);
+    assert!(made <= planned && planned < 2 * made, "{made} of {planned}");
+}
+
+#[test]
+fn a_plan_needs_a_model_and_a_length() {
+    for (words, said) in [
+        (&["--max_seq_length", "64"][..], "--shape"),
+        (&["--shape", "llama-9", "--max_seq_length", "64"], "llama-3.2-1b"),
+        (&["--shape", "llama-3.2-1b"], "--max_seq_length"),
+        (&["--shape", "llama-3.2-1b", "--max_seq_length", "64", "--memory_limit", "6G"], "6GiB"),
+        (&["--shape", "llama-3.2-1b", "--max_seq_length", "64", "--lora_rank", "0"], "--lora_rank"),
+        (&["--shape", "llama-3.2-1b", "--max_seq_length", "64", "--lora_targets", "nose"], "q_proj"),
+    ] {
+        let output = plan(words);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {message}");
+        assert!(message.contains(said), "{words:?}: {message}");
+    }
 }
 
 #[test]
