@@ -4,9 +4,11 @@
 mod common;
 
 use engraft::checkpoint::{Adapter, AdapterTensor, Checkpoint};
+use engraft::error::Failure;
 use engraft::models::ModelConfig;
 use engraft::plan::MemoryReport;
 use engraft::train::finetune::Finetune;
+use engraft::train::metrics::Event;
 use engraft::train::options::TuneMode;
 use engraft::train::options::{DataOptions, FinetuneOptions, LoraOptions, Precision, RecomputeKind};
 use serde_json::{Value, json};
@@ -585,6 +587,81 @@ fn recomputation_changes_no_bit() {
     for policy in ["selective", "layer", "every-2"] {
         assert!(kept == run(policy), "{policy}");
     }
+}
+
+/// Options of a run of the library on the small rows.
+fn library_options(run: &Run) -> FinetuneOptions {
+    FinetuneOptions {
+        model_dir: model(),
+        data: DataOptions { json_path: run.folder.path().join("data.json"), ..DataOptions::default() },
+        out_dir: run.out(),
+        tune: TuneMode::Off,
+        ..FinetuneOptions::default()
+    }
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_refused_and_auto_makes_one_fit() {
+    let Some(gpu) = common::gpu() else { return };
+    let refused = Run::new(&[("memory_limit", "300KiB"), ("tune", "off")]);
+    let output = refused.start(&model());
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("the limit of 0.3 MiB") && said.contains("micro-batch of 2"), "{said}");
+    assert!(!refused.out().exists(), "something was written");
+
+    let run = Run::new(&[]);
+    let kept = Finetune::new(FinetuneOptions { max_steps: Some(2), ..library_options(&run) });
+    let kept = kept.run_on(&gpu).unwrap();
+    let adapter = run.adapter();
+    let limit = kept.memory.total() - kept.memory.parameters - 1;
+    let (mut notes, options) = (Vec::new(), library_options(&run));
+    let options = FinetuneOptions { max_steps: Some(2), memory_limit: Some(limit), ..options };
+    let lean = Finetune::new(options.clone())
+        .on_event(|event| {
+            if let Event::Note(note) = event {
+                notes.push(note.clone());
+            }
+        })
+        .run_on(&gpu)
+        .unwrap();
+    assert!(lean.memory.total() <= limit && limit < kept.memory.total(), "{:?}", lean.memory);
+    assert!(adapter == run.adapter(), "recomputation changes no bit");
+    assert!(notes.iter().any(|n| n.contains("(chosen by auto)") && n.contains("more FLOPs")), "{notes:?}");
+    assert!(notes.iter().any(|n| n.starts_with("weights ") && n.contains("iB/s")), "{notes:?}");
+    // without a choice the same limit is an error that names the ways out
+    let fixed = FinetuneOptions { recompute: RecomputeKind::NONE, ..options };
+    let error = Finetune::new(fixed).run_on(&gpu).unwrap_err();
+    assert_eq!(error.failure(), Failure::Memory);
+    let said = error.to_string();
+    assert!(said.contains("--micro_batch_size 1") && said.contains("with --recompute "), "{said}");
+}
+
+#[test]
+fn running_out_in_the_middle_leaves_what_was_saved() {
+    let Some(gpu) = common::gpu() else { return };
+    let run = Run::new(&[]);
+    let options =
+        FinetuneOptions { max_steps: Some(3), save_interval: Some(2), epochs: 9, ..library_options(&run) };
+    let (device, mut saved) = (gpu.clone(), Vec::new());
+    // as if another program took the rest: the evaluation at the end needs a plan of its own
+    let result = Finetune::new(options)
+        .on_event(|event| {
+            if let Event::Saved { path, .. } = event {
+                device.set_memory_limit(Some(device.allocated_bytes()));
+                saved.push(path.clone());
+            }
+        })
+        .run_on(&gpu);
+    gpu.set_memory_limit(None);
+    let error = result.unwrap_err();
+    assert_eq!((error.failure(), saved.len()), (Failure::Memory, 1));
+    let said = error.to_string();
+    for word in ["over the memory limit", "planned to take", "--micro_batch_size 1", "step-000002"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    assert!(!Adapter::read(&saved[0]).unwrap().tensors.is_empty());
+    assert_eq!(numbers(&run.metrics(), "loss").len(), 3, "and what was done is written down");
 }
 
 #[test]

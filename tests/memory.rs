@@ -11,15 +11,19 @@ use engraft::fuse::Fusions;
 use engraft::gpu::{Gpu, GpuError};
 use engraft::graph::DeviceProfile;
 use engraft::models::{ModelConfig, Network};
-use engraft::nn::WeightMode;
+use engraft::nn::{Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
 use engraft::train::adapter::spec_of_targets;
 use engraft::train::bench::small_config;
+use engraft::train::finetune::Finetune;
 use engraft::train::memory::{FitError, MemoryLimit, Planner};
-use engraft::train::options::{Precision, RecomputeKind};
+use engraft::train::options::{FinetuneOptions, Precision, RecomputeKind, TuneMode};
 use engraft::train::plan::{Demand, TrainingPlan};
+use engraft::train::quantize::{Quantize, QuantizeOptions};
 use engraft::train::trainer::Trainer;
 use engraft::train::weights::WeightSource;
+use serde_json::Value;
+use std::process::{Command, Output};
 
 const SEQ: usize = 96;
 
@@ -86,23 +90,71 @@ fn no_policy_changes_a_bit() {
     }
 }
 
+/// Where frozen weights lie changes memory and no bit, in loss and gradients, whatever is made again.
+#[test]
+fn weights_in_host_memory_change_no_bit() {
+    let Some(gpu) = common::gpu() else { return };
+    let batch = batch(2);
+    for kind in [Quantize::None, Quantize::Nf4Double] {
+        let resident = QuantizeOptions { kind, head: false }.storage(Precision::BF16True);
+        let run = |storage: Storage, recompute: Recompute| {
+            let network =
+                Network { weights: WeightMode::Frozen(storage), ..network(Precision::BF16True, 0.1) };
+            let (mut trainer, plan) = trainer(&gpu, &network, 2, recompute);
+            trainer.begin().unwrap();
+            // twice: the second run begins with what the first one left in the slots
+            let mut results = Vec::new();
+            for _ in 0..2 {
+                trainer.accumulate(&batch, 1.0).unwrap();
+                results.push(trainer.optimiser().gradients().unwrap());
+            }
+            let loss = trainer.evaluate([&batch]).unwrap();
+            assert_eq!(trainer.memory(), plan.memory, "{storage:?}");
+            (loss, results, plan.memory)
+        };
+        for recompute in [Recompute::None, Recompute::Layer, Recompute::every(2).unwrap()] {
+            let on_device = Storage { host_embedding: false, ..resident };
+            let expected = run(on_device, recompute);
+            let mut weights = vec![expected.2.weights];
+            for offload in [0, 1, 3, 6] {
+                let found = run(Storage { offload, ..resident }, recompute);
+                assert!(expected.0 == found.0, "{kind}, offload {offload}: loss {} {}", expected.0, found.0);
+                assert!(expected.1 == found.1, "{kind}, offload {offload}, {recompute}: gradients");
+                weights.push(found.2.weights);
+            }
+            // one block gains nothing over a slot for it; all six leave two slots
+            assert!(
+                weights[1] < weights[0] && weights[3] < weights[1] && weights[4] < weights[3],
+                "{weights:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_plan_is_what_the_device_gives() {
     let Some(gpu) = common::gpu() else { return };
     let every = Recompute::every(2).unwrap();
+    let plain = |precision: Precision| Storage::from(precision.weights());
+    let blocks = |kind, offload| Storage {
+        offload,
+        ..QuantizeOptions { kind, head: false }.storage(Precision::BF16True)
+    };
     let cases = [
-        (Precision::BF16True, 1, Recompute::None),
-        (Precision::BF16True, 4, Recompute::Layer),
-        (Precision::BF16True, 2, Recompute::Selective),
-        (Precision::F32True, 2, Recompute::None),
-        (Precision::F32True, 4, every),
-        (Precision::F16Mixed, 2, Recompute::Layer),
+        (Precision::BF16True, plain(Precision::BF16True), 1, Recompute::None),
+        (Precision::BF16True, plain(Precision::BF16True), 4, Recompute::Layer),
+        (Precision::BF16True, plain(Precision::BF16True), 2, Recompute::Selective),
+        (Precision::F32True, plain(Precision::F32True), 2, Recompute::None),
+        (Precision::F32True, plain(Precision::F32True), 4, every),
+        (Precision::F16Mixed, plain(Precision::F16Mixed), 2, Recompute::Layer),
+        (Precision::BF16True, blocks(Quantize::Nf4, 0), 2, Recompute::Layer),
+        (Precision::BF16True, blocks(Quantize::Int8, 4), 2, Recompute::Layer),
     ];
     println!(
         "{:<12}{:>6}  {:<10}{:>12}{:>12}{:>12}",
         "precision", "micro", "recompute", "planned", "counted", "backend"
     );
-    for (precision, samples, recompute) in cases {
+    for (precision, storage, samples, recompute) in cases {
         let settled = |gpu: &Gpu| {
             // what was dropped is given back with the next wait
             gpu.submit(&[], &[]).unwrap();
@@ -110,7 +162,8 @@ fn a_plan_is_what_the_device_gives() {
             (gpu.allocated_bytes(), gpu.backend_bytes())
         };
         let before = settled(&gpu);
-        let (mut trainer, plan) = trainer(&gpu, &network(precision, 0.0), samples, recompute);
+        let network = Network { weights: WeightMode::Frozen(storage), ..network(precision, 0.0) };
+        let (mut trainer, plan) = trainer(&gpu, &network, samples, recompute);
         let batch = batch(samples);
         trainer.begin().unwrap();
         trainer.accumulate(&batch, 1.0).unwrap();
@@ -214,6 +267,105 @@ fn what_does_not_fit_is_refused_with_ways_out() {
     let error = refused(RecomputeKind::Auto, bytes);
     assert!(error.advice.fits[0].0.starts_with("--precision bf16-true"), "{}", error.advice);
     assert_eq!(Error::from(error).failure(), Failure::Memory);
+}
+
+fn plan(arguments: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_engraft");
+    Command::new(program).arg("plan").args(arguments).env_remove("ENGRAFT_MEMORY_LIMIT").output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    let (said, stdout) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{said}");
+    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"))
+}
+
+/// Bytes of one kind in the plan of Llama 3.2 1B at this length.
+fn planned(length: usize, recompute: &str, kind: &str) -> f64 {
+    let length = length.to_string();
+    let words = ["--shape", "llama-3.2-1b", "--micro_batch_size", "1", "--max_seq_length", &length];
+    let report = json(&plan(&[&words[..], &["--recompute", recompute, "--json"]].concat()));
+    assert_eq!(report["recompute"], recompute);
+    report["bytes"][kind].as_u64().unwrap() as f64
+}
+
+#[test]
+fn the_command_plans_a_model_without_files_or_device() {
+    assert_eq!(
+        planned(512, "none", "weights"),
+        2.0 * 1_235_814_400.0 + 2.0 * (33.0 * 2048.0) + 512.0 * 64.0 * 4.0
+    );
+    // with flash attention and chunked logits nothing grows with the square of the length
+    for policy in ["none", "selective", "layer"] {
+        let bytes: Vec<f64> = [1024, 2048, 4096].map(|n| planned(n, policy, "activations")).into();
+        let (first, second) = (bytes[1] - bytes[0], bytes[2] - bytes[1]);
+        assert!((second / first - 2.0).abs() < 0.05, "{policy}: {bytes:?}");
+    }
+    let words = ["--shape", "qwen2.5-0.5b", "--max_seq_length", "256", "--memory_limit", "1.2GB"];
+    let report = json(&plan(&[&words[..], &["--recompute", "none", "--json"]].concat()));
+    let (peak, kinds) = (report["peak_bytes"].as_u64().unwrap(), report["bytes"].as_object().unwrap());
+    assert_eq!(peak, kinds.values().map(|v| v.as_u64().unwrap()).sum::<u64>());
+    let cells = report["combinations"].as_array().unwrap();
+    for cell in cells {
+        let bytes = cell["peak_bytes"].as_u64().unwrap();
+        assert_eq!(cell["fits"].as_bool(), Some(bytes <= 1_200_000_000), "{cell}");
+    }
+    assert!(cells.iter().any(|c| c["fits"] == true) && cells.iter().any(|c| c["fits"] == false));
+    let table = plan(&words);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    for word in ["activations", "kernel parameters", "peak", "micro-batch 8", "selective", "every-2", "over "]
+    {
+        assert!(table.contains(word), "no {word:?} in {table}");
+    }
+}
+
+#[test]
+fn a_plan_with_data_is_that_of_the_run() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let rows: Vec<Value> = (0..9)
+        .map(|i| serde_json::json!({"instruction": format!("Say {i}"), "output": "ab ".repeat(1 + 5 * i)}))
+        .collect();
+    let data = folder.path().join("data.json");
+    std::fs::write(&data, serde_json::to_string(&rows).unwrap()).unwrap();
+    let model = common::fixtures().join("models/llama");
+    let (model_text, data_text) = (model.display().to_string(), data.display().to_string());
+    let index = gpu.info().index.to_string();
+    let words = [&model_text, "--data.json_path", &data_text, "--max_steps", "2", "--gpu", &index, "--json"];
+    let report = json(&plan(&words));
+    let mut options = FinetuneOptions {
+        model_dir: model,
+        out_dir: folder.path().join("out"),
+        max_steps: Some(2),
+        tune: TuneMode::Off,
+        ..FinetuneOptions::default()
+    };
+    options.data.json_path = data;
+    let run = Finetune::new(options).run_on(&gpu).unwrap();
+    let of_run = serde_json::to_value(run.memory).unwrap();
+    for kind in ["weights", "trainables", "optimiser", "inputs", "activations"] {
+        assert_eq!(report["bytes"][kind], of_run[kind], "{kind}");
+    }
+    // one plan per size: the largest stands for all of them
+    let (planned, made) = (report["bytes"]["parameters"].as_u64().unwrap(), run.memory.parameters);
+    assert!(made <= planned && planned < 2 * made, "{made} of {planned}");
+}
+
+#[test]
+fn a_plan_needs_a_model_and_a_length() {
+    for (words, said) in [
+        (&["--max_seq_length", "64"][..], "--shape"),
+        (&["--shape", "llama-9", "--max_seq_length", "64"], "llama-3.2-1b"),
+        (&["--shape", "llama-3.2-1b"], "--max_seq_length"),
+        (&["--shape", "llama-3.2-1b", "--max_seq_length", "64", "--memory_limit", "6G"], "6GiB"),
+        (&["--shape", "llama-3.2-1b", "--max_seq_length", "64", "--lora_rank", "0"], "--lora_rank"),
+        (&["--shape", "llama-3.2-1b", "--max_seq_length", "64", "--lora_targets", "nose"], "q_proj"),
+    ] {
+        let output = plan(words);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {message}");
+        assert!(message.contains(said), "{words:?}: {message}");
+    }
 }
 
 #[test]

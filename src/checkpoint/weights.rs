@@ -27,7 +27,8 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Elements converted at once: 16 KiB of f32 stay in the first-level cache.
 const BLOCK: usize = 4096;
 
-/// The weights of a model, memory-mapped: opening costs the headers only.
+/// The weights of a model, memory-mapped: opening costs the headers only. Whole models are read with
+/// [`Checkpoint::read_elements`].
 ///
 /// The files must not be shortened while they are open; the system ends a process that reads a
 /// mapped page which is gone.
@@ -135,6 +136,45 @@ impl Checkpoint {
     pub(super) fn odd(&self, tensor: &str, reason: String) -> CheckpointError {
         let file = self.tensors.get(tensor).map_or(&self.path, |entry| &self.files[entry.file].path);
         CheckpointError::Tensor { file: file.clone(), tensor: tensor.to_owned(), reason }
+    }
+
+    /// Appends the elements of this range of a tensor, row-major, in another type, rounded as [`TensorView::write_as`]
+    /// does. They are read from the file, not through its map, so that no more than them is in memory. `raw` is scratch
+    /// space.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`], and a file that cannot be read or was shortened.
+    ///
+    /// # Panics
+    /// If the tensor has no such elements: a mistake in the program, not in its input.
+    pub fn read_elements(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        dtype: DType,
+        raw: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CheckpointError> {
+        let view = self.tensor(name)?;
+        let size = view.dtype.size();
+        assert!(
+            elements.end * size <= view.bytes.len(),
+            "elements {elements:?} of {name:?} {:?}",
+            view.shape
+        );
+        let (entry, length) = (&self.tensors[name], elements.len() * size);
+        let MappedFile { path, file, data_start, .. } = &self.files[entry.file];
+        let at = (data_start + entry.header.range.start + elements.start * size) as u64;
+        let read = |into: &mut [u8]| read_exact_at(file, into, at).map_err(CheckpointError::read(path));
+        if dtype == view.dtype {
+            let start = out.len();
+            out.resize(start + length, 0);
+            return read(&mut out[start..]);
+        }
+        raw.resize(length, 0);
+        read(raw)?;
+        TensorView { bytes: raw, shape: vec![elements.len()], ..view }.write_as(dtype, out);
+        Ok(())
     }
 
     /// Checks that every expected tensor is there with its shape and a type that can be read.
@@ -344,6 +384,7 @@ struct TensorHeader {
 #[derive(Debug)]
 struct MappedFile {
     path: PathBuf,
+    file: File,
     map: Mmap,
     data_start: usize,
 }
@@ -359,8 +400,28 @@ impl MappedFile {
         // SAFETY: the map is read-only; that nobody shortens the file meanwhile is the documented condition.
         let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::read(path))?;
         let (data_start, tensors) = parse_header(path, &map)?;
-        Ok((MappedFile { path: path.to_path_buf(), map, data_start }, tensors))
+        Ok((MappedFile { path: path.to_path_buf(), file, map, data_start }, tensors))
     }
+}
+
+/// Fills `into` from this offset of the file, whose own position does not matter to others.
+#[cfg(unix)]
+fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
+}
+
+/// Fills `into` from this offset of the file, whose own position does not matter to others.
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut into: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, into, at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => (into, at) = (&mut into[read..], at + read as u64),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Reads and checks the header: where the data start, and what lies where in it.

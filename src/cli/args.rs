@@ -20,9 +20,12 @@ use std::process::ExitCode;
 
 mod bench;
 mod data;
+mod plan;
 
+use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
+pub use plan::PlanArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device";
@@ -78,6 +81,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure which kernels are fastest here, ahead of a run
     Tune(TuneCommandArgs),
+    /// Say what memory a run would take, without a GPU: takes finetune's options
+    Plan(PlanArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -462,6 +467,7 @@ impl TrainingArgs {
             save_interval: self.save_interval,
             seed: self.seed,
             recompute: self.recompute,
+            offload: self.memory.offload,
             memory_limit: self.memory.memory_limit,
             gpu: device.gpu,
             no_coop: device.no_coop,
@@ -527,6 +533,9 @@ pub struct MemoryArgs {
         value_parser = parse_memory_size
     )]
     pub memory_limit: Option<u64>,
+    /// Keep the frozen weights of so many blocks in host memory, and bring each to the device in time
+    #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
+    pub offload: usize,
 }
 
 #[derive(Clone, Debug, Args)]

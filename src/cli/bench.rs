@@ -215,6 +215,7 @@ fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
         quantize: args.precision.quantize(),
         recompute: args.recompute,
         memory_limit: args.memory.memory_limit,
+        offload: args.memory.offload,
         tune: args.run.tune.tune,
         fusions: args.fusions(),
     };

@@ -7,6 +7,7 @@ mod devices;
 mod evaluate;
 mod finetune;
 mod generate;
+mod plan;
 mod progress;
 mod tune;
 
@@ -36,6 +37,7 @@ pub fn run() -> ExitCode {
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
             BenchCommand::Matmul(args) => bench::matmul(args, cli.quiet),

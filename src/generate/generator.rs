@@ -174,7 +174,7 @@ impl Generator {
 
         let mut bindings = Bindings::new();
         let mut memory = MemoryReport {
-            weights: source.upload(gpu, &graph, &network.config, &mut bindings)?,
+            weights: source.upload(gpu, &graph, &network, &mut bindings)?,
             ..MemoryReport::default()
         };
         memory.trainables = bind_adapter(gpu, &ParameterSpace::of(&graph), adapter, &mut bindings)?;

@@ -1,7 +1,7 @@
 //! The buffers behind a graph's leaves: weights, the flat trainable buffer with its gradient, inputs, state.
 
 use super::stream::Streamed;
-use crate::gpu::{BufferSlice, Gpu, GpuError, allocation};
+use crate::gpu::{BufferSlice, Gpu, GpuError, Upload, allocation};
 use crate::graph::{Graph, LeafKind, TensorType, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,11 +42,12 @@ impl Bindings {
     }
 
     /// What goes where, by block.
-    pub(super) fn streams(&self) -> HashMap<usize, Vec<(BufferSlice, Arc<Vec<u8>>)>> {
-        let mut blocks: HashMap<usize, Vec<_>> = HashMap::new();
+    pub(super) fn streams(&self) -> HashMap<usize, Vec<Upload>> {
+        let mut blocks: HashMap<usize, Vec<Upload>> = HashMap::new();
         for (name, Streamed { block, bytes }) in &self.streamed {
             if let Some(slice) = self.leaf(name) {
-                blocks.entry(*block).or_default().push((slice.clone(), Arc::clone(bytes)));
+                let upload = Upload { to: slice.clone(), bytes: Arc::clone(bytes) };
+                blocks.entry(*block).or_default().push(upload);
             }
         }
         blocks

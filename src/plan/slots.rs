@@ -6,7 +6,7 @@
 use crate::gpu::{allocation, param_bytes};
 use crate::graph::{DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value};
 use serde::Serialize;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Where a node's output goes.
@@ -200,70 +200,68 @@ impl Layout {
         self.workspaces.iter_mut().flatten().for_each(|slot| *slot = places[*slot]);
     }
 
-    /// Greedy assignment in execution order: a value takes the free slot that fits best, growing the largest free one
-    /// where none is big enough.
+    /// Gives every value and every workspace a slot, the largest first: into the smallest slot that is free as long as they
+    /// live, or a new one (greedy by size for shared objects: Pisarchyk & Lee 2020, arXiv:2001.03288). In order of
+    /// execution, small values that live long would take the large slots that happen to be free.
     fn assign(&mut self, graph: &Graph, read: &HashSet<Value>) {
-        let kept: HashSet<Value> = graph.outputs().iter().map(|(_, v)| *v).collect();
+        let end = self.nodes.len();
         let mut last_use: HashMap<Value, usize> = HashMap::new();
         for (at, (n, _)) in self.nodes.iter().enumerate() {
-            for v in &graph.nodes()[*n].inputs {
-                last_use.insert(*v, at);
-            }
+            last_use.extend(graph.nodes()[*n].inputs.iter().map(|&v| (v, at)));
         }
-        let mut free: Vec<usize> = Vec::new();
-        for at in 0..self.nodes.len() {
-            let node = &graph.nodes()[self.nodes[at].0];
-            let launch = &self.nodes[at].1;
-            let scratch: Vec<u64> = launch.workspaces.clone();
-            let written: Vec<bool> = (0..node.outputs.len()).map(|o| launch.writes(o)).collect();
-            let mut dying = Vec::new();
-            for (&value, written) in node.outputs.iter().zip(written) {
+        last_use.extend(graph.outputs().iter().map(|(_, v)| (*v, end)));
+        let mut tenants = Vec::new();
+        for (at, (n, launch)) in self.nodes.iter().enumerate() {
+            for (o, &value) in graph.nodes()[*n].outputs.iter().enumerate() {
                 // a kernel may leave out what nobody reads
-                if self.homes.contains_key(&value) || !(written || read.contains(&value)) {
+                if self.homes.contains_key(&value) || !(launch.writes(o) || read.contains(&value)) {
                     continue;
                 }
-                let slot = take(&mut self.sizes, &mut free, graph.type_of(value).bytes());
-                self.homes.insert(value, Home::Slot(slot));
-                // an output that nobody reads is free again once its node has run
-                if !read.contains(&value) {
-                    dying.push(slot);
-                }
+                let last = last_use.get(&value).copied().unwrap_or(at);
+                let bytes = allocation(graph.type_of(value).bytes());
+                tenants.push(Tenant { bytes, first: at, last, what: Housed::Value(value) });
             }
-            let slots: Vec<usize> =
-                scratch.iter().map(|&bytes| take(&mut self.sizes, &mut free, bytes)).collect();
-            free.extend(&slots);
-            self.workspaces.push(slots);
-            free.extend(dying);
-            let mut inputs = node.inputs.clone();
-            inputs.sort_unstable();
-            inputs.dedup();
-            for value in inputs {
-                let dead = last_use[&value] == at && !kept.contains(&value) && graph.leaf_of(value).is_none();
-                if let (true, Some(Home::Slot(slot))) = (dead, self.homes.get(&value)) {
-                    free.push(*slot);
+            for (w, &bytes) in launch.workspaces.iter().enumerate() {
+                let bytes = allocation(bytes);
+                tenants.push(Tenant { bytes, first: at, last: at, what: Housed::Workspace(at, w) });
+            }
+        }
+        tenants.sort_by_key(|tenant| std::cmp::Reverse(tenant.bytes));
+        self.workspaces = self.nodes.iter().map(|(_, launch)| vec![0; launch.workspaces.len()]).collect();
+        let mut stays: Vec<BTreeMap<usize, usize>> = Vec::new();
+        for Tenant { bytes, first, last, what } in tenants {
+            // slots stand from large to small, since the largest tenants came first
+            let free = (0..stays.len())
+                .rev()
+                .find(|&slot| stays[slot].range(..=last).next_back().is_none_or(|(_, &until)| until < first));
+            let slot = free.unwrap_or_else(|| {
+                self.sizes.push(bytes);
+                stays.push(BTreeMap::new());
+                stays.len() - 1
+            });
+            stays[slot].insert(first, last);
+            match what {
+                Housed::Value(value) => {
+                    self.homes.insert(value, Home::Slot(slot));
                 }
+                Housed::Workspace(at, w) => self.workspaces[at][w] = slot,
             }
         }
     }
 }
 
-fn take(sizes: &mut Vec<u64>, free: &mut Vec<usize>, bytes: u64) -> usize {
-    let bytes = bytes.max(16).next_multiple_of(16);
-    let best = (0..free.len())
-        .filter(|&i| sizes[free[i]] >= bytes)
-        .min_by_key(|&i| sizes[free[i]])
-        .or_else(|| (0..free.len()).max_by_key(|&i| sizes[free[i]]));
-    match best {
-        Some(i) => {
-            let slot = free.swap_remove(i);
-            sizes[slot] = sizes[slot].max(bytes);
-            slot
-        }
-        None => {
-            sizes.push(bytes);
-            sizes.len() - 1
-        }
-    }
+/// Something that needs a slot from one live node to another, both included.
+struct Tenant {
+    bytes: u64,
+    first: usize,
+    last: usize,
+    what: Housed,
+}
+
+enum Housed {
+    Value(Value),
+    /// Of the live node at this position, the workspace of this index.
+    Workspace(usize, usize),
 }
 
 /// What each live node launches, in order.

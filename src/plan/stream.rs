@@ -3,7 +3,7 @@
 //! Two slots take turns: even blocks lie in one, odd ones in the other. A block is uploaded before the dispatches of the block
 //! before it, so that the copy and these dispatches can overlap, forward and in reverse.
 
-use crate::gpu::{BufferSlice, Recording, Upload};
+use crate::gpu::{Recording, Upload};
 use crate::graph::{Graph, LeafKind};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -79,14 +79,10 @@ impl Stretches {
     }
 
     /// Puts the uploads into the recording.
-    pub fn upload(
-        &self,
-        recording: &mut Recording,
-        blocks: &HashMap<usize, Vec<(BufferSlice, Arc<Vec<u8>>)>>,
-    ) {
+    pub fn upload(&self, recording: &mut Recording, blocks: &HashMap<usize, Vec<Upload>>) {
         for (before, block) in self.schedule() {
-            for (to, bytes) in blocks.get(&block).into_iter().flatten() {
-                recording.upload(before, Upload { to: to.clone(), bytes: Arc::clone(bytes) });
+            for upload in blocks.get(&block).into_iter().flatten() {
+                recording.upload(before, upload.clone());
             }
         }
     }

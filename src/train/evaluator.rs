@@ -1,6 +1,7 @@
 //! Loss and perplexity of a model on a data file, in the memory that a forward pass takes: no gradients, no moments,
 //! no activation kept for a reverse pass.
 
+use super::host_embedding::HostEmbedding;
 use super::inputs::write_batch;
 use super::options::EvaluateOptions;
 use super::setup::{bind_adapter, check_vocabulary, open_network};
@@ -112,6 +113,7 @@ pub struct Evaluator {
     network: Network,
     capacity: Capacity,
     bindings: Bindings,
+    embedding: Option<HostEmbedding>,
     loss_sum: BufferSlice,
     layout: Layout,
     slots: Slots,
@@ -136,9 +138,10 @@ impl Evaluator {
         let graph = network.evaluation(capacity.tokens, capacity.labels)?;
         let mut bindings = Bindings::new();
         let mut memory = MemoryReport {
-            weights: source.upload(gpu, &graph, &network.config, &mut bindings)?,
+            weights: source.upload(gpu, &graph, &network, &mut bindings)?,
             ..MemoryReport::default()
         };
+        let embedding = HostEmbedding::read(source, &network)?;
         memory.trainables = bind_adapter(gpu, &ParameterSpace::of(&graph), adapter, &mut bindings)?;
         memory.inputs = bindings.allocate_inputs(gpu, &graph)?;
         let layout = Layout::new(&graph, &gpu.profile());
@@ -152,6 +155,7 @@ impl Evaluator {
             network,
             capacity,
             bindings,
+            embedding,
             loss_sum,
             layout,
             slots,
@@ -170,7 +174,7 @@ impl Evaluator {
     /// # Errors
     /// A micro-batch over the capacity, and what the device reported.
     pub fn loss_sum(&mut self, batch: &MicroBatch) -> Result<f64, TrainerError> {
-        let size = write_batch(&self.bindings, batch, self.capacity)?;
+        let size = write_batch(&self.bindings, self.embedding.as_ref(), batch, self.capacity)?;
         self.gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
         let gpu = self.gpu.clone();
         gpu.submit(&[], &[self.program(size)?.recording()])?;

@@ -9,6 +9,7 @@ use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary};
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
+use super::run_plan::steps;
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
 use super::setup::{check_vocabulary, longest, network_of, open_data, run_demand};
@@ -153,9 +154,7 @@ impl<'a> Finetune<'a> {
         let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
         let adapter = adapter.map(|(_, start, settings)| (start, settings));
         let network = network_of(&config, options, spec, longest(&data));
-        let per_epoch = data.train.len().div_ceil(options.batch_size);
-        let all = per_epoch * options.epochs;
-        let steps = options.max_steps.map_or(all, |max| all.min(max));
+        let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         Ok(Prepared { config, source, data, network, adapter, steps, notes })
     }

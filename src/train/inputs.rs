@@ -1,20 +1,23 @@
 //! A micro-batch on its way into the input buffers of a graph.
 
+use super::host_embedding::HostEmbedding;
 use super::trainer::{Capacity, TrainerError, bucket};
 use crate::data::MicroBatch;
 use crate::graph::layout::pack_u32;
+use crate::models::EMBEDDED;
 use crate::ops::cross_entropy::NO_TARGET;
 use crate::ops::embedding::token_order;
 use crate::ops::gather_rows::NO_ROW;
 use crate::plan::Bindings;
 
-/// Uploads a micro-batch padded to its buckets, and gives these; padding tokens are samples of their own without a
+/// Uploads a micro-batch padded to its buckets, and gives these; `embedding` looks up its tokens where the graph does not; padding tokens are samples of their own without a
 /// label. Inputs that the bindings lack are those that the graph does not have.
 ///
 /// # Errors
 /// A micro-batch over `capacity`, which is what the input buffers were allocated for.
 pub(super) fn write_batch(
     bindings: &Bindings,
+    embedding: Option<&HostEmbedding>,
     batch: &MicroBatch,
     capacity: Capacity,
 ) -> Result<Capacity, TrainerError> {
@@ -45,6 +48,9 @@ pub(super) fn write_batch(
         write("order", &token_order(&ids));
     }
     write("tokens", &ids);
+    if let (Some(embedding), Some(slice)) = (embedding, bindings.leaf(EMBEDDED)) {
+        slice.write(&embedding.rows(&ids));
+    }
     let mut inverse = vec![NO_ROW; size.tokens];
     for (i, &row) in batch.label_rows.iter().enumerate() {
         inverse[row as usize] = i as u32;

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 /// Text that is no amount of memory.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{0}; write an amount such as 8GiB (8 times 2^30 bytes), 7.5GB (7.5 times 10^9) or 512MiB")]
+#[error("{0}; write an amount such as 6GiB (6 times 2^30 bytes), 7.5GB (7.5 times 10^9) or 512MiB")]
 pub struct MemorySizeError(String);
 
 const UNITS: [(&str, u64); 9] = [
@@ -81,7 +81,7 @@ mod tests {
         ] {
             let error = parse_memory_size(text).unwrap_err().to_string();
             assert!(
-                error.contains(said) && error.contains("8GiB") && error.contains(text),
+                error.contains(said) && error.contains("6GiB") && error.contains(text),
                 "{text}: {error}"
             );
         }

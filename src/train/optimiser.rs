@@ -2,7 +2,7 @@
 
 use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, allocation};
 use crate::graph::layout::{pack, unpack};
-use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Shape};
+use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Shape, TensorType};
 use crate::ops::adamw::{HYPER_LEN, Hyper, adamw};
 use crate::ops::norm_squared::norm_squared;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program};
@@ -108,6 +108,12 @@ impl Optimiser {
     /// Binds the parameters of a network's graphs to their ranges.
     pub fn bind(&self, bindings: &mut Bindings) {
         self.space.bind(bindings, &self.values, Some(&self.gradients));
+    }
+
+    /// Name, type and device memory of each parameter.
+    pub fn slices(&self) -> impl Iterator<Item = (&str, TensorType, BufferSlice)> {
+        let slice = |(_, ty, offset): &'_ (String, TensorType, u64)| self.values.part(*offset, ty.bytes());
+        self.space.entries().iter().map(move |entry| (entry.0.as_str(), entry.1, slice(entry)))
     }
 
     /// What must be zeroed before a window of accumulation.

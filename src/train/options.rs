@@ -64,6 +64,8 @@ pub struct FinetuneOptions {
     /// What the frozen linear layers are held in, and whether embedding and head are too.
     pub quantize: Quantize,
     pub quantize_head: bool,
+    /// Blocks whose frozen weights stay in host memory, and come to the device as their turn comes.
+    pub offload: usize,
     pub recompute: RecomputeKind,
     /// Bytes of device memory that the run may take; `None`: what is free, where the platform tells.
     pub memory_limit: Option<u64>,
@@ -292,6 +294,7 @@ impl Default for FinetuneOptions {
             seed: 1337,
             quantize: Quantize::None,
             quantize_head: false,
+            offload: 0,
             recompute: RecomputeKind::default(),
             memory_limit: None,
             gpu: None,
@@ -368,6 +371,12 @@ impl FinetuneOptions {
                     "--quantize",
                     self.quantize,
                     "full training changes every weight, and only frozen ones can be held in blocks; leave it out",
+                );
+                checks.require(
+                    self.offload == 0,
+                    "--offload",
+                    self.offload,
+                    "full training changes every weight, and only frozen ones can stay in host memory; leave it out",
                 );
             }
         }

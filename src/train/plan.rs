@@ -4,6 +4,7 @@
 use super::bench::visible_share;
 use super::optimiser::plan_update;
 use super::trainer::{Capacity, bucket, training_graph};
+use super::weights::weight_bytes;
 use crate::autograd::Recompute;
 use crate::graph::{DeviceProfile, Graph, GraphError, LeafKind};
 use crate::models::Network;
@@ -69,7 +70,7 @@ impl TrainingPlan {
         let flops = flops.sum();
         let layouts = Layout::share(layouts);
         let memory = MemoryReport {
-            weights: leaf_bytes(&graph, &[LeafKind::Frozen]),
+            weights: weight_bytes(&graph, network),
             inputs: leaf_bytes(&graph, &[LeafKind::Input, LeafKind::State]) + update.inputs,
             activations: layouts[0].slot_bytes() + update.activations,
             parameters: parameters + update.parameters,

@@ -97,9 +97,9 @@ impl QuantizeOptions {
         Ok(QuantizeOptions { kind: found, ..self })
     }
 
-    /// What the weights of a network are stored in.
+    /// What the weights of a network are stored in, a token embedding of its own in host memory.
     pub fn storage(self, precision: Precision) -> Storage {
-        let plain = Storage::from(precision.weights());
+        let plain = Storage { host_embedding: true, ..Storage::from(precision.weights()) };
         match self.kind.dtype() {
             None => plain,
             Some(linear) => Storage { linear, outer: if self.head { linear } else { plain.outer }, ..plain },

@@ -14,7 +14,7 @@ use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuError};
 use crate::graph::layout::pack;
 use crate::models::{ModelConfig, Network};
-use crate::nn::{AdapterSpec, WeightMode};
+use crate::nn::{AdapterSpec, Storage, WeightMode};
 use crate::plan::{Bindings, ParameterSpace};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -57,7 +57,10 @@ pub fn network_of(
 ) -> Network {
     Network {
         weights: match options.method {
-            Method::Lora => WeightMode::Frozen(options.quantize().storage(options.precision)),
+            Method::Lora => {
+                let offload = options.offload.min(config.layers);
+                WeightMode::Frozen(Storage { offload, ..options.quantize().storage(options.precision) })
+            }
             Method::Full { .. } => WeightMode::Trainable,
         },
         activations: options.precision.activations(),

@@ -3,11 +3,12 @@
 //! Plans are made per size (tokens and label rows rounded up to buckets), on first use; all share the slots of the
 //! largest. A step is: [`Trainer::begin`], [`Trainer::accumulate`] for each micro-batch, [`Trainer::step`].
 
+use super::host_embedding::HostEmbedding;
 use super::inputs::write_batch;
 use super::memory_size::memory_text;
 use super::optimiser::{Optimiser, OptimiserError};
 use super::plan::{Demand, TrainingPlan};
-use super::weights::{WeightError, WeightSource, initial_values};
+use super::weights::{WeightError, WeightSource, write_initial_values};
 use crate::data::MicroBatch;
 use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, Readback};
 use crate::graph::layout::{pack_u32, unpack};
@@ -80,6 +81,7 @@ pub struct Trainer {
     network: Network,
     capacity: Capacity,
     bindings: Bindings,
+    embedding: Option<HostEmbedding>,
     optimiser: Optimiser,
     loss_sum: BufferSlice,
     training: Family,
@@ -130,14 +132,13 @@ impl Trainer {
         let mut memory = MemoryReport::default();
         let mut bindings = Bindings::new();
         let start = Instant::now();
-        memory.weights = source.upload(gpu, &graph, &network.config, &mut bindings)?;
+        memory.weights = source.upload(gpu, &graph, &network, &mut bindings)?;
+        let embedding = HostEmbedding::read(source, &network)?;
         let loaded = LoadReport { bytes: memory.weights, seconds: start.elapsed().as_secs_f64() };
         let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph))?;
         optimiser.bind(&mut bindings);
         (memory.trainables, memory.optimiser) = optimiser.bytes();
-        for (name, values) in initial_values(optimiser.space(), source, seed)? {
-            optimiser.set(&name, &values)?;
-        }
+        write_initial_values(gpu, &optimiser, source, seed)?;
         memory.inputs = bindings.allocate_inputs(gpu, &graph)? + optimiser.input_bytes();
         let [layout, eval_layout] = layouts;
         let slots = Slots::allocate(gpu, &layout)?;
@@ -150,6 +151,7 @@ impl Trainer {
             network,
             capacity,
             bindings,
+            embedding,
             optimiser,
             loss_sum,
             training: family(layout),
@@ -302,7 +304,7 @@ impl Trainer {
     }
 
     fn write_inputs(&self, batch: &MicroBatch) -> Result<Size, TrainerError> {
-        let size = write_batch(&self.bindings, batch, self.capacity)?;
+        let size = write_batch(&self.bindings, self.embedding.as_ref(), batch, self.capacity)?;
         Ok((size.tokens, size.labels))
     }
 

@@ -60,6 +60,12 @@ impl Tuner {
         Tuner { mode, file: default_file(), budget: Duration::from_secs(30), forced: None }
     }
 
+    /// Sets the device's choices from the file alone; a file that cannot be read is as good as none.
+    pub fn recall(&self, gpu: &Gpu) {
+        let cache = self.file.as_deref().and_then(|file| Cache::read(file).ok()).unwrap_or_default();
+        gpu.set_choices(cache.devices.get(&key(gpu)).map_or_else(Choices::default, choices));
+    }
+
     /// Sets the device's choices for the graph: from the file, and by measuring what it lacks.
     ///
     /// # Errors

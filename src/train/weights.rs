@@ -1,13 +1,16 @@
 //! Base weights on their way to the device: from a checkpoint, or random.
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::gpu::{Gpu, GpuError};
+use super::optimiser::Optimiser;
+use super::upload::{Target, packed, upload};
+use crate::checkpoint::{Checkpoint, CheckpointError, encode};
+use crate::gpu::{Buffer, Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
-use crate::graph::{Graph, LeafKind};
-use crate::models::{ModelConfig, ROPE_TABLE};
+use crate::graph::{DType, Graph, LeafKind};
+use crate::models::{ModelConfig, Network, ROPE_TABLE};
 use crate::ops::rope::rope_table;
-use crate::plan::{Bindings, ParameterSpace};
-use std::collections::HashMap;
+use crate::plan::{Bindings, StreamLayout, Streamed};
+use std::ops::Range;
+use std::sync::Arc;
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -18,6 +21,20 @@ pub enum WeightError {
     Gpu(#[from] GpuError),
 }
 
+/// Where the weights of blocks in host memory come to.
+fn stream_layout(graph: &Graph, network: &Network) -> StreamLayout {
+    StreamLayout::new(graph, |weight| network.offloaded(weight))
+}
+
+/// Bytes that the frozen leaves of a graph take on a device.
+pub(super) fn weight_bytes(graph: &Graph, network: &Network) -> u64 {
+    let streams = stream_layout(graph, network);
+    let leaves =
+        graph.leaves().iter().filter(|l| l.kind == LeafKind::Frozen && streams.place(&l.name).is_none());
+    let resident: u64 = leaves.map(|leaf| allocation(graph.type_of(leaf.value).bytes())).sum();
+    resident + streams.slots as u64 * allocation(streams.slot_bytes)
+}
+
 /// Where base weights come from.
 pub enum WeightSource {
     Checkpoint(Checkpoint),
@@ -26,9 +43,6 @@ pub enum WeightSource {
         seed: u64,
     },
 }
-
-/// Bytes that wait in upload memory before they are sent.
-const UPLOAD_BYTES: u64 = 64 << 20;
 
 impl WeightSource {
     /// Checks that a checkpoint has every weight in its shape.
@@ -43,25 +57,46 @@ impl WeightSource {
         Ok(())
     }
 
-    /// Values of one weight, row-major.
+    /// Appends the elements of this range of a weight, row-major without padding, in a storage type. `raw` is scratch space.
     ///
     /// # Errors
-    /// A weight that the checkpoint lacks.
-    pub fn values(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, WeightError> {
-        match self {
-            WeightSource::Checkpoint(checkpoint) => Ok(match checkpoint.blocks(name)? {
-                Some(stored) => stored.blocks.dequantise(stored.ty),
-                None => checkpoint.tensor(name)?.to_f32(),
-            }),
-            WeightSource::Random { .. } if dims.len() == 1 => Ok(vec![1.0; dims[0]]),
-            WeightSource::Random { seed } => {
-                let mut random = Random::named(*seed, name);
-                Ok((0..dims.iter().product()).map(|_| 0.02 * random.normal() as f32).collect())
+    /// A weight that the checkpoint lacks, a file that cannot be read.
+    pub(super) fn write_elements(
+        &self,
+        name: &str,
+        dims: &[usize],
+        elements: Range<usize>,
+        dtype: DType,
+        raw: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), WeightError> {
+        let seed = match self {
+            WeightSource::Checkpoint(checkpoint) => {
+                if let Some(stored) = checkpoint.blocks(name)? {
+                    encode(&stored.blocks.dequantise(stored.ty)[elements], dtype, out);
+                    return Ok(());
+                }
+                return Ok(checkpoint.read_elements(name, elements, dtype, raw, out)?);
             }
+            WeightSource::Random { seed } => *seed,
+        };
+        let mut random = Random::named(seed, name);
+        // a normal number takes two
+        random.skip(2 * elements.start as u64);
+        let mut values = || if dims.len() == 1 { 1.0 } else { 0.02 * random.normal() as f32 };
+        let mut block = [0.0; 4096];
+        let mut left = elements.len();
+        while left > 0 {
+            let some = &mut block[..left.min(4096)];
+            some.fill_with(&mut values);
+            encode(some, dtype, out);
+            left -= some.len();
         }
+        Ok(())
     }
 
-    /// Uploads every frozen leaf of the graph, and the rotary table; gives the bytes allocated.
+    /// Uploads every frozen leaf of the graph, and the rotary table; gives the bytes allocated. Weights of blocks that stay in
+    /// host memory are read into it, and bound to the slots that they will come to.
     ///
     /// # Errors
     /// A weight that is missing, a failed allocation.
@@ -69,76 +104,72 @@ impl WeightSource {
         &self,
         gpu: &Gpu,
         graph: &Graph,
-        config: &ModelConfig,
+        network: &Network,
         bindings: &mut Bindings,
     ) -> Result<u64, WeightError> {
-        let (mut total, mut waiting) = (0, 0);
+        let streams = stream_layout(graph, network);
+        let slots = (0..streams.slots)
+            .map(|_| gpu.allocate("weights of a block in host memory", streams.slot_bytes))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut total = slots.iter().map(Buffer::size).sum();
+        let mut targets = Vec::new();
         for leaf in graph.leaves().iter().filter(|l| l.kind == LeafKind::Frozen) {
             let ty = graph.type_of(leaf.value);
-            let buffer = gpu.allocate(&leaf.name, ty.bytes())?;
-            let bytes = match self {
-                _ if leaf.name == ROPE_TABLE => {
-                    pack(ty, &rope_table(&config.rope.inverse_frequencies(config.head_dim), ty.rows()))
-                }
-                WeightSource::Checkpoint(checkpoint) if ty.dtype.is_quantised() => {
-                    match checkpoint.blocks(&leaf.name)? {
-                        Some(stored) => stored.blocks.pack(ty),
-                        None => pack(ty, &checkpoint.tensor(&leaf.name)?.to_f32()),
-                    }
-                }
-                // the fast path: rows without padding need no detour through f32
-                WeightSource::Checkpoint(checkpoint) if ty.cols().is_multiple_of(4) => {
-                    let mut bytes = Vec::with_capacity(ty.bytes() as usize);
-                    checkpoint.tensor(&leaf.name)?.write_as(ty.dtype, &mut bytes);
-                    bytes
-                }
-                _ => pack(ty, &self.values(&leaf.name, ty.shape.dims())?),
-            };
-            buffer.whole().write(&bytes);
-            total += buffer.size();
-            waiting += buffer.size();
-            if waiting > UPLOAD_BYTES {
-                gpu.submit(&[], &[])?;
-                gpu.wait()?;
-                waiting = 0;
+            if let Some((block, offset)) = streams.place(&leaf.name) {
+                let bytes = Arc::new(packed(self, &leaf.name, ty)?);
+                let slot = slots[block % slots.len()].slice(offset, ty.bytes());
+                bindings.stream(leaf.name.clone(), slot, Streamed { block, bytes });
+                continue;
             }
+            let buffer = gpu.allocate(&leaf.name, ty.bytes())?;
+            total += buffer.size();
             bindings.bind(leaf.name.clone(), buffer.whole());
+            if leaf.name == ROPE_TABLE {
+                let config = &network.config;
+                let table = rope_table(&config.rope.inverse_frequencies(config.head_dim), ty.rows());
+                buffer.whole().write(&pack(ty, &table));
+            } else {
+                targets.push(Target { name: leaf.name.clone(), ty, slice: buffer.whole() });
+            }
         }
-        gpu.submit(&[], &[])?;
+        upload(gpu, self, &targets)?;
         Ok(total)
     }
 }
 
-/// First values of the trainable parameters: adapters as PEFT starts them (A uniform in ±1/√in, B zero), base weights
-/// from `source`.
+/// Gives the trainable parameters their first values: adapters as PEFT starts them (A uniform in ±1/√in, B zero), base
+/// weights from `source`.
 ///
 /// # Errors
-/// A weight that the checkpoint lacks.
-pub fn initial_values(
-    space: &ParameterSpace,
+/// A weight that the checkpoint lacks, and what the device reported.
+pub fn write_initial_values(
+    gpu: &Gpu,
+    optimiser: &Optimiser,
     source: &WeightSource,
     seed: u64,
-) -> Result<HashMap<String, Vec<f32>>, WeightError> {
-    let mut all = HashMap::new();
-    for (name, ty, _) in space.entries() {
-        let count = ty.shape.elements();
-        let values = if name.ends_with(".lora_B.weight") {
-            vec![0.0; count]
+) -> Result<(), WeightError> {
+    let mut targets = Vec::new();
+    for (name, ty, slice) in optimiser.slices() {
+        if name.ends_with(".lora_B.weight") {
+            // as it was allocated: zero
         } else if name.ends_with(".lora_A.weight") {
             // kaiming_uniform with a = √5 has the bound 1 / √fan_in
             let bound = 1.0 / (ty.cols() as f64).sqrt();
             let mut random = Random::named(seed, name);
-            (0..count).map(|_| ((2.0 * random.uniform() - 1.0) * bound) as f32).collect()
+            let values = (0..ty.shape.elements()).map(|_| ((2.0 * random.uniform() - 1.0) * bound) as f32);
+            slice.write(&pack(ty, &values.collect::<Vec<_>>()));
         } else {
-            source.values(name, ty.shape.dims())?
-        };
-        all.insert(name.clone(), values);
+            targets.push(Target { name: name.to_owned(), ty, slice });
+        }
     }
-    Ok(all)
+    upload(gpu, source, &targets)
 }
 
 /// Counter-based generator (SplitMix64: Steele, Lea & Flood 2014), one stream per seed and name.
 struct Random(u64);
+
+/// The golden ratio in 64 bits, which the counter advances by.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Random {
     fn named(seed: u64, name: &str) -> Self {
@@ -146,11 +177,16 @@ impl Random {
         let hash = name
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        Random(hash ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        Random(hash ^ seed.wrapping_mul(STEP))
+    }
+
+    /// Passes over so many numbers.
+    fn skip(&mut self, count: u64) {
+        self.0 = self.0.wrapping_add(count.wrapping_mul(STEP));
     }
 
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -172,6 +208,19 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_are_those_of_the_whole() {
+        let source = WeightSource::Random { seed: 9 };
+        let elements = |range| {
+            let mut out = Vec::new();
+            source.write_elements("w", &[100, 100], range, DType::BF16, &mut Vec::new(), &mut out).unwrap();
+            out
+        };
+        let whole = elements(0..10_000);
+        assert!(whole == [elements(0..1), elements(1..5_000), elements(5_000..10_000)].concat());
+        assert!(elements(0..64) != elements(64..128));
+    }
 
     #[test]
     fn normal_numbers_have_the_stated_spread() {

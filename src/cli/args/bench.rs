@@ -11,7 +11,7 @@ use crate::train::bench::small_config;
 use crate::train::options::TuneMode;
 use crate::train::options::{Checks, LoraOptions, OptionsError, RecomputeKind};
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, Args)]
 pub struct BenchArgs {
@@ -126,11 +126,19 @@ impl TuneCommandArgs {
     /// # Errors
     /// A name that is unknown, a `config.json` that cannot be used.
     pub fn config(&self) -> Result<ModelConfig, Error> {
-        match (&self.shape, &self.model_dir) {
-            (Some(name), _) => named_shape(name),
-            (None, Some(folder)) => Ok(ModelConfig::read(folder)?),
-            (None, None) => Err(Error::input("give MODEL_DIR, or --shape NAME such as llama-3.2-1b")),
-        }
+        named_config(self.shape.as_deref(), self.model_dir.as_deref())
+    }
+}
+
+/// The sizes of a named shape, or else of a model's folder.
+///
+/// # Errors
+/// Neither of them, a name that is unknown, a `config.json` that cannot be used.
+pub(super) fn named_config(shape: Option<&str>, model_dir: Option<&Path>) -> Result<ModelConfig, Error> {
+    match (shape, model_dir) {
+        (Some(name), _) => named_shape(name),
+        (None, Some(folder)) => Ok(ModelConfig::read(folder)?),
+        (None, None) => Err(Error::input("give MODEL_DIR, or --shape NAME such as llama-3.2-1b")),
     }
 }
 

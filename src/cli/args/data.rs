@@ -13,12 +13,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "FILES", value_parser = data_kind)]
     pub data: Option<DataKind>,
     /// One file or folder of rows
-    #[arg(
-        long = "data.json_path",
-        alias = "data.json-path",
-        value_name = "FILE",
-        required_unless_present = "data"
-    )]
+    #[arg(long = "data.json_path", alias = "data.json-path", value_name = "FILE")]
     pub json_path: Option<PathBuf>,
     /// Shuffle the rows, in the split and in each epoch: true or false
     #[arg(

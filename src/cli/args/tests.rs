@@ -103,6 +103,7 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--precision", "16-mixed", |o| o.precision = Precision::F16Mixed),
         ("--quantize", "bnb.nf4-dq", |o| o.quantize = Quantize::Nf4Double),
         ("--recompute", "layer", |o| o.recompute = RecomputeKind::Policy(Recompute::Layer)),
+        ("--offload", "3", |o| o.offload = 3),
         ("--memory_limit", "2GiB", |o| o.memory_limit = Some(2 << 30)),
         ("--out_dir", "there", |o| o.out_dir = "there".into()),
         ("--gpu", "1", |o| o.gpu = Some("1".into())),
@@ -169,6 +170,32 @@ fn full_training_takes_no_adapter_options() {
 }
 
 #[test]
+fn a_plan_takes_the_options_of_finetune_and_neither_model_nor_data() {
+    let plan = |words: &[&str]| match parse(&[&["plan"], words].concat()).unwrap().command {
+        Command::Plan(args) => args,
+        other => panic!("{other:?}"),
+    };
+    let words = "--shape llama-3.2-1b --max-seq-length 512 --lora_rank 4 --recompute every-4 --memory-limit 6GiB --json";
+    let args = plan(&words.split_whitespace().collect::<Vec<_>>());
+    assert!(args.json && args.config().is_ok());
+    let expected = FinetuneOptions {
+        lora: LoraOptions { rank: 4, ..LoraOptions::default() },
+        max_seq_length: Some(512),
+        recompute: RecomputeKind::Policy(Recompute::every(4).unwrap()),
+        memory_limit: Some(6 << 30),
+        ..FinetuneOptions::default()
+    };
+    assert_eq!(args.resolve().unwrap(), expected);
+    let full = plan(&["model", "--full", "--data.json_path", "rows.json"]).resolve().unwrap();
+    assert_eq!(
+        (full.method, full.data.json_path),
+        (Method::Full { init: WeightInit::Checkpoint }, "rows.json".into())
+    );
+    assert!(plan(&["model", "--batch_size", "0"]).resolve().is_err());
+    assert!(parse(&["plan", "model", "--shape", "llama-3.2-1b"]).is_err());
+}
+
+#[test]
 fn quiet_stands_anywhere() {
     assert!(parse(&[&["--quiet"][..], &FINETUNE].concat()).unwrap().quiet);
     assert!(parse(&[&FINETUNE, &["--quiet"][..]].concat()).unwrap().quiet);
@@ -183,7 +210,7 @@ fn mistakes_end_with_code_two_and_say_what_is_allowed() {
         (&["--precision", "fp16"], "bf16-mixed"),
         (&["--lr_schedule", "step"], "cosine, linear, constant"),
         (&["--recompute", "all"], "selective, layer, every-N"),
-        (&["--memory_limit", "8G"], "8GiB"),
+        (&["--memory_limit", "8G"], "6GiB"),
         (&["--batch_size", "-1"], "whole number"),
         (&["--epochs", "2.5"], "whole number"),
         (&["--learning_rate", "fast"], "--learning_rate"),
@@ -194,9 +221,14 @@ fn mistakes_end_with_code_two_and_say_what_is_allowed() {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(said), "{words:?}: {error}");
     }
-    let error = parse(&["finetune", "model"]).unwrap_err();
+    let error = parse(&["finetune"]).unwrap_err();
     assert_eq!((error.kind(), error.exit_code()), (ErrorKind::MissingRequiredArgument, 2));
-    assert!(error.to_string().contains("--data.json_path"));
+    // a plan needs no data, so the parser leaves it to who needs them
+    let Command::Finetune(args) = parse(&["finetune", "model"]).unwrap().command else {
+        panic!("another command")
+    };
+    let error = args.resolve().unwrap_err().to_string();
+    assert!(error.contains("--data.json_path") && error.contains("must be given"), "{error}");
 }
 
 #[test]

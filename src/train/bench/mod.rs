@@ -10,7 +10,7 @@ use crate::fuse::Fusions;
 use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
 use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
-use crate::nn::WeightMode;
+use crate::nn::{Storage, WeightMode};
 use crate::ops::adamw::Hyper;
 use crate::train::adapter::spec_of_targets;
 use crate::train::memory::{MemoryLimit, Planner};
@@ -49,6 +49,8 @@ pub struct BenchTrainOptions {
     pub recompute: RecomputeKind,
     /// Bytes of device memory that the network may take; `None`: what is free, where the platform tells.
     pub memory_limit: Option<u64>,
+    /// Blocks whose frozen weights stay in host memory.
+    pub offload: usize,
     pub tune: TuneMode,
     pub fusions: Fusions,
 }
@@ -67,6 +69,7 @@ impl Default for BenchTrainOptions {
             quantize: QuantizeOptions::default(),
             recompute: RecomputeKind::NONE,
             memory_limit: None,
+            offload: 0,
             tune: TuneMode::default(),
             fusions: Fusions::default(),
         }
@@ -150,9 +153,13 @@ impl BenchTrain {
             2.0 * options.rank as f64,
             options.dropout,
         )?;
+        let layers = config.layers;
         let network = Network {
             config,
-            weights: WeightMode::Frozen(options.quantize.storage(options.precision)),
+            weights: WeightMode::Frozen(Storage {
+                offload: options.offload.min(layers),
+                ..options.quantize.storage(options.precision)
+            }),
             activations: options.precision.activations(),
             adapter: Some(adapter),
             recompute: Recompute::None,

@@ -1,0 +1,34 @@
+//! A token embedding that stays in host memory: only the rows of a micro-batch travel to the device.
+
+use super::upload::packed;
+use super::weights::{WeightError, WeightSource};
+use crate::graph::{Shape, TensorType};
+use crate::models::{EMBEDDING, Network};
+
+/// The table `[vocab, hidden size]` in the storage type of activations, rows padded as the device has them.
+pub(super) struct HostEmbedding {
+    bytes: Vec<u8>,
+    row_bytes: usize,
+}
+
+impl HostEmbedding {
+    /// Reads the table of a network that looks tokens up on the host; `None` for others.
+    ///
+    /// # Errors
+    /// A weight that is missing, a file that cannot be read.
+    pub fn read(source: &WeightSource, network: &Network) -> Result<Option<Self>, WeightError> {
+        if !network.embeds_on_host() {
+            return Ok(None);
+        }
+        let shape = Shape::matrix(network.config.vocab_size, network.config.hidden_size);
+        let ty = TensorType::new(shape, network.activations);
+        let bytes = packed(source, EMBEDDING, ty)?;
+        Ok(Some(HostEmbedding { row_bytes: bytes.len() / ty.rows(), bytes }))
+    }
+
+    /// The rows of these tokens, one after the other.
+    pub fn rows(&self, tokens: &[u32]) -> Vec<u8> {
+        let row = |&token: &u32| &self.bytes[token as usize * self.row_bytes..][..self.row_bytes];
+        tokens.iter().flat_map(row).copied().collect()
+    }
+}

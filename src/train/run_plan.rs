@@ -1,0 +1,157 @@
+//! `engraft plan`: what a fine-tuning run would take, from a configuration alone or with its data.
+
+use super::finetune::adapter_of;
+use super::memory::{Advice, Combination, FitError, MemoryLimit, Planner};
+use super::options::{FinetuneOptions, Method};
+use super::plan::Demand;
+use super::setup::{check_vocabulary, longest, network_of, open_data, run_demand};
+use crate::autograd::Recompute;
+use crate::data::{Dataset, Tokenizer};
+use crate::error::Error;
+use crate::graph::{DeviceProfile, LeafKind};
+use crate::models::ModelConfig;
+use crate::plan::MemoryReport;
+use serde::Serialize;
+
+/// What a run would take on a device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlanReport {
+    pub precision: String,
+    /// Tokens of the longest sample.
+    pub longest: usize,
+    pub batch_size: usize,
+    pub micro_batch_size: usize,
+    /// Tokens and labels of the largest micro-batch, rounded up as they are planned.
+    pub tokens: usize,
+    pub labels: usize,
+    /// The policy that was asked for, or that `auto` chose.
+    pub recompute: Recompute,
+    pub base_parameters: u64,
+    pub trainable_parameters: u64,
+    /// Most bytes on the device at a time, and what they are.
+    pub peak_bytes: u64,
+    pub bytes: MemoryReport,
+    /// FLOPs of an optimiser step of the largest micro-batches, forward and reverse.
+    pub step_flops: f64,
+    /// FLOPs beyond those of a step that keeps all activations, as a share of these.
+    pub extra_flops: f64,
+    pub memory_limit: Option<u64>,
+    /// Whether it fits the limit, where there is one.
+    pub fits: Option<bool>,
+    /// What to change where it does not.
+    pub advice: Option<String>,
+    /// Every policy at micro-batches of 1, 2, 4 … samples.
+    pub combinations: Vec<CombinationReport>,
+}
+
+/// One row of the table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CombinationReport {
+    #[serde(flatten)]
+    pub combination: Combination,
+    pub extra_flops: f64,
+    pub fits: Option<bool>,
+}
+
+/// Plans the run of `options` on a network of this configuration. Without a data file every sample is taken to have
+/// `max_seq_length` tokens, all but the first with a label.
+///
+/// # Errors
+/// Data that cannot be read, neither data nor `max_seq_length`, targets that match no layer.
+pub fn plan_run(
+    mut options: FinetuneOptions,
+    config: &ModelConfig,
+    device: &DeviceProfile,
+    limit: Option<MemoryLimit>,
+) -> Result<PlanReport, Error> {
+    let cut = config.max_position_embeddings;
+    let without = options.data.sources.is_empty() && options.data.json_path.as_os_str().is_empty();
+    let data = match without {
+        true => None,
+        false => {
+            options.max_seq_length = Some(options.max_seq_length.unwrap_or(cut).min(cut));
+            let data = open_data(&options, &Tokenizer::open(&options.model_dir)?)?;
+            check_vocabulary(&[data.largest_token()], config)?;
+            Some(data)
+        }
+    };
+    let length = match (&data, options.max_seq_length) {
+        (Some(data), _) => longest(data),
+        (None, Some(length)) => length.min(cut),
+        (None, None) => {
+            return Err(Error::input("a plan without --data.json_path needs --max_seq_length"));
+        }
+    };
+    let adapter = match options.method {
+        Method::Lora => Some(adapter_of(&mut options, config)?.0),
+        Method::Full { .. } => None,
+    };
+    let network = network_of(config, &options, adapter, length);
+    let demand = |micro_batch: usize| match &data {
+        Some(data) => run_demand(data, &options, micro_batch, steps(data, &options)),
+        None => Demand::uniform(micro_batch, length),
+    };
+    let planner = Planner { network, device, demand: &demand };
+    report(&planner, &options, limit)
+}
+
+fn report(
+    planner: &Planner<'_>,
+    options: &FinetuneOptions,
+    limit: Option<MemoryLimit>,
+) -> Result<PlanReport, Error> {
+    let micro_batch = options.micro_batch();
+    let fits = |bytes: u64| limit.map(|limit| bytes <= limit.bytes);
+    let mut combinations = Vec::new();
+    let sizes = std::iter::successors(Some(1), |n| Some(2 * n)).take_while(|&n| n <= options.batch_size);
+    let mut sizes: Vec<usize> = sizes.chain([micro_batch]).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    for &size in &sizes {
+        let mut kept = None;
+        for policy in planner.policies() {
+            let combination = planner.combination(size, policy).map_err(FitError::from)?;
+            // the first policy keeps everything
+            let all = *kept.get_or_insert(combination.flops);
+            combinations.push(CombinationReport {
+                extra_flops: combination.flops / all - 1.0,
+                fits: fits(combination.peak_bytes),
+                combination,
+            });
+        }
+    }
+    let (recompute, advice) = match planner.choose(micro_batch, options.recompute, limit) {
+        Ok(choice) => (choice.plan.recompute(), None),
+        Err(FitError::Memory(error)) => (error.recompute, Some(error.advice)),
+        Err(other) => return Err(other.into()),
+    };
+    let plan = planner.plan(micro_batch, recompute).map_err(FitError::from)?;
+    let kept = planner.plan(micro_batch, Recompute::None).map_err(FitError::from)?;
+    let leaves = plan.graph.leaves().iter().filter(|leaf| leaf.kind == LeafKind::Trainable);
+    let trainable = leaves.map(|leaf| plan.graph.shape_of(leaf.value).elements() as u64).sum();
+    Ok(PlanReport {
+        precision: options.precision.to_string(),
+        longest: (planner.demand)(micro_batch).longest,
+        batch_size: options.batch_size,
+        micro_batch_size: micro_batch,
+        tokens: plan.capacity.tokens,
+        labels: plan.capacity.labels,
+        recompute,
+        base_parameters: planner.network.config.parameter_count(),
+        trainable_parameters: trainable,
+        peak_bytes: plan.memory.total(),
+        bytes: plan.memory,
+        step_flops: plan.flops * (options.batch_size / micro_batch) as f64,
+        extra_flops: plan.flops / kept.flops - 1.0,
+        memory_limit: limit.map(|limit| limit.bytes),
+        fits: fits(plan.memory.total()),
+        advice: advice.as_ref().map(Advice::to_string),
+        combinations,
+    })
+}
+
+/// Optimiser steps of the run.
+pub(super) fn steps(data: &Dataset, options: &FinetuneOptions) -> usize {
+    let all = data.train.len().div_ceil(options.batch_size) * options.epochs;
+    options.max_steps.map_or(all, |max| all.min(max))
+}
