@@ -92,6 +92,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_device_tells_its_budget_or_nothing() {
+        for adapter in crate::gpu::device::adapters() {
+            let (name, budget) = (adapter.get_info().name, vulkan::budget(&adapter));
+            println!("{name}: {budget:?}");
+            assert!(budget.is_none_or(|bytes| bytes > 1 << 20), "{name}: {budget:?}");
+        }
+    }
+
+    #[test]
     fn available_memory_is_read_in_bytes() {
         let text = "MemTotal:       24689764 kB\nMemFree:        20 kB\nMemAvailable:   23068672 kB\n";
         assert_eq!(available(text), Some(23_068_672 << 10));
