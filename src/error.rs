@@ -162,7 +162,9 @@ fn of_generate(error: &GenerateError) -> Failure {
 
 fn of_gpu(error: &GpuError) -> Failure {
     match error {
-        GpuError::NoDevice | GpuError::NoMatch { .. } | GpuError::Open { .. } => Failure::Device,
+        GpuError::NoDevice | GpuError::NoMatch { .. } | GpuError::Open { .. } | GpuError::NoHostMemory => {
+            Failure::Device
+        }
         GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. } => {
             Failure::Memory
         }

@@ -877,6 +877,7 @@ fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
         recompute: engraft::autograd::Recompute::None,
         positions: 128,
         fusions: engraft::fuse::Fusions::default(),
+        host_activations: false,
         config,
     };
     let source = engraft::train::weights::WeightSource::Checkpoint(Checkpoint::open(model).unwrap());

@@ -45,6 +45,7 @@ fn network(precision: Precision, dropout: f64) -> Network {
         recompute: Recompute::None,
         positions: SEQ,
         fusions: Fusions::default(),
+        host_activations: false,
         config,
     }
 }
@@ -128,6 +129,32 @@ fn weights_in_host_memory_change_no_bit() {
                 "{weights:?}"
             );
         }
+    }
+}
+
+/// What blocks are made again from can wait in host memory: the same bits with less memory of the device.
+#[test]
+fn activations_in_host_memory_change_no_bit() {
+    let Some(gpu) = common::gpu() else { return };
+    let batch = batch(2);
+    let run = |host_activations: bool, recompute: Recompute| {
+        let network = Network { host_activations, ..network(Precision::BF16True, 0.1) };
+        let (mut trainer, plan) = trainer(&gpu, &network, 2, recompute);
+        trainer.begin().unwrap();
+        let mut results = Vec::new();
+        for _ in 0..2 {
+            trainer.accumulate(&batch, 1.0).unwrap();
+            results.push(trainer.optimiser().gradients().unwrap());
+        }
+        trainer.evaluate([&batch]).unwrap();
+        assert_eq!(trainer.memory(), plan.memory, "{recompute}");
+        (results, plan.memory.activations)
+    };
+    for recompute in [Recompute::Layer, Recompute::every(2).unwrap(), Recompute::every(4).unwrap()] {
+        let (expected, on_device) = run(false, recompute);
+        let (found, on_host) = run(true, recompute);
+        assert!(expected == found, "{recompute}");
+        assert!(on_host < on_device, "{recompute}: {on_host} of {on_device} bytes");
     }
 }
 

@@ -142,6 +142,7 @@ fn network(folder: &Path, adapter: Option<&Path>, recompute: Recompute) -> (Netw
         recompute,
         positions: 128,
         fusions: engraft::fuse::Fusions::default(),
+        host_activations: false,
     };
     (network, peft)
 }

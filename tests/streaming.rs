@@ -72,6 +72,7 @@ fn network(hidden: usize) -> Network {
         recompute: Recompute::None,
         positions: 32,
         fusions: Fusions::default(),
+        host_activations: false,
     }
 }
 

@@ -13,6 +13,8 @@ pub use recompute::{Recompute, UnknownPolicy};
 use crate::graph::{Graph, GraphError, LeafKind, Node, ReverseNode, Value};
 use crate::ops::add::add;
 use crate::ops::copy::copy;
+use crate::ops::keep::Keep;
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -43,6 +45,7 @@ pub fn differentiate(
         copies: HashMap::new(),
         copied: HashSet::new(),
         claimed: HashSet::new(),
+        kept: kept_on_host(&nodes),
     };
     for node in nodes.iter().rev() {
         reverse.visit(graph, &nodes, node, &needs)?;
@@ -62,6 +65,15 @@ fn values_with_gradient(graph: &Graph, nodes: &[Node]) -> HashSet<Value> {
     needs
 }
 
+/// Values that a [`Keep`] holds in host memory, and what it gives back.
+fn kept_on_host(nodes: &[Node]) -> HashMap<Value, Value> {
+    let keeps = nodes.iter().filter(|n| {
+        let op: &dyn Any = &*n.op;
+        op.is::<Keep>()
+    });
+    keeps.map(|n| (n.inputs[1], n.outputs[0])).collect()
+}
+
 struct Reverse {
     recompute: Recompute,
     last_block: Option<u32>,
@@ -72,6 +84,8 @@ struct Reverse {
     copied: HashSet<u32>,
     /// Values that already are somebody's parameter gradient.
     claimed: HashSet<Value>,
+    /// Values that wait in host memory for the reverse pass.
+    kept: HashMap<Value, Value>,
 }
 
 impl Reverse {
@@ -115,6 +129,12 @@ impl Reverse {
         for node in nodes.iter().filter(|n| self.recompute.rebuilds(n)) {
             if self.group(node) != Some(group) {
                 continue;
+            }
+            for input in &node.inputs {
+                if let (Some(&kept), false) = (self.kept.get(input), self.copies.contains_key(input)) {
+                    let dtype = graph.type_of(kept).dtype;
+                    self.copies.insert(*input, copy(graph, kept, dtype)?);
+                }
             }
             let inputs: Vec<Value> =
                 node.inputs.iter().map(|v| self.copies.get(v).copied().unwrap_or(*v)).collect();

@@ -58,6 +58,15 @@ impl Recompute {
         Some(last.saturating_sub(block) / blocks).filter(|&group| group > 0)
     }
 
+    /// Whether what enters a block is kept for the reverse pass, of `blocks` in all, while what leaves the blocks before it is
+    /// not: the first block of a group that is made again.
+    pub fn starts_group(self, block: u32, blocks: u32) -> bool {
+        let group = |block| self.group(block, blocks.saturating_sub(1));
+        self != Recompute::Selective
+            && group(block).is_some()
+            && block.checked_sub(1).is_none_or(|before| group(before) != group(block))
+    }
+
     /// Whether a node of such a group is made again.
     pub(super) fn rebuilds(self, node: &Node) -> bool {
         match self {
@@ -138,5 +147,9 @@ mod tests {
         assert_eq!(groups(Recompute::Layer), [Some(4), Some(3), Some(2), Some(1), None]);
         assert_eq!(groups(Recompute::every(2).unwrap()), [Some(2), Some(1), Some(1), None, None]);
         assert_eq!(groups(Recompute::every(8).unwrap()), [None; 5]);
+        let starts = |policy: Recompute| (0..5).filter(|&b| policy.starts_group(b, 5)).collect::<Vec<_>>();
+        assert_eq!(starts(Recompute::Layer), [0, 1, 2, 3]);
+        assert_eq!(starts(Recompute::every(2).unwrap()), [0, 1]);
+        assert!(starts(Recompute::None).is_empty() && starts(Recompute::Selective).is_empty());
     }
 }

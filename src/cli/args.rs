@@ -468,6 +468,7 @@ impl TrainingArgs {
             seed: self.seed,
             recompute: self.recompute,
             offload: self.memory.offload,
+            offload_activations: self.memory.offload_activations,
             memory_limit: self.memory.memory_limit,
             gpu: device.gpu,
             no_coop: device.no_coop,
@@ -536,6 +537,9 @@ pub struct MemoryArgs {
     /// Keep the frozen weights of so many blocks in host memory, and bring each to the device in time
     #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
     pub offload: usize,
+    /// Keep the inputs of blocks that are made again in host memory until the reverse pass
+    #[arg(long, alias = "offload-activations")]
+    pub offload_activations: bool,
 }
 
 #[derive(Clone, Debug, Args)]

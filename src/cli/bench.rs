@@ -216,6 +216,7 @@ fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
         recompute: args.recompute,
         memory_limit: args.memory.memory_limit,
         offload: args.memory.offload,
+        offload_activations: args.memory.offload_activations,
         tune: args.run.tune.tune,
         fusions: args.fusions(),
     };

@@ -69,5 +69,6 @@ fn network(
         recompute: crate::autograd::Recompute::None,
         positions: tokens,
         fusions: Fusions::default(),
+        host_activations: false,
     })
 }

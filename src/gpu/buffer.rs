@@ -15,12 +15,14 @@ pub struct Buffer {
 struct Inner {
     raw: wgpu::Buffer,
     size: u64,
+    /// Bytes of device memory.
+    counted: u64,
     gpu: Gpu,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.gpu.shared.allocated.fetch_sub(self.size, Ordering::Relaxed);
+        self.gpu.shared.allocated.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 
@@ -58,12 +60,42 @@ impl Gpu {
         self.create(what, size, usage)
     }
 
+    /// [`Gpu::allocate`] in memory of the host, which the device reads and writes over the bus; it counts as no memory of the
+    /// device.
+    ///
+    /// # Errors
+    /// As [`Gpu::allocate`], and [`GpuError::NoHostMemory`].
+    pub fn allocate_on_host(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
+        if !self.shared.device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS) {
+            return Err(GpuError::NoHostMemory);
+        }
+        let size = allocation(size);
+        if size > self.shared.info.max_binding_bytes {
+            return Err(GpuError::OverLimit {
+                what: what.to_string(),
+                limit: "one binding",
+                requested: size,
+                maximum: self.shared.info.max_binding_bytes,
+            });
+        }
+        // a buffer that the host could map lies where the host can reach it
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::MAP_READ;
+        let raw = self.raw_buffer(what, size, usage)?;
+        Ok(Buffer { inner: Arc::new(Inner { raw, size, counted: 0, gpu: self.clone() }) })
+    }
+
     fn create(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
-        let device = &self.shared.device;
         let (allocated, limit) = (self.allocated_bytes(), self.memory_limit().unwrap_or(u64::MAX));
         if allocated.saturating_add(size) > limit {
             return Err(GpuError::OverMemoryLimit { what: what.to_string(), bytes: size, allocated, limit });
         }
+        let raw = self.raw_buffer(what, size, usage)?;
+        self.shared.allocated.fetch_add(size, Ordering::Relaxed);
+        Ok(Buffer { inner: Arc::new(Inner { raw, size, counted: size, gpu: self.clone() }) })
+    }
+
+    fn raw_buffer(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
+        let device = &self.shared.device;
         let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let raw = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
@@ -75,8 +107,7 @@ impl Gpu {
             return Err(GpuError::OutOfMemory { what: what.to_string(), bytes: size });
         }
         self.check()?;
-        self.shared.allocated.fetch_add(size, Ordering::Relaxed);
-        Ok(Buffer { inner: Arc::new(Inner { raw, size, gpu: self.clone() }) })
+        Ok(raw)
     }
 
     /// A uniform buffer with this content.

@@ -216,7 +216,7 @@ impl Gpu {
     ) -> Result<Self, GpuError> {
         let subgroups = info.subgroups && !options.no_subgroups;
         let wide_loads = info.is_software() && adapter.features().contains(wgpu::Features::SHADER_INT64);
-        let mut wanted = wgpu::Features::TIMESTAMP_QUERY;
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
         wanted.set(wgpu::Features::PIPELINE_CACHE, options.pipelines.is_some());
         wanted.set(wgpu::Features::SUBGROUP, subgroups);
         wanted.set(wgpu::Features::SHADER_INT64, wide_loads);

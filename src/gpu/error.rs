@@ -4,6 +4,8 @@ use thiserror::Error;
 
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum GpuError {
+    #[error("the device cannot keep activations in host memory; leave --offload_activations out")]
+    NoHostMemory,
     #[error(
         "no GPU or driver found: install a Vulkan driver for your GPU (Debian and Ubuntu: mesa-vulkan-drivers, which has \
          a software device too), or check the installation with `vulkaninfo`"

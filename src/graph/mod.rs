@@ -64,6 +64,8 @@ pub enum LeafKind {
     Trainable,
     /// Kept on the device between runs and changed in place (a KV cache, optimiser moments).
     State,
+    /// Memory of the host that the device writes and reads within a run.
+    Host,
 }
 
 #[derive(Clone, Debug)]
@@ -146,6 +148,11 @@ impl Graph {
         dtype: DType,
     ) -> Result<Value, GraphError> {
         self.leaf(name.into(), LeafKind::State, TensorType::new(shape, dtype))
+    }
+
+    /// Memory of the host that the device writes and reads within a run.
+    pub fn host(&mut self, name: impl Into<String>, shape: Shape, dtype: DType) -> Result<Value, GraphError> {
+        self.leaf(name.into(), LeafKind::Host, TensorType::new(shape, dtype))
     }
 
     /// Appends an operation and gives its outputs.

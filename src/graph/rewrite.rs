@@ -29,6 +29,7 @@ impl Graph {
                 LeafKind::Frozen => new.frozen(name.clone(), ty.shape, ty.dtype)?,
                 LeafKind::Trainable => new.trainable(name.clone(), ty.shape)?,
                 LeafKind::State => new.state(name.clone(), ty.shape, ty.dtype)?,
+                LeafKind::Host => new.host(name.clone(), ty.shape, ty.dtype)?,
             };
             map.insert(*value, leaf);
         }

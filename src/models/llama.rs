@@ -42,6 +42,7 @@ pub(super) fn hidden(
         }
     };
     for layer in 0..config.layers {
+        b.keep(layer, x)?;
         b.graph.begin_block();
         x = block(b, config, stream, cache, layer, x)?;
         b.graph.end_block();

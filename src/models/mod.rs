@@ -32,6 +32,8 @@ pub struct Network {
     /// Rows of the table of rotary angles: the longest sample.
     pub positions: usize,
     pub fusions: Fusions,
+    /// What enters blocks that are made again waits in host memory for the reverse pass.
+    pub host_activations: bool,
 }
 
 /// The inputs that every graph over a token stream has.
@@ -93,6 +95,10 @@ impl Network {
         if train && self.adapter.as_ref().is_some_and(|a| a.dropout > 0.0) {
             b.rng = Some(b.graph.input("rng", Shape::vector(4), DType::U32)?);
         }
+        let blocks = self.config.layers as u32;
+        b.kept_blocks = (0..blocks)
+            .map(|l| train && self.host_activations && self.recompute.starts_group(l, blocks))
+            .collect();
         let hidden = self.hidden(&mut b, &stream, &mut |_, _, k, v| Ok((k, v)))?;
         let rows = b.graph.input("label_rows", Shape::vector(labels), DType::U32)?;
         let inverse = b.graph.input("label_inverse", Shape::vector(tokens), DType::U32)?;

@@ -68,6 +68,8 @@ pub struct Builder<'a> {
     pub adapter: Option<&'a AdapterSpec>,
     /// The generator input, where dropout is on.
     pub rng: Option<Value>,
+    /// Blocks whose input waits in host memory for the reverse pass.
+    pub kept_blocks: Vec<bool>,
     /// How layers with an adapter are built.
     form: AdapterForm,
     known: HashMap<String, Value>,
@@ -87,6 +89,7 @@ impl<'a> Builder<'a> {
             activations,
             adapter,
             rng: None,
+            kept_blocks: Vec::new(),
             form,
             known: HashMap::new(),
             dropouts: 0,
@@ -99,6 +102,19 @@ impl<'a> Builder<'a> {
     /// A name that is taken by another kind of leaf.
     pub fn weight(&mut self, name: &str, dims: &[usize]) -> Result<Value, GraphError> {
         self.stored(name, dims, |storage| storage.outer)
+    }
+
+    /// Keeps what enters a block in host memory, where the block is one of those.
+    ///
+    /// # Errors
+    /// A block that is built twice.
+    pub fn keep(&mut self, block: usize, x: Value) -> Result<(), GraphError> {
+        if self.kept_blocks.get(block).copied().unwrap_or(false) {
+            let ty = self.graph.type_of(x);
+            let memory = self.graph.host(format!("kept.{block}"), ty.shape, ty.dtype)?;
+            ops::keep::keep(&mut self.graph, memory, x)?;
+        }
+        Ok(())
     }
 
     fn stored(

@@ -12,6 +12,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gather_rows;
+pub mod keep;
 pub mod lora_linear;
 pub mod matmul;
 pub mod norm_squared;
@@ -45,6 +46,7 @@ operations![
     embedding::Embedding,
     embedding::EmbeddingGradient,
     gather_rows::GatherRows,
+    keep::Keep,
     lora_linear::LoraLinear,
     matmul::Matmul,
     matmul::group::MatmulGroup,

@@ -61,12 +61,19 @@ impl Bindings {
         self.gradients.get(name)
     }
 
-    /// Allocates what the graph's inputs and state need and is not bound yet; gives the bytes allocated.
+    /// Allocates what the graph's inputs, state and memory of the host need and is not bound yet; gives the bytes on the
+    /// device.
     ///
     /// # Errors
     /// Failed allocations.
     pub fn allocate_inputs(&mut self, gpu: &Gpu, graph: &Graph) -> Result<u64, GpuError> {
         let mut bytes = 0;
+        for leaf in graph.leaves().iter().filter(|l| l.kind == LeafKind::Host) {
+            if !self.leaves.contains_key(&leaf.name) {
+                let buffer = gpu.allocate_on_host(&leaf.name, graph.type_of(leaf.value).bytes())?;
+                self.bind(leaf.name.clone(), buffer.whole());
+            }
+        }
         for leaf in graph.leaves() {
             if matches!(leaf.kind, LeafKind::Input | LeafKind::State) && !self.leaves.contains_key(&leaf.name)
             {

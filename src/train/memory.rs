@@ -129,7 +129,11 @@ impl Planner<'_> {
     pub fn policies(&self) -> Vec<Recompute> {
         let blocks = self.network.config.layers as u32;
         let groups = GROUPS.into_iter().filter(|&n| n < blocks).rev();
-        let mut all = vec![Recompute::None, Recompute::Selective];
+        let mut all = match self.network.host_activations {
+            // nothing would wait in host memory
+            true => Vec::new(),
+            false => vec![Recompute::None, Recompute::Selective],
+        };
         all.extend(groups.filter_map(|n| Recompute::every(n).ok()));
         all.push(Recompute::Layer);
         all
@@ -172,11 +176,11 @@ impl Planner<'_> {
         let leanest = match kind {
             RecomputeKind::Policy(Recompute::None) => kept,
             RecomputeKind::Policy(policy) => self.plan(micro_batch, policy)?,
-            RecomputeKind::Auto if kept.memory.total() <= bytes => kept,
+            RecomputeKind::Auto if !self.network.host_activations && kept.memory.total() <= bytes => kept,
             RecomputeKind::Auto => {
                 drop(kept);
                 let mut plans = Vec::new();
-                for policy in &self.policies()[1..] {
+                for policy in self.policies().iter().filter(|p| **p != Recompute::None) {
                     plans.push(self.plan(micro_batch, *policy)?);
                 }
                 plans.sort_by(|a, b| a.flops.total_cmp(&b.flops));

@@ -66,6 +66,8 @@ pub struct FinetuneOptions {
     pub quantize_head: bool,
     /// Blocks whose frozen weights stay in host memory, and come to the device as their turn comes.
     pub offload: usize,
+    /// What blocks that are made again begin from waits in host memory for the reverse pass.
+    pub offload_activations: bool,
     pub recompute: RecomputeKind,
     /// Bytes of device memory that the run may take; `None`: what is free, where the platform tells.
     pub memory_limit: Option<u64>,
@@ -295,6 +297,7 @@ impl Default for FinetuneOptions {
             quantize: Quantize::None,
             quantize_head: false,
             offload: 0,
+            offload_activations: false,
             recompute: RecomputeKind::default(),
             memory_limit: None,
             gpu: None,
@@ -381,6 +384,13 @@ impl FinetuneOptions {
             }
         }
         self.quantize().check(&mut checks);
+        let without = [Recompute::None, Recompute::Selective].map(RecomputeKind::Policy);
+        checks.require(
+            !self.offload_activations || !without.contains(&self.recompute),
+            "--offload_activations",
+            self.offload_activations,
+            "keeps what blocks are made again from; give --recompute layer, every-N or auto",
+        );
         checks.positive("--learning_rate", self.learning_rate);
         if self.min_lr > self.learning_rate && self.learning_rate > 0.0 {
             let allowed = format!("must be at most --learning_rate ({})", self.learning_rate);

@@ -108,11 +108,9 @@ fn report(
     sizes.sort_unstable();
     sizes.dedup();
     for &size in &sizes {
-        let mut kept = None;
+        let all = planner.plan(size, Recompute::None).map_err(FitError::from)?.flops;
         for policy in planner.policies() {
             let combination = planner.combination(size, policy).map_err(FitError::from)?;
-            // the first policy keeps everything
-            let all = *kept.get_or_insert(combination.flops);
             combinations.push(CombinationReport {
                 extra_flops: combination.flops / all - 1.0,
                 fits: fits(combination.peak_bytes),

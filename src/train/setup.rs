@@ -42,6 +42,7 @@ pub fn open_network(
         recompute: Recompute::None,
         positions: config.max_position_embeddings,
         fusions: Fusions::default(),
+        host_activations: false,
         config,
     };
     Ok((network, source))
@@ -68,6 +69,7 @@ pub fn network_of(
         recompute: Recompute::None,
         positions,
         fusions: Fusions::default(),
+        host_activations: options.offload_activations,
         config: config.clone(),
     }
 }

@@ -119,6 +119,9 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         assert_eq!(finetune(&[&format!("{option}={value}")]), expected, "{option}=");
     }
     assert!(finetune(&["--no_coop"]).no_coop && finetune(&["--no-coop"]).no_coop);
+    for spelled in ["--offload_activations", "--offload-activations"] {
+        assert!(finetune(&[spelled]).offload_activations);
+    }
     for spelled in ["--quantize_head", "--quantize-head"] {
         assert!(finetune(&["--quantize", "nf4", spelled]).quantize_head);
     }
@@ -127,7 +130,8 @@ fn each_option_lands_in_its_field_in_both_spellings() {
     for arg in command.find_subcommand("finetune").unwrap().get_arguments() {
         let Some(long) = arg.get_long() else { continue };
         let elsewhere =
-            ["data", "data.json_path", "quiet", "help", "no_coop", "quantize_head"].contains(&long);
+            ["data", "data.json_path", "quiet", "help", "no_coop", "quantize_head", "offload_activations"]
+                .contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
     }
 }

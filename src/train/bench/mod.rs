@@ -51,6 +51,8 @@ pub struct BenchTrainOptions {
     pub memory_limit: Option<u64>,
     /// Blocks whose frozen weights stay in host memory.
     pub offload: usize,
+    /// What blocks that are made again begin from waits in host memory.
+    pub offload_activations: bool,
     pub tune: TuneMode,
     pub fusions: Fusions,
 }
@@ -70,6 +72,7 @@ impl Default for BenchTrainOptions {
             recompute: RecomputeKind::NONE,
             memory_limit: None,
             offload: 0,
+            offload_activations: false,
             tune: TuneMode::default(),
             fusions: Fusions::default(),
         }
@@ -165,6 +168,7 @@ impl BenchTrain {
             recompute: Recompute::None,
             positions: options.seq,
             fusions: options.fusions,
+            host_activations: options.offload_activations,
         };
         let batch = random_batch(options);
         let limit = MemoryLimit::of(options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());
