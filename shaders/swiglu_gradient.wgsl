@@ -1,5 +1,5 @@
 // Gradients of y = silu(gate) * up: dgate = dy * up * (s + g * s * (1 - s)), dup = dy * g * s, s = sigmoid(gate).
-// An invocation owns one group of four.
+// An invocation owns one group of four. REPLACES_GATE, REPLACES_UP: the gradient lies where its tensor lay.
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -8,10 +8,11 @@ fn main(
 ) {
     let i = group_index(group, groups) * 256u + lane;
     if (i < params.count) {
-        let g = load_gate(i);
+        let g = load_{{ "dgate" if REPLACES_GATE else "gate" }}(i);
+        let u = load_{{ "dup" if REPLACES_UP else "up" }}(i);
         let dy = load_dy(i);
         let s = 1.0 / (1.0 + exp(-max(g, vec4<f32>(-80.0))));
-        store_dgate(i, dy * load_up(i) * (s + g * s * (1.0 - s)));
+        store_dgate(i, dy * u * (s + g * s * (1.0 - s)));
         store_dup(i, dy * g * s);
     }
 }

@@ -57,11 +57,12 @@ fn types(case: &Case) -> (Vec<TensorType>, Vec<TensorType>) {
     (inputs, outputs)
 }
 
-fn plan(case: &Case, device: &DeviceProfile, accumulate: bool) -> LaunchPlan {
+fn plan(case: &Case, device: &DeviceProfile, accumulate: bool, replace: bool) -> LaunchPlan {
     let (inputs, outputs) = types(case);
     let accumulate: Vec<bool> = (0..outputs.len()).map(|o| accumulate && case.op.accumulates(o)).collect();
     let live = vec![true; outputs.len()];
     case.op.launch(&Launch {
+        replaces: &vec![replace; outputs.len()],
         device,
         inputs: &inputs,
         outputs: &outputs,
@@ -72,6 +73,21 @@ fn plan(case: &Case, device: &DeviceProfile, accumulate: bool) -> LaunchPlan {
 
 /// Runs the case and gives the worst error of its outputs, relative to the largest value and the tolerance.
 fn run(gpu: &Gpu, device: &DeviceProfile, case: &Case, accumulate: bool) -> Result<f64, String> {
+    let alone = run_placed(gpu, device, case, accumulate, false)?;
+    match (0..types(case).1.len()).any(|o| case.op.may_replace(o).is_some()) {
+        true => Ok(alone.max(run_placed(gpu, device, case, accumulate, true)?)),
+        false => Ok(alone),
+    }
+}
+
+/// `replace` puts outputs where the inputs lie that they may replace.
+fn run_placed(
+    gpu: &Gpu,
+    device: &DeviceProfile,
+    case: &Case,
+    accumulate: bool,
+    replace: bool,
+) -> Result<f64, String> {
     let name = format!("{} {}", case.op.name(), case.label);
     let (input_types, output_types) = types(case);
     let (stored, reference_inputs): (Vec<Vec<u8>>, Vec<ReferenceTensor>) =
@@ -86,7 +102,7 @@ fn run(gpu: &Gpu, device: &DeviceProfile, case: &Case, accumulate: bool) -> Resu
     }
     let mut output_slices: Vec<BufferSlice> = Vec::new();
     for (o, ty) in output_types.iter().enumerate() {
-        if let Some(input) = case.op.in_place(o) {
+        if let Some(input) = case.op.in_place(o).or(case.op.may_replace(o).filter(|_| replace)) {
             output_slices.push(input_slices[input].clone());
             continue;
         }
@@ -98,7 +114,7 @@ fn run(gpu: &Gpu, device: &DeviceProfile, case: &Case, accumulate: bool) -> Resu
         }
         output_slices.push(slice);
     }
-    let launch = plan(case, device, accumulate);
+    let launch = plan(case, device, accumulate, replace);
     let mut workspaces = Vec::new();
     for size in &launch.workspaces {
         let slice = allocate(*size)?;
@@ -293,8 +309,8 @@ fn every_shader_variant_is_valid() {
         for choices in std::iter::once(Choices::default()).chain(forced) {
             let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
             for case in engraft::ops::cases() {
-                for accumulate in [false, true] {
-                    for dispatch in plan(&case, &device, accumulate).dispatches {
+                for (accumulate, replace) in [(false, false), (true, false), (false, true)] {
+                    for dispatch in plan(&case, &device, accumulate, replace).dispatches {
                         let key = ShaderKey::of(&dispatch);
                         if seen.insert(key.clone()) {
                             let bytes = validate(&key);
@@ -336,6 +352,7 @@ fn matrix_units_take_one_scratch_space_for_all_chunks() {
         outputs: &types(&node.outputs),
         accumulate: &vec![false; node.outputs.len()],
         live: &vec![true; node.outputs.len()],
+        replaces: &vec![false; node.outputs.len()],
     });
     let products = plan.dispatches.iter().filter(|d| d.shader.name == "matmul_coop").count();
     assert!(products > 1, "{products} chunks");

@@ -255,6 +255,8 @@ pub struct Launch<'a> {
     pub accumulate: &'a [bool],
     /// Per output: somebody reads it.
     pub live: &'a [bool],
+    /// Per output: it lies where the input of [`super::Operation::may_replace`] lies, which must not be bound as well.
+    pub replaces: &'a [bool],
 }
 
 impl Launch<'_> {

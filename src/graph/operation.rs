@@ -40,6 +40,12 @@ pub trait Operation: Any + Debug + Send + Sync {
         None
     }
 
+    /// The input of the same type whose memory this output may take, where nobody reads that input afterwards; then
+    /// [`Launch::replaces`] says so.
+    fn may_replace(&self, _output: usize) -> Option<usize> {
+        None
+    }
+
     /// The same operation with one more input, of output 0's type, that is added to output 0.
     fn with_residual(&self) -> Option<Arc<dyn Operation>> {
         None

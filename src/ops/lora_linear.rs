@@ -107,15 +107,7 @@ impl Operation for LoraLinear {
         let e = matmul(graph, Layout::NN, dy, b, self.scale, DType::F32)?;
         let inside = self.dropout.zip(fifth);
         let before = fifth.filter(|_| inside.is_none());
-        if node.wanted[0] {
-            gradients[0] = Some(match before {
-                None => matmul_pair(graph, Layout::NN, (dy, w), (e, a), inside, x_type)?,
-                Some(_) => matmul(graph, Layout::NN, dy, w, 1.0, x_type)?,
-            });
-        }
-        if before.is_some() && node.wanted[4] {
-            gradients[4] = Some(matmul(graph, Layout::NN, e, a, 1.0, x_type)?);
-        }
+        // x may be free once its products with gradients are made
         if node.wanted[1] {
             gradients[1] = Some(matmul(graph, Layout::TN, dy, x, 1.0, DType::F32)?);
         }
@@ -130,6 +122,15 @@ impl Operation for LoraLinear {
         }
         if node.wanted[3] {
             gradients[3] = Some(matmul(graph, Layout::TN, dy, h, 1.0, DType::F32)?);
+        }
+        if node.wanted[0] {
+            gradients[0] = Some(match before {
+                None => matmul_pair(graph, Layout::NN, (dy, w), (e, a), inside, x_type)?,
+                Some(_) => matmul(graph, Layout::NN, dy, w, 1.0, x_type)?,
+            });
+        }
+        if before.is_some() && node.wanted[4] {
+            gradients[4] = Some(matmul(graph, Layout::NN, e, a, 1.0, x_type)?);
         }
         Ok(gradients)
     }

@@ -104,9 +104,14 @@ impl Operation for SwiGluGradient {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
-        elementwise(GRADIENT, ty.rows() * ty.cols4())
-            .read("gate", Place::Input(0), ty.dtype)
-            .read("up", Place::Input(1), ty.dtype)
+        let mut dispatch = elementwise(GRADIENT, ty.rows() * ty.cols4());
+        for (o, (flag, name)) in [("REPLACES_GATE", "gate"), ("REPLACES_UP", "up")].into_iter().enumerate() {
+            dispatch = dispatch.flag(flag, launch.replaces[o]);
+            if !launch.replaces[o] {
+                dispatch = dispatch.read(name, Place::Input(o), ty.dtype);
+            }
+        }
+        dispatch
             .read("dy", Place::Input(2), ty.dtype)
             .write("dgate", Place::Output(0), ty.dtype)
             .write("dup", Place::Output(1), ty.dtype)
@@ -122,6 +127,10 @@ impl Operation for SwiGluGradient {
             dy[i] * up[i] * (s + gate[i] * s * (1.0 - s))
         });
         vec![dgate, ReferenceTensor::from_fn(shape, |i| dy[i] * gate[i] * sigmoid(gate[i]))]
+    }
+
+    fn may_replace(&self, output: usize) -> Option<usize> {
+        Some(output)
     }
 
     fn cases() -> Vec<Case> {

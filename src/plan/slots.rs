@@ -77,6 +77,7 @@ impl std::fmt::Display for MemoryReport {
 impl Layout {
     /// Plans a graph for a device.
     pub fn new(graph: &Graph, device: &DeviceProfile) -> Self {
+        let replaced = replacements(graph);
         let launches = live_launches(graph, device);
         let live: Vec<usize> = launches.iter().map(|(n, _)| *n).collect();
         let read = read_values(graph, &live);
@@ -100,7 +101,7 @@ impl Layout {
             nodes.push((n, launch));
         }
         let mut layout = Layout { nodes, homes, workspaces: Vec::new(), sizes: Vec::new() };
-        layout.assign(graph, &read);
+        layout.assign(graph, &read, &replaced);
         layout
     }
 
@@ -203,18 +204,26 @@ impl Layout {
     /// Gives every value and every workspace a slot, the largest first: into the smallest slot that is free as long as they
     /// live, or a new one (greedy by size for shared objects: Pisarchyk & Lee 2020, arXiv:2001.03288). In order of
     /// execution, small values that live long would take the large slots that happen to be free.
-    fn assign(&mut self, graph: &Graph, read: &HashSet<Value>) {
+    fn assign(&mut self, graph: &Graph, read: &HashSet<Value>, replaced: &HashMap<Value, Value>) {
         let end = self.nodes.len();
         let mut last_use: HashMap<Value, usize> = HashMap::new();
         for (at, (n, _)) in self.nodes.iter().enumerate() {
             last_use.extend(graph.nodes()[*n].inputs.iter().map(|&v| (v, at)));
         }
         last_use.extend(graph.outputs().iter().map(|(_, v)| (*v, end)));
+        // what is replaced lives on in what takes its place
+        let mut chain: Vec<(Value, Value)> = replaced.iter().map(|(&new, &old)| (new, old)).collect();
+        chain.sort_unstable_by(|a, b| b.cmp(a));
+        for (new, old) in &chain {
+            let last = last_use.get(new).copied().unwrap_or(0).max(last_use[old]);
+            last_use.insert(*old, last);
+        }
         let mut tenants = Vec::new();
         for (at, (n, launch)) in self.nodes.iter().enumerate() {
             for (o, &value) in graph.nodes()[*n].outputs.iter().enumerate() {
                 // a kernel may leave out what nobody reads
-                if self.homes.contains_key(&value) || !(launch.writes(o) || read.contains(&value)) {
+                let elsewhere = self.homes.contains_key(&value) || replaced.contains_key(&value);
+                if elsewhere || !(launch.writes(o) || read.contains(&value)) {
                     continue;
                 }
                 let last = last_use.get(&value).copied().unwrap_or(at);
@@ -247,6 +256,11 @@ impl Layout {
                 Housed::Workspace(at, w) => self.workspaces[at][w] = slot,
             }
         }
+        for (new, old) in chain.into_iter().rev() {
+            if let Some(&home) = self.homes.get(&old) {
+                self.homes.insert(new, home);
+            }
+        }
     }
 }
 
@@ -269,8 +283,10 @@ pub(super) fn live_launches(graph: &Graph, device: &DeviceProfile) -> Vec<(usize
     let live = live_nodes(graph);
     let read = read_values(graph, &live);
     let accumulators = accumulators(graph);
+    let replaced = replacements(graph);
     let launch = |n: usize| {
         let node = &graph.nodes()[n];
+        let replaces: Vec<bool> = node.outputs.iter().map(|v| replaced.contains_key(v)).collect();
         let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
         let accumulate: Vec<bool> = node.outputs.iter().map(|v| accumulators.contains_key(v)).collect();
         let alive: Vec<bool> = node.outputs.iter().map(|v| read.contains(v)).collect();
@@ -280,9 +296,42 @@ pub(super) fn live_launches(graph: &Graph, device: &DeviceProfile) -> Vec<(usize
             outputs: &types(&node.outputs),
             accumulate: &accumulate,
             live: &alive,
+            replaces: &replaces,
         })
     };
     live.into_iter().map(|n| (n, launch(n))).collect()
+}
+
+/// Outputs that take the memory of an input: the input is an activation that nobody reads afterwards.
+fn replacements(graph: &Graph) -> HashMap<Value, Value> {
+    let live = live_nodes(graph);
+    let mut last_use: HashMap<Value, usize> = HashMap::new();
+    for &n in &live {
+        last_use.extend(graph.nodes()[n].inputs.iter().map(|&v| (v, n)));
+    }
+    let kept: HashSet<Value> = graph.outputs().iter().map(|(_, v)| *v).collect();
+    let accumulators = accumulators(graph);
+    let in_place = |v: Value| {
+        let (n, output) = graph.producer(v)?;
+        graph.nodes()[n].op.in_place(output)
+    };
+    let mut replaced = HashMap::new();
+    for n in live {
+        let node = &graph.nodes()[n];
+        for (o, &output) in node.outputs.iter().enumerate() {
+            let Some(input) = node.op.may_replace(o).map(|i| node.inputs[i]) else { continue };
+            let free = last_use[&input] == n
+                && graph.producer(input).is_some()
+                && in_place(input).is_none()
+                && !kept.contains(&input)
+                && ![input, output].iter().any(|v| accumulators.contains_key(v))
+                && node.inputs.iter().filter(|&&v| v == input).count() == 1;
+            if free {
+                replaced.insert(output, input);
+            }
+        }
+    }
+    replaced
 }
 
 /// Values that a live node, the host or a gradient's sum reads.

@@ -173,33 +173,25 @@ impl Planner<'_> {
         let kept = self.plan(micro_batch, Recompute::None)?;
         let all = kept.flops;
         let choice = |plan: TrainingPlan| Choice { extra_flops: plan.flops / all - 1.0, plan, limit };
-        let leanest = match kind {
+        let chosen = match kind {
             RecomputeKind::Policy(Recompute::None) => kept,
             RecomputeKind::Policy(policy) => self.plan(micro_batch, policy)?,
             RecomputeKind::Auto if !self.network.host_activations && kept.memory.total() <= bytes => kept,
             RecomputeKind::Auto => {
                 drop(kept);
-                let mut plans = Vec::new();
-                for policy in self.policies().iter().filter(|p| **p != Recompute::None) {
-                    plans.push(self.plan(micro_batch, *policy)?);
-                }
-                plans.sort_by(|a, b| a.flops.total_cmp(&b.flops));
-                let fits = plans.iter().position(|plan| plan.memory.total() <= bytes);
-                let least = (0..plans.len()).min_by_key(|&i| plans[i].memory.total());
-                // there is `selective` and `layer` at least
-                plans.swap_remove(fits.or(least).unwrap_or(0))
+                self.best_within(micro_batch, bytes)?
             }
         };
-        if leanest.memory.total() <= bytes {
-            return Ok(choice(leanest));
+        if chosen.memory.total() <= bytes {
+            return Ok(choice(chosen));
         }
         let limit = limit.unwrap_or(MemoryLimit { bytes, asked: true });
         Err(FitError::Memory(MemoryError {
             micro_batch,
-            recompute: leanest.recompute(),
-            needed: leanest.memory.total(),
+            recompute: chosen.recompute(),
+            needed: chosen.memory.total(),
             limit,
-            advice: self.advise(micro_batch, leanest.recompute(), bytes)?,
+            advice: self.advise(micro_batch, chosen.recompute(), bytes)?,
         }))
     }
 
@@ -210,24 +202,23 @@ impl Planner<'_> {
     pub fn advise(&self, micro_batch: usize, recompute: Recompute, bytes: u64) -> Result<Advice, GraphError> {
         let mut advice = Advice::default();
         let small = std::iter::successors(Some(micro_batch / 2), |m| Some(m / 2)).take_while(|&m| m > 0);
-        let mut smallest = None;
-        for micro in small {
+        let mut micro = micro_batch;
+        for smaller in small {
+            micro = smaller;
             let needed = self.plan(micro, recompute)?.memory.total();
-            smallest = Some((micro, needed));
             if needed <= bytes {
                 advice.fits.push((format!("--micro_batch_size {micro}"), needed));
                 break;
             }
         }
-        let lean = self.leanest(micro_batch)?;
-        if lean.recompute() != recompute && lean.memory.total() <= bytes {
-            advice.fits.push((format!("--recompute {}", lean.recompute()), lean.memory.total()));
+        let best = self.best_within(micro_batch, bytes)?;
+        if best.memory.total() <= bytes {
+            advice.fits.push((format!("--recompute {}", best.recompute()), best.memory.total()));
         }
         if !advice.fits.is_empty() {
             return Ok(advice);
         }
-        let micro = smallest.map_or(micro_batch, |(micro, _)| micro);
-        let lean = if micro == micro_batch { lean } else { self.leanest(micro)? };
+        let lean = self.best_within(micro, bytes)?;
         let both = format!("--micro_batch_size {micro} --recompute {}", lean.recompute());
         if lean.memory.total() <= bytes {
             advice.fits.push((both, lean.memory.total()));
@@ -235,9 +226,13 @@ impl Planner<'_> {
         }
         if self.network.activations == DType::F32 {
             let half = Planner { network: stored_in_16_bits(&self.network), ..*self };
-            let needed = half.leanest(micro)?.memory.total();
-            if needed <= bytes {
-                advice.fits.push((format!("--precision bf16-true {both}"), needed));
+            let best = half.best_within(micro, bytes)?;
+            if best.memory.total() <= bytes {
+                let way = format!(
+                    "--precision bf16-true --micro_batch_size {micro} --recompute {}",
+                    best.recompute()
+                );
+                advice.fits.push((way, best.memory.total()));
                 return Ok(advice);
             }
         }
@@ -245,15 +240,23 @@ impl Planner<'_> {
         Ok(advice)
     }
 
-    fn leanest(&self, micro_batch: usize) -> Result<TrainingPlan, GraphError> {
-        let mut leanest = self.plan(micro_batch, Recompute::Layer)?;
+    /// The plan with the fewest FLOPs of those that fit, or where none does the one that needs least.
+    fn best_within(&self, micro_batch: usize, bytes: u64) -> Result<TrainingPlan, GraphError> {
+        let mut best = self.plan(micro_batch, Recompute::Layer)?;
         for policy in self.policies() {
             let plan = self.plan(micro_batch, policy)?;
-            if plan.memory.total() < leanest.memory.total() {
-                leanest = plan;
+            let (needs, had) = (plan.memory.total(), best.memory.total());
+            let better = match (needs <= bytes, had <= bytes) {
+                (true, true) => plan.flops < best.flops,
+                (true, false) => true,
+                (false, true) => false,
+                (false, false) => needs < had,
+            };
+            if better {
+                best = plan;
             }
         }
-        Ok(leanest)
+        Ok(best)
     }
 }
 
