@@ -132,6 +132,46 @@ fn weights_in_host_memory_change_no_bit() {
     }
 }
 
+/// Weights that no binding holds are bound in pieces, with the same bits: embedding, head and linear layers over 16 MiB.
+#[test]
+fn weights_over_the_binding_limit_change_no_bit() {
+    const LIMIT: u64 = 16 << 20;
+    let (Some(gpu), Some(limited)) = (common::gpu(), common::gpu_limited(false, Some(LIMIT))) else { return };
+    let config = ModelConfig {
+        vocab_size: 152_064 / 8,
+        hidden_size: 512,
+        intermediate_size: 17_000,
+        layers: 1,
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 64,
+        tied_head: false,
+        ..small_config()
+    };
+    let network = Network {
+        adapter: Some(spec_of_targets(&config, &[], 8, 16.0, 0.0).unwrap()),
+        weights: WeightMode::Frozen(Precision::BF16True.weights().into()),
+        activations: Precision::BF16True.activations(),
+        config,
+        ..network(Precision::BF16True, 0.0)
+    };
+    let batch = batch(1);
+    let run = |gpu: &Gpu| {
+        let (mut trainer, _) = trainer(gpu, &network, 1, Recompute::None);
+        trainer.begin().unwrap();
+        trainer.accumulate(&batch, 1.0).unwrap();
+        let gradients = trainer.optimiser().gradients().unwrap();
+        (trainer.evaluate([&batch]).unwrap(), gradients)
+    };
+    let graph = network.training(SEQ, SEQ).unwrap();
+    let large = graph.leaves().iter().filter(|l| limited.profile().piece(graph.type_of(l.value)).is_some());
+    let names: Vec<&str> = large.map(|l| l.name.as_str()).collect();
+    assert_eq!(names.len(), 5, "{names:?}");
+    let (expected, found) = (run(&gpu), run(&limited));
+    assert!(expected.0 == found.0, "loss {} and {}", expected.0, found.0);
+    assert!(expected.1 == found.1, "gradients");
+}
+
 /// What blocks are made again from can wait in host memory: the same bits with less memory of the device.
 #[test]
 fn activations_in_host_memory_change_no_bit() {

@@ -291,15 +291,16 @@ fn every_shader_variant_is_valid() {
         cooperative,
         max_workgroup_invocations: 256,
         max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
+        max_binding: 0,
         choices: Default::default(),
     };
     let profiles = [
         profile(true, Some(8), Some(Cooperative { size: 8, lanes: 8 })),
-        profile(true, Some(4), None),
+        DeviceProfile { max_binding: 1 << 12, ..profile(true, Some(4), None) },
         profile(true, Some(16), None),
         profile(true, None, None),
         profile(false, Some(32), Some(Cooperative { size: 16, lanes: 32 })),
-        profile(false, None, None),
+        DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
     let mut seen = HashSet::new();
     for device in profiles {

@@ -50,11 +50,21 @@ impl Gpu {
         let over = |limit, maximum| {
             Err(GpuError::OverLimit { what: what.to_string(), limit, requested: size, maximum })
         };
-        if size > self.shared.info.max_buffer_bytes {
-            return over("one buffer", self.shared.info.max_buffer_bytes);
-        }
         if size > self.shared.info.max_binding_bytes {
             return over("one binding", self.shared.info.max_binding_bytes);
+        }
+        self.allocate_large(what, size)
+    }
+
+    /// [`Gpu::allocate`] of what is bound in pieces, where it is larger than one binding.
+    ///
+    /// # Errors
+    /// As [`Gpu::allocate`].
+    pub fn allocate_large(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
+        let (size, maximum) = (allocation(size), self.shared.info.max_buffer_bytes);
+        if size > maximum {
+            let (what, limit) = (what.to_string(), "one buffer");
+            return Err(GpuError::OverLimit { what, limit, requested: size, maximum });
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         self.create(what, size, usage)

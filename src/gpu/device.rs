@@ -23,6 +23,8 @@ pub struct GpuOptions {
     pub no_subgroups: bool,
     /// Do not use cooperative matrices.
     pub no_coop: bool,
+    /// Bind no more bytes at once than this, even where the device could (for tests).
+    pub max_binding: Option<u64>,
     /// Bytes that may be allocated at a time; an allocation beyond is refused, see [`Gpu::set_memory_limit`].
     pub memory_limit: Option<u64>,
     /// Folder where compiled pipelines are kept; `None` keeps none.
@@ -214,6 +216,8 @@ impl Gpu {
         adapter: &wgpu::Adapter,
         options: &GpuOptions,
     ) -> Result<Self, GpuError> {
+        let mut info = info;
+        info.max_binding_bytes = info.max_binding_bytes.min(options.max_binding.unwrap_or(u64::MAX));
         let subgroups = info.subgroups && !options.no_subgroups;
         let wide_loads = info.is_software() && adapter.features().contains(wgpu::Features::SHADER_INT64);
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
@@ -265,6 +269,7 @@ impl Gpu {
             cooperative,
             max_workgroup_invocations: info.max_workgroup_invocations,
             max_workgroup_storage: info.max_workgroup_storage,
+            max_binding: info.max_binding_bytes,
             choices: Arc::default(),
         };
         let pipeline_file =

@@ -21,6 +21,8 @@ pub struct DeviceProfile {
     pub cooperative: Option<Cooperative>,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_storage: u32,
+    /// Bytes that one binding can be; 0 where that is not known to matter. Weights that are larger are bound in pieces.
+    pub max_binding: u64,
     /// Kernels that were measured here.
     pub choices: Arc<Choices>,
 }
@@ -43,6 +45,16 @@ impl DeviceProfile {
             max_workgroup_storage: 32 << 10,
             ..DeviceProfile::default()
         }
+    }
+
+    /// Bytes of the pieces, whole rows each, that a tensor is bound in; `None` where one binding holds it.
+    pub fn piece(&self, ty: TensorType) -> Option<u64> {
+        if self.max_binding == 0 || ty.bytes() <= self.max_binding || ty.dtype.is_quantised() {
+            return None;
+        }
+        // 64 rows are a multiple of any offset alignment
+        let lines = ty.bytes() / ty.rows().max(1) as u64 * 64;
+        Some((self.max_binding / lines).max(1) * lines)
     }
 
     /// Subgroup size where sharing through subgroup broadcast is the better way (CPU devices).
@@ -193,6 +205,31 @@ impl Dispatch {
 
     pub fn read(self, name: &'static str, place: Place, dtype: DType) -> Self {
         self.bind(Binding { name, place, dtype, view: View::Vec4, write: false, offset: 0, size: None })
+    }
+
+    /// A tensor that may be larger than one binding: then its pieces follow one another under one name, and the parameter `part`
+    /// tells the shader how many groups of four each holds.
+    pub fn read_pieces(
+        self,
+        (name, part): (&'static str, &'static str),
+        place: Place,
+        ty: TensorType,
+        device: &DeviceProfile,
+    ) -> Self {
+        let Some(piece) = device.piece(ty) else { return self.read(name, place, ty.dtype) };
+        let groups = piece / (4 * ty.dtype.size() as u64);
+        (0..ty.bytes()).step_by(piece as usize).fold(self.param(part, groups as usize), |dispatch, offset| {
+            let size = Some(piece.min(ty.bytes() - offset));
+            dispatch.bind(Binding {
+                name,
+                place,
+                dtype: ty.dtype,
+                view: View::Vec4,
+                write: false,
+                offset,
+                size,
+            })
+        })
     }
 
     pub fn read_scalar(self, name: &'static str, place: Place, dtype: DType) -> Self {

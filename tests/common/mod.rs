@@ -14,6 +14,11 @@ pub fn gpu() -> Option<Gpu> {
 }
 
 pub fn gpu_with(no_subgroups: bool) -> Option<Gpu> {
+    gpu_limited(no_subgroups, None)
+}
+
+/// A device that binds no more than so many bytes at once.
+pub fn gpu_limited(no_subgroups: bool, max_binding: Option<u64>) -> Option<Gpu> {
     let on = |name: &str| std::env::var(name).is_ok_and(|v| v == "1");
     let options = GpuOptions {
         device: std::env::var("ENGRAFT_TEST_GPU").ok(),
@@ -22,6 +27,7 @@ pub fn gpu_with(no_subgroups: bool) -> Option<Gpu> {
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
         pipelines: None,
         memory_limit: None,
+        max_binding,
     };
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),

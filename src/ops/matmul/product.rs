@@ -4,8 +4,8 @@ use super::Layout;
 use super::kernel::{Kernel, Scratch, Shared, staged};
 use super::variant::{Extents, FINISH, Variant};
 use crate::graph::{
-    Alternative, Alternatives, Binding, Class, DType, Dispatch, Launch, LaunchPlan, Place, Shape, TensorType,
-    View, rounded,
+    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Dispatch, Launch, LaunchPlan, Place,
+    Shape, TensorType, View, rounded,
 };
 use crate::ops::dropout::Dropout;
 
@@ -17,23 +17,27 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
+    /// A whole tensor that is larger than one binding.
+    pub large: Option<TensorType>,
 }
 
 impl Operand {
     pub fn new(place: Place, dtype: DType) -> Self {
-        Operand { place, dtype, offset: 0, size: None }
+        Operand { place, dtype, offset: 0, size: None, large: None }
     }
 
     pub fn input(launch: &Launch<'_>, input: usize) -> Self {
-        Operand::new(Place::Input(input), launch.inputs[input].dtype)
+        let ty = launch.inputs[input];
+        let large = launch.device.piece(ty).map(|_| ty);
+        Operand { large, ..Operand::new(Place::Input(input), ty.dtype) }
     }
 
     pub fn range(self, offset: u64, size: u64) -> Self {
-        Operand { offset, size: Some(size), ..self }
+        Operand { offset, size: Some(size), large: None, ..self }
     }
 
     pub(super) fn binding(self, name: &'static str, view: View, write: bool) -> Binding {
-        let Operand { place, dtype, offset, size } = self;
+        let Operand { place, dtype, offset, size, .. } = self;
         Binding { name, place, dtype, view, write, offset, size }
     }
 
@@ -145,7 +149,8 @@ impl Oriented {
     pub fn extents(&self, staged: bool) -> Extents {
         // a staged weight has the type of the other operand
         let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
-        let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && self.parts == 1;
+        let whole = self.parts == 1 && self.r.large.is_none() && self.c.large.is_none();
+        let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && whole;
         Extents {
             rows: self.rows,
             cols: self.cols,
@@ -173,12 +178,13 @@ impl Product {
         let measured = choices.variant(&class).and_then(Kernel::parse);
         let measured = measured.filter(|k| k.fits(launch.device, &oriented));
         let mut scratch = Scratch { shared: plan.shared, next: plan.workspaces.len(), used: Vec::new() };
-        let mut dispatches = self.with(measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
+        let mut dispatches =
+            self.with(launch.device, measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
         let flops: f64 = dispatches.iter().map(|d| d.cost.flops).sum();
         if choices.wants(&class, kernels.len(), flops) {
             let alternative = |kernel: &Kernel| {
                 let mut own = Scratch { used: Vec::new(), ..scratch };
-                let dispatches = self.with(*kernel, &oriented, &mut own);
+                let dispatches = self.with(launch.device, *kernel, &oriented, &mut own);
                 Alternative { name: kernel.to_string(), dispatches, workspaces: own.used }
             };
             let variants = kernels.iter().map(alternative).collect();
@@ -256,18 +262,30 @@ impl Product {
     }
 
     /// The dispatches of a kernel, and the scratch space that they use.
-    fn with(&self, kernel: Kernel, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
+    fn with(
+        &self,
+        device: &DeviceProfile,
+        kernel: Kernel,
+        o: &Oriented,
+        scratch: &mut Scratch,
+    ) -> Vec<Dispatch> {
         if kernel.staged {
             let (r, copy) = staged(o.r, o.r_plain(), scratch);
             let (c, copy_c) = staged(o.c, o.c_plain(), scratch);
             let mut dispatches: Vec<Dispatch> = copy.into_iter().chain(copy_c).collect();
-            dispatches.extend(self.dispatches(kernel.variant, &Oriented { r, c, ..*o }, scratch));
+            dispatches.extend(self.dispatches(device, kernel.variant, &Oriented { r, c, ..*o }, scratch));
             return dispatches;
         }
-        self.dispatches(kernel.variant, o, scratch)
+        self.dispatches(device, kernel.variant, o, scratch)
     }
 
-    fn dispatches(&self, variant: Variant, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
+    fn dispatches(
+        &self,
+        device: &DeviceProfile,
+        variant: Variant,
+        o: &Oriented,
+        scratch: &mut Scratch,
+    ) -> Vec<Dispatch> {
         let (tile_rows, tile_cols) = variant.tile();
         let col_tiles = o.cols.div_ceil(tile_cols);
         let tiles = o.rows.div_ceil(tile_rows) * col_tiles;
@@ -303,9 +321,16 @@ impl Product {
             let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
             return vec![main, finish];
         }
-        let mut main = (0..self.parts)
-            .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false)))
-            .bind(o.c.binding("c", View::Vec4, false))
+        let main = match o.r.large {
+            Some(ty) => main.read_pieces(("r", "r_part"), o.r.place, ty, device),
+            None => (0..self.parts)
+                .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false))),
+        };
+        let main = match o.c.large {
+            Some(ty) => main.read_pieces(("c", "c_part"), o.c.place, ty, device),
+            None => main.bind(o.c.binding("c", View::Vec4, false)),
+        };
+        let mut main = main
             .define("PARTS", self.parts as u32)
             .flag("R_MASKED", o.masks_rows())
             .flag("C_MASKED", o.masks_cols())
