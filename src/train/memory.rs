@@ -215,6 +215,13 @@ impl Planner<'_> {
         if best.memory.total() <= bytes {
             advice.fits.push((format!("--recompute {}", best.recompute()), best.memory.total()));
         }
+        if let Some(quantised) = quantised(&self.network) {
+            let planner = Planner { network: quantised, ..*self };
+            let needed = planner.plan(micro_batch, recompute)?.memory.total();
+            if needed <= bytes {
+                advice.fits.push(("--quantize nf4".into(), needed));
+            }
+        }
         if !advice.fits.is_empty() {
             return Ok(advice);
         }
@@ -224,20 +231,44 @@ impl Planner<'_> {
             advice.fits.push((both, lean.memory.total()));
             return Ok(advice);
         }
-        if self.network.activations == DType::F32 {
-            let half = Planner { network: stored_in_16_bits(&self.network), ..*self };
-            let best = half.best_within(micro, bytes)?;
+        for (option, network) in self.leaner_networks() {
+            let planner = Planner { network, ..*self };
+            let best = planner.best_within(micro, bytes)?;
             if best.memory.total() <= bytes {
-                let way = format!(
-                    "--precision bf16-true --micro_batch_size {micro} --recompute {}",
-                    best.recompute()
-                );
+                let way = format!("{option} --micro_batch_size {micro} --recompute {}", best.recompute());
                 advice.fits.push((way, best.memory.total()));
                 return Ok(advice);
             }
         }
         advice.least = Some((both, lean.memory.total(), lean.memory.weights));
         Ok(advice)
+    }
+
+    /// What options make of the network, each leaner than the one before.
+    fn leaner_networks(&self) -> Vec<(String, Network)> {
+        let mut all: Vec<(String, Network)> = Vec::new();
+        let mut network = self.network.clone();
+        let mut options = String::new();
+        let mut add = |option: &str, network: &Network| {
+            options.push_str(if options.is_empty() { "" } else { " " });
+            options.push_str(option);
+            all.push((options.clone(), network.clone()));
+        };
+        if network.activations == DType::F32 {
+            network = stored_in_16_bits(&network);
+            add("--precision bf16-true", &network);
+        }
+        if let Some(quantised) = quantised(&network) {
+            network = quantised;
+            add("--quantize nf4", &network);
+        }
+        if let WeightMode::Frozen(storage) = network.weights {
+            let offload = network.config.layers;
+            network.weights = WeightMode::Frozen(Storage { offload, ..storage });
+            network.host_activations = true;
+            add(&format!("--offload {offload} --offload_activations"), &network);
+        }
+        all
     }
 
     /// The plan with the fewest FLOPs of those that fit, or where none does the one that needs least.
@@ -257,6 +288,17 @@ impl Planner<'_> {
             }
         }
         Ok(best)
+    }
+}
+
+/// The network with its linear layers in four bits, where they are frozen and plain.
+fn quantised(network: &Network) -> Option<Network> {
+    match network.weights {
+        WeightMode::Frozen(storage) if !storage.linear.is_quantised() => {
+            let weights = WeightMode::Frozen(Storage { linear: DType::Nf4, ..storage });
+            Some(Network { weights, ..network.clone() })
+        }
+        _ => None,
     }
 }
 
