@@ -1,0 +1,111 @@
+//! Checks of options that need no file and no device, and what they say.
+
+use crate::data::PromptStyle;
+use std::fmt;
+use std::path::Path;
+use thiserror::Error;
+
+/// Options that cannot be run, all of them.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("{}", list(problems))]
+pub struct OptionsError {
+    pub problems: Vec<OptionProblem>,
+}
+
+/// One option that cannot be run.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("{option} {given}: {allowed}")]
+pub struct OptionProblem {
+    /// As it is typed: `--batch_size`.
+    pub option: &'static str,
+    pub given: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+/// Collects problems, so that a user sees all of them at once.
+#[derive(Debug, Default)]
+pub(crate) struct Checks {
+    pub(super) problems: Vec<OptionProblem>,
+}
+
+impl Checks {
+    pub(crate) fn require(
+        &mut self,
+        holds: bool,
+        option: &'static str,
+        given: impl fmt::Display,
+        allowed: impl Into<String>,
+    ) {
+        if !holds {
+            self.problems.push(OptionProblem { option, given: given.to_string(), allowed: allowed.into() });
+        }
+    }
+
+    pub(crate) fn at_least(&mut self, option: &'static str, given: usize, least: usize) {
+        self.require(given >= least, option, given, format!("must be at least {least}"));
+    }
+
+    /// A count that may be left out; `without` says what that means.
+    pub(crate) fn optional_count(&mut self, option: &'static str, given: Option<usize>, without: &str) {
+        if given == Some(0) {
+            self.require(false, option, 0, format!("must be at least 1; leave it out {without}"));
+        }
+    }
+
+    pub(crate) fn positive(&mut self, option: &'static str, given: f64) {
+        self.require(given.is_finite() && given > 0.0, option, given, "must be a finite number above 0");
+    }
+
+    pub(crate) fn not_negative(&mut self, option: &'static str, given: f64) {
+        self.require(given.is_finite() && given >= 0.0, option, given, "must be a finite number, 0 or above");
+    }
+
+    pub(crate) fn below_one(&mut self, option: &'static str, given: f64) {
+        self.require((0.0..1.0).contains(&given), option, given, "must be at least 0 and below 1");
+    }
+
+    pub(crate) fn prompt_style(&mut self, option: &'static str, given: &str) {
+        if let Err(unknown) = given.parse::<PromptStyle>() {
+            self.require(false, option, given, unknown.to_string());
+        }
+    }
+
+    pub(crate) fn path(&mut self, option: &'static str, given: &Path) {
+        self.require(!given.as_os_str().is_empty(), option, "\"\"", "must be given");
+    }
+
+    pub(crate) fn finish(self) -> Result<(), OptionsError> {
+        if self.problems.is_empty() { Ok(()) } else { Err(OptionsError { problems: self.problems }) }
+    }
+}
+
+pub(super) fn check_max_seq_length(checks: &mut Checks, length: Option<usize>) {
+    if let Some(length) = length {
+        checks.require(
+            length >= 2,
+            "--max_seq_length",
+            length,
+            "must be at least 2: a token and the one that follows",
+        );
+    }
+}
+
+pub(super) fn check_gpu(checks: &mut Checks, gpu: Option<&str>) {
+    checks.require(
+        gpu.is_none_or(|name| !name.trim().is_empty()),
+        "--gpu",
+        "\"\"",
+        "must be a name or an index; `engraft devices` lists them",
+    );
+}
+
+fn list(problems: &[OptionProblem]) -> String {
+    match problems {
+        [one] => one.to_string(),
+        many => {
+            let lines: String = many.iter().map(|problem| format!("\n  {problem}")).collect();
+            format!("{} options cannot be used:{lines}", many.len())
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Options that are one of a few words, and these words.
+
+use crate::autograd::Recompute;
+use crate::graph::DType;
+use crate::train::schedule::ScheduleKind;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// What a run trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// An adapter on frozen weights.
+    #[default]
+    Lora,
+    /// Every weight.
+    Full { init: WeightInit },
+}
+
+/// Where the weights of full training start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightInit {
+    /// The folder's weights.
+    #[default]
+    Checkpoint,
+    /// Random values; the folder needs no weights.
+    Random,
+}
+
+/// What weights and activations are stored in. Arithmetic, adapters, gradients and optimiser state are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Precision {
+    #[serde(rename = "32-true")]
+    F32True,
+    #[serde(rename = "16-true")]
+    F16True,
+    #[default]
+    #[serde(rename = "bf16-true")]
+    BF16True,
+    #[serde(rename = "16-mixed")]
+    F16Mixed,
+    #[serde(rename = "bf16-mixed")]
+    BF16Mixed,
+}
+
+/// Which activations are thrown away in the forward pass and made again in the reverse pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum RecomputeKind {
+    /// The policy with the fewest FLOPs that fits the device's memory.
+    #[default]
+    Auto,
+    Policy(Recompute),
+}
+
+impl RecomputeKind {
+    /// Nothing is made again.
+    pub const NONE: RecomputeKind = RecomputeKind::Policy(Recompute::None);
+}
+
+impl fmt::Display for RecomputeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecomputeKind::Auto => f.pad("auto"),
+            RecomputeKind::Policy(policy) => policy.fmt(f),
+        }
+    }
+}
+
+impl FromStr for RecomputeKind {
+    type Err = UnknownName;
+
+    fn from_str(word: &str) -> Result<Self, UnknownName> {
+        let allowed = "auto, none, selective, layer, every-N (blocks in groups of N)";
+        match word {
+            "auto" => Ok(RecomputeKind::Auto),
+            _ => word
+                .parse()
+                .map(RecomputeKind::Policy)
+                .map_err(|_| UnknownName { given: word.into(), allowed: allowed.into() }),
+        }
+    }
+}
+
+impl TryFrom<String> for RecomputeKind {
+    type Error = UnknownName;
+
+    fn try_from(word: String) -> Result<Self, UnknownName> {
+        word.parse()
+    }
+}
+
+impl From<RecomputeKind> for String {
+    fn from(kind: RecomputeKind) -> Self {
+        kind.to_string()
+    }
+}
+
+/// Whether kernels are measured before a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TuneMode {
+    /// Built-in choices.
+    Off,
+    /// What the cache file holds; the rest is measured and kept there.
+    #[default]
+    Cached,
+    /// All is measured again.
+    Full,
+}
+
+impl TuneMode {
+    pub const NAMES: [&'static str; 3] = ["off", "cached", "full"];
+}
+
+impl fmt::Display for TuneMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(TuneMode::NAMES[*self as usize])
+    }
+}
+
+impl FromStr for TuneMode {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(TuneMode::Off),
+            "cached" => Ok(TuneMode::Cached),
+            "full" => Ok(TuneMode::Full),
+            _ => Err(UnknownName { given: text.into(), allowed: TuneMode::NAMES.join(", ") }),
+        }
+    }
+}
+
+/// A word that is none of the words an option knows.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("{given:?} is none of {allowed}")]
+pub struct UnknownName {
+    pub given: String,
+    pub allowed: String,
+}
+
+impl Precision {
+    /// What the frozen weights are stored in.
+    pub fn weights(self) -> DType {
+        match self {
+            Precision::F16True => DType::F16,
+            Precision::BF16True => DType::BF16,
+            Precision::F32True | Precision::F16Mixed | Precision::BF16Mixed => DType::F32,
+        }
+    }
+
+    /// What the activations and their gradients are stored in.
+    pub fn activations(self) -> DType {
+        match self {
+            Precision::F32True => DType::F32,
+            Precision::F16True | Precision::F16Mixed => DType::F16,
+            Precision::BF16True | Precision::BF16Mixed => DType::BF16,
+        }
+    }
+}
+
+/// Gives an enum its words on the command line and in messages.
+macro_rules! spelled {
+    ($type:ty { $($word:literal => $value:path),+ $(,)? }) => {
+        impl $type {
+            /// Every value, in the order in which help texts list them.
+            pub const ALL: &[$type] = &[$($value),+];
+
+            /// The word on the command line.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($value => $word,)+
+                }
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownName;
+
+            fn from_str(word: &str) -> Result<Self, UnknownName> {
+                match word {
+                    $($word => Ok($value),)+
+                    _ => Err(UnknownName { given: word.into(), allowed: [$($word),+].join(", ") }),
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+    };
+}
+
+spelled!(Precision {
+    "32-true" => Precision::F32True,
+    "16-true" => Precision::F16True,
+    "bf16-true" => Precision::BF16True,
+    "16-mixed" => Precision::F16Mixed,
+    "bf16-mixed" => Precision::BF16Mixed,
+});
+spelled!(ScheduleKind {
+    "cosine" => ScheduleKind::Cosine,
+    "linear" => ScheduleKind::Linear,
+    "constant" => ScheduleKind::Constant,
+});
+spelled!(WeightInit { "checkpoint" => WeightInit::Checkpoint, "random" => WeightInit::Random });

@@ -1,0 +1,325 @@
+//! What a training or evaluation run takes: the options, their defaults, spellings and checks.
+//!
+//! A field's name is the option's name on the command line (`--learning_rate`, `--data.json_path`,
+//! `--lora_rank`), and messages use that spelling. The types here are also what `hyperparameters.json`
+//! holds, so their serialised form is a file format.
+
+mod checks;
+mod kinds;
+#[cfg(test)]
+mod tests;
+
+pub use super::data_options::DataOptions;
+pub(crate) use checks::Checks;
+pub use checks::{OptionProblem, OptionsError};
+pub use kinds::{Method, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit};
+
+use crate::autograd::Recompute;
+use crate::train::quantize::{Quantize, QuantizeOptions};
+use crate::train::schedule::ScheduleKind;
+use checks::{check_gpu, check_max_seq_length};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+/// Everything that decides a fine-tuning run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FinetuneOptions {
+    /// Hugging Face folder of the model.
+    pub model_dir: PathBuf,
+    pub data: DataOptions,
+    /// Where the adapter, the metrics and the hyperparameters are written.
+    pub out_dir: PathBuf,
+    pub precision: Precision,
+    /// What is trained.
+    pub method: Method,
+    /// Used by [`Method::Lora`] alone.
+    pub lora: LoraOptions,
+    /// PEFT adapter to go on from; rank, alpha and targets are then its own.
+    pub init_adapter: Option<PathBuf>,
+    /// Peak of the schedule.
+    pub learning_rate: f64,
+    /// Samples per optimiser step.
+    pub batch_size: usize,
+    /// Samples on the device at a time; see [`FinetuneOptions::micro_batch`].
+    pub micro_batch_size: usize,
+    /// Longer samples are cut at the end; `None` cuts at the model's own limit alone.
+    pub max_seq_length: Option<usize>,
+    pub epochs: usize,
+    /// Ends the run earlier than the epochs would.
+    pub max_steps: Option<usize>,
+    /// `None`: a tenth of the run, at most 100 steps; see [`FinetuneOptions::warmup_steps`].
+    pub lr_warmup_steps: Option<usize>,
+    pub lr_schedule: ScheduleKind,
+    /// What cosine and linear schedules fall to.
+    pub min_lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Largest global gradient norm; `None` does not clip.
+    pub grad_clip: Option<f64>,
+    /// Optimiser steps between evaluations; `None` evaluates at the end alone.
+    pub eval_interval: Option<usize>,
+    /// Optimiser steps between saves; `None` saves at the end alone.
+    pub save_interval: Option<usize>,
+    /// Of the split, the order, the adapter's initial values and dropout.
+    pub seed: u64,
+    /// What the frozen linear layers are held in, and whether embedding and head are too.
+    pub quantize: Quantize,
+    pub quantize_head: bool,
+    /// Blocks whose frozen weights stay in host memory, and come to the device as their turn comes.
+    pub offload: usize,
+    /// What blocks that are made again begin from waits in host memory for the reverse pass.
+    pub offload_activations: bool,
+    pub recompute: RecomputeKind,
+    /// Bytes of device memory that the run may take; `None`: what is free, where the platform tells.
+    pub memory_limit: Option<u64>,
+    /// Name or index of the device; `None` takes the best.
+    pub gpu: Option<String>,
+    /// Products without the device's matrix units.
+    pub no_coop: bool,
+    /// Whether kernels are measured first, where the device has not met such shapes yet.
+    pub tune: TuneMode,
+}
+
+/// Shape of the adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoraOptions {
+    pub rank: usize,
+    /// The adapter's output is scaled by alpha / rank.
+    pub alpha: f64,
+    /// Probability of dropping an element of the adapter's input.
+    pub dropout: f64,
+    /// Module names as PEFT takes them; empty for all linear layers of the blocks.
+    pub targets: Vec<String>,
+}
+
+/// What decides an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvaluateOptions {
+    pub model_dir: PathBuf,
+    /// PEFT adapter on top of the model.
+    pub adapter: Option<PathBuf>,
+    /// A fraction of 0 evaluates the whole file; above 0, the rows that a training run with the same
+    /// fraction and seed holds out.
+    pub data: DataOptions,
+    pub seed: u64,
+    pub max_seq_length: Option<usize>,
+    pub micro_batch_size: usize,
+    pub precision: Precision,
+    /// How frozen weights are held beside the precision.
+    pub quantize: QuantizeOptions,
+    pub gpu: Option<String>,
+    /// Products without the device's matrix units.
+    pub no_coop: bool,
+    pub tune: TuneMode,
+}
+
+impl Default for FinetuneOptions {
+    fn default() -> Self {
+        FinetuneOptions {
+            model_dir: PathBuf::new(),
+            data: DataOptions::default(),
+            out_dir: PathBuf::from("out"),
+            precision: Precision::default(),
+            method: Method::default(),
+            lora: LoraOptions::default(),
+            init_adapter: None,
+            learning_rate: 3e-4,
+            batch_size: 8,
+            micro_batch_size: 2,
+            max_seq_length: None,
+            epochs: 3,
+            max_steps: None,
+            lr_warmup_steps: None,
+            lr_schedule: ScheduleKind::default(),
+            min_lr: 0.0,
+            weight_decay: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            grad_clip: Some(1.0),
+            eval_interval: None,
+            save_interval: None,
+            seed: 1337,
+            quantize: Quantize::None,
+            quantize_head: false,
+            offload: 0,
+            offload_activations: false,
+            recompute: RecomputeKind::default(),
+            memory_limit: None,
+            gpu: None,
+            no_coop: false,
+            tune: TuneMode::default(),
+        }
+    }
+}
+
+impl Default for LoraOptions {
+    fn default() -> Self {
+        LoraOptions { rank: 8, alpha: 16.0, dropout: 0.0, targets: Vec::new() }
+    }
+}
+
+impl Default for EvaluateOptions {
+    fn default() -> Self {
+        EvaluateOptions {
+            model_dir: PathBuf::new(),
+            adapter: None,
+            data: DataOptions { val_split_fraction: 0.0, ..DataOptions::default() },
+            seed: FinetuneOptions::default().seed,
+            max_seq_length: None,
+            micro_batch_size: FinetuneOptions::default().micro_batch_size,
+            precision: Precision::default(),
+            quantize: QuantizeOptions::default(),
+            gpu: None,
+            no_coop: false,
+            tune: TuneMode::default(),
+        }
+    }
+}
+
+impl FinetuneOptions {
+    /// Checks everything that can be checked without looking at a file or a device.
+    ///
+    /// # Errors
+    /// All problems at once, each with the option's name and what is allowed.
+    pub fn validate(&self) -> Result<(), OptionsError> {
+        self.checked().finish()
+    }
+
+    /// [`FinetuneOptions::validate`] for a plan, which needs neither a model's folder nor data.
+    ///
+    /// # Errors
+    /// As [`FinetuneOptions::validate`].
+    pub fn validate_for_plan(&self) -> Result<(), OptionsError> {
+        let mut checks = self.checked();
+        checks.problems.retain(|problem| !["MODEL_DIR", "--data.json_path"].contains(&problem.option));
+        checks.finish()
+    }
+
+    /// How frozen weights are held beside the precision.
+    pub fn quantize(&self) -> QuantizeOptions {
+        QuantizeOptions { kind: self.quantize, head: self.quantize_head }
+    }
+
+    fn checked(&self) -> Checks {
+        let mut checks = Checks::default();
+        checks.path("MODEL_DIR", &self.model_dir);
+        self.data.check(&mut checks);
+        checks.path("--out_dir", &self.out_dir);
+        match self.method {
+            Method::Lora => self.lora.check(&mut checks),
+            Method::Full { .. } => {
+                checks.require(
+                    self.init_adapter.is_none(),
+                    "--init_adapter",
+                    self.init_adapter.as_deref().unwrap_or(Path::new("")).display(),
+                    "full training has no adapter to go on from; leave it out",
+                );
+                checks.require(
+                    self.quantize == Quantize::None,
+                    "--quantize",
+                    self.quantize,
+                    "full training changes every weight, and only frozen ones can be held in blocks; leave it out",
+                );
+                checks.require(
+                    self.offload == 0,
+                    "--offload",
+                    self.offload,
+                    "full training changes every weight, and only frozen ones can stay in host memory; leave it out",
+                );
+            }
+        }
+        self.quantize().check(&mut checks);
+        let without = [Recompute::None, Recompute::Selective].map(RecomputeKind::Policy);
+        checks.require(
+            !self.offload_activations || !without.contains(&self.recompute),
+            "--offload_activations",
+            self.offload_activations,
+            "keeps what blocks are made again from; give --recompute layer, every-N or auto",
+        );
+        checks.positive("--learning_rate", self.learning_rate);
+        if self.min_lr > self.learning_rate && self.learning_rate > 0.0 {
+            let allowed = format!("must be at most --learning_rate ({})", self.learning_rate);
+            checks.require(false, "--min_lr", self.min_lr, allowed);
+        } else {
+            checks.not_negative("--min_lr", self.min_lr);
+        }
+        checks.at_least("--batch_size", self.batch_size, 1);
+        checks.at_least("--micro_batch_size", self.micro_batch_size, 1);
+        if self.batch_size > 0 && self.micro_batch_size > 0 {
+            checks.require(
+                self.batch_size.is_multiple_of(self.micro_batch()),
+                "--batch_size",
+                self.batch_size,
+                format!("must be a multiple of --micro_batch_size ({})", self.micro_batch_size),
+            );
+        }
+        check_max_seq_length(&mut checks, self.max_seq_length);
+        checks.at_least("--epochs", self.epochs, 1);
+        checks.optional_count("--max_steps", self.max_steps, "to run all epochs");
+        checks.not_negative("--weight_decay", self.weight_decay);
+        checks.below_one("--beta1", self.beta1);
+        checks.below_one("--beta2", self.beta2);
+        checks.positive("--eps", self.eps);
+        if let Some(norm) = self.grad_clip {
+            checks.require(
+                norm.is_finite() && norm > 0.0,
+                "--grad_clip",
+                norm,
+                "must be a finite number above 0, or 0 to leave gradients as they are",
+            );
+        }
+        checks.optional_count("--eval_interval", self.eval_interval, "to evaluate at the end alone");
+        checks.optional_count("--save_interval", self.save_interval, "to save at the end alone");
+        check_gpu(&mut checks, self.gpu.as_deref());
+        checks
+    }
+
+    /// Samples on the device at a time: `micro_batch_size`, but no more than a batch has.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch_size.min(self.batch_size)
+    }
+
+    /// Steps of warm-up in a run of `steps` optimiser steps: never more than the run has.
+    pub fn warmup_steps(&self, steps: usize) -> usize {
+        self.lr_warmup_steps.unwrap_or((steps / 10).min(100)).min(steps)
+    }
+}
+
+impl EvaluateOptions {
+    /// Checks everything that can be checked without looking at a file or a device.
+    ///
+    /// # Errors
+    /// All problems at once, each with the option's name and what is allowed.
+    pub fn validate(&self) -> Result<(), OptionsError> {
+        let mut checks = Checks::default();
+        checks.path("MODEL_DIR", &self.model_dir);
+        self.data.check(&mut checks);
+        check_max_seq_length(&mut checks, self.max_seq_length);
+        checks.at_least("--micro_batch_size", self.micro_batch_size, 1);
+        check_gpu(&mut checks, self.gpu.as_deref());
+        self.quantize.check(&mut checks);
+        checks.finish()
+    }
+}
+
+impl LoraOptions {
+    fn check(&self, checks: &mut Checks) {
+        checks.at_least("--lora_rank", self.rank, 1);
+        checks.positive("--lora_alpha", self.alpha);
+        checks.below_one("--lora_dropout", self.dropout);
+        for (i, target) in self.targets.iter().enumerate() {
+            checks.require(
+                !target.trim().is_empty() && !self.targets[..i].contains(target),
+                "--lora_targets",
+                self.targets.join(","),
+                "must be module names such as q_proj,v_proj, none empty and none twice",
+            );
+        }
+    }
+}
