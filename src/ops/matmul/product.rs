@@ -321,7 +321,7 @@ impl Product {
             let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
             return vec![main, finish];
         }
-        let main = match o.r.large {
+        let main = match o.r.large.filter(|_| self.parts == 1) {
             Some(ty) => main.read_pieces(("r", "r_part"), o.r.place, ty, device),
             None => (0..self.parts)
                 .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false))),
