@@ -259,8 +259,10 @@ fn a_plan_is_what_the_device_gives() {
             plan.memory.total()
         );
         if let Some(backend) = backend {
-            let share = backend as f64 / plan.memory.total() as f64;
-            assert!((share - 1.0).abs() < 0.03, "{precision}, {samples}, {recompute}: {share}");
+            // a driver rounds up every buffer, which shows in networks as small as these
+            let (planned, rounding) = (plan.memory.total() as f64, 64e3);
+            let over = (backend as f64 - planned).abs() - rounding;
+            assert!(over < 0.03 * planned, "{precision}, {samples}, {recompute}: {backend} of {planned}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A product's kernel: a variant, and what comes before it for a block-quantised weight.
 
-use super::product::{Operand, Oriented};
+use super::operand::{Operand, Oriented};
 use super::variant::Variant;
 use crate::graph::{DeviceProfile, Dispatch, Place, TensorType, View};
 use crate::ops::copy::SHADER as COPY;

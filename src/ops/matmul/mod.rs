@@ -14,10 +14,12 @@
 
 pub mod group;
 mod kernel;
+mod operand;
 mod product;
 mod variant;
 
-pub use product::{MaskOn, Masked, Operand, Product, Terms};
+pub use operand::{MaskOn, Masked, Operand, Terms};
+pub use product::Product;
 pub use variant::{Extents, Variant, source};
 
 use super::dropout::Dropout;

@@ -2,54 +2,12 @@
 
 use super::Layout;
 use super::kernel::{Kernel, Scratch, Shared, staged};
-use super::variant::{Extents, FINISH, Variant};
+use super::operand::{MaskOn, Masked, Operand, Oriented, Terms};
+use super::variant::{FINISH, Variant};
 use crate::graph::{
-    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Dispatch, Launch, LaunchPlan, Place,
-    Shape, TensorType, View, rounded,
+    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, Launch, LaunchPlan, Place, Shape,
+    TensorType, View, rounded,
 };
-use crate::ops::dropout::Dropout;
-
-/// One operand of a launch: where it lies and how it is stored. Of several tensors of one type, the place of the first; the
-/// others follow.
-#[derive(Clone, Copy, Debug)]
-pub struct Operand {
-    pub place: Place,
-    pub dtype: DType,
-    pub offset: u64,
-    pub size: Option<u64>,
-    /// A whole tensor that is larger than one binding.
-    pub large: Option<TensorType>,
-}
-
-impl Operand {
-    pub fn new(place: Place, dtype: DType) -> Self {
-        Operand { place, dtype, offset: 0, size: None, large: None }
-    }
-
-    pub fn input(launch: &Launch<'_>, input: usize) -> Self {
-        let ty = launch.inputs[input];
-        let large = launch.device.piece(ty).map(|_| ty);
-        Operand { large, ..Operand::new(Place::Input(input), ty.dtype) }
-    }
-
-    pub fn range(self, offset: u64, size: u64) -> Self {
-        Operand { offset, size: Some(size), large: None, ..self }
-    }
-
-    pub(super) fn binding(self, name: &'static str, view: View, write: bool) -> Binding {
-        let Operand { place, dtype, offset, size, .. } = self;
-        Binding { name, place, dtype, view, write, offset, size }
-    }
-
-    fn part(self, part: usize) -> Operand {
-        let place = match self.place {
-            Place::Input(i) => Place::Input(i + part),
-            Place::Output(o) => Place::Output(o + part),
-            Place::Workspace(w) => Place::Workspace(w + part),
-        };
-        Operand { place, ..self }
-    }
-}
 
 /// A product as other operations launch it.
 #[derive(Clone, Copy, Debug)]
@@ -63,102 +21,6 @@ pub struct Product {
     /// More than one: products that share an operand, made by one kernel. m (TN, sharing B) or n (NT, sharing A) is the sum of
     /// theirs, equal multiples of four; the other operand and the result are that many tensors.
     pub parts: usize,
-}
-
-/// Dropout inside a product.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Masked {
-    pub dropout: Dropout,
-    pub on: MaskOn,
-}
-
-/// What dropout's mask lies on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MaskOn {
-    /// The first operand of the first pair.
-    Left,
-    /// Its second operand.
-    Right,
-    /// The second pair's product.
-    Pair,
-}
-
-/// A product as the kernels see it: which operand gives the rows, which the columns.
-#[derive(Clone, Copy)]
-pub(super) struct Oriented {
-    /// The result is stored transposed: the long side of a thin product becomes the columns, which the lanes share.
-    swapped: bool,
-    pub rows: usize,
-    cols: usize,
-    k: usize,
-    parts: usize,
-    r_inner: bool,
-    c_inner: bool,
-    r: Operand,
-    c: Operand,
-    terms: Terms,
-    out: Operand,
-}
-
-/// What is added to the product of the two operands.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Terms {
-    /// `(a2, b2, k2)`: the product of a second pair over k2, scaled like the first.
-    pub pair: Option<(Operand, Operand, usize)>,
-    /// Added as it is, `[m, n]`.
-    pub residual: Option<Operand>,
-    /// Dropout, and where the generator's state lies.
-    pub mask: Option<(Masked, Place)>,
-}
-
-impl Terms {
-    fn masks(&self, on: MaskOn) -> bool {
-        self.mask.is_some_and(|(mask, _)| mask.on == on)
-    }
-}
-
-impl Oriented {
-    fn masks_rows(&self) -> bool {
-        self.terms.masks(if self.swapped { MaskOn::Right } else { MaskOn::Left })
-    }
-
-    fn masks_cols(&self) -> bool {
-        self.terms.masks(if self.swapped { MaskOn::Left } else { MaskOn::Right })
-    }
-
-    fn nf4(&self) -> bool {
-        [self.r.dtype, self.c.dtype].iter().any(|t| matches!(t, DType::Nf4 | DType::Nf4Double))
-    }
-
-    pub fn quantised(&self) -> bool {
-        self.r.dtype.is_quantised() || self.c.dtype.is_quantised()
-    }
-
-    /// The rows' operand as a plain tensor, of the other operand's type.
-    fn r_plain(&self) -> TensorType {
-        let (rows, cols) = if self.r_inner { (self.rows, self.k) } else { (self.k, self.rows) };
-        TensorType::new(Shape::matrix(rows, cols), self.c.dtype)
-    }
-
-    fn c_plain(&self) -> TensorType {
-        let (rows, cols) = if self.c_inner { (self.cols, self.k) } else { (self.k, self.cols) };
-        TensorType::new(Shape::matrix(rows, cols), self.r.dtype)
-    }
-
-    /// What decides which variants can serve, with or without staging.
-    pub fn extents(&self, staged: bool) -> Extents {
-        // a staged weight has the type of the other operand
-        let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
-        let whole = self.parts == 1 && self.r.large.is_none() && self.c.large.is_none();
-        let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && whole;
-        Extents {
-            rows: self.rows,
-            cols: self.cols,
-            k: self.k,
-            k2: self.terms.pair.map_or(0, |(_, _, k2)| k2),
-            matrix: half(self.r.dtype) && half(self.c.dtype) && plain,
-        }
-    }
 }
 
 impl Product {
