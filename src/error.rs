@@ -51,6 +51,9 @@ pub enum Error {
         saved.as_ref().map_or(String::new(), |path| format!("; what was saved last is whole: {}", path.display()))
     )]
     OutOfMemory { source: Box<Error>, planned: u64, advice: Advice, saved: Option<PathBuf> },
+    /// The run was asked to stop, and saved what it had.
+    #[error("stopped after step {step} of {steps}, saved in {}; the same command with --resume goes on", folder.display())]
+    Stopped { step: usize, steps: usize, folder: PathBuf },
     #[error("{input}")]
     Input { input: String },
     #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
@@ -68,6 +71,8 @@ pub enum Failure {
     Memory,
     /// No device can be used.
     Device,
+    /// The user stopped it.
+    Stopped,
 }
 
 impl Error {
@@ -108,6 +113,7 @@ impl Error {
             }
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
             Error::Memory(_) | Error::OutOfMemory { .. } => Failure::Memory,
+            Error::Stopped { .. } => Failure::Stopped,
             Error::Gpu(e) => of_gpu(e),
             Error::Generate(e) => of_generate(e),
             Error::Trainer(_) => self.gpu().map_or(Failure::Run, of_gpu),

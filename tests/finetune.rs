@@ -210,7 +210,8 @@ fn files_have_their_documented_form() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect::<Vec<_>>();
     last.sort();
-    assert_eq!(last, ["adapter_config.json", "adapter_model.safetensors"]);
+    let state = ["training_state.json", "training_state.safetensors"];
+    assert_eq!(last, [&["adapter_config.json", "adapter_model.safetensors"], &state[..]].concat());
     assert!(fs::read(run.out().join("step-000004/adapter_model.safetensors")).unwrap() == run.adapter());
     assert!(fs::read(run.out().join("step-000002/adapter_model.safetensors")).unwrap() != run.adapter());
 

@@ -28,7 +28,7 @@ pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use plan::PlanArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
-                          3 out of memory, 4 no usable device";
+                          3 out of memory, 4 no usable device, 130 stopped by the user";
 
 /// How a command ended, as its process reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ pub enum Exit {
     BadInput = 2,
     OutOfMemory = 3,
     NoDevice = 4,
+    Stopped = 130,
 }
 
 impl From<Exit> for ExitCode {
@@ -416,6 +417,9 @@ pub struct TrainingArgs {
     /// Optimiser steps between saves to step-NNNNNN [default: save at the end alone]
     #[arg(long, alias = "save-interval", value_name = "N", value_parser = count)]
     pub save_interval: Option<usize>,
+    /// Go on from a saved step: its folder, or auto for the newest one in --out_dir (from the start if none)
+    #[arg(long, value_name = "DIR|auto", num_args = 0..=1, default_missing_value = "auto")]
+    pub resume: Option<PathBuf>,
     /// Seed of the split, the order, the initial values and dropout
     #[arg(long, value_name = "SEED", default_value_t = FinetuneOptions::default().seed)]
     pub seed: u64,
@@ -465,6 +469,7 @@ impl TrainingArgs {
             grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
             eval_interval: self.eval_interval,
             save_interval: self.save_interval,
+            resume: self.resume,
             seed: self.seed,
             recompute: self.recompute,
             offload: self.memory.offload,

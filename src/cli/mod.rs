@@ -63,5 +63,6 @@ fn exit_of(error: &Error) -> Exit {
         Failure::Input => Exit::BadInput,
         Failure::Memory => Exit::OutOfMemory,
         Failure::Device => Exit::NoDevice,
+        Failure::Stopped => Exit::Stopped,
     }
 }

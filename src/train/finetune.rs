@@ -9,6 +9,7 @@ use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary};
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
+use super::resume::{self, Progress};
 use super::run_plan::steps;
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
@@ -16,6 +17,7 @@ use super::setup::{check_vocabulary, longest, network_of, open_data, run_demand}
 use super::trainer::{PendingStep, Trainer};
 use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
+use crate::checkpoint::atomic::NewFolder;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
 use crate::data::{Dataset, MicroBatch, Sample, Samples, Tokenizer, epoch_order};
 use crate::error::Error;
@@ -24,7 +26,9 @@ use crate::models::{ModelConfig, Network};
 use crate::ops::adamw::Hyper;
 use crate::plan::MemoryReport;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// A fine-tuning run under construction.
 ///
@@ -44,6 +48,7 @@ pub struct Finetune<'a> {
     on_event: Box<dyn FnMut(&Event) + 'a>,
     /// The folder that was saved to last.
     saved: Option<PathBuf>,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 /// What a run did.
@@ -77,12 +82,18 @@ struct Prepared {
 
 impl<'a> Finetune<'a> {
     pub fn new(options: FinetuneOptions) -> Self {
-        Finetune { options, schedule: None, on_event: Box::new(|_| ()), saved: None }
+        Finetune { options, schedule: None, on_event: Box::new(|_| ()), saved: None, stop: None }
     }
 
     /// Calls `f` with every event of the run, in order.
     pub fn on_event(mut self, f: impl FnMut(&Event) + 'a) -> Self {
         self.on_event = Box::new(f);
+        self
+    }
+
+    /// Ends the run after the step during which the flag is set, with its state saved ([`Error::Stopped`]).
+    pub fn stop_when(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.stop = Some(flag);
         self
     }
 
@@ -156,6 +167,10 @@ impl<'a> Finetune<'a> {
         let network = network_of(&config, options, spec, longest(&data));
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
+        if let Some(folder) = resume_from(options) {
+            // what does not fit is said before a device is opened
+            Progress::read(&folder, options, &data)?;
+        }
         Ok(Prepared { config, source, data, network, adapter, steps, notes })
     }
 
@@ -227,8 +242,19 @@ impl<'a> Finetune<'a> {
             adapter::load(trainer.optimiser(), start)?;
         }
         let settings = adapter.as_ref().map(|(_, settings)| settings);
+        let mut progress = Progress::new(&self.options, data, LossScale::new(trainer.network().activations));
+        let from = resume_from(&self.options);
+        if let Some(folder) = &from {
+            progress = Progress::read(folder, &self.options, data)?;
+            Progress::load(folder, &mut trainer, progress.micro_batches)?;
+            notes.push(format!("going on after step {} from {}", progress.step, folder.display()));
+        }
+        resume::clean(&self.options.out_dir);
         save_hyperparameters(&self.options, steps, gpu, trainer.network())?;
-        let metrics = MetricsWriter::create(&self.options.out_dir)?;
+        let (metrics, losses) = match &from {
+            Some(_) => MetricsWriter::resume(&self.options.out_dir, progress.step)?,
+            None => (MetricsWriter::create(&self.options.out_dir)?, Vec::new()),
+        };
         for note in notes {
             self.emit(Event::Note(note));
         }
@@ -253,17 +279,17 @@ impl<'a> Finetune<'a> {
         let per_epoch = data.train.len().div_ceil(self.options.batch_size);
         let mut ledger = Ledger {
             metrics,
-            scale: LossScale::new(trainer.network().activations),
-            losses: Vec::new(),
-            applied: 0,
-            start: Instant::now(),
+            scale: progress.scale.clone(),
+            losses,
+            applied: progress.applied,
+            start: started(progress.elapsed_s),
             since: Instant::now(),
         };
-        let (mut tokens, mut order, mut val_loss) = (0, Vec::new(), None);
+        let (mut tokens, mut order, mut val_loss) = (progress.tokens, Vec::new(), None);
         let mut waiting: Option<Submitted> = None;
-        for step in 0..steps {
+        for step in progress.step..steps {
             let (epoch, within) = (step / per_epoch, step % per_epoch);
-            if within == 0 {
+            if within == 0 || order.is_empty() {
                 order =
                     epoch_order(data.train.len(), self.options.seed, epoch as u64, self.options.data.shuffle);
             }
@@ -299,7 +325,8 @@ impl<'a> Finetune<'a> {
             let last = step + 1 == steps;
             let due = |interval: Option<usize>| interval.is_some_and(|n| (step + 1) % n == 0);
             let evaluates = !data.validation.is_empty() && (last || due(self.options.eval_interval));
-            let saves = last || due(self.options.save_interval);
+            let stopped = !last && self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
+            let saves = last || stopped || due(self.options.save_interval);
             // a dynamic loss scale must be known before the next step
             if (evaluates || saves || ledger.scale.is_dynamic())
                 && let Some(submitted) = waiting.take()
@@ -316,11 +343,24 @@ impl<'a> Finetune<'a> {
                 self.emit(Event::Evaluation(record));
             }
             if saves {
-                self.save(&trainer, settings, step + 1, last)?;
+                progress.step = step + 1;
+                progress.applied = ledger.applied;
+                progress.micro_batches = trainer.micro_batches();
+                progress.tokens = tokens;
+                progress.elapsed_s = ledger.start.elapsed().as_secs_f64();
+                progress.scale = ledger.scale.clone();
+                let folder = self.save(&trainer, settings, &progress, stopped, last)?;
+                if let (true, Some(folder)) = (stopped, folder) {
+                    return Err(Error::Stopped { step: step + 1, steps, folder });
+                }
             }
             if evaluates || saves {
                 ledger.since = Instant::now();
             }
+        }
+        if progress.step >= steps && ledger.losses.len() >= steps && from.is_some() {
+            // all steps were done before: what is left is the result
+            self.save(&trainer, settings, &progress, false, true)?;
         }
         let Ledger { losses, start, .. } = ledger;
         let seconds = start.elapsed().as_secs_f64();
@@ -357,35 +397,65 @@ impl<'a> Finetune<'a> {
         })?)
     }
 
-    /// Writes `step-NNNNNN/`, and the output folder itself at the end.
+    /// Writes `step-NNNNNN/` with the state to go on from where it is due or the run stops, and the output folder itself at the
+    /// end; gives the step's folder.
     fn save(
         &mut self,
         trainer: &Trainer,
         settings: Option<&AdapterConfig>,
-        step: usize,
+        progress: &Progress,
+        stopped: bool,
         last: bool,
-    ) -> Result<(), Error> {
-        let mut folders = Vec::new();
-        if self.options.save_interval.is_some_and(|n| step.is_multiple_of(n)) {
-            folders.push(self.options.out_dir.join(format!("step-{step:06}")));
+    ) -> Result<Option<PathBuf>, Error> {
+        let step = progress.step;
+        let write = |folder: &Path| match settings {
+            Some(settings) => save_adapter(trainer, settings.clone(), folder),
+            None => save_model(trainer, &self.options.model_dir, folder),
+        };
+        let mut saved = Vec::new();
+        let mut state = None;
+        if stopped || self.options.save_interval.is_some_and(|n| step.is_multiple_of(n)) {
+            let path = self.options.out_dir.join(format!("step-{step:06}"));
+            let failed = |source| Error::Write { path: path.clone(), source };
+            let folder = NewFolder::begin(&path).map_err(failed)?;
+            write(folder.path())?;
+            progress.write(trainer, folder.path())?;
+            // an earlier run's, or one that went on from before
+            if path.exists() {
+                std::fs::remove_dir_all(&path).map_err(failed)?;
+            }
+            folder.commit().map_err(failed)?;
+            state = Some(path.clone());
+            saved.push(path);
         }
         if last {
-            folders.push(self.options.out_dir.clone());
+            write(&self.options.out_dir)?;
+            saved.push(self.options.out_dir.clone());
         }
-        for path in folders {
-            match settings {
-                Some(settings) => save_adapter(trainer, settings.clone(), &path)?,
-                None => save_model(trainer, &self.options.model_dir, &path)?,
-            }
+        for path in saved {
             self.saved = Some(path.clone());
             self.emit(Event::Saved { step, path });
         }
-        Ok(())
+        Ok(state)
     }
 
     fn emit(&mut self, event: Event) {
         (self.on_event)(&event);
     }
+}
+
+/// Where the run goes on from, if it was asked to.
+fn resume_from(options: &FinetuneOptions) -> Option<PathBuf> {
+    match options.resume.as_deref()? {
+        auto if auto == Path::new("auto") => resume::newest(&options.out_dir),
+        folder => Some(folder.to_path_buf()),
+    }
+}
+
+/// When a run began that has trained for so many seconds.
+fn started(elapsed_s: f64) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(Duration::from_secs_f64(elapsed_s.max(0.0))).unwrap_or(now)
 }
 
 /// Refuses an output folder that is an input or no folder; notes one that holds an earlier run's result.
@@ -400,6 +470,9 @@ fn check_out_dir(options: &FinetuneOptions) -> Result<Option<String>, Error> {
     let inputs = [Some(&options.model_dir), options.init_adapter.as_ref()];
     if whole(out).is_some() && inputs.into_iter().flatten().any(|input| whole(input) == whole(out)) {
         return Err(said("the run would overwrite what it starts from; choose another folder"));
+    }
+    if options.resume.is_some() {
+        return Ok(None);
     }
     let results = [METRICS_FILE, "adapter_model.safetensors", "model.safetensors"];
     let earlier = results.iter().any(|name| out.join(name).exists());

@@ -5,6 +5,7 @@
 //! changes the format.
 
 use super::tuning::TuneProgress;
+use crate::checkpoint::atomic;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -132,6 +133,32 @@ impl MetricsWriter {
             Ok(file) => Ok(MetricsWriter { file, path }),
             Err(source) => Err(MetricsError::Create { path, source }),
         }
+    }
+
+    /// Goes on with the file of a run that is taken up after `step`: the lines up to it stay. Gives the losses of these steps.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn resume(out_dir: &Path, step: usize) -> Result<(Self, Vec<f64>), MetricsError> {
+        let path = out_dir.join(METRICS_FILE);
+        let failed = |source| MetricsError::Write { path: path.clone(), source };
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(failed)?,
+        };
+        let (mut kept, mut losses) = (String::new(), Vec::new());
+        for line in text.lines() {
+            // a line that was cut belongs to a step that is made again
+            let Ok(record) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            if record["step"].as_u64().is_some_and(|s| s <= step as u64) {
+                kept.push_str(line);
+                kept.push('\n');
+                losses.extend(record["loss"].as_f64());
+            }
+        }
+        atomic::write_file(&path, |out| out.write_all(kept.as_bytes())).map_err(failed)?;
+        let file = File::options().append(true).open(&path).map_err(failed)?;
+        Ok((MetricsWriter { file, path }, losses))
     }
 
     pub fn path(&self) -> &Path {

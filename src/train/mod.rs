@@ -16,6 +16,7 @@ pub mod optimiser;
 pub mod options;
 pub mod plan;
 pub mod quantize;
+mod resume;
 pub mod run_plan;
 pub mod save;
 pub mod schedule;

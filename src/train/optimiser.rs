@@ -156,13 +156,17 @@ impl Optimiser {
     /// # Errors
     /// An unknown name or a wrong number of elements.
     pub fn set(&self, name: &str, values: &[f32]) -> Result<(), OptimiserError> {
+        self.write(&self.values, name, values)
+    }
+
+    fn write(&self, to: &BufferSlice, name: &str, values: &[f32]) -> Result<(), OptimiserError> {
         let found = self.space.entries().iter().find(|(n, _, _)| n == name);
         let (_, ty, offset) = found.ok_or_else(|| OptimiserError::Unknown(name.to_string()))?;
         if ty.shape.elements() != values.len() {
             let (expected, found) = (ty.shape.elements(), values.len());
             return Err(OptimiserError::Length { name: name.to_string(), expected, found });
         }
-        self.values.part(*offset, ty.bytes()).write(&pack(*ty, values));
+        to.part(*offset, ty.bytes()).write(&pack(*ty, values));
         Ok(())
     }
 
@@ -180,6 +184,45 @@ impl Optimiser {
     /// What the device reported.
     pub fn gradients(&self) -> Result<Vec<(String, Vec<f32>)>, OptimiserError> {
         self.read(&self.gradients)
+    }
+
+    /// Values and moments of every parameter as `values.NAME`, `first.NAME`, `second.NAME`.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn state(&self) -> Result<Vec<(String, Vec<f32>)>, OptimiserError> {
+        let mut all = Vec::new();
+        for (kind, slice) in self.kinds() {
+            all.extend(
+                self.read(slice)?.into_iter().map(|(name, values)| (format!("{kind}.{name}"), values)),
+            );
+        }
+        Ok(all)
+    }
+
+    /// The names of [`Optimiser::state`].
+    pub fn state_names(&self) -> Vec<String> {
+        let names = self.space.entries().iter().map(|(name, _, _)| name);
+        self.kinds()
+            .iter()
+            .flat_map(|(kind, _)| names.clone().map(move |name| format!("{kind}.{name}")))
+            .collect()
+    }
+
+    /// Sets one of [`Optimiser::state`].
+    ///
+    /// # Errors
+    /// An unknown name or a wrong number of elements.
+    pub fn set_state(&self, name: &str, values: &[f32]) -> Result<(), OptimiserError> {
+        let unknown = || OptimiserError::Unknown(name.to_string());
+        let (kind, parameter) = name.split_once('.').ok_or_else(unknown)?;
+        let kinds = self.kinds();
+        let (_, slice) = kinds.iter().find(|(k, _)| *k == kind).ok_or_else(unknown)?;
+        self.write(slice, parameter, values)
+    }
+
+    fn kinds(&self) -> [(&'static str, &BufferSlice); 3] {
+        [("values", &self.values), ("first", &self.moments[0]), ("second", &self.moments[1])]
     }
 
     fn read(&self, from: &BufferSlice) -> Result<Vec<(String, Vec<f32>)>, OptimiserError> {

@@ -177,6 +177,16 @@ impl Trainer {
         self.loaded
     }
 
+    /// Micro-batches that were accumulated, which dropout counts by.
+    pub fn micro_batches(&self) -> u32 {
+        self.micro_batches
+    }
+
+    /// Goes on as after so many micro-batches.
+    pub fn go_on_after(&mut self, micro_batches: u32) {
+        self.micro_batches = micro_batches;
+    }
+
     /// Parameters, gradients and moments.
     pub fn optimiser(&self) -> &Optimiser {
         &self.optimiser

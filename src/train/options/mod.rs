@@ -35,6 +35,9 @@ pub struct FinetuneOptions {
     /// Used by [`Method::Lora`] alone.
     pub lora: LoraOptions,
     /// PEFT adapter to go on from; rank, alpha and targets are then its own.
+    /// The folder of a step to go on from, or `auto`: the newest whole one in `out_dir`, and from the start where there is none.
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
     pub init_adapter: Option<PathBuf>,
     /// Peak of the schedule.
     pub learning_rate: f64,
@@ -127,6 +130,7 @@ impl Default for FinetuneOptions {
             precision: Precision::default(),
             method: Method::default(),
             lora: LoraOptions::default(),
+            resume: None,
             init_adapter: None,
             learning_rate: 3e-4,
             batch_size: 8,

@@ -1,0 +1,198 @@
+//! A run's state beside what it saves, from which it goes on with the same bits as if it had never stopped.
+//!
+//! `step-NNNNNN/` holds the adapter (or model) for others, and for the run itself `training_state.safetensors` (parameters and
+//! both moments of AdamW, f32) and `training_state.json` (counters, loss scale, options). The folder appears whole or not at all.
+//! The order of the data, the schedule and dropout follow from seed and step, so they need no state of their own.
+
+use super::loss_scale::LossScale;
+use super::options::FinetuneOptions;
+use super::trainer::Trainer;
+use crate::checkpoint::{Checkpoint, atomic, write_safetensors};
+use crate::data::{Dataset, Samples};
+use crate::error::Error;
+use crate::graph::DType;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const TENSORS: &str = "training_state.safetensors";
+const PROGRESS: &str = "training_state.json";
+/// Version of the format.
+const FORMAT: u32 = 1;
+
+/// How far a run has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Progress {
+    format: u32,
+    /// Optimiser steps that are done, and those of them that changed the parameters.
+    pub step: usize,
+    pub applied: u64,
+    /// Micro-batches that dropout has seen.
+    pub micro_batches: u32,
+    pub tokens: usize,
+    /// Seconds of training, all parts of the run together.
+    pub elapsed_s: f64,
+    pub scale: LossScale,
+    options: Value,
+    /// A hash of the samples.
+    data: String,
+}
+
+/// Options that may differ when a run goes on: they change no bit of the result.
+const FREE: [&str; 11] = [
+    "out_dir",
+    "resume",
+    "model_dir",
+    "save_interval",
+    "eval_interval",
+    "memory_limit",
+    "gpu",
+    "tune",
+    "recompute",
+    "offload",
+    "offload_activations",
+];
+
+impl Progress {
+    pub fn new(options: &FinetuneOptions, data: &Dataset, scale: LossScale) -> Self {
+        Progress {
+            format: FORMAT,
+            step: 0,
+            applied: 0,
+            micro_batches: 0,
+            tokens: 0,
+            elapsed_s: 0.0,
+            scale,
+            options: deciding(options),
+            data: fingerprint(data),
+        }
+    }
+
+    /// Writes the state into a folder in the making.
+    ///
+    /// # Errors
+    /// A file that cannot be written, and what the device reported.
+    pub fn write(&self, trainer: &Trainer, folder: &Path) -> Result<(), Error> {
+        let tensors = trainer.optimiser().state()?.into_iter().map(|(name, values)| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            (name, DType::F32, vec![values.len()], bytes)
+        });
+        write_safetensors(&folder.join(TENSORS), tensors, &[])?;
+        let path = folder.join(PROGRESS);
+        let failed = |source| Error::Write { path: path.clone(), source };
+        let text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
+        atomic::write_file(&path, |out| out.write_all(&text)).map_err(failed)
+    }
+
+    /// Reads the state in a folder, for a run with these options and data.
+    ///
+    /// # Errors
+    /// Files that cannot be read, a run of other options or data: the first that differs, with both values.
+    pub fn read(folder: &Path, options: &FinetuneOptions, data: &Dataset) -> Result<Self, Error> {
+        let path = folder.join(PROGRESS);
+        let said = |reason: String| Error::input(format!("{}: {reason}", path.display()));
+        let text = std::fs::read(&path).map_err(|e| said(format!("cannot be read: {e}")))?;
+        let found: Progress =
+            serde_json::from_slice(&text).map_err(|e| said(format!("not the state of a run: {e}")))?;
+        if found.format != FORMAT {
+            return Err(said(format!("of format {}, this version reads {FORMAT}", found.format)));
+        }
+        if let Some((name, was, is)) = difference("", &found.options, &deciding(options)) {
+            return Err(said(format!(
+                "the run was begun with --{name} {was}, now it is {is}; give what it was begun with, or begin anew without \
+                 --resume"
+            )));
+        }
+        if found.data != fingerprint(data) {
+            return Err(said(
+                "the data are not those that the run was begun with; begin anew without --resume".into(),
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Loads parameters and moments.
+    ///
+    /// # Errors
+    /// A state of other parameters, a damaged file.
+    pub fn load(folder: &Path, trainer: &mut Trainer, micro_batches: u32) -> Result<(), Error> {
+        let file = Checkpoint::open_file(&folder.join(TENSORS))?;
+        for name in trainer.optimiser().state_names() {
+            let values = file.tensor(&name)?.to_f32();
+            trainer.optimiser().set_state(&name, &values)?;
+        }
+        trainer.go_on_after(micro_batches);
+        Ok(())
+    }
+}
+
+/// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one.
+pub(super) fn newest(out_dir: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(out_dir).ok()?;
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<usize>().ok();
+    let whole = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.join(PROGRESS).is_file());
+    whole.filter_map(|path| Some((step(&path)?, path))).max().map(|(_, path)| path)
+}
+
+/// Removes what a killed process left half-written.
+pub(super) fn clean(out_dir: &Path) {
+    for entry in std::fs::read_dir(out_dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".tmp") {
+            let path = entry.path();
+            // what cannot be removed does no harm
+            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        }
+    }
+}
+
+/// The options that decide the result.
+fn deciding(options: &FinetuneOptions) -> Value {
+    let mut all = serde_json::to_value(options).unwrap_or_default();
+    if let Some(map) = all.as_object_mut() {
+        FREE.iter().for_each(|name| {
+            map.remove(*name);
+        });
+    }
+    if let Some(data) = all["data"].as_object_mut() {
+        // the samples themselves are compared
+        ["json_path", "sources", "cache"].iter().for_each(|name| {
+            data.remove(*name);
+        });
+    }
+    all
+}
+
+/// The first option that differs, by name, with both values.
+fn difference(name: &str, was: &Value, is: &Value) -> Option<(String, String, String)> {
+    match (was.as_object(), is.as_object()) {
+        (Some(a), Some(b)) => {
+            let keys = a.keys().chain(b.keys());
+            keys.into_iter().find_map(|key| {
+                let full = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                let null = Value::Null;
+                difference(&full, a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null))
+            })
+        }
+        _ if was == is => None,
+        _ => Some((name.into(), was.to_string(), is.to_string())),
+    }
+}
+
+/// A hash (FNV-1a, 64 bits) of all samples with their labels.
+fn fingerprint(data: &Dataset) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |value: u32| hash = (hash ^ u64::from(value)).wrapping_mul(0x100_0000_01b3);
+    let mut all = |samples: &Samples| {
+        add(samples.len() as u32);
+        for sample in samples.iter() {
+            add(sample.tokens.len() as u32);
+            sample.tokens.iter().for_each(|&token| add(token));
+            add(sample.label_tokens() as u32);
+        }
+    };
+    all(&data.train);
+    all(&data.validation);
+    format!("{hash:016x}")
+}

@@ -1,0 +1,208 @@
+//! Going on with a run that was stopped or killed: the same bits as the run that was not.
+
+mod common;
+
+use engraft::Error;
+use engraft::error::Failure;
+use engraft::train::finetune::Finetune;
+use engraft::train::metrics::Event;
+use engraft::train::options::{FinetuneOptions, Precision, TuneMode};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const STEPS: usize = 12;
+
+fn data(folder: &Path) -> PathBuf {
+    let path = folder.join("data.json");
+    let rows: Vec<Value> = (0..40)
+        .map(|i| json!({ "instruction": format!("say {i}"), "input": "", "output": format!("{} and {}", i * 7, i) }))
+        .collect();
+    fs::write(&path, serde_json::to_vec(&rows).unwrap()).unwrap();
+    path
+}
+
+fn options(folder: &Path, out: &str, precision: Precision) -> FinetuneOptions {
+    let mut options = FinetuneOptions {
+        model_dir: common::fixtures().join("models/llama"),
+        out_dir: folder.join(out),
+        precision,
+        batch_size: 4,
+        micro_batch_size: 2,
+        max_steps: Some(STEPS),
+        epochs: 3,
+        eval_interval: Some(5),
+        save_interval: Some(3),
+        learning_rate: 1e-3,
+        tune: TuneMode::Off,
+        ..FinetuneOptions::default()
+    };
+    options.data.json_path = data(folder);
+    options.lora.dropout = 0.1;
+    options
+}
+
+/// The final adapter and, per step or evaluation, what does not depend on the clock.
+fn result(out: &Path) -> (Vec<u8>, Vec<Value>) {
+    let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let records = text.lines().map(|line| {
+        let mut record: Value = serde_json::from_str(line).unwrap();
+        ["tokens_per_s", "elapsed_s"].iter().for_each(|key| {
+            record.as_object_mut().unwrap().remove(*key);
+        });
+        record
+    });
+    (fs::read(out.join("adapter_model.safetensors")).unwrap(), records.collect())
+}
+
+fn hidden(out: &Path) -> Vec<String> {
+    let names = fs::read_dir(out).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with('.')).collect()
+}
+
+#[test]
+fn a_stopped_run_goes_on_with_the_same_bits() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for precision in [Precision::F32True, Precision::F16Mixed] {
+        let whole = options(folder.path(), &format!("whole-{precision}"), precision);
+        let report = Finetune::new(whole.clone()).run().unwrap();
+        let mut parts = options(folder.path(), &format!("parts-{precision}"), precision);
+        parts.resume = Some("auto".into());
+        // stopped again and again, between what is saved anyway and after an evaluation
+        for stop in [1, 4, 5, 9] {
+            let flag = Arc::new(AtomicBool::new(false));
+            let set = Arc::clone(&flag);
+            let run = Finetune::new(parts.clone()).stop_when(Arc::clone(&flag)).on_event(move |event| {
+                if matches!(event, Event::Step(record) if record.step >= stop) {
+                    set.store(true, Ordering::Relaxed);
+                }
+            });
+            let error = run.run().unwrap_err();
+            assert_eq!(error.failure(), Failure::Stopped, "{error}");
+            let Error::Stopped { step, folder, .. } = &error else { panic!("{error}") };
+            assert!(*step > stop && folder.is_dir() && error.to_string().contains("--resume"), "{error}");
+        }
+        let resumed = Finetune::new(parts.clone()).run().unwrap();
+        assert!(result(&whole.out_dir) == result(&parts.out_dir), "{precision}");
+        assert_eq!((report.losses, report.tokens), (resumed.losses, resumed.tokens));
+        assert!(hidden(&parts.out_dir).is_empty());
+        // from a step that is named, and once more when all is done
+        parts.resume = Some(parts.out_dir.join("step-000006"));
+        Finetune::new(parts.clone()).run().unwrap();
+        assert!(result(&whole.out_dir) == result(&parts.out_dir), "{precision}: from step 6");
+        parts.resume = Some("auto".into());
+        fs::remove_file(parts.out_dir.join("adapter_model.safetensors")).unwrap();
+        Finetune::new(parts.clone()).run().unwrap();
+        assert!(result(&whole.out_dir) == result(&parts.out_dir), "{precision}: after the end");
+    }
+}
+
+#[test]
+fn another_run_is_refused_by_name() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), "out", Precision::F32True);
+    options.max_steps = Some(3);
+    Finetune::new(options.clone()).run().unwrap();
+    options.resume = Some("auto".into());
+    let refused = |change: &dyn Fn(&mut FinetuneOptions)| {
+        let mut options = options.clone();
+        change(&mut options);
+        let error = Finetune::new(options).run().unwrap_err();
+        assert_eq!(error.failure(), Failure::Input, "{error}");
+        error.to_string()
+    };
+    let message = refused(&|o| o.seed = 7);
+    assert!(message.contains("--seed 1337, now it is 7"), "{message}");
+    let message = refused(&|o| o.lora.rank = 4);
+    assert!(message.contains("lora.rank 8, now it is 4"), "{message}");
+    let message = refused(&|o| o.resume = Some("nowhere".into()));
+    assert!(message.contains("nowhere") && message.contains("cannot be read"), "{message}");
+    let text = fs::read_to_string(folder.path().join("data.json")).unwrap();
+    fs::write(folder.path().join("data.json"), text.replace("say 7", "say 8")).unwrap();
+    let message = refused(&|_| ());
+    assert!(message.contains("data are not those"), "{message}");
+}
+
+/// Killed without warning at moments all over the run: it goes on each time, and ends with the same bits and no half file.
+#[test]
+fn a_killed_run_goes_on_with_the_same_bits() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(folder.path());
+    let run = |out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+        command
+            .args([
+                "finetune",
+                "--precision",
+                "32-true",
+                "--batch_size",
+                "4",
+                "--micro_batch_size",
+                "2",
+                "--epochs",
+                "20",
+            ])
+            .args([
+                "--max_steps",
+                "12",
+                "--eval_interval",
+                "2",
+                "--save_interval",
+                "1",
+                "--lora_dropout",
+                "0.1",
+            ])
+            .args(["--tune", "off", "--learning_rate", "1e-3", "--resume", "auto"])
+            .arg("--data.json_path")
+            .arg(&data)
+            .arg("--out_dir")
+            .arg(folder.path().join(out))
+            .arg(common::fixtures().join("models/llama"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    };
+    let start = Instant::now();
+    assert!(run("whole").status().unwrap().success());
+    let length = start.elapsed().as_secs_f64();
+    let mut random = common::Random::new(11);
+    let mut killed = 0;
+    for _ in 0..20 {
+        let mut child = run("parts").spawn().unwrap();
+        // from before the first step to some steps on
+        std::thread::sleep(Duration::from_secs_f64(0.1 + length / 12.0 * (random.next() + 1.0)));
+        if child.try_wait().unwrap().is_none() {
+            killed += 1;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for entry in
+            fs::read_dir(folder.path().join("parts")).into_iter().flatten().map(|e| e.unwrap().path())
+        {
+            let name = entry.file_name().unwrap().to_string_lossy().into_owned();
+            if name.starts_with("step-") {
+                let files = ["adapter_model.safetensors", "adapter_config.json", "training_state.json"];
+                assert!(files.iter().all(|f| entry.join(f).is_file()), "{name} is half written");
+            }
+        }
+    }
+    assert!(run("parts").status().unwrap().success());
+    println!("killed {killed} times, the whole run takes {length:.1} s");
+    assert!(killed >= 5, "killed {killed} times");
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    assert!(result(&whole) == result(&parts));
+    assert!(hidden(&parts).is_empty(), "{:?}", hidden(&parts));
+}
