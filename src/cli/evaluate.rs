@@ -1,8 +1,9 @@
 //! `engraft evaluate`: a table or one JSON object on standard output.
 
 use super::args::EvaluateArgs;
+use super::bench::reporter;
 use crate::error::Error;
-use crate::train::evaluator::{EvaluateReport, evaluate};
+use crate::train::evaluator::{EvaluateEvent, EvaluateReport, evaluate};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
 
@@ -17,9 +18,14 @@ pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} samples  ETA {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("=> "));
-    let result = evaluate(&options, |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
+    let mut report_tuning = reporter(quiet);
+    let result = evaluate(&options, |event| match event {
+        EvaluateEvent::Tuned(progress) => report_tuning(&progress),
+        EvaluateEvent::Note(text) => eprintln!("{text}"),
+        EvaluateEvent::Samples { done, all } => {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        }
     });
     bar.finish_and_clear();
     let report = result?;

@@ -6,7 +6,7 @@ use super::inputs::write_batch;
 use super::options::EvaluateOptions;
 use super::setup::{bind_adapter, check_vocabulary, open_network};
 use super::trainer::{Capacity, TrainerError, bucket};
-use super::tuning::{Tuner, pipeline_folder};
+use super::tuning::{TuneProgress, Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::Adapter;
 use crate::data::{MicroBatch, Samples, Tokenizer};
@@ -42,14 +42,24 @@ pub struct EvaluateReport {
     pub seconds: f64,
 }
 
-/// Evaluates a Hugging Face folder, with or without an adapter, on a data file. `on_batch` hears how many of all
-/// samples are done.
+/// What an evaluation tells on its way.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EvaluateEvent {
+    /// A class of kernels was measured, before the first sample.
+    Tuned(TuneProgress),
+    /// Something that the user should read.
+    Note(String),
+    /// So many of all samples are done.
+    Samples { done: usize, all: usize },
+}
+
+/// Evaluates a Hugging Face folder, with or without an adapter, on a data file.
 ///
 /// # Errors
 /// Every kind of [`Error`]; what is wrong with the input is found before the device is opened.
 pub fn evaluate(
     options: &EvaluateOptions,
-    mut on_batch: impl FnMut(usize, usize),
+    mut on_event: impl FnMut(EvaluateEvent),
 ) -> Result<EvaluateReport, Error> {
     options.validate()?;
     let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
@@ -77,7 +87,11 @@ pub fn evaluate(
     let capacity = capacity(&samples, &batches);
     let graph =
         network.evaluation(bucket(capacity.tokens), bucket(capacity.labels)).map_err(TrainerError::from)?;
-    Tuner::new(options.tune).prepare(&gpu, &graph, &mut |_| {})?;
+    let tuned = Tuner::new(options.tune)
+        .prepare(&gpu, &graph, &mut |progress| on_event(EvaluateEvent::Tuned(progress.clone())))?;
+    if let Some(trouble) = tuned.trouble {
+        on_event(EvaluateEvent::Note(trouble));
+    }
     drop(graph);
     let start = Instant::now();
     let mut evaluator = Evaluator::new(&gpu, network, &source, adapter.as_ref(), capacity)?;
@@ -85,7 +99,7 @@ pub fn evaluate(
     for batch in batches {
         loss_sum += evaluator.loss_sum(&MicroBatch::from_samples(batch.iter().map(|&i| samples.get(i))))?;
         done += batch.len();
-        on_batch(done, samples.len());
+        on_event(EvaluateEvent::Samples { done, all: samples.len() });
     }
     let loss = loss_sum / summary.label_tokens as f64;
     if !loss.is_finite() {

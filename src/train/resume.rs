@@ -8,7 +8,7 @@ use super::loss_scale::LossScale;
 use super::options::FinetuneOptions;
 use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoint, atomic, write_safetensors};
-use crate::data::{Dataset, Samples};
+use crate::data::Dataset;
 use crate::error::Error;
 use crate::graph::DType;
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,9 @@ pub(super) struct Progress {
     pub elapsed_s: f64,
     pub scale: LossScale,
     options: Value,
-    /// A hash of the samples.
+    /// A hash of the samples, and one of the model's configuration and the sizes of its files.
     data: String,
+    model: String,
 }
 
 /// Options that may differ when a run goes on: they change no bit of the result.
@@ -64,7 +65,8 @@ impl Progress {
             elapsed_s: 0.0,
             scale,
             options: deciding(options),
-            data: fingerprint(data),
+            data: data_hash(data),
+            model: model_hash(&options.model_dir),
         }
     }
 
@@ -103,10 +105,15 @@ impl Progress {
                  --resume"
             )));
         }
-        if found.data != fingerprint(data) {
-            return Err(said(
-                "the data are not those that the run was begun with; begin anew without --resume".into(),
-            ));
+        for (what, same) in [
+            ("data are", found.data == data_hash(data)),
+            ("weights of MODEL_DIR are", found.model == model_hash(&options.model_dir)),
+        ] {
+            if !same {
+                let reason =
+                    format!("the {what} not those that the run was begun with; begin anew without --resume");
+                return Err(said(reason));
+            }
         }
         Ok(found)
     }
@@ -180,19 +187,51 @@ fn difference(name: &str, was: &Value, is: &Value) -> Option<(String, String, St
     }
 }
 
-/// A hash (FNV-1a, 64 bits) of all samples with their labels.
-fn fingerprint(data: &Dataset) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |value: u32| hash = (hash ^ u64::from(value)).wrapping_mul(0x100_0000_01b3);
-    let mut all = |samples: &Samples| {
-        add(samples.len() as u32);
+/// FNV-1a, 64 bits.
+struct Hash(u64);
+
+impl Hash {
+    fn new() -> Self {
+        Hash(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x100_0000_01b3);
+    }
+
+    fn text(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// All samples with their labels.
+fn data_hash(data: &Dataset) -> String {
+    let mut hash = Hash::new();
+    for samples in [&data.train, &data.validation] {
+        hash.add(samples.len() as u64);
         for sample in samples.iter() {
-            add(sample.tokens.len() as u32);
-            sample.tokens.iter().for_each(|&token| add(token));
-            add(sample.label_tokens() as u32);
+            hash.add(sample.tokens.len() as u64);
+            sample.tokens.iter().for_each(|&token| hash.add(u64::from(token)));
+            hash.add(sample.label_tokens() as u64);
         }
-    };
-    all(&data.train);
-    all(&data.validation);
-    format!("{hash:016x}")
+    }
+    hash.text()
+}
+
+/// The configuration, and names and sizes of the files with weights: a copy of the folder is the same model.
+fn model_hash(model_dir: &Path) -> String {
+    let mut hash = Hash::new();
+    let mut bytes = |bytes: &[u8]| bytes.iter().for_each(|&b| hash.add(u64::from(b)));
+    bytes(&std::fs::read(model_dir.join("config.json")).unwrap_or_default());
+    let entries = std::fs::read_dir(model_dir).into_iter().flatten().flatten();
+    let mut files: Vec<(String, u64)> = entries
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), e.metadata().map_or(0, |m| m.len())))
+        .filter(|(name, _)| name.ends_with(".safetensors"))
+        .collect();
+    files.sort();
+    for (name, size) in files {
+        bytes(name.as_bytes());
+        bytes(&size.to_le_bytes());
+    }
+    hash.text()
 }
