@@ -11,8 +11,8 @@ use super::matmul::{Layout, Operand, Product, Terms, accumulate_product};
 use super::rms_norm::row_dispatch;
 use super::{FILL, elementwise, expect, expect_inputs};
 use crate::graph::{
-    Binding, Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
-    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value, View,
+    Binding, Case, CaseInput, DType, DeviceProfile, Dispatch, Graph, GraphError, Launch, LaunchPlan,
+    Operation, Place, ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value, View,
 };
 use std::sync::Arc;
 
@@ -49,8 +49,12 @@ pub fn loss_of_gradient(graph: &Graph) -> Option<Value> {
 }
 
 /// Rows of logits that exist at once: a multiple of 64, which keeps every chunk's offset aligned.
-fn chunk_rows(rows: usize, vocab: usize) -> usize {
-    (CHUNK_BYTES / (vocab * 4) / 64 * 64).max(64).min(rows.next_multiple_of(64))
+fn chunk_rows(rows: usize, vocab: usize, device: &DeviceProfile) -> usize {
+    let limit = if device.max_binding == 0 { usize::MAX } else { device.max_binding as usize };
+    let row = vocab.div_ceil(4) * 16;
+    let wanted = (CHUNK_BYTES / row / 64 * 64).max(64).min(rows.next_multiple_of(64));
+    // eight rows are a multiple of any offset alignment where they are at least 16 wide
+    if wanted * row <= limit { wanted } else { (limit / row / 8 * 8).max(8) }
 }
 
 fn check(op: &'static str, inputs: &[TensorType]) -> Result<(), GraphError> {
@@ -64,7 +68,7 @@ fn check(op: &'static str, inputs: &[TensorType]) -> Result<(), GraphError> {
 fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
     let (h, w) = (launch.inputs[0], launch.inputs[1]);
     let (rows, width, vocab) = (h.rows(), h.cols(), w.rows());
-    let chunk = chunk_rows(rows, vocab);
+    let chunk = chunk_rows(rows, vocab, launch.device);
     let logit_row = (w.rows().div_ceil(4) * 16) as u64;
     let h_row = h.bytes() / rows as u64;
     let logits = Operand::new(Place::Workspace(0), DType::F32);

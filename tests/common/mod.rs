@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 /// The device to test on, or `None` with a loud word where there is none.
 ///
 /// `ENGRAFT_TEST_GPU` names another than the best one; `ENGRAFT_TEST_CHECKED=1` keeps bounds checks;
-/// `ENGRAFT_TEST_NO_SUBGROUPS=1` tests the variants for devices without subgroups.
+/// `ENGRAFT_TEST_NO_SUBGROUPS=1` tests the variants for devices without subgroups; `ENGRAFT_TEST_MAX_BINDING` is the most bytes
+/// that a kernel may bind at once.
 pub fn gpu() -> Option<Gpu> {
     gpu_with(false)
 }
@@ -27,7 +28,7 @@ pub fn gpu_limited(no_subgroups: bool, max_binding: Option<u64>) -> Option<Gpu> 
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
         pipelines: None,
         memory_limit: None,
-        max_binding,
+        max_binding: max_binding.or(max_binding_of_tests()),
     };
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),
@@ -37,6 +38,11 @@ pub fn gpu_limited(no_subgroups: bool, max_binding: Option<u64>) -> Option<Gpu> 
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// The limit that `ENGRAFT_TEST_MAX_BINDING` sets.
+pub fn max_binding_of_tests() -> Option<u64> {
+    std::env::var("ENGRAFT_TEST_MAX_BINDING").ok().and_then(|bytes| bytes.parse().ok())
 }
 
 pub fn fixtures() -> PathBuf {
