@@ -13,7 +13,7 @@ use super::resume::{self, Progress};
 use super::run_plan::steps;
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
-use super::setup::{check_vocabulary, longest, network_of, open_data, run_demand};
+use super::setup::{check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand};
 use super::trainer::{PendingStep, Trainer};
 use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
@@ -137,6 +137,16 @@ impl<'a> Finetune<'a> {
             false => WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?),
         };
         source.check(&config)?;
+        if let (Method::Full { .. }, WeightSource::Checkpoint(checkpoint)) = (options.method, &source)
+            && let Some(dtype) = checkpoint.quantised()?
+        {
+            let folder = options.model_dir.display();
+            return Err(Error::input(format!(
+                "{folder}: its layers are in {}, and full training changes every weight; give the folder of the original, or \
+                 train an adapter (engraft finetune)",
+                dtype.name()
+            )));
+        }
         if options.method == Method::Lora {
             options.quantize = options.quantize().for_source(&source, &config)?.kind;
         }
@@ -176,15 +186,18 @@ impl<'a> Finetune<'a> {
 
     /// Plans the run, and refuses what does not fit before anything is measured, loaded or written.
     fn plan_and_train(mut self, gpu: &Gpu, prepared: &Prepared) -> Result<FinetuneReport, Error> {
-        let limit = MemoryLimit::of(self.options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());
+        let asked = [self.options.memory_limit, gpu.memory_limit()].into_iter().flatten().min();
+        let limit = MemoryLimit::of(asked, gpu.free_memory());
         let (options, steps) = (self.options.clone(), prepared.steps);
-        let demand = |micro_batch| run_demand(&prepared.data, &options, micro_batch, steps);
+        let demand = demand_by_size(|micro_batch| run_demand(&prepared.data, &options, micro_batch, steps));
+        let (batch_size, resumed) = (options.batch_size, resume_from(&options).is_some());
         let choose = |gpu: &Gpu| {
-            let network = prepared.network.clone();
-            let planner = Planner { network, device: &gpu.profile(), demand: &demand };
+            let (network, device) = (prepared.network.clone(), &gpu.profile());
+            let planner = Planner { network, device, batch_size, resumed, demand: &demand };
             planner.choose(options.micro_batch(), options.recompute, limit)
         };
         let mut choice = choose(gpu)?;
+        choice.plan.check(&gpu.profile())?;
         let mut notes = prepared.notes.clone();
         if options.tune != TuneMode::Off {
             notes.extend(self.tune(gpu, &choice)?);
@@ -201,8 +214,8 @@ impl<'a> Finetune<'a> {
                 Some(GpuError::OutOfMemory { .. }) => planned / 4 * 3,
                 _ => return error,
             };
-            let network = prepared.network.clone();
-            let planner = Planner { network, device: &gpu.profile(), demand: &demand };
+            let (network, device) = (prepared.network.clone(), &gpu.profile());
+            let planner = Planner { network, device, batch_size, resumed, demand: &demand };
             let advice = planner.advise(options.micro_batch(), recompute, room.min(planned - 1));
             let (source, saved) = (Box::new(error), self.saved.clone());
             Error::OutOfMemory { source, planned, advice: advice.unwrap_or_default(), saved }

@@ -47,7 +47,11 @@ pub fn save_model(trainer: &Trainer, model_dir: &Path, folder: &Path) -> Result<
     for name in COMPANIONS {
         let (from, to) = (model_dir.join(name), folder.join(name));
         if from.is_file() {
-            let bytes = std::fs::read(&from).map_err(failed(&from))?;
+            let mut bytes = std::fs::read(&from).map_err(failed(&from))?;
+            if name == "config.json" {
+                // what is saved is plain, whatever the folder's own weights are
+                bytes = without_quantisation(bytes);
+            }
             atomic::write_file(&to, |out| out.write_all(&bytes)).map_err(failed(&to))?;
         }
     }
@@ -61,6 +65,15 @@ pub fn save_model(trainer: &Trainer, model_dir: &Path, folder: &Path) -> Result<
     });
     write_safetensors(&folder.join("model.safetensors"), tensors, &[("format", "pt")])?;
     Ok(())
+}
+
+/// A `config.json` that does not say that weights are quantised.
+fn without_quantisation(config: Vec<u8>) -> Vec<u8> {
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&config) else { return config };
+    match value.as_object_mut().and_then(|map| map.remove("quantization_config")) {
+        Some(_) => serde_json::to_vec_pretty(&value).unwrap_or(config),
+        None => config,
+    }
 }
 
 /// Writes `hyperparameters.json`: every option as it was resolved, with what the run found out.

@@ -14,7 +14,6 @@ pub(crate) use checks::Checks;
 pub use checks::{OptionProblem, OptionsError};
 pub use kinds::{Method, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit};
 
-use crate::autograd::Recompute;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
 use checks::{check_gpu, check_max_seq_length};
@@ -34,10 +33,11 @@ pub struct FinetuneOptions {
     pub method: Method,
     /// Used by [`Method::Lora`] alone.
     pub lora: LoraOptions,
-    /// PEFT adapter to go on from; rank, alpha and targets are then its own.
-    /// The folder of a step to go on from, or `auto`: the newest whole one in `out_dir`, and from the start where there is none.
+    /// The folder of a step to go on from, or `auto`: the newest whole one that the run in `out_dir` saved, and from the start
+    /// where there is none.
     #[serde(skip)]
     pub resume: Option<PathBuf>,
+    /// PEFT adapter to go on from; rank, alpha and targets are then its own.
     pub init_adapter: Option<PathBuf>,
     /// Peak of the schedule.
     pub learning_rate: f64,
@@ -238,14 +238,7 @@ impl FinetuneOptions {
                 );
             }
         }
-        self.quantize().check(&mut checks);
-        let without = [Recompute::None, Recompute::Selective].map(RecomputeKind::Policy);
-        checks.require(
-            !self.offload_activations || !without.contains(&self.recompute),
-            "--offload_activations",
-            self.offload_activations,
-            "keeps what blocks are made again from; give --recompute layer, every-N or auto",
-        );
+        checks.offload_activations(self.offload_activations, self.recompute);
         checks.positive("--learning_rate", self.learning_rate);
         if self.min_lr > self.learning_rate && self.learning_rate > 0.0 {
             let allowed = format!("must be at most --learning_rate ({})", self.learning_rate);
@@ -307,7 +300,6 @@ impl EvaluateOptions {
         check_max_seq_length(&mut checks, self.max_seq_length);
         checks.at_least("--micro_batch_size", self.micro_batch_size, 1);
         check_gpu(&mut checks, self.gpu.as_deref());
-        self.quantize.check(&mut checks);
         checks.finish()
     }
 }
