@@ -5,6 +5,7 @@
 
 use crate::generate::sampling::SamplingOptions;
 use crate::gpu::GpuOptions;
+use crate::train::duration::parse_duration;
 use crate::train::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
 use crate::train::options::{
@@ -417,6 +418,26 @@ pub struct TrainingArgs {
     /// Optimiser steps between saves to step-NNNNNN [default: save at the end alone]
     #[arg(long, alias = "save-interval", value_name = "N", value_parser = count)]
     pub save_interval: Option<usize>,
+    /// Keep so many saved steps, the newest [default: all]
+    #[arg(long, alias = "keep-last", value_name = "N", value_parser = count)]
+    pub keep_last: Option<usize>,
+    /// Keep what has the lowest validation loss, and make it the result
+    #[arg(long, alias = "keep-best")]
+    pub keep_best: bool,
+    /// End after so many evaluations in a row without a lower validation loss; the best becomes the result
+    #[arg(long, alias = "early-stopping-patience", value_name = "N", value_parser = count)]
+    pub early_stopping_patience: Option<usize>,
+    /// How much lower it must be, in nats
+    #[arg(
+        long,
+        alias = "early-stopping-min-delta",
+        value_name = "D",
+        default_value_t = FinetuneOptions::default().early_stopping_min_delta
+    )]
+    pub early_stopping_min_delta: f64,
+    /// End after this time of training, such as 2h, 90m or a number of seconds [default: when the steps end]
+    #[arg(long, alias = "max-time", value_name = "TIME", value_parser = parse_duration)]
+    pub max_time: Option<f64>,
     /// Go on from a saved step: its folder, or auto for the newest one in --out_dir (from the start if none)
     #[arg(long, value_name = "DIR|auto", num_args = 0..=1, default_missing_value = "auto")]
     pub resume: Option<PathBuf>,
@@ -469,6 +490,11 @@ impl TrainingArgs {
             grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
             eval_interval: self.eval_interval,
             save_interval: self.save_interval,
+            keep_last: self.keep_last,
+            keep_best: self.keep_best,
+            early_stopping_patience: self.early_stopping_patience,
+            early_stopping_min_delta: self.early_stopping_min_delta,
+            max_time: self.max_time,
             resume: self.resume,
             seed: self.seed,
             recompute: self.recompute,

@@ -3,6 +3,7 @@
 //! Everything goes to standard error, so that standard output holds results alone. A failed write is
 //! ignored: a closed terminal must not end a run.
 
+use crate::train::duration::duration_text;
 use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
 use crate::train::tuning::TuneProgress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -190,7 +191,7 @@ fn step_line(record: &StepRecord, steps: usize) -> String {
         record.grad_norm,
         record.learning_rate,
         rate(record.tokens_per_s),
-        duration(eta),
+        duration_text(eta),
     )
 }
 
@@ -200,23 +201,12 @@ fn evaluation_line(record: &EvalRecord) -> String {
 
 fn finished_line(steps: usize, tokens: usize, elapsed_s: f64) -> String {
     let per_second = if elapsed_s > 0.0 { tokens as f64 / elapsed_s } else { 0.0 };
-    format!("finished {steps} steps, {tokens} tokens in {}, {}", duration(elapsed_s), rate(per_second))
+    format!("finished {steps} steps, {tokens} tokens in {}, {}", duration_text(elapsed_s), rate(per_second))
 }
 
 fn rate(tokens_per_s: f64) -> String {
     let digits = if tokens_per_s < 100.0 { 1 } else { 0 };
     format!("{tokens_per_s:.digits$} tokens/s")
-}
-
-/// `5s`, `2m 05s`, `3h 07m`.
-fn duration(seconds: f64) -> String {
-    let total = seconds.max(0.0).round() as u64;
-    let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m {seconds:02}s"),
-        _ => format!("{hours}h {minutes:02}m"),
-    }
 }
 
 #[cfg(test)]
@@ -347,12 +337,5 @@ mod tests {
         );
         events[4..].iter().for_each(|event| progress.show(event));
         assert!(progress.bar.is_none());
-    }
-
-    #[test]
-    fn durations_read_well() {
-        for (seconds, text) in [(4.6, "5s"), (125.0, "2m 05s"), (11_240.0, "3h 07m"), (f64::NAN, "0s")] {
-            assert_eq!(duration(seconds), text);
-        }
     }
 }

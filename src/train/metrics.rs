@@ -6,7 +6,7 @@
 
 use super::tuning::TuneProgress;
 use crate::checkpoint::atomic;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ pub struct StepRecord {
 }
 
 /// One evaluation on the validation rows.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {
     /// Optimiser steps done before it.
     pub step: usize,
@@ -135,14 +135,20 @@ impl MetricsWriter {
         }
     }
 
-    /// Goes on with the file of a run that is taken up after `step`: the lines up to it stay. Gives the losses of these steps.
+    /// Goes on with the file of a run that is taken up after `step`: the lines up to it stay. The file is that in `earlier`,
+    /// the run's folder until now, where there is one. Gives the losses of these steps.
     ///
     /// # Errors
     /// The file cannot be read or written.
-    pub fn resume(out_dir: &Path, step: usize) -> Result<(Self, Vec<f64>), MetricsError> {
+    pub fn resume(
+        out_dir: &Path,
+        earlier: Option<&Path>,
+        step: usize,
+    ) -> Result<(Self, Vec<f64>), MetricsError> {
         let path = out_dir.join(METRICS_FILE);
         let failed = |source| MetricsError::Write { path: path.clone(), source };
-        let text = match fs::read_to_string(&path) {
+        let before = earlier.map(|folder| folder.join(METRICS_FILE)).filter(|file| file.is_file());
+        let text = match fs::read_to_string(before.as_ref().unwrap_or(&path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             other => other.map_err(failed)?,
         };

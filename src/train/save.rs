@@ -12,6 +12,9 @@ use serde_json::json;
 use std::io;
 use std::path::Path;
 
+/// Name of the file with a run's options.
+pub const HYPERPARAMETERS: &str = "hyperparameters.json";
+
 /// Files of a model folder that go with the weights wherever they are saved.
 const COMPANIONS: [&str; 8] = [
     "config.json",
@@ -85,11 +88,13 @@ pub fn save_hyperparameters(
     steps: usize,
     gpu: &Gpu,
     network: &Network,
+    run: &str,
 ) -> Result<(), Error> {
-    let path = options.out_dir.join("hyperparameters.json");
+    let path = options.out_dir.join(HYPERPARAMETERS);
     let failed = |source| Error::Write { path: path.clone(), source };
     std::fs::create_dir_all(&options.out_dir).map_err(failed)?;
     let mut all = serde_json::to_value(options).map_err(|e| failed(e.into()))?;
+    all["run"] = json!(run);
     all["steps"] = json!(steps);
     all["device"] = json!(gpu.info().name);
     all["driver"] = json!(gpu.info().driver);

@@ -99,6 +99,9 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--grad_clip", "0", |o| o.grad_clip = None),
         ("--eval_interval", "10", |o| o.eval_interval = Some(10)),
         ("--save_interval", "20", |o| o.save_interval = Some(20)),
+        ("--keep_last", "2", |o| o.keep_last = Some(2)),
+        ("--early_stopping_min_delta", "0.01", |o| o.early_stopping_min_delta = 0.01),
+        ("--max_time", "1h30m", |o| o.max_time = Some(5400.0)),
         ("--resume", "out/step-000020", |o| o.resume = Some("out/step-000020".into())),
         ("--seed", "42", |o| o.seed = 42),
         ("--precision", "16-mixed", |o| o.precision = Precision::F16Mixed),
@@ -126,13 +129,28 @@ fn each_option_lands_in_its_field_in_both_spellings() {
     for spelled in ["--quantize_head", "--quantize-head"] {
         assert!(finetune(&["--quantize", "nf4", spelled]).quantize_head);
     }
+    for spelled in ["--keep_best", "--keep-best"] {
+        assert!(finetune(&[spelled]).keeps_best());
+    }
+    for spelled in ["--early_stopping_patience", "--early-stopping-patience"] {
+        assert_eq!(finetune(&[spelled, "4", "--eval_interval", "9"]).early_stopping_patience, Some(4));
+    }
     let listed: Vec<&str> = table.iter().map(|row| row.0.trim_start_matches('-')).collect();
     let command = Cli::command();
     for arg in command.find_subcommand("finetune").unwrap().get_arguments() {
         let Some(long) = arg.get_long() else { continue };
-        let elsewhere =
-            ["data", "data.json_path", "quiet", "help", "no_coop", "quantize_head", "offload_activations"]
-                .contains(&long);
+        let elsewhere = [
+            "data",
+            "data.json_path",
+            "quiet",
+            "help",
+            "no_coop",
+            "quantize_head",
+            "offload_activations",
+            "keep_best",
+            "early_stopping_patience",
+        ]
+        .contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
     }
 }

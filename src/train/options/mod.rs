@@ -66,6 +66,16 @@ pub struct FinetuneOptions {
     pub eval_interval: Option<usize>,
     /// Optimiser steps between saves; `None` saves at the end alone.
     pub save_interval: Option<usize>,
+    /// Saved steps to keep, the newest; `None` keeps all.
+    pub keep_last: Option<usize>,
+    /// Keeps what has the lowest validation loss, and makes it the result.
+    pub keep_best: bool,
+    /// Evaluations in a row without a lower validation loss after which the run ends; such a run keeps the best.
+    pub early_stopping_patience: Option<usize>,
+    /// How much lower, in nats.
+    pub early_stopping_min_delta: f64,
+    /// Seconds of training after which the run ends.
+    pub max_time: Option<f64>,
     /// Of the split, the order, the adapter's initial values and dropout.
     pub seed: u64,
     /// What the frozen linear layers are held in, and whether embedding and head are too.
@@ -148,6 +158,11 @@ impl Default for FinetuneOptions {
             grad_clip: Some(1.0),
             eval_interval: None,
             save_interval: None,
+            keep_last: None,
+            keep_best: false,
+            early_stopping_patience: None,
+            early_stopping_min_delta: 0.0,
+            max_time: None,
             seed: 1337,
             quantize: Quantize::None,
             quantize_head: false,
@@ -273,8 +288,27 @@ impl FinetuneOptions {
         }
         checks.optional_count("--eval_interval", self.eval_interval, "to evaluate at the end alone");
         checks.optional_count("--save_interval", self.save_interval, "to save at the end alone");
+        checks.optional_count("--keep_last", self.keep_last, "to keep all saved steps");
+        if let Some(patience) = self.early_stopping_patience {
+            checks.at_least("--early_stopping_patience", patience, 1);
+            checks.require(
+                self.eval_interval.is_some(),
+                "--early_stopping_patience",
+                patience,
+                "counts evaluations; give --eval_interval as well",
+            );
+        }
+        checks.not_negative("--early_stopping_min_delta", self.early_stopping_min_delta);
+        if let Some(seconds) = self.max_time {
+            checks.positive("--max_time", seconds);
+        }
         check_gpu(&mut checks, self.gpu.as_deref());
         checks
+    }
+
+    /// Whether the result is what had the lowest validation loss.
+    pub fn keeps_best(&self) -> bool {
+        self.keep_best || self.early_stopping_patience.is_some()
     }
 
     /// Samples on the device at a time: `micro_batch_size`, but no more than a batch has.
