@@ -19,7 +19,7 @@ pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
 }
 
 fn run(options: FinetuneOptions, quiet: bool) -> Result<(), Error> {
-    let mut progress = Progress::new(ProgressMode::detect(quiet));
+    let mut progress = Progress::new(ProgressMode::detect(quiet)).every(options.log_interval);
     Finetune::new(options).on_event(|event| progress.show(event)).stop_when(stop_flag()).run()?;
     Ok(())
 }

@@ -39,6 +39,8 @@ pub struct Progress {
     out: Box<dyn Write + Send>,
     bar: Option<ProgressBar>,
     steps: usize,
+    /// Steps between lines, where the user set them.
+    every: Option<usize>,
 }
 
 impl Progress {
@@ -49,7 +51,13 @@ impl Progress {
 
     /// Progress whose plain lines go to `out`; a bar is drawn on standard error always.
     pub fn to_writer(mode: ProgressMode, out: Box<dyn Write + Send>) -> Self {
-        Progress { mode, out, bar: None, steps: 0 }
+        Progress { mode, out, bar: None, steps: 0, every: None }
+    }
+
+    /// A line every so many steps, beside the bar too; `None` prints about fifty lines, and none beside a bar.
+    pub fn every(mut self, steps: Option<usize>) -> Self {
+        self.every = steps;
+        self
     }
 
     /// Shows one event.
@@ -113,9 +121,11 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_message(bar_text(record));
             bar.set_position(record.step as u64);
-            return;
+            if self.every.is_none() {
+                return;
+            }
         }
-        let every = self.steps.div_ceil(LINES).max(1);
+        let every = self.every.unwrap_or(self.steps.div_ceil(LINES)).max(1);
         if record.step == 1 || record.step == self.steps || record.step.is_multiple_of(every) {
             self.line(&step_line(record, self.steps));
         }

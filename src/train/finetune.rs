@@ -177,6 +177,7 @@ impl<'a> Finetune<'a> {
         let network = network_of(&config, options, spec, longest(&data));
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
+        options.lr_warmup_fraction = None;
         if let Some(folder) = resume_from(options) {
             // what does not fit is said before a device is opened
             Progress::read(&folder, options, &data)?;

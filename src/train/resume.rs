@@ -49,7 +49,7 @@ pub(super) struct Progress {
 
 /// Options that may differ when a run goes on: they say where it runs, how long, and what it writes. On another device, or with
 /// kernels measured anew, sums round differently.
-const FREE: [&str; 16] = [
+const FREE: [&str; 20] = [
     "out_dir",
     "resume",
     "model_dir",
@@ -60,6 +60,10 @@ const FREE: [&str; 16] = [
     "early_stopping_patience",
     "early_stopping_min_delta",
     "max_time",
+    "log_interval",
+    "eval_max_iters",
+    "initial_validation",
+    "final_validation",
     "memory_limit",
     "gpu",
     "tune",
@@ -203,7 +207,7 @@ fn deciding(options: &FinetuneOptions) -> Value {
     }
     if let Some(data) = all["data"].as_object_mut() {
         // the samples themselves are compared
-        ["json_path", "sources", "cache"].iter().for_each(|name| {
+        ["json_path", "sources", "cache", "num_workers"].iter().for_each(|name| {
             data.remove(*name);
         });
     }

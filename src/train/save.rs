@@ -1,7 +1,7 @@
 //! What a run leaves behind: adapters, whole models, its settings. Files appear under their final name when complete.
 
 use super::adapter::extract;
-use super::options::FinetuneOptions;
+use super::options::{FinetuneOptions, Method};
 use super::trainer::Trainer;
 use crate::checkpoint::{AdapterConfig, atomic, encode, write_safetensors};
 use crate::error::Error;
@@ -79,7 +79,8 @@ fn without_quantisation(config: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// Writes `hyperparameters.json`: every option as it was resolved, with what the run found out.
+/// Writes `hyperparameters.json`, every option as it was resolved with what the run found out, and `hyperparameters.yaml`, which
+/// is a configuration of the same run.
 ///
 /// # Errors
 /// A folder that cannot be written.
@@ -100,11 +101,22 @@ pub fn save_hyperparameters(
     all["driver"] = json!(gpu.info().driver);
     all["adapter_modules"] = json!(network.adapter.as_ref().map(|a| &a.modules));
     all["engraft_version"] = json!(env!("CARGO_PKG_VERSION"));
-    atomic::write_file(&path, |out| {
-        serde_json::to_writer_pretty(&mut *out, &all)?;
-        out.write_all(b"\n")
-    })
-    .map_err(failed)
+    let write = |path: &Path, text: &str| {
+        let failed = |source| Error::Write { path: path.to_path_buf(), source };
+        atomic::write_file(path, |out| out.write_all(text.as_bytes())).map_err(failed)
+    };
+    let command = match options.method {
+        Method::Lora => "finetune",
+        Method::Full { .. } => "finetune_full",
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let head = format!(
+        "# engraft {version}, {steps} steps on {}\n# again: engraft {command} --config FILE\n",
+        gpu.info().name
+    );
+    write(&path.with_extension("yaml"), &(head + &options.to_yaml()))?;
+    let text = serde_json::to_string_pretty(&all).map_err(|e| failed(e.into()))?;
+    write(&path, &(text + "\n"))
 }
 
 /// The type that `dtype` (transformers 5) or `torch_dtype` (4) of config.json names; f32 where it names none.

@@ -72,12 +72,20 @@ impl Session<'_, '_> {
         let mut waiting: Option<Submitted> = None;
         // a run that had ended before has nothing left but its result
         let mut end = progress.ended(self.options, steps);
+        if self.options.initial_validation && progress.step == 0 && !data.validation.is_empty() {
+            self.evaluate(&mut progress, &mut ledger, self.options.eval_max_iters)?;
+            ledger.since = Instant::now();
+        }
         while end.is_none() {
             let step = progress.step;
             let (epoch, within) = (step / per_epoch, step % per_epoch);
             if within == 0 || order.is_empty() {
-                order =
-                    epoch_order(data.train.len(), self.options.seed, epoch as u64, self.options.data.shuffle);
+                order = epoch_order(
+                    data.train.len(),
+                    self.options.data_seed(),
+                    epoch as u64,
+                    self.options.data.shuffle,
+                );
             }
             let begin = within * self.options.batch_size;
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
@@ -113,7 +121,8 @@ impl Session<'_, '_> {
             end = progress.ended(self.options, steps);
             let done = progress.step;
             let due = |interval: Option<usize>| interval.is_some_and(|n| done.is_multiple_of(n));
-            let evaluates = !data.validation.is_empty() && (end.is_some() || due(self.options.eval_interval));
+            let last = end.is_some() && self.options.final_validation;
+            let evaluates = !data.validation.is_empty() && (last || due(self.options.eval_interval));
             let asked_to_stop = self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
             let saves = end.is_some() || asked_to_stop || due(self.options.save_interval);
             // a dynamic loss scale must be known before the next step
@@ -123,7 +132,8 @@ impl Session<'_, '_> {
                 ledger.settle(submitted, self.on_event)?;
             }
             if evaluates {
-                self.evaluate(&mut progress, &mut ledger)?;
+                let rows = self.options.eval_max_iters.filter(|_| !last);
+                self.evaluate(&mut progress, &mut ledger, rows)?;
                 end = end.or_else(|| progress.ended(self.options, steps));
             }
             let stopped = asked_to_stop && end.is_none();
@@ -180,12 +190,18 @@ impl Session<'_, '_> {
         }
     }
 
-    /// Loss on the validation rows; keeps what is trained where it is the best so far.
-    fn evaluate(&mut self, progress: &mut Progress, ledger: &mut Ledger) -> Result<(), Error> {
-        let data = &self.prepared.data;
-        let labels = data.summary.validation.label_tokens;
-        let loss =
-            self.trainer.evaluate(batches(&data.validation, self.options.micro_batch()))? / labels as f64;
+    /// Loss on the validation rows, or the first so many micro-batches of them; keeps what is trained where it is the best so
+    /// far.
+    fn evaluate(
+        &mut self,
+        progress: &mut Progress,
+        ledger: &mut Ledger,
+        micro_batches: Option<usize>,
+    ) -> Result<(), Error> {
+        let (rows, size) = (&self.prepared.data.validation, self.options.micro_batch());
+        let most = micro_batches.map_or(rows.len(), |n| n.saturating_mul(size).min(rows.len()));
+        let labels: usize = (0..most).map(|i| rows.label_count(i)).sum();
+        let loss = self.trainer.evaluate(batches(rows, most, size))? / labels as f64;
         let record = EvalRecord::new(progress.step, loss);
         ledger.metrics.evaluation(&record)?;
         progress.evaluated = Some(record.clone());
@@ -235,8 +251,8 @@ fn started(elapsed_s: f64) -> Instant {
     now.checked_sub(Duration::from_secs_f64(elapsed_s.max(0.0))).unwrap_or(now)
 }
 
-/// Micro-batches of the samples in order, each made when it is asked for.
-fn batches(samples: &Samples, size: usize) -> impl Iterator<Item = MicroBatch> + '_ {
-    let batch = move |start| (start..samples.len().min(start + size)).map(|i| samples.get(i));
-    (0..samples.len()).step_by(size).map(move |start| MicroBatch::from_samples(batch(start)))
+/// Micro-batches of the first samples in order, each made when it is asked for.
+fn batches(samples: &Samples, count: usize, size: usize) -> impl Iterator<Item = MicroBatch> + '_ {
+    let batch = move |start| (start..count.min(start + size)).map(|i| samples.get(i));
+    (0..count).step_by(size).map(move |start| MicroBatch::from_samples(batch(start)))
 }

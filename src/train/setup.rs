@@ -101,7 +101,7 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
     };
     let per_epoch = data.train.len().div_ceil(options.batch_size);
     for epoch in 0..steps.div_ceil(per_epoch) {
-        let order = epoch_order(data.train.len(), options.seed, epoch as u64, options.data.shuffle);
+        let order = epoch_order(data.train.len(), options.data_seed(), epoch as u64, options.data.shuffle);
         for window in order.chunks(options.batch_size).take(steps - epoch * per_epoch) {
             for micro in window.chunks(micro_batch) {
                 add(&mut training, &data.train, micro);
