@@ -4,12 +4,14 @@
 
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
 use super::ledger::{Ledger, Submitted};
+use super::logging::{METRICS_FILE, RunLog};
 use super::loss_scale::LossScale;
 use super::memory::{Choice, MemoryLimit, Planner};
-use super::metrics::{EvalRecord, Event, METRICS_FILE, MetricsWriter, RunSummary};
+use super::metrics::{EvalRecord, Event, RunSummary};
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
 use super::resume::{self, Progress};
+use super::run_folder::RunFacts;
 use super::run_plan::steps;
 use super::save::{save_adapter, save_hyperparameters, save_model};
 use super::schedule::{Schedule, WarmupSchedule};
@@ -251,14 +253,7 @@ impl<'a> Finetune<'a> {
         }
         resume::clean(&self.options.out_dir);
         save_hyperparameters(&self.options, steps, gpu, trainer.network())?;
-        let (metrics, losses) = match &from {
-            Some(_) => MetricsWriter::resume(&self.options.out_dir, progress.step)?,
-            None => (MetricsWriter::create(&self.options.out_dir)?, Vec::new()),
-        };
-        for note in notes {
-            self.emit(Event::Note(note));
-        }
-        self.emit(Event::Started(RunSummary {
+        let summary = RunSummary {
             steps,
             all_steps: data.train.len().div_ceil(self.options.batch_size) * self.options.epochs,
             epochs: self.options.epochs,
@@ -269,7 +264,18 @@ impl<'a> Finetune<'a> {
             device: gpu.info().name.clone(),
             software_device: gpu.info().is_software(),
             device_bytes: trainer.memory().total(),
-        }));
+            memory: trainer.memory(),
+        };
+        let out_dir = &self.options.out_dir;
+        RunFacts::new(out_dir, from.is_some(), &summary, &data.summary, &notes).write(out_dir)?;
+        let (metrics, losses) = match &from {
+            Some(_) => RunLog::resume(out_dir, &self.options.logger_name, progress.step)?,
+            None => (RunLog::create(out_dir, &self.options.logger_name)?, Vec::new()),
+        };
+        for note in notes {
+            self.emit(Event::Note(note));
+        }
+        self.emit(Event::Started(summary));
 
         let schedule = self.schedule.take().unwrap_or_else(|| {
             let o = &self.options;
@@ -338,7 +344,7 @@ impl<'a> Finetune<'a> {
                 let loss =
                     trainer.evaluate(batches(&data.validation, self.options.micro_batch()))? / labels as f64;
                 let record = EvalRecord::new(step + 1, loss);
-                ledger.metrics.evaluation(&record)?;
+                ledger.metrics.write(&record)?;
                 val_loss = Some(loss);
                 self.emit(Event::Evaluation(record));
             }

@@ -40,8 +40,9 @@ pub(super) struct Progress {
 }
 
 /// Options that may differ when a run goes on: they change no bit of the result.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "out_dir",
+    "logger_name",
     "resume",
     "model_dir",
     "save_interval",

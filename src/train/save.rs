@@ -2,6 +2,7 @@
 
 use super::adapter::extract;
 use super::options::FinetuneOptions;
+use super::run_folder::HYPERPARAMETERS_FILE;
 use super::trainer::Trainer;
 use crate::checkpoint::{AdapterConfig, atomic, encode, write_safetensors};
 use crate::error::Error;
@@ -73,7 +74,7 @@ pub fn save_hyperparameters(
     gpu: &Gpu,
     network: &Network,
 ) -> Result<(), Error> {
-    let path = options.out_dir.join("hyperparameters.json");
+    let path = options.out_dir.join(HYPERPARAMETERS_FILE);
     let failed = |source| Error::Write { path: path.clone(), source };
     std::fs::create_dir_all(&options.out_dir).map_err(failed)?;
     let mut all = serde_json::to_value(options).map_err(|e| failed(e.into()))?;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::autograd::Recompute;
 use crate::data::{DataSource, Format};
+use crate::train::logging::LoggerKind;
 use crate::train::options::TuneMode;
 use crate::train::quantize::Quantize;
 use clap::CommandFactory;
@@ -99,6 +100,9 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--grad_clip", "0", |o| o.grad_clip = None),
         ("--eval_interval", "10", |o| o.eval_interval = Some(10)),
         ("--save_interval", "20", |o| o.save_interval = Some(20)),
+        ("--logger_name", "csv,tensorboard", |o| {
+            o.logger_name = vec![LoggerKind::Csv, LoggerKind::TensorBoard];
+        }),
         ("--resume", "out/step-000020", |o| o.resume = Some("out/step-000020".into())),
         ("--seed", "42", |o| o.seed = 42),
         ("--precision", "16-mixed", |o| o.precision = Precision::F16Mixed),

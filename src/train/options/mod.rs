@@ -15,6 +15,7 @@ pub use checks::{OptionProblem, OptionsError};
 pub use kinds::{Method, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit};
 
 use crate::autograd::Recompute;
+use crate::train::logging::{LoggerKind, one_or_more};
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
 use checks::{check_gpu, check_max_seq_length};
@@ -66,6 +67,9 @@ pub struct FinetuneOptions {
     pub eval_interval: Option<usize>,
     /// Optimiser steps between saves; `None` saves at the end alone.
     pub save_interval: Option<usize>,
+    /// Logs beside `metrics.jsonl`.
+    #[serde(deserialize_with = "one_or_more")]
+    pub logger_name: Vec<LoggerKind>,
     /// Of the split, the order, the adapter's initial values and dropout.
     pub seed: u64,
     /// What the frozen linear layers are held in, and whether embedding and head are too.
@@ -148,6 +152,7 @@ impl Default for FinetuneOptions {
             grad_clip: Some(1.0),
             eval_interval: None,
             save_interval: None,
+            logger_name: Vec::new(),
             seed: 1337,
             quantize: Quantize::None,
             quantize_head: false,
