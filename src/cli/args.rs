@@ -23,12 +23,14 @@ use std::process::ExitCode;
 mod bench;
 mod data;
 pub mod litgpt;
+mod logging;
 mod plan;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use litgpt::LoraSwitches;
+pub use logging::LoggingArgs;
 pub use plan::PlanArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
@@ -570,6 +572,8 @@ pub struct TrainingArgs {
     /// Go on from a saved step: its folder, or auto for the newest one in --out_dir (from the start if none)
     #[arg(long, value_name = "DIR|auto", num_args = 0..=1, default_missing_value = "auto")]
     pub resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub logging: LoggingArgs,
     /// Seed of the split, the order, the initial values and dropout
     #[arg(long, value_name = "SEED", default_value_t = FinetuneOptions::default().seed)]
     pub seed: u64,
@@ -641,6 +645,7 @@ impl TrainingArgs {
             max_time: self.max_time,
             resume: self.resume,
             log_interval: self.log_interval,
+            logger_name: self.logging.logger_name,
             seed: self.seed,
             recompute: self.recompute,
             offload: self.memory.offload,
