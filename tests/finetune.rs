@@ -160,6 +160,7 @@ fn a_run_leaves_complete_files() {
         "adapter_config.json",
         "adapter_model.safetensors",
         "hyperparameters.json",
+        "hyperparameters.yaml",
         "metrics.jsonl",
         "run.json",
         "step-000002",

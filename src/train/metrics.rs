@@ -46,6 +46,16 @@ impl EvalRecord {
     }
 }
 
+/// What the network wrote at an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SampleRecord {
+    /// Optimiser steps done before it.
+    pub step: usize,
+    pub prompt: String,
+    /// Its continuation, with the most probable token each time.
+    pub text: String,
+}
+
 /// What is known when the first step is about to start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RunSummary {
@@ -77,6 +87,8 @@ pub enum Event {
     Started(RunSummary),
     Step(StepRecord),
     Evaluation(EvalRecord),
+    /// A prompt was continued.
+    Sample(SampleRecord),
     /// An adapter (or a full model) lies complete at `path`.
     Saved {
         step: usize,

@@ -21,6 +21,7 @@ pub mod quantize;
 mod resume;
 pub mod run_folder;
 pub mod run_plan;
+mod sampler;
 pub mod save;
 mod saver;
 pub mod schedule;
