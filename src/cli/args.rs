@@ -22,12 +22,14 @@ mod bench;
 mod data;
 mod logging;
 mod plan;
+mod report;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use logging::LoggingArgs;
 pub use plan::PlanArgs;
+pub use report::ReportArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device, 130 stopped by the user";
@@ -84,6 +86,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure which kernels are fastest here, ahead of a run
     Tune(TuneCommandArgs),
+    /// Write a run's report.html again from the files in its folder
+    Report(ReportArgs),
     /// Say what memory a run would take, without a GPU: takes finetune's options
     Plan(PlanArgs),
 }

@@ -9,6 +9,7 @@ mod finetune;
 mod generate;
 mod plan;
 mod progress;
+mod report;
 mod tune;
 
 use crate::error::{Error, Failure};
@@ -38,6 +39,7 @@ pub fn run() -> ExitCode {
         Command::Data(args) => data::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Report(args) => report::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
             BenchCommand::Matmul(args) => bench::matmul(args, cli.quiet),

@@ -3,6 +3,7 @@
 //! Everything goes to standard error, so that standard output holds results alone. A failed write is
 //! ignored: a closed terminal must not end a run.
 
+use crate::train::figures::duration;
 use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
 use crate::train::tuning::TuneProgress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -208,17 +209,6 @@ fn rate(tokens_per_s: f64) -> String {
     format!("{tokens_per_s:.digits$} tokens/s")
 }
 
-/// `5s`, `2m 05s`, `3h 07m`.
-fn duration(seconds: f64) -> String {
-    let total = seconds.max(0.0).round() as u64;
-    let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m {seconds:02}s"),
-        _ => format!("{hours}h {minutes:02}m"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -347,12 +337,5 @@ mod tests {
         );
         events[4..].iter().for_each(|event| progress.show(event));
         assert!(progress.bar.is_none());
-    }
-
-    #[test]
-    fn durations_read_well() {
-        for (seconds, text) in [(4.6, "5s"), (125.0, "2m 05s"), (11_240.0, "3h 07m"), (f64::NAN, "0s")] {
-            assert_eq!(duration(seconds), text);
-        }
     }
 }

@@ -15,6 +15,7 @@ pub use kind::{LoggerError, LoggerKind};
 pub use record::Record;
 
 use self::csv::{CSV_FILE, Csv};
+use super::report::Report;
 use crate::checkpoint::atomic;
 use jsonl::Jsonl;
 use serde::Serialize;
@@ -34,14 +35,14 @@ pub enum MetricsError {
 }
 
 impl MetricsError {
-    fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| MetricsError::Write { path, source }
     }
 }
 
 /// A file that gets every record of a run. A record is on its way to the file before the call returns.
-trait Sink {
+pub(super) trait Sink {
     /// # Errors
     /// The record cannot be written.
     fn write(&mut self, record: &Record) -> Result<(), MetricsError>;
@@ -99,6 +100,8 @@ impl RunLog {
         if kinds.contains(&LoggerKind::TensorBoard) {
             sinks.push(Box::new(TensorBoard::create(out_dir, records)?));
         }
+        // last, so that it reads what the others have written
+        sinks.push(Box::new(Report::new(out_dir)));
         Ok(RunLog { sinks })
     }
 

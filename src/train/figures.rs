@@ -1,0 +1,76 @@
+//! Numbers as people read them, in the report and on the terminal.
+
+/// `5s`, `2m 05s`, `3h 07m`.
+pub fn duration(seconds: f64) -> String {
+    let total = seconds.max(0.0).round() as u64;
+    let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m {seconds:02}s"),
+        _ => format!("{hours}h {minutes:02}m"),
+    }
+}
+
+/// Four significant digits: `14.87`, `0.01427`, `8.0e-5`, `105858`.
+pub fn short(value: f64) -> String {
+    let size = value.abs();
+    if !value.is_finite() {
+        "not finite".into()
+    } else if size == 0.0 {
+        "0".into()
+    } else if size >= 1000.0 {
+        format!("{value:.0}")
+    } else if size >= 1e-3 {
+        let digits = (3 - size.log10().floor() as i32).max(0) as usize;
+        format!("{value:.digits$}")
+    } else {
+        format!("{value:.1e}")
+    }
+}
+
+/// Exponential moving average without the pull of its start (Kingma & Ba 2015, section 3), over about `span` values. Values that
+/// are not finite are left out.
+pub fn smoothed(points: &[[f64; 2]], span: f64) -> Vec<[f64; 2]> {
+    let decay = 1.0 - 1.0 / span.max(1.0);
+    let (mut mean, mut weight) = (0.0, 0.0);
+    let smooth = |&[x, y]: &[f64; 2]| {
+        mean = decay * mean + (1.0 - decay) * y;
+        weight = decay * weight + (1.0 - decay);
+        [x, mean / weight]
+    };
+    points.iter().filter(|[_, y]| y.is_finite()).map(smooth).collect()
+}
+
+/// How many steps to smooth over in a run that has done so many.
+pub fn smoothing_span(steps: usize) -> f64 {
+    (steps as f64 / 60.0).clamp(1.0, 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_well() {
+        for (seconds, text) in [(4.6, "5s"), (125.0, "2m 05s"), (11_240.0, "3h 07m"), (f64::NAN, "0s")] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn four_digits_are_enough() {
+        let texts = [14.866_047, 1.0, 0.014_268, 8e-5, 105_858.4, 0.0, -2.5, 999.96, f64::NAN].map(short);
+        let expected =
+            ["14.87", "1.000", "0.01427", "8.0e-5", "105858", "0", "-2.500", "1000.0", "not finite"];
+        assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn an_average_of_equal_values_is_that_value_from_the_start() {
+        let flat: Vec<[f64; 2]> = (0..9).map(|x| [f64::from(x), 3.0]).collect();
+        assert!(smoothed(&flat, 4.0).iter().all(|[_, y]| (y - 3.0).abs() < 1e-12));
+        let step = smoothed(&[[0.0, 0.0], [1.0, f64::NAN], [2.0, 1.0]], 2.0);
+        assert_eq!(step, [[0.0, 0.0], [2.0, 0.5 / 0.75]]);
+        assert_eq!(smoothed(&[[0.0, 1.0], [1.0, 5.0]], 1.0), [[0.0, 1.0], [1.0, 5.0]]);
+    }
+}
