@@ -10,6 +10,7 @@ mod generate;
 mod plan;
 mod progress;
 mod report;
+mod tui;
 mod tune;
 
 use crate::error::{Error, Failure};
@@ -28,6 +29,7 @@ pub fn run() -> ExitCode {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !crate::gpu::is_waiting() && !crate::data::is_parsing() {
+            tui::leave();
             usual(panic);
         }
     }));

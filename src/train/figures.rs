@@ -18,6 +18,8 @@ pub fn short(value: f64) -> String {
         "not finite".into()
     } else if size == 0.0 {
         "0".into()
+    } else if size >= 1e7 {
+        format!("{value:.2e}")
     } else if size >= 1000.0 {
         format!("{value:.0}")
     } else if size >= 1e-3 {
@@ -26,6 +28,24 @@ pub fn short(value: f64) -> String {
     } else {
         format!("{value:.1e}")
     }
+}
+
+/// At most `2 * buckets` points: the smallest and the largest value of each bucket of neighbours, so that no spike is lost.
+pub fn thinned(points: &[[f64; 2]], buckets: usize) -> Vec<[f64; 2]> {
+    if points.len() <= 2 * buckets {
+        return points.to_vec();
+    }
+    let mut thin = Vec::with_capacity(2 * buckets);
+    for bucket in points.chunks(points.len().div_ceil(buckets.max(1))) {
+        let by_value = |a: &&[f64; 2], b: &&[f64; 2]| a[1].total_cmp(&b[1]);
+        let inside = || bucket.iter().filter(|point| point[1].is_finite());
+        let mut ends: Vec<[f64; 2]> =
+            inside().min_by(by_value).into_iter().chain(inside().max_by(by_value)).copied().collect();
+        ends.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        ends.dedup();
+        thin.extend(ends);
+    }
+    thin
 }
 
 /// Exponential moving average without the pull of its start (Kingma & Ba 2015, section 3), over about `span` values. Values that
@@ -63,6 +83,18 @@ mod tests {
         let expected =
             ["14.87", "1.000", "0.01427", "8.0e-5", "105858", "0", "-2.500", "1000.0", "not finite"];
         assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn long_series_keep_their_spikes() {
+        let mut points: Vec<[f64; 2]> = (0..100_000).map(|step| [f64::from(step), 1.0]).collect();
+        points[77_777][1] = 9.0;
+        points[5][1] = -3.0;
+        points[6][1] = f64::NAN;
+        let thin = thinned(&points, 500);
+        assert!(thin.len() <= 1000 && thin.contains(&[77_777.0, 9.0]) && thin.contains(&[5.0, -3.0]));
+        assert!(thin.is_sorted_by(|a, b| a[0] < b[0]));
+        assert_eq!(thinned(&points[..7], 500).len(), 7, "short ones stay as they are");
     }
 
     #[test]

@@ -134,9 +134,17 @@ fn each_option_lands_in_its_field_in_both_spellings() {
     let command = Cli::command();
     for arg in command.find_subcommand("finetune").unwrap().get_arguments() {
         let Some(long) = arg.get_long() else { continue };
-        let elsewhere =
-            ["data", "data.json_path", "quiet", "help", "no_coop", "quantize_head", "offload_activations"]
-                .contains(&long);
+        let elsewhere = [
+            "data",
+            "data.json_path",
+            "quiet",
+            "help",
+            "no_coop",
+            "quantize_head",
+            "offload_activations",
+            "tui",
+        ]
+        .contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
     }
 }

@@ -1,7 +1,8 @@
 //! What the page says, found in the files of a run. What a file lacks is left out.
 
-use super::chart::{Chart, Scale, Series};
+use super::chart::{Chart, Series};
 use crate::data::grouped;
+use crate::train::axis::Scale;
 use crate::train::figures::{duration, short, smoothed, smoothing_span};
 use crate::train::logging::{self, Record};
 use crate::train::memory_size::memory_text;
