@@ -13,6 +13,7 @@ use engraft::graph::DeviceProfile;
 use engraft::models::{ModelConfig, Network};
 use engraft::nn::{Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
+use engraft::plan::tune::{measure, unmeasured};
 use engraft::train::adapter::spec_of_targets;
 use engraft::train::bench::small_config;
 use engraft::train::finetune::Finetune;
@@ -24,6 +25,7 @@ use engraft::train::trainer::Trainer;
 use engraft::train::weights::WeightSource;
 use serde_json::Value;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 const SEQ: usize = 96;
 
@@ -170,6 +172,15 @@ fn weights_over_the_binding_limit_change_no_bit() {
     let (expected, found) = (run(&gpu), run(&limited));
     assert!(expected.0 == found.0, "loss {} and {}", expected.0, found.0);
     assert!(expected.1 == found.1, "gradients");
+    // and they are measured like others
+    for candidate in unmeasured(&graph, &limited.profile()) {
+        let measured = measure(&limited, &candidate, Duration::ZERO).unwrap();
+        assert!(measured.default_seconds.is_finite(), "{:?}", measured.class);
+    }
+    let few = DeviceProfile { max_storage_buffers: 4, ..(*limited.profile()).clone() };
+    let plan = TrainingPlan::new(&network, &Demand::uniform(1, SEQ), &few).unwrap();
+    let error = plan.check(&few).unwrap_err();
+    assert!(error.to_string().contains("limit of 4 storage buffers"), "{error}");
 }
 
 /// What blocks are made again from can wait in host memory: the same bits with less memory of the device.
@@ -270,7 +281,7 @@ fn less_memory_costs_more_work() {
     let device = DeviceProfile::typical_gpu();
     let network = network(Precision::BF16True, 0.0);
     let demand = |samples| Demand::uniform(samples, SEQ);
-    let planner = Planner { network, device: &device, demand: &demand };
+    let planner = Planner { network, device: &device, batch_size: 4, resumed: false, demand: &demand };
     let plan = |recompute| planner.plan(4, recompute).unwrap();
     let by_work: Vec<TrainingPlan> =
         [Recompute::None, Recompute::Selective, Recompute::Layer].map(plan).into();
@@ -292,7 +303,13 @@ fn less_memory_costs_more_work() {
 fn auto_takes_the_least_work_that_fits() {
     let device = DeviceProfile::typical_gpu();
     let demand = |samples| Demand::uniform(samples, SEQ);
-    let planner = Planner { network: network(Precision::BF16True, 0.0), device: &device, demand: &demand };
+    let planner = Planner {
+        network: network(Precision::BF16True, 0.0),
+        device: &device,
+        batch_size: 4,
+        resumed: false,
+        demand: &demand,
+    };
     let all: Vec<TrainingPlan> = planner.policies().iter().map(|p| planner.plan(4, *p).unwrap()).collect();
     for limit in all.iter().map(|plan| plan.memory.total()) {
         let asked = MemoryLimit::of(Some(limit), Some(1));
@@ -310,7 +327,13 @@ fn auto_takes_the_least_work_that_fits() {
 fn what_does_not_fit_is_refused_with_ways_out() {
     let device = DeviceProfile::typical_gpu();
     let demand = |samples| Demand::uniform(samples, SEQ);
-    let planner = Planner { network: network(Precision::F32True, 0.0), device: &device, demand: &demand };
+    let planner = Planner {
+        network: network(Precision::F32True, 0.0),
+        device: &device,
+        batch_size: 4,
+        resumed: false,
+        demand: &demand,
+    };
     let total = |micro, policy| planner.plan(micro, policy).unwrap().memory.total();
     let refused = |kind, bytes| match planner.choose(4, kind, MemoryLimit::of(Some(bytes), None)) {
         Err(FitError::Memory(error)) => error,

@@ -297,8 +297,7 @@ fn every_shader_variant_is_valid() {
         cooperative,
         max_workgroup_invocations: 256,
         max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
-        max_binding: 0,
-        choices: Default::default(),
+        ..DeviceProfile::default()
     };
     let profiles = [
         profile(true, Some(8), Some(Cooperative { size: 8, lanes: 8 })),

@@ -99,9 +99,142 @@ fn a_stopped_run_goes_on_with_the_same_bits() {
         assert!(result(&whole.out_dir) == result(&parts.out_dir), "{precision}: from step 6");
         parts.resume = Some("auto".into());
         fs::remove_file(parts.out_dir.join("adapter_model.safetensors")).unwrap();
-        Finetune::new(parts.clone()).run().unwrap();
+        let again = Finetune::new(parts.clone()).run().unwrap();
         assert!(result(&whole.out_dir) == result(&parts.out_dir), "{precision}: after the end");
+        assert_eq!(again.val_loss, report.val_loss);
+        // into another folder, from the middle and after the end
+        for step in [6, STEPS] {
+            let mut moved = options(folder.path(), &format!("moved-{step}-{precision}"), precision);
+            moved.resume = Some(parts.out_dir.join(format!("step-{step:06}")));
+            Finetune::new(moved.clone()).run().unwrap();
+            assert!(result(&whole.out_dir) == result(&moved.out_dir), "{precision}: moved at {step}");
+        }
     }
+}
+
+/// A run that begins anew where another one was leaves that one's steps alone, and never takes them for its own.
+#[test]
+fn steps_of_an_earlier_run_are_not_gone_on_from() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let first = options(folder.path(), "out", Precision::F32True);
+    Finetune::new(first.clone()).run().unwrap();
+    let second = FinetuneOptions { learning_rate: 2e-3, ..first.clone() };
+    let expected = FinetuneOptions { out_dir: folder.path().join("alone"), ..second.clone() };
+    Finetune::new(expected.clone()).run().unwrap();
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    let run = Finetune::new(second.clone()).stop_when(flag).on_event(move |event| {
+        if matches!(event, Event::Step(record) if record.step == 4) {
+            set.store(true, Ordering::Relaxed);
+        }
+    });
+    assert_eq!(run.run().unwrap_err().failure(), Failure::Stopped);
+    assert!(second.out_dir.join("step-000012").is_dir(), "the first run's");
+    let resumed = FinetuneOptions { resume: Some("auto".into()), ..second };
+    Finetune::new(resumed.clone()).run().unwrap();
+    assert!(result(&expected.out_dir) == result(&resumed.out_dir));
+}
+
+#[test]
+fn a_run_keeps_the_steps_it_is_told_to() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), "out", Precision::F32True);
+    options.keep_last = Some(2);
+    Finetune::new(options.clone()).run().unwrap();
+    let mut names: Vec<String> = fs::read_dir(&options.out_dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains("step"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["step-000009", "step-000012"]);
+}
+
+/// Stops at the time given, and goes on to the same bits where there is more of it.
+#[test]
+fn a_run_ends_when_its_time_is_over() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let whole = options(folder.path(), "whole", Precision::F32True);
+    Finetune::new(whole.clone()).run().unwrap();
+    let mut short = options(folder.path(), "short", Precision::F32True);
+    (short.max_time, short.eval_interval) = (Some(1e-3), Some(5));
+    let mut notes = Vec::new();
+    let run = Finetune::new(short.clone()).on_event(|event| {
+        if let Event::Note(note) = event {
+            notes.push(note.clone());
+        }
+    });
+    let report = run.run().unwrap();
+    assert!(report.steps < 3 && report.val_loss.is_some(), "{report:?}");
+    assert!(notes.iter().any(|n| n.contains("--max_time is over") && n.contains("--resume")), "{notes:?}");
+    assert!(short.out_dir.join("adapter_model.safetensors").is_file());
+    short.max_time = None;
+    short.resume = Some("auto".into());
+    Finetune::new(short.clone()).run().unwrap();
+    assert_eq!(result(&whole.out_dir).0, result(&short.out_dir).0);
+}
+
+/// Ends when the validation loss does not fall any more; the result is what had the lowest, interrupted or not.
+#[test]
+fn early_stopping_keeps_the_best() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let early = |out: &str| {
+        let mut options = options(folder.path(), out, Precision::F32True);
+        // far too fast, so that the loss rises soon
+        (options.learning_rate, options.lr_warmup_steps) = (0.3, Some(0));
+        (options.eval_interval, options.early_stopping_patience) = (Some(1), Some(3));
+        options.max_steps = Some(60);
+        options.epochs = 10;
+        options
+    };
+    let whole = early("whole");
+    let report = Finetune::new(whole.clone()).run().unwrap();
+    assert!(report.steps < 60, "{} steps", report.steps);
+    let (adapter, records) = result(&whole.out_dir);
+    let losses: Vec<(u64, f64)> =
+        records.iter().filter_map(|r| Some((r["step"].as_u64()?, r["val_loss"].as_f64()?))).collect();
+    let best = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    assert_eq!(best.0 as usize + 3, report.steps, "{losses:?}");
+    let folder_of_best = whole.out_dir.join(format!("best-{:06}", best.0));
+    assert_eq!(adapter, fs::read(folder_of_best.join("adapter_model.safetensors")).unwrap());
+    let state = whole.out_dir.join(format!("step-{:06}/adapter_model.safetensors", report.steps));
+    assert_ne!(adapter, fs::read(state).unwrap(), "not the last");
+    // stopped after the best, gone on, and asked once more after its end
+    let mut parts = early("parts");
+    parts.resume = Some("auto".into());
+    let flag = Arc::new(AtomicBool::new(false));
+    let (set, at) = (Arc::clone(&flag), best.0 as usize);
+    let run = Finetune::new(parts.clone()).stop_when(flag).on_event(move |event| {
+        if matches!(event, Event::Step(record) if record.step >= at) {
+            set.store(true, Ordering::Relaxed);
+        }
+    });
+    assert_eq!(run.run().unwrap_err().failure(), Failure::Stopped);
+    for _ in 0..2 {
+        let again = Finetune::new(parts.clone()).run().unwrap();
+        assert_eq!((again.steps, again.val_loss), (report.steps, report.val_loss));
+        assert!(result(&whole.out_dir) == result(&parts.out_dir));
+    }
+    // what it needs
+    let mut wrong = early("wrong");
+    wrong.data.val_split_fraction = 0.0;
+    let message = Finetune::new(wrong.clone()).run().unwrap_err().to_string();
+    assert!(message.contains("validation rows"), "{message}");
+    wrong.eval_interval = None;
+    let message = Finetune::new(wrong).run().unwrap_err().to_string();
+    assert!(message.contains("--eval_interval"), "{message}");
 }
 
 #[test]

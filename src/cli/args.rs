@@ -5,6 +5,7 @@
 
 use crate::generate::sampling::SamplingOptions;
 use crate::gpu::GpuOptions;
+use crate::train::duration::parse_duration;
 use crate::train::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
 use crate::train::options::{
@@ -14,12 +15,14 @@ use crate::train::options::{
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
 use crate::train::tuning::pipeline_folder;
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 mod bench;
 mod data;
+pub mod litgpt;
 mod logging;
 mod plan;
 mod report;
@@ -27,6 +30,7 @@ mod report;
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
+pub use litgpt::LoraSwitches;
 pub use logging::LoggingArgs;
 pub use plan::PlanArgs;
 pub use report::ReportArgs;
@@ -88,15 +92,20 @@ pub enum Command {
     Tune(TuneCommandArgs),
     /// Write a run's report.html again from the files in its folder
     Report(ReportArgs),
+    /// Write a configuration file with every option of finetune, explained
+    Init(InitArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
     /// Say what memory a run would take, without a GPU: takes finetune's options
     Plan(PlanArgs),
 }
 
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+#[command(args_override_self = true)]
 pub struct FinetuneArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: RunModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
@@ -117,11 +126,12 @@ impl FinetuneArgs {
     /// # Errors
     /// Every option that is out of its range.
     pub fn resolve(self) -> Result<FinetuneOptions, OptionsError> {
+        self.lora.check()?;
         let init_adapter = self.lora.init_adapter.clone();
         let options = FinetuneOptions {
             lora: self.lora.options(),
             init_adapter,
-            ..self.training.options(self.model, self.data, self.split, self.device, self.tune)
+            ..self.training.options(self.model.folder(), self.data, self.split, self.device, self.tune)
         };
         options.validate()?;
         Ok(options)
@@ -130,9 +140,10 @@ impl FinetuneArgs {
 
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+#[command(args_override_self = true)]
 pub struct FinetuneFullArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub model: RunModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
@@ -156,7 +167,7 @@ impl FinetuneFullArgs {
     pub fn resolve(self) -> Result<FinetuneOptions, OptionsError> {
         let options = FinetuneOptions {
             method: Method::Full { init: self.init },
-            ..self.training.options(self.model, self.data, self.split, self.device, self.tune)
+            ..self.training.options(self.model.folder(), self.data, self.split, self.device, self.tune)
         };
         options.validate()?;
         Ok(options)
@@ -305,10 +316,48 @@ pub struct DevicesArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct InitArgs {
+    /// File to write, which must not exist; - for standard output
+    #[arg(value_name = "FILE", default_value = "engraft.yaml")]
+    pub file: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct CompletionsArgs {
+    /// bash, zsh, fish, powershell or elvish
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
     /// Hugging Face folder of the model: config.json, tokenizer.json, *.safetensors
     #[arg(value_name = "MODEL_DIR")]
     pub model_dir: PathBuf,
+}
+
+/// The model of a run, which a configuration file may name.
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub struct RunModelArgs {
+    /// Hugging Face folder of the model: config.json, tokenizer.json, *.safetensors
+    #[arg(value_name = "MODEL_DIR")]
+    pub model_dir: Option<PathBuf>,
+    /// Hugging Face folder of the model: config.json, tokenizer.json, *.safetensors
+    #[arg(long, aliases = ["checkpoint-dir", "model_dir"], value_name = "DIR", hide_short_help = true)]
+    pub checkpoint_dir: Option<PathBuf>,
+    /// YAML file of options, as LitGPT has them or as a run leaves in hyperparameters.yaml; what is typed wins
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl RunModelArgs {
+    /// The folder that was named; what is typed in its own place wins.
+    pub fn folder(&self) -> PathBuf {
+        self.model_dir.clone().or_else(|| self.checkpoint_dir.clone()).unwrap_or_default()
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -330,7 +379,7 @@ pub struct LoraArgs {
     /// Rank of the adapter
     #[arg(
         long,
-        alias = "lora-rank",
+        aliases = ["lora-rank", "lora_r", "lora-r"],
         value_name = "R",
         default_value_t = LoraOptions::default().rank,
         value_parser = count
@@ -343,20 +392,35 @@ pub struct LoraArgs {
     #[arg(long, alias = "lora-dropout", value_name = "P", default_value_t = LoraOptions::default().dropout)]
     pub lora_dropout: f64,
     /// Modules with an adapter, such as q_proj,v_proj [default: all linear layers of the blocks]
-    #[arg(long, alias = "lora-targets", value_name = "NAMES", value_delimiter = ',')]
-    pub lora_targets: Vec<String>,
+    #[arg(long, alias = "lora-targets", value_name = "NAMES", value_parser = words)]
+    pub lora_targets: Option<Words>,
+    #[command(flatten)]
+    pub switches: LoraSwitches,
     /// PEFT adapter to go on from; rank, alpha and targets are then its own [default: a new adapter]
     #[arg(long, alias = "init-adapter", value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
 }
 
 impl LoraArgs {
+    /// # Errors
+    /// Switches that are all off.
+    fn check(&self) -> Result<(), OptionsError> {
+        let mut checks = Checks::default();
+        let none = self.switches.targets().is_some_and(|targets| targets.is_empty());
+        checks.require(!none, "--lora_query, --lora_value, …", "false", "leave no layer with an adapter");
+        checks.finish()
+    }
+
     fn options(self) -> LoraOptions {
         LoraOptions {
             rank: self.lora_rank,
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
-            targets: targets(&self.lora_targets),
+            targets: match (self.switches.targets(), self.lora_targets) {
+                (Some(switched), _) => switched,
+                (None, Some(Words(names))) => targets(&names),
+                (None, None) => Vec::new(),
+            },
         }
     }
 }
@@ -365,64 +429,150 @@ impl LoraArgs {
 #[command(rename_all = "snake_case", next_help_heading = "Training")]
 pub struct TrainingArgs {
     /// Peak learning rate
-    #[arg(long, alias = "learning-rate", value_name = "LR", default_value = "3e-4")]
-    pub learning_rate: f64,
-    /// Samples per optimiser step
     #[arg(
         long,
-        alias = "batch-size",
+        aliases = ["learning-rate", "lr", "optimizer.lr", "train.learning_rate"],
+        value_name = "LR",
+        default_value = "3e-4"
+    )]
+    pub learning_rate: f64,
+    /// Samples per optimiser step [default: 8]
+    #[arg(
+        long,
+        aliases = ["batch-size", "global_batch_size", "train.global_batch_size"],
         value_name = "N",
-        default_value_t = FinetuneOptions::default().batch_size,
         value_parser = count
     )]
-    pub batch_size: usize,
+    pub batch_size: Option<usize>,
+    /// Micro-batches per optimiser step: another way to say batch_size
+    #[arg(long, alias = "accumulate-grad-batches", value_name = "N", value_parser = count)]
+    pub accumulate_grad_batches: Option<usize>,
     /// Samples on the device at a time; a divisor of batch_size [default: 2, or 1 for an odd batch]
-    #[arg(long, alias = "micro-batch-size", value_name = "N", value_parser = count)]
+    #[arg(long, aliases = ["micro-batch-size", "train.micro_batch_size"], value_name = "N", value_parser = count)]
     pub micro_batch_size: Option<usize>,
     /// Cut longer samples at the end [default: the model's own limit]
-    #[arg(long, alias = "max-seq-length", value_name = "N", value_parser = count)]
+    #[arg(long, aliases = ["max-seq-length", "train.max_seq_length"], value_name = "N", value_parser = count)]
     pub max_seq_length: Option<usize>,
     /// Passes over the training rows
-    #[arg(long, value_name = "N", default_value_t = FinetuneOptions::default().epochs, value_parser = count)]
+    #[arg(
+        long,
+        alias = "train.epochs",
+        value_name = "N",
+        default_value_t = FinetuneOptions::default().epochs,
+        value_parser = count
+    )]
     pub epochs: usize,
     /// End after this many optimiser steps [default: when the epochs end]
-    #[arg(long, alias = "max-steps", value_name = "N", value_parser = count)]
+    #[arg(long, aliases = ["max-steps", "train.max_steps"], value_name = "N", value_parser = count)]
     pub max_steps: Option<usize>,
     /// Steps of rising learning rate, at most the whole run [default: a tenth of the run, at most 100]
-    #[arg(long, alias = "lr-warmup-steps", value_name = "N", value_parser = count)]
+    #[arg(long, aliases = ["lr-warmup-steps", "train.lr_warmup_steps"], value_name = "N", value_parser = count)]
     pub lr_warmup_steps: Option<usize>,
+    /// The same as a share of the run's steps
+    #[arg(long, aliases = ["lr-warmup-fraction", "train.lr_warmup_fraction"], value_name = "F")]
+    pub lr_warmup_fraction: Option<f64>,
     /// Learning rate after the warm-up: cosine, linear, or constant
     #[arg(long, alias = "lr-schedule", value_name = "KIND", default_value_t = ScheduleKind::default())]
     pub lr_schedule: ScheduleKind,
     /// Learning rate that cosine and linear fall to
-    #[arg(long, alias = "min-lr", value_name = "LR", default_value_t = FinetuneOptions::default().min_lr)]
+    #[arg(
+        long,
+        aliases = ["min-lr", "train.min_lr"],
+        value_name = "LR",
+        default_value_t = FinetuneOptions::default().min_lr
+    )]
     pub min_lr: f64,
     /// Decoupled weight decay of AdamW
     #[arg(
         long,
-        alias = "weight-decay",
+        aliases = ["weight-decay", "optimizer.weight_decay", "train.weight_decay"],
         value_name = "W",
         default_value_t = FinetuneOptions::default().weight_decay
     )]
     pub weight_decay: f64,
     /// Decay of AdamW's first moment
-    #[arg(long, value_name = "B", default_value_t = FinetuneOptions::default().beta1)]
+    #[arg(
+        long,
+        aliases = ["optimizer.beta1", "train.beta1"],
+        value_name = "B",
+        default_value_t = FinetuneOptions::default().beta1
+    )]
     pub beta1: f64,
     /// Decay of AdamW's second moment
-    #[arg(long, value_name = "B", default_value_t = FinetuneOptions::default().beta2)]
+    #[arg(
+        long,
+        aliases = ["optimizer.beta2", "train.beta2"],
+        value_name = "B",
+        default_value_t = FinetuneOptions::default().beta2
+    )]
     pub beta2: f64,
+    /// Both of them, as torch.optim has them
+    #[arg(long = "optimizer.betas", alias = "betas", value_name = "B1,B2", value_parser = betas)]
+    pub betas: Option<(f64, f64)>,
     /// What AdamW adds to the root of the second moment
-    #[arg(long, value_name = "EPS", default_value = "1e-8")]
+    #[arg(long, alias = "optimizer.eps", value_name = "EPS", default_value = "1e-8")]
     pub eps: f64,
     /// Largest norm of the gradient of all parameters; 0 does not clip
-    #[arg(long, alias = "grad-clip", value_name = "NORM", default_value_t = 1.0)]
+    #[arg(
+        long,
+        aliases = ["grad-clip", "max_norm", "train.max_norm"],
+        value_name = "NORM",
+        default_value_t = 1.0
+    )]
     pub grad_clip: f64,
     /// Optimiser steps between evaluations [default: evaluate at the end alone]
-    #[arg(long, alias = "eval-interval", value_name = "N", value_parser = count)]
+    #[arg(long, aliases = ["eval-interval", "eval.interval"], value_name = "N", value_parser = count)]
     pub eval_interval: Option<usize>,
+    /// Micro-batches that evaluations before the last one look at [default: all validation rows]
+    #[arg(long, aliases = ["eval-max-iters", "eval.max_iters"], value_name = "N", value_parser = count)]
+    pub eval_max_iters: Option<usize>,
+    /// Evaluate before the first step too: true or false
+    #[arg(
+        long,
+        aliases = ["initial-validation", "eval.initial_validation"],
+        value_name = "BOOL",
+        default_value_t = false,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub initial_validation: bool,
+    /// Evaluate after the last step: true or false
+    #[arg(
+        long,
+        aliases = ["final-validation", "eval.final_validation"],
+        value_name = "BOOL",
+        default_value_t = true,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub final_validation: bool,
     /// Optimiser steps between saves to step-NNNNNN [default: save at the end alone]
-    #[arg(long, alias = "save-interval", value_name = "N", value_parser = count)]
+    #[arg(long, aliases = ["save-interval", "train.save_interval"], value_name = "N", value_parser = count)]
     pub save_interval: Option<usize>,
+    /// Keep so many saved steps, the newest [default: all]
+    #[arg(long, alias = "keep-last", value_name = "N", value_parser = count)]
+    pub keep_last: Option<usize>,
+    /// Keep what has the lowest validation loss, and make it the result
+    #[arg(long, alias = "keep-best")]
+    pub keep_best: bool,
+    /// End after so many evaluations in a row without a lower validation loss; the best becomes the result
+    #[arg(long, alias = "early-stopping-patience", value_name = "N", value_parser = count)]
+    pub early_stopping_patience: Option<usize>,
+    /// How much lower it must be, in nats
+    #[arg(
+        long,
+        alias = "early-stopping-min-delta",
+        value_name = "D",
+        default_value_t = FinetuneOptions::default().early_stopping_min_delta
+    )]
+    pub early_stopping_min_delta: f64,
+    /// End after this time of training, such as 2h, 90m or a number of seconds [default: when the steps end]
+    #[arg(long, aliases = ["max-time", "train.max_time"], value_name = "TIME", value_parser = parse_duration)]
+    pub max_time: Option<f64>,
     /// Go on from a saved step: its folder, or auto for the newest one in --out_dir (from the start if none)
     #[arg(long, value_name = "DIR|auto", num_args = 0..=1, default_missing_value = "auto")]
     pub resume: Option<PathBuf>,
@@ -438,6 +588,9 @@ pub struct TrainingArgs {
     pub recompute: RecomputeKind,
     #[command(flatten)]
     pub memory: MemoryArgs,
+    /// Optimiser steps between printed lines; the metrics have every step [default: about fifty lines]
+    #[arg(long, aliases = ["log-interval", "train.log_interval"], value_name = "N", value_parser = count)]
+    pub log_interval: Option<usize>,
     /// Folder for the result, the metrics and the hyperparameters
     #[arg(long, alias = "out-dir", value_name = "DIR", default_value = "out")]
     pub out_dir: PathBuf,
@@ -447,37 +600,55 @@ impl TrainingArgs {
     /// Options of a run without an adapter's.
     fn options(
         self,
-        model: ModelArgs,
+        model_dir: PathBuf,
         data: DataArgs,
         split: SplitArgs,
         device: DeviceArgs,
         tune: TuneArgs,
     ) -> FinetuneOptions {
-        let default_micro_batch = if self.batch_size.is_multiple_of(2) { 2 } else { 1 };
+        let micro_batches = self.accumulate_grad_batches;
+        let said = self.batch_size.or_else(|| Some(micro_batches? * self.micro_batch_size.unwrap_or(2)));
+        let batch_size = said.unwrap_or(FinetuneOptions::default().batch_size);
+        let usual = if batch_size.is_multiple_of(2) { 2 } else { 1 };
+        // both sizes of a batch decide that of a micro-batch
+        let derived = self.batch_size.zip(micro_batches).and_then(|(size, n)| size.checked_div(n));
+        let micro_batch_size = self.micro_batch_size.or(derived).unwrap_or(usual);
+        let (beta1, beta2) = self.betas.unwrap_or((self.beta1, self.beta2));
         FinetuneOptions {
-            model_dir: model.model_dir,
+            model_dir,
             data: data.options(split.val_split_fraction),
             out_dir: self.out_dir,
             precision: self.precision.precision,
             quantize: self.precision.quantize,
             quantize_head: self.precision.quantize_head,
             learning_rate: self.learning_rate,
-            batch_size: self.batch_size,
-            micro_batch_size: self.micro_batch_size.unwrap_or(default_micro_batch),
+            batch_size,
+            micro_batch_size,
+            accumulate_grad_batches: micro_batches,
             max_seq_length: self.max_seq_length,
             epochs: self.epochs,
             max_steps: self.max_steps,
             lr_warmup_steps: self.lr_warmup_steps,
+            lr_warmup_fraction: self.lr_warmup_fraction,
             lr_schedule: self.lr_schedule,
             min_lr: self.min_lr,
             weight_decay: self.weight_decay,
-            beta1: self.beta1,
-            beta2: self.beta2,
+            beta1,
+            beta2,
             eps: self.eps,
             grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
             eval_interval: self.eval_interval,
+            eval_max_iters: self.eval_max_iters,
+            initial_validation: self.initial_validation,
+            final_validation: self.final_validation,
             save_interval: self.save_interval,
+            keep_last: self.keep_last,
+            keep_best: self.keep_best,
+            early_stopping_patience: self.early_stopping_patience,
+            early_stopping_min_delta: self.early_stopping_min_delta,
+            max_time: self.max_time,
             resume: self.resume,
+            log_interval: self.log_interval,
             logger_name: self.logging.logger_name,
             seed: self.seed,
             recompute: self.recompute,
@@ -563,6 +734,14 @@ pub struct TuneArgs {
     pub tune: TuneMode,
 }
 
+/// A list that is one value, so that the last one given is the one that counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Words(pub Vec<String>);
+
+fn words(text: &str) -> Result<Words, String> {
+    Ok(Words(text.split(',').map(|word| word.trim().to_owned()).collect()))
+}
+
 /// PEFT's word for all linear layers is an empty list here.
 fn targets(names: &[String]) -> Vec<String> {
     match names {
@@ -576,6 +755,14 @@ fn boolean(word: &str) -> Result<bool, String> {
         "true" => Ok(true),
         "false" => Ok(false),
         _ => Err("must be true or false".into()),
+    }
+}
+
+fn betas(words: &str) -> Result<(f64, f64), String> {
+    let numbers: Option<Vec<f64>> = words.split(',').map(|word| word.trim().parse().ok()).collect();
+    match numbers.as_deref() {
+        Some(&[first, second]) => Ok((first, second)),
+        _ => Err("must be two numbers, such as 0.9,0.95".into()),
     }
 }
 

@@ -212,7 +212,7 @@ fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
         targets: args.targets(),
         steps: args.steps,
         precision: args.precision.precision,
-        quantize: args.precision.quantize(),
+        quantize: args.precision.quantize().complete()?,
         recompute: args.recompute,
         memory_limit: args.memory.memory_limit,
         offload: args.memory.offload,

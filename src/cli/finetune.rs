@@ -28,7 +28,7 @@ fn run(options: FinetuneOptions, quiet: bool, tui: bool) -> Result<(), Error> {
         let mut tui = Tui::new(&options.out_dir, Arc::clone(&stop), quiet)?;
         Box::new(move |event| tui.show(event))
     } else {
-        let mut progress = Progress::new(ProgressMode::detect(quiet));
+        let mut progress = Progress::new(ProgressMode::detect(quiet)).every(options.log_interval);
         Box::new(move |event| progress.show(event))
     };
     stop_on_signal(&stop);

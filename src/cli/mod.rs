@@ -2,11 +2,13 @@
 
 pub mod args;
 mod bench;
+pub mod config;
 mod data;
 mod devices;
 mod evaluate;
 mod finetune;
 mod generate;
+mod init;
 mod plan;
 mod progress;
 mod report;
@@ -14,13 +16,18 @@ mod tui;
 mod tune;
 
 use crate::error::{Error, Failure};
-use args::{BenchCommand, Cli, Command, Exit};
-use clap::Parser;
+use args::{BenchCommand, Command, Exit};
 use std::process::ExitCode;
 
 /// Runs the program on the process's arguments.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            eprintln!("engraft: {error}");
+            return exit_of(&error).into();
+        }
+    };
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // Mesa's loader layer complains on standard error without it, though nothing here opens a window.
         // SAFETY: no other thread runs yet.
@@ -40,6 +47,8 @@ pub fn run() -> ExitCode {
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Init(args) => init::run(&args),
+        Command::Completions(args) => init::completions(&args),
         Command::Plan(args) => plan::run(args),
         Command::Report(args) => report::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),

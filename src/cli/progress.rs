@@ -3,7 +3,7 @@
 //! Everything goes to standard error, so that standard output holds results alone. A failed write is
 //! ignored: a closed terminal must not end a run.
 
-use crate::train::figures::duration;
+use crate::train::duration::duration_text;
 use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
 use crate::train::tuning::TuneProgress;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,6 +39,8 @@ pub struct Progress {
     out: Box<dyn Write + Send>,
     bar: Option<ProgressBar>,
     steps: usize,
+    /// Steps between lines, where the user set them.
+    every: Option<usize>,
 }
 
 impl Progress {
@@ -49,7 +51,13 @@ impl Progress {
 
     /// Progress whose plain lines go to `out`; a bar is drawn on standard error always.
     pub fn to_writer(mode: ProgressMode, out: Box<dyn Write + Send>) -> Self {
-        Progress { mode, out, bar: None, steps: 0 }
+        Progress { mode, out, bar: None, steps: 0, every: None }
+    }
+
+    /// A line every so many steps, beside the bar too; `None` prints about fifty lines, and none beside a bar.
+    pub fn every(mut self, steps: Option<usize>) -> Self {
+        self.every = steps;
+        self
     }
 
     /// Shows one event.
@@ -113,9 +121,11 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_message(bar_text(record));
             bar.set_position(record.step as u64);
-            return;
+            if self.every.is_none() {
+                return;
+            }
         }
-        let every = self.steps.div_ceil(LINES).max(1);
+        let every = self.every.unwrap_or(self.steps.div_ceil(LINES)).max(1);
         if record.step == 1 || record.step == self.steps || record.step.is_multiple_of(every) {
             self.line(&step_line(record, self.steps));
         }
@@ -191,7 +201,7 @@ fn step_line(record: &StepRecord, steps: usize) -> String {
         record.grad_norm,
         record.learning_rate,
         rate(record.tokens_per_s),
-        duration(eta),
+        duration_text(eta),
     )
 }
 
@@ -201,7 +211,7 @@ fn evaluation_line(record: &EvalRecord) -> String {
 
 fn finished_line(steps: usize, tokens: usize, elapsed_s: f64) -> String {
     let per_second = if elapsed_s > 0.0 { tokens as f64 / elapsed_s } else { 0.0 };
-    format!("finished {steps} steps, {tokens} tokens in {}, {}", duration(elapsed_s), rate(per_second))
+    format!("finished {steps} steps, {tokens} tokens in {}, {}", duration_text(elapsed_s), rate(per_second))
 }
 
 fn rate(tokens_per_s: f64) -> String {

@@ -25,7 +25,7 @@ pub fn run(args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
         true => vec![Precision::BF16True, Precision::F16True, Precision::F32True],
         false => vec![args.precision.precision],
     };
-    let quantize = args.precision.quantize();
+    let quantize = args.precision.quantize().complete()?;
     let tokens = if args.all { vec![256, 512, 1024, 2048] } else { vec![args.tokens] };
     // nothing is left for later: that is what the command is for
     let tuner = Tuner { budget: Duration::MAX, ..Tuner::new(args.tune) };

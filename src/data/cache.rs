@@ -103,7 +103,7 @@ pub(super) fn tokens_of_file(
         let cannot_write = |error| DataError::TokenFile { file: std::env::temp_dir(), error };
         let file = tempfile::tempfile().map_err(cannot_write)?;
         let mut out = BufWriter::with_capacity(1 << 20, &file);
-        tokenize_file(path, encoder, options.format, 0, &mut out)
+        tokenize_file(path, encoder, options, 0, &mut out)
             .map_err(|failed| failed.in_file(&std::env::temp_dir()))?;
         drop(out);
         return TokenStore::map(&file, 0).map_err(cannot_write);
@@ -116,7 +116,7 @@ pub(super) fn tokens_of_file(
     let cannot_write = |error| DataError::TokenFile { file: cached.clone(), error };
     std::fs::create_dir_all(folder).map_err(cannot_write)?;
     let mut refused = None;
-    let written = write_file(&cached, |out| match tokenize_file(path, encoder, options.format, key, out) {
+    let written = write_file(&cached, |out| match tokenize_file(path, encoder, options, key, out) {
         Ok(()) => Ok(()),
         Err(Failed::Write(error)) => Err(error),
         Err(Failed::Data(error)) => {
@@ -150,12 +150,13 @@ impl Failed {
 fn tokenize_file(
     path: &Path,
     encoder: &Encoder<'_>,
-    mut format: Option<Format>,
+    options: &DatasetOptions,
     key: u128,
     out: &mut dyn Write,
 ) -> Result<(), Failed> {
     let mut writer = StoreWriter::new(out, key).map_err(Failed::Write)?;
     let own = encoder.has_own_template();
+    let mut format = options.format;
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel::<Vec<(Place, Value)>>(1);
         let reader = scope.spawn(move || {
@@ -184,7 +185,9 @@ fn tokenize_file(
                     Err(error) => return Err(Failed::Data(error)),
                 };
             }
-            let rows = parallel_map(&batch, |(place, value)| one(path, *place, value, format, own, encoder));
+            let rows = parallel_map(&batch, options.threads, |(place, value)| {
+                one(path, *place, value, format, own, encoder)
+            });
             for row in rows {
                 writer.push(&row.map_err(Failed::Data)?).map_err(Failed::Write)?;
             }

@@ -38,6 +38,8 @@ pub struct DatasetOptions {
     pub seed: u64,
     /// Choose the validation rows at random; without it they are the last ones.
     pub shuffle: bool,
+    /// Threads that tokenise; `None` takes one per processor.
+    pub threads: Option<usize>,
     /// Folder for the files of tokens; `None` keeps them no longer than the data set.
     pub cache: Option<PathBuf>,
 }

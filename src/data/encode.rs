@@ -57,7 +57,7 @@ pub fn tokenize_records(
     options.check()?;
     let encoder = Encoder::new(tokenizer, *options, None)?;
     let indexed: Vec<(usize, &Record)> = records.iter().enumerate().collect();
-    let samples = parallel_map(&indexed, |&(index, record)| {
+    let samples = parallel_map(&indexed, None, |&(index, record)| {
         let tokenized = encoder.instruction(record);
         let failed = |reason| DataError::Tokenize { index, reason };
         tokenized.map(|tokenized| encoder.cut(tokenized).sample).map_err(failed)

@@ -6,10 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Items that a thread takes at a time: below this a thread costs more than it saves.
 const BLOCK: usize = 32;
 
-/// `f` of every item. Threads take blocks as they come free, so that long items do not keep the others waiting.
-pub(super) fn parallel_map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// `f` of every item, on so many threads, or one per processor. Threads take blocks as they come free, so that long items do not keep the others waiting.
+pub(super) fn parallel_map<T: Sync, R: Send>(
+    items: &[T],
+    threads: Option<usize>,
+    f: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
     let blocks: Vec<&[T]> = items.chunks(BLOCK).collect();
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get).min(blocks.len());
+    let all = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    let cores = threads.unwrap_or_else(all).min(blocks.len());
     if cores <= 1 {
         return items.iter().map(f).collect();
     }
@@ -41,7 +46,7 @@ mod tests {
     fn results_are_in_order() {
         for count in [0, 1, BLOCK, BLOCK + 1, 10 * BLOCK + 3] {
             let items: Vec<usize> = (0..count).collect();
-            assert!(parallel_map(&items, |i| i * 2).into_iter().eq((0..count).map(|i| i * 2)));
+            assert!(parallel_map(&items, None, |i| i * 2).into_iter().eq((0..count).map(|i| i * 2)));
         }
     }
 }

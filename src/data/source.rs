@@ -4,6 +4,7 @@
 //! each twice and half of them once more. Which half is a seeded choice that holds for the whole run. Validation rows
 //! are never repeated.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,13 @@ pub struct DataSource {
     pub path: PathBuf,
     /// How often its training rows are seen in an epoch; above 0.
     pub weight: f64,
+}
+
+impl fmt::Display for DataSource {
+    /// As it is typed: `FILE:WEIGHT`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.weight)
+    }
 }
 
 impl DataSource {

@@ -51,7 +51,7 @@ impl Gpu {
             Err(GpuError::OverLimit { what: what.to_string(), limit, requested: size, maximum })
         };
         if size > self.shared.info.max_binding_bytes {
-            return over("one binding", self.shared.info.max_binding_bytes);
+            return over("bytes of one binding", self.shared.info.max_binding_bytes);
         }
         self.allocate_large(what, size)
     }
@@ -63,7 +63,7 @@ impl Gpu {
     pub fn allocate_large(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
         let (size, maximum) = (allocation(size), self.shared.info.max_buffer_bytes);
         if size > maximum {
-            let (what, limit) = (what.to_string(), "one buffer");
+            let (what, limit) = (what.to_string(), "bytes of one buffer");
             return Err(GpuError::OverLimit { what, limit, requested: size, maximum });
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
@@ -76,14 +76,14 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::allocate`], and [`GpuError::NoHostMemory`].
     pub fn allocate_on_host(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
-        if !self.shared.device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS) {
+        if !self.profile().host_buffers {
             return Err(GpuError::NoHostMemory);
         }
         let size = allocation(size);
         if size > self.shared.info.max_binding_bytes {
             return Err(GpuError::OverLimit {
                 what: what.to_string(),
-                limit: "one binding",
+                limit: "bytes of one binding",
                 requested: size,
                 maximum: self.shared.info.max_binding_bytes,
             });

@@ -1,5 +1,6 @@
 //! What can go wrong with a device, and what to do about it.
 
+use crate::graph::Dispatch;
 use thiserror::Error;
 
 #[derive(Debug, Error, Clone, PartialEq)]
@@ -27,7 +28,7 @@ pub enum GpuError {
          micro-batch or sequence length, or --recompute layer, or raise --memory_limit"
     )]
     OverMemoryLimit { what: String, bytes: u64, allocated: u64, limit: u64 },
-    #[error("{what} needs {requested} bytes, over this device's limit of {maximum} for {limit}")]
+    #[error("{what} needs {requested}, over this device's limit of {maximum} {limit}")]
     OverLimit { what: String, limit: &'static str, requested: u64, maximum: u64 },
     #[error(
         "the device was lost: {0}; run again (a smaller micro-batch helps where a watchdog ended a long kernel)"
@@ -37,4 +38,14 @@ pub enum GpuError {
     Validation(String),
     #[error("the shader {shader} does not compile: {reason}")]
     Shader { shader: String, reason: String },
+}
+
+impl GpuError {
+    /// That a dispatch binds more storage buffers than a device has, as one does that takes its weights in many pieces.
+    pub fn too_many_buffers(dispatch: &Dispatch, maximum: u32) -> Option<Self> {
+        let (what, limit) =
+            (format!("{} on weights in pieces", dispatch.shader.name), "storage buffers of one kernel");
+        let (requested, maximum) = (dispatch.bindings.len() as u64, u64::from(maximum));
+        (requested > maximum).then_some(GpuError::OverLimit { what, limit, requested, maximum })
+    }
 }

@@ -162,6 +162,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::Shader`] and [`GpuError::OverLimit`].
     pub fn bind(&self, dispatch: &Dispatch, buffers: &[BufferSlice]) -> Result<Bound, GpuError> {
+        GpuError::too_many_buffers(dispatch, self.shared.info.max_storage_buffers).map_or(Ok(()), Err)?;
         self.prepare([dispatch])?;
         let key = ShaderKey::of(dispatch);
         let pipeline = self
@@ -179,7 +180,7 @@ impl Gpu {
         if let Some(slice) = slices.iter().find(|s| s.size > self.shared.info.max_binding_bytes) {
             return Err(GpuError::OverLimit {
                 what: format!("an operand of {}", dispatch.shader.name),
-                limit: "one binding",
+                limit: "bytes of one binding",
                 requested: slice.size,
                 maximum: self.shared.info.max_binding_bytes,
             });

@@ -13,6 +13,7 @@
 //!   then their scales, the mean and the 256 values of the map
 
 use super::{DType, TensorType};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Values in a block of NF4.
@@ -120,39 +121,92 @@ pub enum Scales {
     Double { codes: Vec<u8>, scales: Vec<f32>, offset: f32, map: Vec<f32> },
 }
 
+/// Quantises a tensor that comes in pieces, so that no one holds all of its values.
+#[derive(Clone, Debug)]
+pub struct Quantiser {
+    ty: TensorType,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+}
+
+impl Quantiser {
+    /// Values of a piece are a multiple of this many rows, but for the last.
+    pub const ROWS: usize = BLOCK;
+
+    /// # Panics
+    /// Where rows are not whole groups of four: see [`fits`].
+    pub fn new(ty: TensorType) -> Self {
+        assert!(fits(ty), "a tensor {ty}");
+        Quantiser { ty, codes: Vec::new(), scales: Vec::new() }
+    }
+
+    /// Takes the next rows' values.
+    pub fn add(&mut self, values: &[f32]) {
+        let start = self.codes.len();
+        self.scales.extend(match self.ty.dtype {
+            DType::Int8 => {
+                self.codes.resize(start + values.len(), 0);
+                let cols = self.ty.cols();
+                in_parallel(values, &mut self.codes[start..], cols, cols, int8_row)
+            }
+            _ => {
+                self.codes.resize(start + values.len().div_ceil(2), 0);
+                in_parallel(values, &mut self.codes[start..], BLOCK, BLOCK / 2, nf4_block)
+            }
+        });
+    }
+
+    pub fn finish(self) -> Blocks {
+        let Quantiser { ty, codes, scales } = self;
+        let scales = match ty.dtype {
+            DType::Nf4Double => double(&scales),
+            _ => Scales::Plain(scales),
+        };
+        Blocks { codes, scales }
+    }
+}
+
+/// Quantises NF4's scales.
+fn double(scales: &[f32]) -> Scales {
+    let mean = scales.iter().map(|&s| f64::from(s)).sum::<f64>() / scales.len().max(1) as f64;
+    let offset = mean as f32;
+    let map = dynamic_map();
+    let mut second = Vec::new();
+    let mut codes = Vec::with_capacity(scales.len());
+    for block in scales.chunks(SCALE_BLOCK) {
+        let largest = block.iter().fold(0f32, |m, s| m.max((s - offset).abs()));
+        let inverse = 1.0 / if largest > 0.0 { largest } else { 1.0 };
+        second.push(largest);
+        codes.extend(block.iter().map(|s| {
+            let x = (s - offset) * inverse;
+            map.windows(2).take_while(|pair| (pair[0] + pair[1]) / 2.0 < x).count() as u8
+        }));
+    }
+    Scales::Double { codes, scales: second, offset, map: map.to_vec() }
+}
+
+impl Scales {
+    /// The scale of a block (NF4) or row (int8).
+    fn at(&self, i: usize) -> f32 {
+        match self {
+            Scales::Plain(scales) => scales[i],
+            Scales::Double { codes, scales, offset, map } => {
+                map[codes[i] as usize] * scales[i / SCALE_BLOCK] + offset
+            }
+        }
+    }
+}
+
 impl Blocks {
     /// Quantises row-major values.
     ///
     /// # Panics
     /// Where rows are not whole groups of four, or the values are not the shape's: see [`fits`].
     pub fn quantise(ty: TensorType, values: &[f32]) -> Self {
-        assert!(fits(ty) && values.len() == ty.shape.elements(), "values for a tensor {ty}");
-        if ty.dtype == DType::Int8 {
-            let mut codes = vec![0; values.len()];
-            let scales = in_parallel(values, &mut codes, ty.cols(), ty.cols(), int8_row);
-            return Blocks { codes, scales: Scales::Plain(scales) };
-        }
-        let mut codes = vec![0; values.len().div_ceil(2)];
-        let scales = in_parallel(values, &mut codes, BLOCK, BLOCK / 2, nf4_block);
-        if ty.dtype == DType::Nf4 {
-            return Blocks { codes, scales: Scales::Plain(scales) };
-        }
-        let mean = scales.iter().map(|&s| f64::from(s)).sum::<f64>() / scales.len().max(1) as f64;
-        let offset = mean as f32;
-        let map = dynamic_map();
-        let mut second = Vec::new();
-        let mut scale_codes = Vec::with_capacity(scales.len());
-        for block in scales.chunks(SCALE_BLOCK) {
-            let largest = block.iter().fold(0f32, |m, s| m.max((s - offset).abs()));
-            let inverse = 1.0 / if largest > 0.0 { largest } else { 1.0 };
-            second.push(largest);
-            scale_codes.extend(block.iter().map(|s| {
-                let x = (s - offset) * inverse;
-                map.windows(2).take_while(|pair| (pair[0] + pair[1]) / 2.0 < x).count() as u8
-            }));
-        }
-        let scales = Scales::Double { codes: scale_codes, scales: second, offset, map: map.to_vec() };
-        Blocks { codes, scales }
+        assert!(values.len() == ty.shape.elements(), "values for a tensor {ty}");
+        let mut quantiser = Quantiser::new(ty);
+        quantiser.add(values);
+        quantiser.finish()
     }
 
     /// The tensor's bytes on the device.
@@ -186,18 +240,16 @@ impl Blocks {
 
     /// The values that the codes stand for.
     pub fn dequantise(&self, ty: TensorType) -> Vec<f32> {
-        let scales: Vec<f32> = match &self.scales {
-            Scales::Plain(scales) => scales.clone(),
-            Scales::Double { codes, scales, offset, map } => {
-                let scale = |(i, &code): (usize, &u8)| map[code as usize] * scales[i / SCALE_BLOCK] + offset;
-                codes.iter().enumerate().map(scale).collect()
-            }
-        };
+        self.dequantise_range(ty, 0..ty.shape.elements())
+    }
+
+    /// Some of the values that the codes stand for.
+    pub fn dequantise_range(&self, ty: TensorType, elements: Range<usize>) -> Vec<f32> {
         let value = |i: usize| match ty.dtype {
-            DType::Int8 => f32::from(self.codes[i] as i8) * (scales[i / ty.cols()] / 127.0),
-            _ => nf4_of(&self.codes, i) * scales[i / BLOCK],
+            DType::Int8 => f32::from(self.codes[i] as i8) * (self.scales.at(i / ty.cols()) / 127.0),
+            _ => nf4_of(&self.codes, i) * self.scales.at(i / BLOCK),
         };
-        (0..ty.shape.elements()).map(value).collect()
+        elements.map(value).collect()
     }
 }
 

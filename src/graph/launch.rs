@@ -23,6 +23,10 @@ pub struct DeviceProfile {
     pub max_workgroup_storage: u32,
     /// Bytes that one binding can be; 0 where that is not known to matter. Weights that are larger are bound in pieces.
     pub max_binding: u64,
+    /// Storage buffers that one kernel can bind; 0 where that is not known to matter.
+    pub max_storage_buffers: u32,
+    /// Kernels can read and write buffers in memory of the host.
+    pub host_buffers: bool,
     /// Kernels that were measured here.
     pub choices: Arc<Choices>,
 }
@@ -36,6 +40,9 @@ pub struct Cooperative {
     pub lanes: u32,
 }
 
+/// The largest offset alignment that WebGPU lets a device ask for, in bytes.
+pub const OFFSET_ALIGNMENT: u64 = 256;
+
 impl DeviceProfile {
     /// A discrete GPU as most are, for plans without a device: subgroups of 32, no matrix units, nothing measured.
     pub fn typical_gpu() -> Self {
@@ -43,6 +50,7 @@ impl DeviceProfile {
             subgroup: Some(32),
             max_workgroup_invocations: 1024,
             max_workgroup_storage: 32 << 10,
+            host_buffers: true,
             ..DeviceProfile::default()
         }
     }
@@ -52,8 +60,9 @@ impl DeviceProfile {
         if self.max_binding == 0 || ty.bytes() <= self.max_binding || ty.dtype.is_quantised() {
             return None;
         }
-        // 64 rows are a multiple of any offset alignment
-        let lines = ty.bytes() / ty.rows().max(1) as u64 * 64;
+        let row = ty.bytes() / ty.rows().max(1) as u64;
+        // the fewest rows that end where a binding may begin
+        let lines = row * (OFFSET_ALIGNMENT >> row.trailing_zeros().min(OFFSET_ALIGNMENT.ilog2()));
         Some((self.max_binding / lines).max(1) * lines)
     }
 

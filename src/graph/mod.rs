@@ -16,8 +16,8 @@ mod shape;
 pub use choices::{Alternative, Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
 pub use launch::{
-    Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader,
-    View,
+    Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, OFFSET_ALIGNMENT, Param,
+    Place, Shader, View,
 };
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
 pub use rewrite::NewNode;

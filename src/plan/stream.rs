@@ -4,7 +4,7 @@
 //! before it, so that the copy and these dispatches can overlap, forward and in reverse.
 
 use crate::gpu::{Recording, Upload};
-use crate::graph::{Graph, LeafKind};
+use crate::graph::{Graph, LeafKind, OFFSET_ALIGNMENT};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -25,9 +25,6 @@ pub struct StreamLayout {
     pub slots: usize,
 }
 
-/// The largest offset alignment that WebGPU lets a device ask for.
-const ALIGNMENT: u64 = 256;
-
 impl StreamLayout {
     /// Streams the frozen leaves for which `block` names one.
     pub fn new(graph: &Graph, block: impl Fn(&str) -> Option<usize>) -> Self {
@@ -38,7 +35,7 @@ impl StreamLayout {
             let Some(block) = block(&leaf.name).filter(|_| ty.shape.dims().len() > 1) else { continue };
             let size = sizes.entry(block).or_default();
             places.insert(leaf.name.clone(), (block, *size));
-            *size += ty.bytes().next_multiple_of(ALIGNMENT);
+            *size += ty.bytes().next_multiple_of(OFFSET_ALIGNMENT);
         }
         let slot_bytes = sizes.values().copied().max().unwrap_or(0);
         StreamLayout { places, slot_bytes, slots: sizes.len().min(2) }

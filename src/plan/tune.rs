@@ -84,10 +84,13 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     let start = Instant::now();
     let mut buffers = HashMap::new();
     for (&place, &(bytes, _)) in &candidate.buffers {
-        match gpu.allocate("tuning", bytes) {
+        // weights may be over the binding limit: their pieces are bound
+        match gpu.allocate_large("tuning", bytes) {
             Ok(buffer) => buffers.insert(place, buffer.whole()),
             // no room to measure in is no reason to end a run that has room to train in
-            Err(GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. }) => {
+            Err(
+                GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. },
+            ) => {
                 return Ok(Measurement {
                     class: candidate.class.clone(),
                     variant: candidate.variants[0].name.clone(),

@@ -23,6 +23,10 @@ pub struct DataOptions {
     /// Labels on the answer alone.
     pub mask_prompt: bool,
     pub shuffle: bool,
+    /// Of the split and the order of the rows; `None` takes the run's.
+    pub seed: Option<u64>,
+    /// Threads that tokenise; `None` takes one per processor.
+    pub num_workers: Option<usize>,
     /// A name of [`PromptStyle`].
     pub prompt_style: String,
     /// A Jinja template that writes every row, in place of a style.
@@ -40,6 +44,8 @@ impl Default for DataOptions {
             val_split_fraction: 0.1,
             mask_prompt: true,
             shuffle: true,
+            seed: None,
+            num_workers: None,
             prompt_style: PromptStyle::default().to_string(),
             prompt_template: None,
             cache: None,
@@ -61,6 +67,7 @@ impl DataOptions {
             );
         }
         checks.below_one("--data.val_split_fraction", self.val_split_fraction);
+        checks.optional_count("--data.num_workers", self.num_workers, "to use all processors");
         checks.prompt_style("--data.prompt_style", &self.prompt_style);
     }
 
@@ -99,8 +106,9 @@ impl DataOptions {
             format: self.format,
             prompt_template: self.prompt_template.clone(),
             val_split_fraction: self.val_split_fraction,
-            seed,
+            seed: self.seed.unwrap_or(seed),
             shuffle: self.shuffle,
+            threads: self.num_workers,
             cache,
         };
         Dataset::open_sources(&sources, tokenizer, &options)

@@ -1,16 +1,5 @@
 //! Numbers as people read them, in the report and on the terminal.
 
-/// `5s`, `2m 05s`, `3h 07m`.
-pub fn duration(seconds: f64) -> String {
-    let total = seconds.max(0.0).round() as u64;
-    let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m {seconds:02}s"),
-        _ => format!("{hours}h {minutes:02}m"),
-    }
-}
-
 /// Four significant digits: `14.87`, `0.01427`, `8.0e-5`, `105858`.
 pub fn short(value: f64) -> String {
     let size = value.abs();
@@ -69,13 +58,6 @@ pub fn smoothing_span(steps: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_read_well() {
-        for (seconds, text) in [(4.6, "5s"), (125.0, "2m 05s"), (11_240.0, "3h 07m"), (f64::NAN, "0s")] {
-            assert_eq!(duration(seconds), text);
-        }
-    }
 
     #[test]
     fn four_digits_are_enough() {

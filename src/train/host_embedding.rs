@@ -1,9 +1,11 @@
 //! A token embedding that stays in host memory: only the rows of a micro-batch travel to the device.
 
-use super::upload::packed;
+use super::upload::{packed, quantised};
 use super::weights::{WeightError, WeightSource};
+use crate::graph::layout::pack;
 use crate::graph::{Shape, TensorType};
 use crate::models::{EMBEDDING, Network};
+use crate::nn::WeightMode;
 
 /// The table `[vocab, hidden size]` in the storage type of activations, rows padded as the device has them.
 pub(super) struct HostEmbedding {
@@ -22,7 +24,21 @@ impl HostEmbedding {
         }
         let shape = Shape::matrix(network.config.vocab_size, network.config.hidden_size);
         let ty = TensorType::new(shape, network.activations);
-        let bytes = packed(source, EMBEDDING, ty)?;
+        let bytes = match network.weights {
+            // the values that a device would read from blocks
+            WeightMode::Frozen(storage) if storage.outer.is_quantised() => {
+                let blocks_type = TensorType::new(shape, storage.outer);
+                let blocks = match source.stored_blocks(EMBEDDING)?.filter(|stored| stored.ty == blocks_type)
+                {
+                    Some(stored) => stored.blocks,
+                    None => quantised(source, EMBEDDING, blocks_type)?,
+                };
+                let rows = (0..ty.rows()).map(|row| row * ty.cols()..(row + 1) * ty.cols());
+                let one = TensorType::new(Shape::matrix(1, ty.cols()), ty.dtype);
+                rows.flat_map(|row| pack(one, &blocks.dequantise_range(blocks_type, row))).collect()
+            }
+            _ => packed(source, EMBEDDING, ty)?,
+        };
         Ok(Some(HostEmbedding { row_bytes: bytes.len() / ty.rows(), bytes }))
     }
 

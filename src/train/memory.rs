@@ -117,6 +117,10 @@ pub struct Planner<'a> {
     /// Its policy does not matter.
     pub network: Network,
     pub device: &'a DeviceProfile,
+    /// Samples per optimiser step, which a micro-batch divides.
+    pub batch_size: usize,
+    /// The run goes on from a saved state, and only what changes no bit may be advised.
+    pub resumed: bool,
     /// What micro-batches of so many samples are like.
     pub demand: &'a dyn Fn(usize) -> Demand,
 }
@@ -201,7 +205,8 @@ impl Planner<'_> {
     /// As [`Planner::plan`].
     pub fn advise(&self, micro_batch: usize, recompute: Recompute, bytes: u64) -> Result<Advice, GraphError> {
         let mut advice = Advice::default();
-        let small = std::iter::successors(Some(micro_batch / 2), |m| Some(m / 2)).take_while(|&m| m > 0);
+        let divides = |micro: &usize| self.batch_size.is_multiple_of(*micro);
+        let small = (1..micro_batch).rev().filter(|_| !self.resumed).filter(divides);
         let mut micro = micro_batch;
         for smaller in small {
             micro = smaller;
@@ -215,7 +220,7 @@ impl Planner<'_> {
         if best.memory.total() <= bytes {
             advice.fits.push((format!("--recompute {}", best.recompute()), best.memory.total()));
         }
-        if let Some(quantised) = quantised(&self.network) {
+        if let Some(quantised) = quantised(&self.network).filter(|_| !self.resumed) {
             let planner = Planner { network: quantised, ..*self };
             let needed = planner.plan(micro_batch, recompute)?.memory.total();
             if needed <= bytes {
@@ -226,7 +231,11 @@ impl Planner<'_> {
             return Ok(advice);
         }
         let lean = self.best_within(micro, bytes)?;
-        let both = format!("--micro_batch_size {micro} --recompute {}", lean.recompute());
+        let micro_option = match self.resumed {
+            true => String::new(),
+            false => format!("--micro_batch_size {micro} "),
+        };
+        let both = format!("{micro_option}--recompute {}", lean.recompute());
         if lean.memory.total() <= bytes {
             advice.fits.push((both, lean.memory.total()));
             return Ok(advice);
@@ -235,7 +244,7 @@ impl Planner<'_> {
             let planner = Planner { network, ..*self };
             let best = planner.best_within(micro, bytes)?;
             if best.memory.total() <= bytes {
-                let way = format!("{option} --micro_batch_size {micro} --recompute {}", best.recompute());
+                let way = format!("{option} {micro_option}--recompute {}", best.recompute());
                 advice.fits.push((way, best.memory.total()));
                 return Ok(advice);
             }
@@ -254,19 +263,20 @@ impl Planner<'_> {
             options.push_str(option);
             all.push((options.clone(), network.clone()));
         };
-        if network.activations == DType::F32 {
+        if network.activations == DType::F32 && !self.resumed {
             network = stored_in_16_bits(&network);
             add("--precision bf16-true", &network);
         }
-        if let Some(quantised) = quantised(&network) {
+        if let Some(quantised) = quantised(&network).filter(|_| !self.resumed) {
             network = quantised;
             add("--quantize nf4", &network);
         }
         if let WeightMode::Frozen(storage) = network.weights {
             let offload = network.config.layers;
             network.weights = WeightMode::Frozen(Storage { offload, ..storage });
-            network.host_activations = true;
-            add(&format!("--offload {offload} --offload_activations"), &network);
+            network.host_activations = self.device.host_buffers;
+            let activations = if network.host_activations { " --offload_activations" } else { "" };
+            add(&format!("--offload {offload}{activations}"), &network);
         }
         all
     }

@@ -5,7 +5,7 @@
 
 use super::tuning::TuneProgress;
 use crate::plan::MemoryReport;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// One optimiser step.
@@ -30,7 +30,7 @@ pub struct StepRecord {
 }
 
 /// One evaluation on the validation rows.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {
     /// Optimiser steps done before it.
     pub step: usize,

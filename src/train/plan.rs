@@ -6,6 +6,7 @@ use super::optimiser::plan_update;
 use super::trainer::{Capacity, bucket, training_graph};
 use super::weights::weight_bytes;
 use crate::autograd::Recompute;
+use crate::gpu::GpuError;
 use crate::graph::{DeviceProfile, Graph, GraphError, LeafKind};
 use crate::models::Network;
 use crate::plan::{Layout, MemoryReport, ParameterSpace, leaf_bytes};
@@ -77,6 +78,19 @@ impl TrainingPlan {
             ..update
         };
         Ok(TrainingPlan { network: network.clone(), capacity, graph, layouts, memory, flops })
+    }
+
+    /// Whether a device can run it at all, however much memory it has.
+    ///
+    /// # Errors
+    /// [`GpuError::NoHostMemory`], and [`GpuError::OverLimit`] where a kernel binds more buffers than the device allows.
+    pub fn check(&self, device: &DeviceProfile) -> Result<(), GpuError> {
+        if self.network.host_activations && !device.host_buffers {
+            return Err(GpuError::NoHostMemory);
+        }
+        let limit = device.max_storage_buffers;
+        let mut dispatches = self.layouts.iter().flat_map(Layout::dispatches).filter(|_| limit > 0);
+        dispatches.find_map(|d| GpuError::too_many_buffers(d, limit)).map_or(Ok(()), Err)
     }
 
     pub fn recompute(&self) -> Recompute {

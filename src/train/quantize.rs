@@ -1,6 +1,6 @@
 //! `--quantize`: frozen weights in blocks of few bits.
 
-use super::options::{Checks, Precision};
+use super::options::Precision;
 use super::weights::WeightSource;
 use crate::error::Error;
 use crate::graph::DType;
@@ -62,22 +62,25 @@ impl Quantize {
 }
 
 impl QuantizeOptions {
-    pub(super) fn check(self, checks: &mut Checks) {
-        checks.require(
-            !self.head || self.kind != Quantize::None,
-            "--quantize_head",
-            self.head,
-            "needs --quantize, which says how",
-        );
+    /// The same, where no checkpoint says how its layers are quantised.
+    ///
+    /// # Errors
+    /// A head that is to be quantised, and no word how.
+    pub fn complete(self) -> Result<Self, Error> {
+        match self.head && self.kind == Quantize::None {
+            true => Err(Error::input("--quantize_head: needs --quantize, which says how")),
+            false => Ok(self),
+        }
     }
 
     /// The same for the weights of a source: one that bitsandbytes quantised stays as it is.
     ///
     /// # Errors
-    /// Another kind than the source has, a source that is quantised in part or in another way.
+    /// Another kind than the source has, a source that is quantised in part or in another way, and as
+    /// [`QuantizeOptions::complete`].
     pub fn for_source(self, source: &WeightSource, config: &ModelConfig) -> Result<Self, Error> {
-        let WeightSource::Checkpoint(checkpoint) = source else { return Ok(self) };
-        let Some(dtype) = checkpoint.quantised().map_err(Error::from)? else { return Ok(self) };
+        let WeightSource::Checkpoint(checkpoint) = source else { return self.complete() };
+        let Some(dtype) = checkpoint.quantised().map_err(Error::from)? else { return self.complete() };
         let found = Quantize::ALL.into_iter().find(|kind| kind.dtype() == Some(dtype)).unwrap_or_default();
         if ![Quantize::None, found].contains(&self.kind) {
             return Err(Error::input(format!(

@@ -5,7 +5,10 @@
 //! The order of the data, the schedule and dropout follow from seed and step, so they need no state of their own.
 
 use super::loss_scale::LossScale;
+use super::metrics::EvalRecord;
 use super::options::FinetuneOptions;
+use super::run_folder::HYPERPARAMETERS_FILE;
+use super::stopping::Watch;
 use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoint, atomic, write_safetensors};
 use crate::data::Dataset;
@@ -18,12 +21,14 @@ use std::path::{Path, PathBuf};
 const TENSORS: &str = "training_state.safetensors";
 const PROGRESS: &str = "training_state.json";
 /// Version of the format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// How far a run has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Progress {
     format: u32,
+    /// Name of the run, which its folders share.
+    pub run: String,
     /// Optimiser steps that are done, and those of them that changed the parameters.
     pub step: usize,
     pub applied: u64,
@@ -33,20 +38,33 @@ pub(super) struct Progress {
     /// Seconds of training, all parts of the run together.
     pub elapsed_s: f64,
     pub scale: LossScale,
+    /// The last evaluation, and what is known of all of them.
+    pub evaluated: Option<EvalRecord>,
+    pub watch: Watch,
     options: Value,
     /// A hash of the samples, and one of the model's configuration and the sizes of its files.
     data: String,
     model: String,
 }
 
-/// Options that may differ when a run goes on: they change no bit of the result.
-const FREE: [&str; 12] = [
+/// Options that may differ when a run goes on: they say where it runs, how long, and what it writes. On another device, or with
+/// kernels measured anew, sums round differently.
+const FREE: [&str; 21] = [
     "out_dir",
     "logger_name",
     "resume",
     "model_dir",
     "save_interval",
     "eval_interval",
+    "keep_last",
+    "keep_best",
+    "early_stopping_patience",
+    "early_stopping_min_delta",
+    "max_time",
+    "log_interval",
+    "eval_max_iters",
+    "initial_validation",
+    "final_validation",
     "memory_limit",
     "gpu",
     "tune",
@@ -56,15 +74,18 @@ const FREE: [&str; 12] = [
 ];
 
 impl Progress {
-    pub fn new(options: &FinetuneOptions, data: &Dataset, scale: LossScale) -> Self {
+    pub fn new(options: &FinetuneOptions, data: &Dataset, scale: LossScale, run: String) -> Self {
         Progress {
             format: FORMAT,
+            run,
             step: 0,
             applied: 0,
             micro_batches: 0,
             tokens: 0,
             elapsed_s: 0.0,
             scale,
+            evaluated: None,
+            watch: Watch::default(),
             options: deciding(options),
             data: data_hash(data),
             model: model_hash(&options.model_dir),
@@ -134,12 +155,34 @@ impl Progress {
     }
 }
 
-/// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one.
+/// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one. An earlier run may have left folders
+/// there too; they are not meant.
 pub(super) fn newest(out_dir: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(out_dir).ok()?;
-    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<usize>().ok();
-    let whole = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.join(PROGRESS).is_file());
-    whole.filter_map(|path| Some((step(&path)?, path))).max().map(|(_, path)| path)
+    let text = std::fs::read(out_dir.join(HYPERPARAMETERS_FILE)).ok()?;
+    let run = serde_json::from_slice::<Value>(&text).ok()?["run"].as_str()?.to_owned();
+    steps_of(out_dir, &run).pop().map(|(_, path)| path)
+}
+
+/// The run that saved a step's folder.
+pub(super) fn run_of(folder: &Path) -> Option<String> {
+    let state: Value = serde_json::from_slice(&std::fs::read(folder.join(PROGRESS)).ok()?).ok()?;
+    state["run"].as_str().map(str::to_owned)
+}
+
+/// The steps that a run has saved, in order.
+pub(super) fn steps_of(out_dir: &Path, run: &str) -> Vec<(usize, PathBuf)> {
+    let mut steps = numbered(out_dir, "step-");
+    steps.retain(|(_, path)| run_of(path).is_some_and(|other| other == run));
+    steps
+}
+
+/// Folders that are called so, with a number, in its order.
+pub(super) fn numbered(out_dir: &Path, prefix: &str) -> Vec<(usize, PathBuf)> {
+    let entries = std::fs::read_dir(out_dir).into_iter().flatten().flatten().map(|e| e.path());
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix(prefix)?.parse::<usize>().ok();
+    let mut found: Vec<_> = entries.filter_map(|path| Some((number(&path)?, path))).collect();
+    found.sort();
+    found
 }
 
 /// Removes what a killed process left half-written.
@@ -165,7 +208,7 @@ fn deciding(options: &FinetuneOptions) -> Value {
     }
     if let Some(data) = all["data"].as_object_mut() {
         // the samples themselves are compared
-        ["json_path", "sources", "cache"].iter().for_each(|name| {
+        ["json_path", "sources", "cache", "num_workers"].iter().for_each(|name| {
             data.remove(*name);
         });
     }

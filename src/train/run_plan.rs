@@ -4,14 +4,17 @@ use super::finetune::adapter_of;
 use super::memory::{Advice, Combination, FitError, MemoryLimit, Planner};
 use super::options::{FinetuneOptions, Method};
 use super::plan::Demand;
-use super::setup::{check_vocabulary, longest, network_of, open_data, run_demand};
+use super::setup::{check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand};
+use super::weights::WeightSource;
 use crate::autograd::Recompute;
+use crate::checkpoint::Checkpoint;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::Error;
 use crate::graph::{DeviceProfile, LeafKind};
 use crate::models::ModelConfig;
 use crate::plan::MemoryReport;
 use serde::Serialize;
+use std::path::Path;
 
 /// What a run would take on a device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -82,17 +85,34 @@ pub fn plan_run(
             return Err(Error::input("a plan without --data.json_path needs --max_seq_length"));
         }
     };
+    if options.method == Method::Lora {
+        let quantize = match has_weights(&options.model_dir) {
+            true => {
+                let source = WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?);
+                options.quantize().for_source(&source, config)?
+            }
+            false => options.quantize().complete()?,
+        };
+        options.quantize = quantize.kind;
+    }
     let adapter = match options.method {
         Method::Lora => Some(adapter_of(&mut options, config)?.0),
         Method::Full { .. } => None,
     };
     let network = network_of(config, &options, adapter, length);
-    let demand = |micro_batch: usize| match &data {
+    let demand = demand_by_size(|micro_batch| match &data {
         Some(data) => run_demand(data, &options, micro_batch, steps(data, &options)),
         None => Demand::uniform(micro_batch, length),
-    };
-    let planner = Planner { network, device, demand: &demand };
+    });
+    let (batch_size, resumed) = (options.batch_size, options.resume.is_some());
+    let planner = Planner { network, device, batch_size, resumed, demand: &demand };
     report(&planner, &options, limit)
+}
+
+/// Whether the folder has weights, which a plan reads to see how they are quantised.
+fn has_weights(model_dir: &Path) -> bool {
+    let files = std::fs::read_dir(model_dir).into_iter().flatten().flatten();
+    files.into_iter().any(|file| file.path().extension().is_some_and(|e| e == "safetensors"))
 }
 
 fn report(

@@ -1,7 +1,7 @@
 //! What a run leaves behind: adapters, whole models, its settings. Files appear under their final name when complete.
 
 use super::adapter::extract;
-use super::options::FinetuneOptions;
+use super::options::{FinetuneOptions, Method};
 use super::run_folder::HYPERPARAMETERS_FILE;
 use super::trainer::Trainer;
 use crate::checkpoint::{AdapterConfig, atomic, encode, write_safetensors};
@@ -48,7 +48,11 @@ pub fn save_model(trainer: &Trainer, model_dir: &Path, folder: &Path) -> Result<
     for name in COMPANIONS {
         let (from, to) = (model_dir.join(name), folder.join(name));
         if from.is_file() {
-            let bytes = std::fs::read(&from).map_err(failed(&from))?;
+            let mut bytes = std::fs::read(&from).map_err(failed(&from))?;
+            if name == "config.json" {
+                // what is saved is plain, whatever the folder's own weights are
+                bytes = without_quantisation(bytes);
+            }
             atomic::write_file(&to, |out| out.write_all(&bytes)).map_err(failed(&to))?;
         }
     }
@@ -64,7 +68,17 @@ pub fn save_model(trainer: &Trainer, model_dir: &Path, folder: &Path) -> Result<
     Ok(())
 }
 
-/// Writes `hyperparameters.json`: every option as it was resolved, with what the run found out.
+/// A `config.json` that does not say that weights are quantised.
+fn without_quantisation(config: Vec<u8>) -> Vec<u8> {
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&config) else { return config };
+    match value.as_object_mut().and_then(|map| map.remove("quantization_config")) {
+        Some(_) => serde_json::to_vec_pretty(&value).unwrap_or(config),
+        None => config,
+    }
+}
+
+/// Writes `hyperparameters.json`, every option as it was resolved with what the run found out, and `hyperparameters.yaml`, which
+/// is a configuration of the same run.
 ///
 /// # Errors
 /// A folder that cannot be written.
@@ -73,21 +87,34 @@ pub fn save_hyperparameters(
     steps: usize,
     gpu: &Gpu,
     network: &Network,
+    run: &str,
 ) -> Result<(), Error> {
     let path = options.out_dir.join(HYPERPARAMETERS_FILE);
     let failed = |source| Error::Write { path: path.clone(), source };
     std::fs::create_dir_all(&options.out_dir).map_err(failed)?;
     let mut all = serde_json::to_value(options).map_err(|e| failed(e.into()))?;
+    all["run"] = json!(run);
     all["steps"] = json!(steps);
     all["device"] = json!(gpu.info().name);
     all["driver"] = json!(gpu.info().driver);
     all["adapter_modules"] = json!(network.adapter.as_ref().map(|a| &a.modules));
     all["engraft_version"] = json!(env!("CARGO_PKG_VERSION"));
-    atomic::write_file(&path, |out| {
-        serde_json::to_writer_pretty(&mut *out, &all)?;
-        out.write_all(b"\n")
-    })
-    .map_err(failed)
+    let write = |path: &Path, text: &str| {
+        let failed = |source| Error::Write { path: path.to_path_buf(), source };
+        atomic::write_file(path, |out| out.write_all(text.as_bytes())).map_err(failed)
+    };
+    let command = match options.method {
+        Method::Lora => "finetune",
+        Method::Full { .. } => "finetune_full",
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let head = format!(
+        "# engraft {version}, {steps} steps on {}\n# again: engraft {command} --config FILE\n",
+        gpu.info().name
+    );
+    write(&path.with_extension("yaml"), &(head + &options.to_yaml()))?;
+    let text = serde_json::to_string_pretty(&all).map_err(|e| failed(e.into()))?;
+    write(&path, &(text + "\n"))
 }
 
 /// The type that `dtype` (transformers 5) or `torch_dtype` (4) of config.json names; f32 where it names none.

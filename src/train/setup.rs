@@ -16,6 +16,7 @@ use crate::graph::layout::pack;
 use crate::models::{ModelConfig, Network};
 use crate::nn::{AdapterSpec, Storage, WeightMode};
 use crate::plan::{Bindings, ParameterSpace};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -100,7 +101,7 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
     };
     let per_epoch = data.train.len().div_ceil(options.batch_size);
     for epoch in 0..steps.div_ceil(per_epoch) {
-        let order = epoch_order(data.train.len(), options.seed, epoch as u64, options.data.shuffle);
+        let order = epoch_order(data.train.len(), options.data_seed(), epoch as u64, options.data.shuffle);
         for window in order.chunks(options.batch_size).take(steps - epoch * per_epoch) {
             for micro in window.chunks(micro_batch) {
                 add(&mut training, &data.train, micro);
@@ -115,6 +116,12 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
         training_sizes: training.len(),
         evaluation_sizes: evaluation.len(),
     }
+}
+
+/// What micro-batches of a size are like, looked at once for each size.
+pub fn demand_by_size(look: impl Fn(usize) -> Demand) -> impl Fn(usize) -> Demand {
+    let known = RefCell::new(HashMap::new());
+    move |micro_batch| *known.borrow_mut().entry(micro_batch).or_insert_with(|| look(micro_batch))
 }
 
 /// Refuses tokens that the model has no row for: they would read beyond its embedding.

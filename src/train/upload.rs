@@ -3,10 +3,12 @@
 //! Pieces are read with positioned reads, not through the map of the file: what a map has read counts as memory of the
 //! process until the system takes it back, on each system by rules of its own, and a file that is cut short meanwhile is an
 //! error here instead of a signal. Reading, converting and generating run on several threads; the order of the pieces
-//! changes nothing, since each has its own place.
+//! changes nothing, since each has its own place. A weight in blocks is one piece, for the scales of its scales need all of it:
+//! of such a weight the host holds the codes.
 
 use super::weights::{WeightError, WeightSource};
 use crate::gpu::{BufferSlice, Gpu};
+use crate::graph::blocks::{Blocks, Quantiser};
 use crate::graph::layout::pack;
 use crate::graph::{DType, LANE, TensorType};
 use std::ops::Range;
@@ -71,14 +73,15 @@ pub(super) fn upload(gpu: &Gpu, source: &WeightSource, targets: &[Target]) -> Re
 /// # Errors
 /// A weight that is missing, a file that cannot be read.
 pub(super) fn packed(source: &WeightSource, name: &str, ty: TensorType) -> Result<Vec<u8>, WeightError> {
-    if let WeightSource::Checkpoint(checkpoint) = source
-        && let Some(stored) = checkpoint.blocks(name)?.filter(|stored| stored.ty == ty)
-    {
+    if let Some(stored) = source.stored_blocks(name)?.filter(|stored| stored.ty == ty) {
         return Ok(stored.blocks.pack(ty));
     }
     let (mut raw, mut values) = (Vec::new(), Vec::new());
     let all = 0..ty.shape.elements();
-    if ty.dtype.is_quantised() || !ty.cols().is_multiple_of(LANE) {
+    if ty.dtype.is_quantised() {
+        return Ok(quantised(source, name, ty)?.pack(ty));
+    }
+    if !ty.cols().is_multiple_of(LANE) {
         source.write_elements(name, ty.shape.dims(), all, DType::F32, &mut raw, &mut values)?;
         drop(raw);
         let values: Vec<f32> = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
@@ -86,6 +89,25 @@ pub(super) fn packed(source: &WeightSource, name: &str, ty: TensorType) -> Resul
     }
     source.write_elements(name, ty.shape.dims(), all, ty.dtype, &mut raw, &mut values)?;
     Ok(values)
+}
+
+/// A weight in blocks, quantised as its values are read: the host never holds all of them.
+///
+/// # Errors
+/// A weight that is missing, a file that cannot be read.
+pub(super) fn quantised(source: &WeightSource, name: &str, ty: TensorType) -> Result<Blocks, WeightError> {
+    let (all, cols) = (ty.rows(), ty.cols());
+    let rows = (PIECE_BYTES as usize / (4 * cols)).max(1).next_multiple_of(Quantiser::ROWS);
+    let mut quantiser = Quantiser::new(ty);
+    let (mut raw, mut bytes) = (Vec::new(), Vec::new());
+    for first in (0..all).step_by(rows) {
+        let elements = first * cols..(first + rows).min(all) * cols;
+        bytes.clear();
+        source.write_elements(name, ty.shape.dims(), elements, DType::F32, &mut raw, &mut bytes)?;
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        quantiser.add(&values);
+    }
+    Ok(quantiser.finish())
 }
 
 fn pieces(target: &Target) -> impl Iterator<Item = Piece<'_>> {

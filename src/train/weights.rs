@@ -2,7 +2,7 @@
 
 use super::optimiser::Optimiser;
 use super::upload::{Target, packed, upload};
-use crate::checkpoint::{Checkpoint, CheckpointError, encode};
+use crate::checkpoint::{Checkpoint, CheckpointError, StoredBlocks, encode};
 use crate::gpu::{Buffer, Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
@@ -57,6 +57,17 @@ impl WeightSource {
         Ok(())
     }
 
+    /// A weight as a checkpoint of blocks stores it; `None` for all others.
+    ///
+    /// # Errors
+    /// Blocks that cannot be read.
+    pub(super) fn stored_blocks(&self, name: &str) -> Result<Option<StoredBlocks>, WeightError> {
+        match self {
+            WeightSource::Checkpoint(checkpoint) => Ok(checkpoint.blocks(name)?),
+            WeightSource::Random { .. } => Ok(None),
+        }
+    }
+
     /// Appends the elements of this range of a weight, row-major without padding, in a storage type. `raw` is scratch space.
     ///
     /// # Errors
@@ -73,7 +84,7 @@ impl WeightSource {
         let seed = match self {
             WeightSource::Checkpoint(checkpoint) => {
                 if let Some(stored) = checkpoint.blocks(name)? {
-                    encode(&stored.blocks.dequantise(stored.ty)[elements], dtype, out);
+                    encode(&stored.blocks.dequantise_range(stored.ty, elements), dtype, out);
                     return Ok(());
                 }
                 return Ok(checkpoint.read_elements(name, elements, dtype, raw, out)?);

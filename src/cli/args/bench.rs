@@ -288,6 +288,7 @@ impl BenchTrainArgs {
             checks.at_least(option, given, least);
         }
         checks.below_one("--lora_dropout", self.lora_dropout);
+        checks.offload_activations(self.memory.offload_activations, self.recompute);
         if self.heads > 0 && self.kv_heads() > 0 {
             checks.require(
                 self.hidden.is_multiple_of(2 * self.heads),

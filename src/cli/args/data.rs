@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct DataArgs {
     /// Files or folders FILE:WEIGHT,… of rows; or JSON, LitGPT's word, for the file at --data.json_path
-    #[arg(long, value_name = "FILES", value_parser = data_kind)]
+    #[arg(long, alias = "data.files", value_name = "FILES", value_parser = data_kind)]
     pub data: Option<DataKind>,
     /// One file or folder of rows
     #[arg(long = "data.json_path", alias = "data.json-path", value_name = "FILE")]
@@ -26,6 +26,12 @@ pub struct DataArgs {
         value_parser = boolean
     )]
     pub shuffle: bool,
+    /// Seed of the split and the order of the rows [default: the run's]
+    #[arg(long = "data.seed", value_name = "SEED")]
+    pub data_seed: Option<u64>,
+    /// Threads that tokenise [default: one per processor]
+    #[arg(long = "data.num_workers", alias = "data.num-workers", value_name = "N", value_parser = count)]
+    pub num_workers: Option<usize>,
     #[command(flatten)]
     pub text: RowTextArgs,
     /// Folder that keeps tokenised data for the next run [default: the output folder, for data of 8 MiB and more]
@@ -44,6 +50,8 @@ impl DataArgs {
             sources,
             val_split_fraction,
             shuffle: self.shuffle,
+            seed: self.data_seed,
+            num_workers: self.num_workers,
             cache: self.data_cache,
             ..self.text.options()
         }

@@ -1,7 +1,7 @@
 //! What `engraft plan` takes: the options of `finetune`, of which model and data may be left out.
 
 use super::{
-    DataArgs, DeviceArgs, EXIT_CODES, LoraArgs, ModelArgs, SplitArgs, TrainingArgs, TuneArgs, named_config,
+    DataArgs, DeviceArgs, EXIT_CODES, LoraArgs, RunModelArgs, SplitArgs, TrainingArgs, TuneArgs, named_config,
 };
 use crate::error::Error;
 use crate::models::ModelConfig;
@@ -10,13 +10,12 @@ use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, Args)]
-#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true, args_override_self = true)]
 #[command(mut_arg("gpu", |arg| arg.help("Plan for this device [default: a typical GPU; none is opened]")))]
 pub struct PlanArgs {
-    /// Hugging Face folder of the model; its weights are not needed
-    #[arg(value_name = "MODEL_DIR")]
-    pub model_dir: Option<PathBuf>,
-    /// Take the sizes of this model instead, such as llama-3.2-1b
+    #[command(flatten)]
+    pub model: RunModelArgs,
+    /// Take the sizes of this model instead of MODEL_DIR's, such as llama-3.2-1b
     #[arg(long, value_name = "NAME", conflicts_with = "model_dir")]
     pub shape: Option<String>,
     /// Plan the training of every weight, as finetune_full does
@@ -43,7 +42,8 @@ impl PlanArgs {
     /// # Errors
     /// A name that is unknown, a `config.json` that cannot be used.
     pub fn config(&self) -> Result<ModelConfig, Error> {
-        named_config(self.shape.as_deref(), self.model_dir.as_deref())
+        let folder = self.model.folder();
+        named_config(self.shape.as_deref(), Some(folder.as_path()).filter(|f| !f.as_os_str().is_empty()))
     }
 
     /// The run to plan; data and folder may be empty.
@@ -51,7 +51,9 @@ impl PlanArgs {
     /// # Errors
     /// Every option that is out of its range.
     pub fn resolve(self) -> Result<FinetuneOptions, OptionsError> {
-        let model = ModelArgs { model_dir: self.model_dir.unwrap_or_default() };
+        // a file may name a folder beside the shape
+        let model = if self.shape.is_some() { PathBuf::new() } else { self.model.folder() };
+        self.lora.check()?;
         let tune = TuneArgs { tune: TuneMode::Cached };
         let init_adapter = self.lora.init_adapter.clone().filter(|_| !self.full);
         let options = FinetuneOptions {

@@ -75,6 +75,8 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--data.mask_prompt", "false", |o| o.data.mask_prompt = false),
         ("--data.shuffle", "false", |o| o.data.shuffle = false),
         ("--data.prompt_style", "none", |o| o.data.prompt_style = "none".into()),
+        ("--data.seed", "42", |o| o.data.seed = Some(42)),
+        ("--data.num_workers", "3", |o| o.data.num_workers = Some(3)),
         ("--data_format", "sharegpt", |o| o.data.format = Some(Format::ShareGpt)),
         ("--prompt_template", "t.jinja", |o| o.data.prompt_template = Some("t.jinja".into())),
         ("--data_cache", "tokens", |o| o.data.cache = Some("tokens".into())),
@@ -90,6 +92,24 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--epochs", "5", |o| o.epochs = 5),
         ("--max_steps", "30", |o| o.max_steps = Some(30)),
         ("--lr_warmup_steps", "7", |o| o.lr_warmup_steps = Some(7)),
+        ("--lr_warmup_fraction", "0.1", |o| o.lr_warmup_fraction = Some(0.1)),
+        ("--optimizer.betas", "0.8,0.99", |o| (o.beta1, o.beta2) = (0.8, 0.99)),
+        ("--accumulate_grad_batches", "6", |o| {
+            (o.batch_size, o.accumulate_grad_batches) = (12, Some(6));
+        }),
+        ("--eval_max_iters", "5", |o| o.eval_max_iters = Some(5)),
+        ("--initial_validation", "true", |o| o.initial_validation = true),
+        ("--final_validation", "false", |o| o.final_validation = false),
+        ("--lora_query", "true", |o| o.lora.targets = vec!["q_proj".into(), "v_proj".into()]),
+        ("--lora_key", "true", |o| o.lora.targets = ["q_proj", "k_proj", "v_proj"].map(Into::into).into()),
+        ("--lora_value", "false", |o| o.lora.targets = vec!["q_proj".into()]),
+        ("--lora_projection", "true", |o| {
+            o.lora.targets = ["q_proj", "v_proj", "o_proj"].map(Into::into).into();
+        }),
+        ("--lora_mlp", "true", |o| {
+            o.lora.targets = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"].map(Into::into).into();
+        }),
+        ("--lora_head", "true", |o| o.lora.targets = ["q_proj", "v_proj", "lm_head"].map(Into::into).into()),
         ("--lr_schedule", "linear", |o| o.lr_schedule = ScheduleKind::Linear),
         ("--min_lr", "1e-6", |o| o.min_lr = 1e-6),
         ("--weight_decay", "0", |o| o.weight_decay = 0.0),
@@ -100,6 +120,10 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--grad_clip", "0", |o| o.grad_clip = None),
         ("--eval_interval", "10", |o| o.eval_interval = Some(10)),
         ("--save_interval", "20", |o| o.save_interval = Some(20)),
+        ("--log_interval", "5", |o| o.log_interval = Some(5)),
+        ("--keep_last", "2", |o| o.keep_last = Some(2)),
+        ("--early_stopping_min_delta", "0.01", |o| o.early_stopping_min_delta = 0.01),
+        ("--max_time", "1h30m", |o| o.max_time = Some(5400.0)),
         ("--logger_name", "csv,tensorboard", |o| {
             o.logger_name = vec![LoggerKind::Csv, LoggerKind::TensorBoard];
         }),
@@ -130,6 +154,12 @@ fn each_option_lands_in_its_field_in_both_spellings() {
     for spelled in ["--quantize_head", "--quantize-head"] {
         assert!(finetune(&["--quantize", "nf4", spelled]).quantize_head);
     }
+    for spelled in ["--keep_best", "--keep-best"] {
+        assert!(finetune(&[spelled]).keeps_best());
+    }
+    for spelled in ["--early_stopping_patience", "--early-stopping-patience"] {
+        assert_eq!(finetune(&[spelled, "4", "--eval_interval", "9"]).early_stopping_patience, Some(4));
+    }
     let listed: Vec<&str> = table.iter().map(|row| row.0.trim_start_matches('-')).collect();
     let command = Cli::command();
     for arg in command.find_subcommand("finetune").unwrap().get_arguments() {
@@ -139,14 +169,85 @@ fn each_option_lands_in_its_field_in_both_spellings() {
             "data.json_path",
             "quiet",
             "help",
+            "config",
+            "checkpoint_dir",
             "no_coop",
             "quantize_head",
             "offload_activations",
+            "keep_best",
+            "early_stopping_patience",
             "tui",
         ]
         .contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
     }
+}
+
+/// What LitGPT's `finetune_lora` calls them.
+#[test]
+fn options_are_known_by_litgpts_names() {
+    for (theirs, ours, value) in [
+        ("--train.global_batch_size", "--batch_size", "4"),
+        ("--train.micro_batch_size", "--micro_batch_size", "4"),
+        ("--train.lr_warmup_steps", "--lr_warmup_steps", "7"),
+        ("--train.lr_warmup_fraction", "--lr_warmup_fraction", "0.5"),
+        ("--train.epochs", "--epochs", "5"),
+        ("--train.max_steps", "--max_steps", "30"),
+        ("--train.max_seq_length", "--max_seq_length", "256"),
+        ("--train.max_time", "--max_time", "60"),
+        ("--train.max_norm", "--grad_clip", "0.5"),
+        ("--train.min_lr", "--min_lr", "6e-5"),
+        ("--train.save_interval", "--save_interval", "200"),
+        ("--train.learning_rate", "--learning_rate", "2e-4"),
+        ("--train.weight_decay", "--weight_decay", "0.1"),
+        ("--train.beta1", "--beta1", "0.8"),
+        ("--train.beta2", "--beta2", "0.8"),
+        ("--eval.interval", "--eval_interval", "10"),
+        ("--eval.max_iters", "--eval_max_iters", "10"),
+        ("--eval.initial_validation", "--initial_validation", "true"),
+        ("--eval.final_validation", "--final_validation", "false"),
+        ("--optimizer.lr", "--learning_rate", "2e-4"),
+        ("--optimizer.weight_decay", "--weight_decay", "0.1"),
+        ("--optimizer.eps", "--eps", "1e-6"),
+        ("--lora_r", "--lora_rank", "16"),
+    ] {
+        assert_eq!(finetune(&[theirs, value]), finetune(&[ours, value]), "{theirs}");
+        assert_ne!(finetune(&[theirs, value]), finetune(&[]), "{theirs} is tested with its default");
+    }
+    let named = parse(&["finetune_lora", "--checkpoint_dir", "m", "--data.json_path", "rows.json"]).unwrap();
+    let Command::Finetune(args) = named.command else { panic!("another command") };
+    assert_eq!(args.resolve().unwrap().model_dir, PathBuf::from("m"));
+}
+
+#[test]
+fn sizes_of_a_batch_follow_from_each_other() {
+    let sizes = |words: &[&str]| {
+        let options = finetune(words);
+        (options.batch_size, options.micro_batch_size)
+    };
+    assert_eq!(sizes(&["--accumulate_grad_batches", "3", "--micro_batch_size", "4"]), (12, 4));
+    assert_eq!(sizes(&["--accumulate_grad_batches", "3", "--batch_size", "12"]), (12, 4));
+    let words = ["--accumulate_grad_batches", "3", "--batch_size", "8", "--micro_batch_size", "2"];
+    let Command::Finetune(args) = parse(&[&FINETUNE[..], &words].concat()).unwrap().command else {
+        panic!("another command")
+    };
+    let error = args.resolve().unwrap_err().to_string();
+    assert!(error.contains("--accumulate_grad_batches 3") && error.contains("leave one"), "{error}");
+}
+
+#[test]
+fn the_last_word_counts() {
+    let twice = finetune(&[
+        "--epochs",
+        "3",
+        "--lora_targets",
+        "q_proj,k_proj",
+        "--epochs",
+        "7",
+        "--lora_targets",
+        "v_proj",
+    ]);
+    assert_eq!((twice.epochs, twice.lora.targets), (7, vec!["v_proj".to_owned()]));
 }
 
 #[test]
@@ -238,9 +339,9 @@ fn mistakes_end_with_code_two_and_say_what_is_allowed() {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(said), "{words:?}: {error}");
     }
-    let error = parse(&["finetune"]).unwrap_err();
+    let error = parse(&["generate"]).unwrap_err();
     assert_eq!((error.kind(), error.exit_code()), (ErrorKind::MissingRequiredArgument, 2));
-    // a plan needs no data, so the parser leaves it to who needs them
+    // a file may name the model, so the parser leaves it to who needs it; and a plan needs no data, so the parser leaves it to who needs them
     let Command::Finetune(args) = parse(&["finetune", "model"]).unwrap().command else {
         panic!("another command")
     };

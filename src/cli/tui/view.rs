@@ -2,7 +2,8 @@
 
 use super::state::{State, axis_over};
 use crate::train::axis::{Axis, Scale, range};
-use crate::train::figures::{duration, short, thinned};
+use crate::train::duration::duration_text;
+use crate::train::figures::{short, thinned};
 use crate::train::memory_size::memory_text;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -64,7 +65,7 @@ fn draw_gauge(frame: &mut Frame, state: &State, area: Rect) {
         return frame.render_widget(Line::from(format!(" {text}").cyan()), area);
     };
     let done = state.last.as_ref().map_or(0, |record| record.step);
-    let eta = state.eta().map_or("?".into(), duration);
+    let eta = state.eta().map_or("?".into(), duration_text);
     let epoch = state.last.as_ref().map_or(0.0, |record| record.epoch);
     let label = format!("step {done}/{}  epoch {epoch:.2}/{}  ETA {eta}", run.steps, run.epochs);
     let gauge = Gauge::default()
@@ -93,7 +94,7 @@ fn draw_figures(frame: &mut Frame, state: &State, area: Rect) {
         add("lr", format!("{:.2e}", last.learning_rate), RATE);
         add("grad norm", short(last.grad_norm), NORM);
         add("tokens/s", short(last.tokens_per_s), SPEED);
-        add("elapsed", duration(last.elapsed_s), Color::Reset);
+        add("elapsed", duration_text(last.elapsed_s), Color::Reset);
     }
     let mut lines = vec![Line::from(spans)];
     if let Some(run) = &state.run {
@@ -117,7 +118,7 @@ fn draw_charts(frame: &mut Frame, state: &State, area: Rect) {
     // braille has two dots across a cell
     let fit = |points: &[[f64; 2]], area: Rect| thinned(points, usize::from(area.width.max(1)));
     let smooth = state.smooth_loss();
-    let steps = range(state.loss.iter().map(|[step, _]| *step));
+    let steps = range(state.loss.iter().chain(&state.val_loss).map(|[step, _]| *step));
     let mut losses = vec![
         Curve { points: fit(&smooth, left), colour: TRAINING, dots: false },
         Curve { points: state.val_loss.clone(), colour: VALIDATION, dots: true },

@@ -174,7 +174,9 @@ impl BenchTrain {
         let limit = MemoryLimit::of(options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());
         let demand = |samples| Demand::uniform(samples, options.seq);
         let choose = |gpu: &Gpu| {
-            let planner = Planner { network: network.clone(), device: &gpu.profile(), demand: &demand };
+            let (network, batch_size) = (network.clone(), options.batch);
+            let planner =
+                Planner { network, device: &gpu.profile(), batch_size, resumed: false, demand: &demand };
             planner.choose(options.batch, options.recompute, limit)
         };
         let mut choice = choose(gpu)?;

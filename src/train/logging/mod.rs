@@ -70,23 +70,26 @@ impl RunLog {
     }
 
     /// Goes on with the logs of a run that is taken up after `step`: what is of later steps is dropped. Loggers whose files are
-    /// there go on too, asked for or not. Gives the losses of the steps that stay.
+    /// there go on too, asked for or not. The steps are those of the logs in `earlier`, the run's folder until now, where there
+    /// are any. Gives the losses of the steps that stay.
     ///
     /// # Errors
     /// A file cannot be read or written.
     pub fn resume(
         out_dir: &Path,
+        earlier: Option<&Path>,
         kinds: &[LoggerKind],
         step: usize,
     ) -> Result<(Self, Vec<f64>), MetricsError> {
-        let mut records = read(out_dir).map_err(MetricsError::write(&out_dir.join(METRICS_FILE)))?;
+        let from = earlier.filter(|folder| folder.join(METRICS_FILE).is_file()).unwrap_or(out_dir);
+        let mut records = read(from).map_err(MetricsError::write(&from.join(METRICS_FILE)))?;
         records.retain(|record| record.step().is_some_and(|s| s <= step as u64));
         let losses = records.iter().filter_map(|record| record.get("loss")?.as_f64()).collect();
         let mut kinds = kinds.to_vec();
-        if out_dir.join(CSV_FILE).exists() {
+        if from.join(CSV_FILE).exists() {
             kinds.push(LoggerKind::Csv);
         }
-        if !tensorboard::files(out_dir).is_empty() {
+        if !tensorboard::files(from).is_empty() {
             kinds.push(LoggerKind::TensorBoard);
         }
         Ok((RunLog::open(out_dir, &kinds, &records)?, losses))

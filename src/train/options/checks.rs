@@ -1,5 +1,7 @@
 //! Checks of options that need no file and no device, and what they say.
 
+use super::RecomputeKind;
+use crate::autograd::Recompute;
 use crate::data::PromptStyle;
 use std::fmt;
 use std::path::Path;
@@ -69,6 +71,16 @@ impl Checks {
         if let Err(unknown) = given.parse::<PromptStyle>() {
             self.require(false, option, given, unknown.to_string());
         }
+    }
+
+    pub(crate) fn offload_activations(&mut self, given: bool, recompute: RecomputeKind) {
+        let without = [Recompute::None, Recompute::Selective].map(RecomputeKind::Policy);
+        self.require(
+            !given || !without.contains(&recompute),
+            "--offload_activations",
+            given,
+            "keeps what blocks are made again from; give --recompute layer, every-N or auto",
+        );
     }
 
     pub(crate) fn path(&mut self, option: &'static str, given: &Path) {

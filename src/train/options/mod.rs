@@ -6,6 +6,7 @@
 
 mod checks;
 mod kinds;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +15,6 @@ pub(crate) use checks::Checks;
 pub use checks::{OptionProblem, OptionsError};
 pub use kinds::{Method, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit};
 
-use crate::autograd::Recompute;
 use crate::train::logging::{LoggerKind, one_or_more};
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
@@ -35,10 +35,11 @@ pub struct FinetuneOptions {
     pub method: Method,
     /// Used by [`Method::Lora`] alone.
     pub lora: LoraOptions,
-    /// PEFT adapter to go on from; rank, alpha and targets are then its own.
-    /// The folder of a step to go on from, or `auto`: the newest whole one in `out_dir`, and from the start where there is none.
+    /// The folder of a step to go on from, or `auto`: the newest whole one that the run in `out_dir` saved, and from the start
+    /// where there is none.
     #[serde(skip)]
     pub resume: Option<PathBuf>,
+    /// PEFT adapter to go on from; rank, alpha and targets are then its own.
     pub init_adapter: Option<PathBuf>,
     /// Peak of the schedule.
     pub learning_rate: f64,
@@ -46,6 +47,9 @@ pub struct FinetuneOptions {
     pub batch_size: usize,
     /// Samples on the device at a time; see [`FinetuneOptions::micro_batch`].
     pub micro_batch_size: usize,
+    /// Micro-batches per optimiser step, where that was said: it must agree with both sizes.
+    #[serde(skip)]
+    pub accumulate_grad_batches: Option<usize>,
     /// Longer samples are cut at the end; `None` cuts at the model's own limit alone.
     pub max_seq_length: Option<usize>,
     pub epochs: usize,
@@ -53,6 +57,8 @@ pub struct FinetuneOptions {
     pub max_steps: Option<usize>,
     /// `None`: a tenth of the run, at most 100 steps; see [`FinetuneOptions::warmup_steps`].
     pub lr_warmup_steps: Option<usize>,
+    /// The warm-up as a share of the run's steps, in place of a number.
+    pub lr_warmup_fraction: Option<f64>,
     pub lr_schedule: ScheduleKind,
     /// What cosine and linear schedules fall to.
     pub min_lr: f64,
@@ -65,8 +71,25 @@ pub struct FinetuneOptions {
     pub grad_clip: Option<f64>,
     /// Optimiser steps between evaluations; `None` evaluates at the end alone.
     pub eval_interval: Option<usize>,
+    /// Micro-batches of the validation rows that evaluations before the last one look at; `None` looks at all.
+    pub eval_max_iters: Option<usize>,
+    /// Evaluates before the first step, and after the last one.
+    pub initial_validation: bool,
+    pub final_validation: bool,
     /// Optimiser steps between saves; `None` saves at the end alone.
     pub save_interval: Option<usize>,
+    /// Saved steps to keep, the newest; `None` keeps all.
+    pub keep_last: Option<usize>,
+    /// Keeps what has the lowest validation loss, and makes it the result.
+    pub keep_best: bool,
+    /// Evaluations in a row without a lower validation loss after which the run ends; such a run keeps the best.
+    pub early_stopping_patience: Option<usize>,
+    /// How much lower, in nats.
+    pub early_stopping_min_delta: f64,
+    /// Seconds of training after which the run ends.
+    pub max_time: Option<f64>,
+    /// Optimiser steps between lines of progress; `None` leaves it to who prints them.
+    pub log_interval: Option<usize>,
     /// Logs beside `metrics.jsonl`.
     #[serde(deserialize_with = "one_or_more")]
     pub logger_name: Vec<LoggerKind>,
@@ -139,10 +162,12 @@ impl Default for FinetuneOptions {
             learning_rate: 3e-4,
             batch_size: 8,
             micro_batch_size: 2,
+            accumulate_grad_batches: None,
             max_seq_length: None,
             epochs: 3,
             max_steps: None,
             lr_warmup_steps: None,
+            lr_warmup_fraction: None,
             lr_schedule: ScheduleKind::default(),
             min_lr: 0.0,
             weight_decay: 0.01,
@@ -151,7 +176,16 @@ impl Default for FinetuneOptions {
             eps: 1e-8,
             grad_clip: Some(1.0),
             eval_interval: None,
+            eval_max_iters: None,
+            initial_validation: false,
+            final_validation: true,
             save_interval: None,
+            keep_last: None,
+            keep_best: false,
+            early_stopping_patience: None,
+            early_stopping_min_delta: 0.0,
+            max_time: None,
+            log_interval: None,
             logger_name: Vec::new(),
             seed: 1337,
             quantize: Quantize::None,
@@ -243,14 +277,7 @@ impl FinetuneOptions {
                 );
             }
         }
-        self.quantize().check(&mut checks);
-        let without = [Recompute::None, Recompute::Selective].map(RecomputeKind::Policy);
-        checks.require(
-            !self.offload_activations || !without.contains(&self.recompute),
-            "--offload_activations",
-            self.offload_activations,
-            "keeps what blocks are made again from; give --recompute layer, every-N or auto",
-        );
+        checks.offload_activations(self.offload_activations, self.recompute);
         checks.positive("--learning_rate", self.learning_rate);
         if self.min_lr > self.learning_rate && self.learning_rate > 0.0 {
             let allowed = format!("must be at most --learning_rate ({})", self.learning_rate);
@@ -266,6 +293,31 @@ impl FinetuneOptions {
                 "--batch_size",
                 self.batch_size,
                 format!("must be a multiple of --micro_batch_size ({})", self.micro_batch_size),
+            );
+        }
+        if let Some(count) = self.accumulate_grad_batches {
+            checks.require(
+                count > 0 && self.batch_size == count * self.micro_batch_size,
+                "--accumulate_grad_batches",
+                count,
+                format!(
+                    "must be --batch_size ({}) over --micro_batch_size ({}); leave one of the three out",
+                    self.batch_size, self.micro_batch_size
+                ),
+            );
+        }
+        if let Some(fraction) = self.lr_warmup_fraction {
+            checks.require(
+                (0.0..=1.0).contains(&fraction),
+                "--lr_warmup_fraction",
+                fraction,
+                "must be at least 0 and at most 1",
+            );
+            checks.require(
+                self.lr_warmup_steps.is_none(),
+                "--lr_warmup_fraction",
+                fraction,
+                "says what --lr_warmup_steps says in another way; give one of the two",
             );
         }
         check_max_seq_length(&mut checks, self.max_seq_length);
@@ -284,9 +336,35 @@ impl FinetuneOptions {
             );
         }
         checks.optional_count("--eval_interval", self.eval_interval, "to evaluate at the end alone");
+        checks.optional_count("--eval_max_iters", self.eval_max_iters, "to look at all validation rows");
+        checks.optional_count("--log_interval", self.log_interval, "for about fifty lines");
         checks.optional_count("--save_interval", self.save_interval, "to save at the end alone");
+        checks.optional_count("--keep_last", self.keep_last, "to keep all saved steps");
+        if let Some(patience) = self.early_stopping_patience {
+            checks.at_least("--early_stopping_patience", patience, 1);
+            checks.require(
+                self.eval_interval.is_some(),
+                "--early_stopping_patience",
+                patience,
+                "counts evaluations; give --eval_interval as well",
+            );
+        }
+        checks.not_negative("--early_stopping_min_delta", self.early_stopping_min_delta);
+        if let Some(seconds) = self.max_time {
+            checks.positive("--max_time", seconds);
+        }
         check_gpu(&mut checks, self.gpu.as_deref());
         checks
+    }
+
+    /// Whether the result is what had the lowest validation loss.
+    pub fn keeps_best(&self) -> bool {
+        self.keep_best || self.early_stopping_patience.is_some()
+    }
+
+    /// Seed of the split and the order of the rows.
+    pub fn data_seed(&self) -> u64 {
+        self.data.seed.unwrap_or(self.seed)
     }
 
     /// Samples on the device at a time: `micro_batch_size`, but no more than a batch has.
@@ -296,7 +374,8 @@ impl FinetuneOptions {
 
     /// Steps of warm-up in a run of `steps` optimiser steps: never more than the run has.
     pub fn warmup_steps(&self, steps: usize) -> usize {
-        self.lr_warmup_steps.unwrap_or((steps / 10).min(100)).min(steps)
+        let share = self.lr_warmup_fraction.map(|fraction| (fraction * steps as f64).round() as usize);
+        self.lr_warmup_steps.or(share).unwrap_or((steps / 10).min(100)).min(steps)
     }
 }
 
@@ -312,7 +391,6 @@ impl EvaluateOptions {
         check_max_seq_length(&mut checks, self.max_seq_length);
         checks.at_least("--micro_batch_size", self.micro_batch_size, 1);
         check_gpu(&mut checks, self.gpu.as_deref());
-        self.quantize.check(&mut checks);
         checks.finish()
     }
 }

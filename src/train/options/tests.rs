@@ -1,6 +1,7 @@
 //! Defaults, words, checks and the file format of options.
 
 use super::*;
+use crate::autograd::Recompute;
 use crate::graph::DType;
 use std::fmt;
 use std::str::FromStr;

@@ -3,7 +3,8 @@
 use super::chart::{Chart, Series};
 use crate::data::grouped;
 use crate::train::axis::Scale;
-use crate::train::figures::{duration, short, smoothed, smoothing_span};
+use crate::train::duration::duration_text;
+use crate::train::figures::{short, smoothed, smoothing_span};
 use crate::train::logging::{self, Record};
 use crate::train::memory_size::memory_text;
 use crate::train::run_folder::{HYPERPARAMETERS_FILE, RUN_FILE, read_json, settings};
@@ -188,7 +189,7 @@ fn tiles(records: &[Record], run: &Value) -> Vec<Tile> {
         let rate = if *seconds > 0.0 { tokens / seconds } else { 0.0 };
         let epoch = records.iter().rev().find_map(|record| record.number("epoch")).unwrap_or(0.0);
         add("Tokens", grouped(tokens as usize), format!("{epoch:.2} epochs"));
-        add("Duration", duration(*seconds), "of training".into());
+        add("Duration", duration_text(*seconds), "of training".into());
         add("Speed", format!("{}/s", grouped(rate.round() as usize)), "tokens, evaluations included".into());
     }
     if let Some(bytes) = run["device_bytes"].as_u64() {
