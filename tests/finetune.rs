@@ -162,6 +162,7 @@ fn a_run_leaves_complete_files() {
         "hyperparameters.json",
         "hyperparameters.yaml",
         "metrics.jsonl",
+        "report.html",
         "run.json",
         "step-000002",
         "step-000004",

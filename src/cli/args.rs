@@ -25,6 +25,7 @@ mod data;
 pub mod litgpt;
 mod logging;
 mod plan;
+mod report;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
@@ -32,6 +33,7 @@ pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use litgpt::LoraSwitches;
 pub use logging::LoggingArgs;
 pub use plan::PlanArgs;
+pub use report::ReportArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device, 130 stopped by the user";
@@ -88,6 +90,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure which kernels are fastest here, ahead of a run
     Tune(TuneCommandArgs),
+    /// Write a run's report.html again from the files in its folder
+    Report(ReportArgs),
     /// Write a configuration file with every option of finetune, explained
     Init(InitArgs),
     /// Print a script that completes commands and options in a shell

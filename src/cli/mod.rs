@@ -11,6 +11,8 @@ mod generate;
 mod init;
 mod plan;
 mod progress;
+mod report;
+mod tui;
 mod tune;
 
 use crate::error::{Error, Failure};
@@ -34,6 +36,7 @@ pub fn run() -> ExitCode {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !crate::gpu::is_waiting() && !crate::data::is_parsing() {
+            tui::leave();
             usual(panic);
         }
     }));
@@ -47,6 +50,7 @@ pub fn run() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Completions(args) => init::completions(&args),
         Command::Plan(args) => plan::run(args),
+        Command::Report(args) => report::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
             BenchCommand::Matmul(args) => bench::matmul(args, cli.quiet),

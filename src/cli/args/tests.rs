@@ -182,6 +182,7 @@ fn each_option_lands_in_its_field_in_both_spellings() {
             "keep_best",
             "momentum",
             "early_stopping_patience",
+            "tui",
         ]
         .contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");
