@@ -100,11 +100,9 @@ fn a_validation_row_is_continued_where_no_file_is_given() {
     assert!(first.len() == 2 && first[0].prompt.contains("say "), "{first:?}");
     options.evaluate_example = Some(Example::Index(1));
     assert_ne!(samples(&options)[0].prompt, first[0].prompt);
-    for (change, said) in [(Example::Index(99), "4 validation rows")] {
-        options.evaluate_example = Some(change);
-        let error = Finetune::new(options.clone()).run().unwrap_err().to_string();
-        assert!(error.contains(said), "{error}");
-    }
+    options.evaluate_example = Some(Example::Index(99));
+    let error = Finetune::new(options.clone()).run().unwrap_err().to_string();
+    assert!(error.contains("4 validation rows"), "{error}");
     let file = folder.path().join("empty.txt");
     fs::write(&file, "\n \n").unwrap();
     options.eval_prompts = Some(file);
