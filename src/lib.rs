@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod error;
+pub mod export;
 pub mod fuse;
 pub mod generate;
 pub mod gpu;

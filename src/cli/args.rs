@@ -23,12 +23,14 @@ use std::process::ExitCode;
 mod bench;
 mod data;
 pub mod litgpt;
+mod merge;
 mod plan;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use litgpt::LoraSwitches;
+pub use merge::MergeArgs;
 pub use plan::PlanArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
@@ -79,6 +81,9 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Show data as a run would see them: samples as tokens, lengths, counts
     Data(DataCommandArgs),
+    /// Add an adapter to its base model, and write the sum as a model folder
+    #[command(visible_alias = "merge", alias = "merge-lora")]
+    MergeLora(MergeArgs),
     /// List GPUs and software devices, and the one that a run would choose
     Devices(DevicesArgs),
     /// Measure speed without any files

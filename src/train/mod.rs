@@ -17,7 +17,7 @@ pub mod optimiser;
 pub mod options;
 pub mod plan;
 pub mod quantize;
-mod resume;
+pub(crate) mod resume;
 pub mod run_plan;
 pub mod save;
 mod saver;
