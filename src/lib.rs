@@ -15,5 +15,6 @@ pub mod nn;
 pub mod ops;
 pub mod plan;
 pub mod train;
+pub mod validate;
 
 pub use error::Error;

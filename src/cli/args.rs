@@ -25,6 +25,7 @@ mod data;
 pub mod litgpt;
 mod merge;
 mod plan;
+mod validate;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
@@ -32,6 +33,7 @@ pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use litgpt::LoraSwitches;
 pub use merge::MergeArgs;
 pub use plan::PlanArgs;
+pub use validate::ValidateArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device, 130 stopped by the user";
@@ -84,6 +86,8 @@ pub enum Command {
     /// Add an adapter to its base model, and write the sum as a model folder
     #[command(visible_alias = "merge", alias = "merge-lora")]
     MergeLora(MergeArgs),
+    /// Check a model folder before a run: every problem, without a GPU
+    Validate(ValidateArgs),
     /// List GPUs and software devices, and the one that a run would choose
     Devices(DevicesArgs),
     /// Measure speed without any files

@@ -13,6 +13,7 @@ mod merge;
 mod plan;
 mod progress;
 mod tune;
+mod validate;
 
 use crate::error::{Error, Failure};
 use args::{BenchCommand, Command, Exit};
@@ -46,6 +47,7 @@ pub fn run() -> ExitCode {
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args),
         Command::MergeLora(args) => merge::run(args, cli.quiet),
+        Command::Validate(args) => validate::run(&args),
         Command::Devices(args) => devices::run(args),
         Command::Init(args) => init::run(&args),
         Command::Completions(args) => init::completions(&args),

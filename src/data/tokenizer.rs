@@ -109,6 +109,11 @@ impl Tokenizer {
         &self.prefix
     }
 
+    /// Whether [`Self::encode`] puts special tokens before a text.
+    pub fn adds_bos(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
     /// Whether the token is a control token rather than text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id) || self.stop_tokens.contains(&id)
