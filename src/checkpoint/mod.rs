@@ -8,6 +8,7 @@ pub mod atomic;
 mod bitsandbytes;
 mod companions;
 mod error;
+pub mod gguf;
 mod shards;
 mod weights;
 

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 mod bench;
 mod data;
+mod export;
 pub mod litgpt;
 mod merge;
 mod plan;
@@ -30,6 +31,7 @@ mod validate;
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
+pub use export::{ExportArgs, ExportSource};
 pub use litgpt::LoraSwitches;
 pub use merge::MergeArgs;
 pub use plan::PlanArgs;
@@ -86,6 +88,8 @@ pub enum Command {
     /// Add an adapter to its base model, and write the sum as a model folder
     #[command(visible_alias = "merge", alias = "merge-lora")]
     MergeLora(MergeArgs),
+    /// Write a model or an adapter as a GGUF file for llama.cpp
+    Export(ExportArgs),
     /// Check a model folder before a run: every problem, without a GPU
     Validate(ValidateArgs),
     /// List GPUs and software devices, and the one that a run would choose

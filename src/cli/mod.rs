@@ -6,6 +6,7 @@ pub mod config;
 mod data;
 mod devices;
 mod evaluate;
+mod export;
 mod finetune;
 mod generate;
 mod init;
@@ -47,6 +48,7 @@ pub fn run() -> ExitCode {
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args),
         Command::MergeLora(args) => merge::run(args, cli.quiet),
+        Command::Export(args) => export::run(args, cli.quiet),
         Command::Validate(args) => validate::run(&args),
         Command::Devices(args) => devices::run(args),
         Command::Init(args) => init::run(&args),

@@ -127,6 +127,16 @@ impl Tokenizer {
         ChatTemplate::of_model(&self.chat)
     }
 
+    /// The model's chat templates as they are written, by name; one alone is `default`.
+    pub fn chat_template_sources(&self) -> &[(String, String)] {
+        &self.chat.named
+    }
+
+    /// The token that `tokenizer_config.json` or `special_tokens_map.json` has under a key such as `pad_token`.
+    pub fn special_token(&self, key: &str) -> Option<u32> {
+        self.chat.special_tokens.get(key).and_then(|text| self.inner.token_to_id(text))
+    }
+
     pub(super) fn chat_sources(&self) -> &ChatSources {
         &self.chat
     }

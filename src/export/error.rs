@@ -43,6 +43,29 @@ pub enum ExportError {
         adapter_dir.display()
     )]
     NotFinite { adapter_dir: PathBuf, module: String },
-    #[error("{tensor}: the value {value} is beyond f16, whose largest is 65504; give --dtype bf16 or f32")]
+    #[error(
+        "{tensor}: the value {value} is beyond f16, whose largest is 65504; give --dtype bf16 or f32 (--type for GGUF)"
+    )]
     Overflow { tensor: String, value: f32 },
+    #[error("{}: is a folder; give --gguf the path of the file to write", path.display())]
+    FileIsFolder { path: PathBuf },
+    #[error("{}: is there and is no GGUF file; give --gguf another path", path.display())]
+    ForeignFile { path: PathBuf },
+    #[error("{}: {reason}", file.display())]
+    Tokenizer { file: PathBuf, reason: String },
+    #[error("{tensor}: has no place in a GGUF file of this architecture")]
+    NoGgufName { tensor: String },
+    #[error(
+        "the adapter changes the head, which is the token embedding in {}: llama.cpp cannot add it; merge the adapter with \
+         engraft merge_lora, and export the model",
+        model_dir.display()
+    )]
+    TiedHead { model_dir: PathBuf },
+    #[error(
+        "{}: neither config.json of a model nor adapter_config.json is there; give the folder of a model or of an adapter",
+        path.display()
+    )]
+    NeitherKind { path: PathBuf },
+    #[error("{option} is for {goes_with}, and {} is {found}; leave it out", path.display())]
+    Misplaced { option: &'static str, goes_with: &'static str, path: PathBuf, found: &'static str },
 }
