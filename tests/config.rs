@@ -107,7 +107,6 @@ train:
 
 eval:
   interval: 100
-  max_new_tokens: 100
   max_iters: 100
   initial_validation: false
   final_validation: true

@@ -161,6 +161,7 @@ fn a_run_leaves_complete_files() {
         "adapter_model.safetensors",
         "hyperparameters.json",
         "metrics.jsonl",
+        "run.json",
         "step-000002",
         "step-000004",
     ];

@@ -24,6 +24,7 @@ mod bench;
 mod data;
 mod export;
 pub mod litgpt;
+mod logging;
 mod merge;
 mod plan;
 mod validate;
@@ -33,6 +34,7 @@ pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepAr
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use export::{ExportArgs, ExportSource};
 pub use litgpt::LoraSwitches;
+pub use logging::LoggingArgs;
 pub use merge::MergeArgs;
 pub use plan::PlanArgs;
 pub use validate::ValidateArgs;
@@ -583,6 +585,8 @@ pub struct TrainingArgs {
     /// Go on from a saved step: its folder, or auto for the newest one in --out_dir (from the start if none)
     #[arg(long, value_name = "DIR|auto", num_args = 0..=1, default_missing_value = "auto")]
     pub resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub logging: LoggingArgs,
     /// Seed of the split, the order, the initial values and dropout
     #[arg(long, value_name = "SEED", default_value_t = FinetuneOptions::default().seed)]
     pub seed: u64,
@@ -654,6 +658,7 @@ impl TrainingArgs {
             max_time: self.max_time,
             resume: self.resume,
             log_interval: self.log_interval,
+            logger_name: self.logging.logger_name,
             seed: self.seed,
             recompute: self.recompute,
             offload: self.memory.offload,

@@ -46,6 +46,11 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
     let said: Vec<&str> = typed.iter().filter_map(|word| long_of(command, word)).collect();
     for setting in settings.iter().filter(|setting| !yields(command, setting, &said)) {
         let origin = || format!("{}:{}", file.as_deref().unwrap_or(Path::new("")).display(), setting.line);
+        // a run's file serves its plan too, which has no use for some of it
+        let of_run = || root.find_subcommand("finetune").is_some_and(|run| find(run, &setting.key).is_some());
+        if command.get_name() == "plan" && find(command, &setting.key).is_none() && of_run() {
+            continue;
+        }
         words.extend(word_of(command, setting, origin)?);
     }
     words.extend(typed);

@@ -6,8 +6,7 @@ use crate::error::Error;
 use crate::models::ModelConfig;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::resume::numbered;
-use crate::train::save::HYPERPARAMETERS;
-use serde_json::Value;
+use crate::train::run_folder::{HYPERPARAMETERS_FILE, read_json};
 use std::path::{Path, PathBuf};
 
 /// An adapter and where it was found.
@@ -73,8 +72,7 @@ impl AdapterFolder {
         let of_run = name.starts_with("step-") || name.starts_with("best-");
         let run = self.path.parent().filter(|_| of_run);
         let mut folders = [Some(self.path.as_path()), run].into_iter().flatten();
-        let text = folders.find_map(|folder| std::fs::read_to_string(folder.join(HYPERPARAMETERS)).ok())?;
-        let settings: Value = serde_json::from_str(&text).ok()?;
+        let settings = folders.find_map(|folder| read_json(&folder.join(HYPERPARAMETERS_FILE)))?;
         let kind: Quantize = settings["quantize"].as_str()?.parse().ok()?;
         let head = settings["quantize_head"].as_bool().unwrap_or(false);
         (kind != Quantize::None).then_some(QuantizeOptions { kind, head })

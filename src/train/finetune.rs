@@ -3,8 +3,9 @@
 //! Everything that can be wrong with the input is found before the device is opened and before anything is written.
 
 use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
+use super::logging::METRICS_FILE;
 use super::memory::{Choice, MemoryLimit, Planner};
-use super::metrics::{Event, METRICS_FILE};
+use super::metrics::Event;
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
 use super::resume::{self, Progress};

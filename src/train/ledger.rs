@@ -1,7 +1,8 @@
 //! The book of a run: steps that are under way, and what is written down when they are done.
 
+use super::logging::RunLog;
 use super::loss_scale::{LossScale, ScaleUpdate};
-use super::metrics::{Event, MetricsWriter, StepRecord};
+use super::metrics::{Event, StepRecord};
 use super::trainer::PendingStep;
 use crate::error::Error;
 use std::time::Instant;
@@ -18,7 +19,7 @@ pub(super) struct Submitted {
 
 /// What a run has done so far.
 pub(super) struct Ledger {
-    pub metrics: MetricsWriter,
+    pub metrics: RunLog,
     pub scale: LossScale,
     pub losses: Vec<f64>,
     /// Updates of the parameters, those under way included.
@@ -49,7 +50,7 @@ impl Ledger {
             elapsed_s: (done - self.start).as_secs_f64(),
         };
         self.since = done;
-        self.metrics.step(&record)?;
+        self.metrics.write(&record)?;
         self.losses.push(record.loss);
         on_event(&Event::Step(record));
         Ok(())

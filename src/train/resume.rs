@@ -7,7 +7,7 @@
 use super::loss_scale::LossScale;
 use super::metrics::EvalRecord;
 use super::options::FinetuneOptions;
-use super::save::HYPERPARAMETERS;
+use super::run_folder::HYPERPARAMETERS_FILE;
 use super::stopping::Watch;
 use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoint, atomic, write_safetensors};
@@ -49,8 +49,9 @@ pub(super) struct Progress {
 
 /// Options that may differ when a run goes on: they say where it runs, how long, and what it writes. On another device, or with
 /// kernels measured anew, sums round differently.
-const FREE: [&str; 20] = [
+const FREE: [&str; 21] = [
     "out_dir",
+    "logger_name",
     "resume",
     "model_dir",
     "save_interval",
@@ -157,7 +158,7 @@ impl Progress {
 /// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one. An earlier run may have left folders
 /// there too; they are not meant.
 pub(super) fn newest(out_dir: &Path) -> Option<PathBuf> {
-    let text = std::fs::read(out_dir.join(HYPERPARAMETERS)).ok()?;
+    let text = std::fs::read(out_dir.join(HYPERPARAMETERS_FILE)).ok()?;
     let run = serde_json::from_slice::<Value>(&text).ok()?["run"].as_str()?.to_owned();
     steps_of(out_dir, &run).pop().map(|(_, path)| path)
 }

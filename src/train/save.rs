@@ -2,6 +2,7 @@
 
 use super::adapter::extract;
 use super::options::{FinetuneOptions, Method};
+use super::run_folder::HYPERPARAMETERS_FILE;
 use super::trainer::Trainer;
 use crate::checkpoint::{AdapterConfig, COMPANIONS, atomic, encode, write_safetensors};
 use crate::error::Error;
@@ -11,9 +12,6 @@ use crate::models::Network;
 use serde_json::json;
 use std::io;
 use std::path::Path;
-
-/// Name of the file with a run's options.
-pub const HYPERPARAMETERS: &str = "hyperparameters.json";
 
 /// Writes the adapter as PEFT does.
 ///
@@ -79,7 +77,7 @@ pub fn save_hyperparameters(
     network: &Network,
     run: &str,
 ) -> Result<(), Error> {
-    let path = options.out_dir.join(HYPERPARAMETERS);
+    let path = options.out_dir.join(HYPERPARAMETERS_FILE);
     let failed = |source| Error::Write { path: path.clone(), source };
     std::fs::create_dir_all(&options.out_dir).map_err(failed)?;
     let mut all = serde_json::to_value(options).map_err(|e| failed(e.into()))?;

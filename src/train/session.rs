@@ -2,10 +2,12 @@
 
 use super::finetune::{FinetuneReport, Prepared};
 use super::ledger::{Ledger, Submitted};
+use super::logging::RunLog;
 use super::loss_scale::LossScale;
-use super::metrics::{EvalRecord, Event, MetricsWriter, RunSummary};
+use super::metrics::{EvalRecord, Event, RunSummary};
 use super::options::FinetuneOptions;
 use super::resume::Progress;
+use super::run_folder::RunFacts;
 use super::save::save_hyperparameters;
 use super::saver::Saver;
 use super::schedule::Schedule;
@@ -52,12 +54,15 @@ impl Session<'_, '_> {
         self.saver.begin(&progress)?;
         let network = self.trainer.network();
         save_hyperparameters(self.options, steps, self.trainer.gpu(), network, self.saver.run())?;
+        let (out_dir, summary) = (&self.options.out_dir, self.summary());
+        RunFacts::new(out_dir, from.is_some(), &summary, &data.summary, &notes).write(out_dir)?;
+        let loggers = &self.options.logger_name;
         let (metrics, losses) = match from {
-            Some(folder) => MetricsWriter::resume(&self.options.out_dir, folder.parent(), progress.step)?,
-            None => (MetricsWriter::create(&self.options.out_dir)?, Vec::new()),
+            Some(folder) => RunLog::resume(out_dir, folder.parent(), loggers, progress.step)?,
+            None => (RunLog::create(out_dir, loggers)?, Vec::new()),
         };
         notes.into_iter().for_each(|note| self.emit(Event::Note(note)));
-        self.emit(Event::Started(self.summary()));
+        self.emit(Event::Started(summary));
 
         let mut ledger = Ledger {
             metrics,
@@ -187,6 +192,7 @@ impl Session<'_, '_> {
             device: gpu.info().name.clone(),
             software_device: gpu.info().is_software(),
             device_bytes: self.trainer.memory().total(),
+            memory: self.trainer.memory(),
         }
     }
 
@@ -203,7 +209,7 @@ impl Session<'_, '_> {
         let labels: usize = (0..most).map(|i| rows.label_count(i)).sum();
         let loss = self.trainer.evaluate(batches(rows, most, size))? / labels as f64;
         let record = EvalRecord::new(progress.step, loss);
-        ledger.metrics.evaluation(&record)?;
+        ledger.metrics.write(&record)?;
         progress.evaluated = Some(record.clone());
         self.emit(Event::Evaluation(record));
         let best = progress.watch.observe(progress.step, loss, self.options.early_stopping_min_delta);

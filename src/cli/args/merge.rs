@@ -19,7 +19,11 @@ pub struct MergeArgs {
     #[arg(long, alias = "out-dir", value_name = "DIR")]
     pub out_dir: PathBuf,
     /// Base model [default: the folder that adapter_config.json names]
-    #[arg(long, alias = "model-dir", value_name = "DIR")]
+    #[arg(
+        long,
+        aliases = ["model-dir", "pretrained_checkpoint_dir", "pretrained-checkpoint-dir"],
+        value_name = "DIR"
+    )]
     pub model_dir: Option<PathBuf>,
     /// What the adapter is added to: original, dequantized [default: the base model as it is stored]
     #[arg(long, alias = "merge-base", value_name = "BASE")]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::autograd::Recompute;
 use crate::data::{DataSource, Format};
+use crate::train::logging::LoggerKind;
 use crate::train::options::TuneMode;
 use crate::train::quantize::Quantize;
 use clap::CommandFactory;
@@ -123,6 +124,9 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--keep_last", "2", |o| o.keep_last = Some(2)),
         ("--early_stopping_min_delta", "0.01", |o| o.early_stopping_min_delta = 0.01),
         ("--max_time", "1h30m", |o| o.max_time = Some(5400.0)),
+        ("--logger_name", "csv,tensorboard", |o| {
+            o.logger_name = vec![LoggerKind::Csv, LoggerKind::TensorBoard];
+        }),
         ("--resume", "out/step-000020", |o| o.resume = Some("out/step-000020".into())),
         ("--seed", "42", |o| o.seed = 42),
         ("--precision", "16-mixed", |o| o.precision = Precision::F16Mixed),

@@ -15,6 +15,7 @@ pub(crate) use checks::Checks;
 pub use checks::{OptionProblem, OptionsError};
 pub use kinds::{Method, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit};
 
+use crate::train::logging::{LoggerKind, one_or_more};
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
 use checks::{check_gpu, check_max_seq_length};
@@ -89,6 +90,9 @@ pub struct FinetuneOptions {
     pub max_time: Option<f64>,
     /// Optimiser steps between lines of progress; `None` leaves it to who prints them.
     pub log_interval: Option<usize>,
+    /// Logs beside `metrics.jsonl`.
+    #[serde(deserialize_with = "one_or_more")]
+    pub logger_name: Vec<LoggerKind>,
     /// Of the split, the order, the adapter's initial values and dropout.
     pub seed: u64,
     /// What the frozen linear layers are held in, and whether embedding and head are too.
@@ -182,6 +186,7 @@ impl Default for FinetuneOptions {
             early_stopping_min_delta: 0.0,
             max_time: None,
             log_interval: None,
+            logger_name: Vec::new(),
             seed: 1337,
             quantize: Quantize::None,
             quantize_head: false,
