@@ -2,6 +2,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
+use crate::export::ExportError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
 use crate::models::ConfigError;
@@ -32,6 +33,8 @@ pub enum Error {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error(transparent)]
     Gpu(#[from] GpuError),
     #[error(transparent)]
@@ -106,6 +109,7 @@ impl Error {
             | Error::Config(_)
             | Error::Data(_)
             | Error::Adapter(_)
+            | Error::Export(_)
             | Error::Input { .. } => Failure::Input,
             Error::Checkpoint(CheckpointError::Write { .. }) => Failure::Run,
             Error::Checkpoint(_) | Error::Trainer(TrainerError::Weights(WeightError::Checkpoint(_))) => {

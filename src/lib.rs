@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod error;
+pub mod export;
 pub mod fuse;
 pub mod generate;
 pub mod gpu;
@@ -14,5 +15,6 @@ pub mod nn;
 pub mod ops;
 pub mod plan;
 pub mod train;
+pub mod validate;
 
 pub use error::Error;

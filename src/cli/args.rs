@@ -22,18 +22,24 @@ use std::process::ExitCode;
 
 mod bench;
 mod data;
+mod export;
 pub mod litgpt;
 mod logging;
+mod merge;
 mod plan;
 mod report;
+mod validate;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
+pub use export::{ExportArgs, ExportSource};
 pub use litgpt::LoraSwitches;
 pub use logging::LoggingArgs;
+pub use merge::MergeArgs;
 pub use plan::PlanArgs;
 pub use report::ReportArgs;
+pub use validate::ValidateArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device, 130 stopped by the user";
@@ -83,6 +89,13 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Show data as a run would see them: samples as tokens, lengths, counts
     Data(DataCommandArgs),
+    /// Add an adapter to its base model, and write the sum as a model folder
+    #[command(visible_alias = "merge", alias = "merge-lora")]
+    MergeLora(MergeArgs),
+    /// Write a model or an adapter as a GGUF file for llama.cpp
+    Export(ExportArgs),
+    /// Check a model folder before a run: every problem, without a GPU
+    Validate(ValidateArgs),
     /// List GPUs and software devices, and the one that a run would choose
     Devices(DevicesArgs),
     /// Measure speed without any files

@@ -6,17 +6,21 @@ pub mod config;
 mod data;
 mod devices;
 mod evaluate;
+mod export;
 mod finetune;
 mod generate;
 mod init;
+mod merge;
 mod plan;
 mod progress;
 mod report;
 mod tui;
 mod tune;
+mod validate;
 
 use crate::error::{Error, Failure};
 use args::{BenchCommand, Command, Exit};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Runs the program on the process's arguments.
@@ -46,6 +50,9 @@ pub fn run() -> ExitCode {
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args),
+        Command::MergeLora(args) => merge::run(args, cli.quiet),
+        Command::Export(args) => export::run(args, cli.quiet),
+        Command::Validate(args) => validate::run(&args),
         Command::Devices(args) => devices::run(args),
         Command::Init(args) => init::run(&args),
         Command::Completions(args) => init::completions(&args),
@@ -77,5 +84,22 @@ fn exit_of(error: &Error) -> Exit {
         Failure::Memory => Exit::OutOfMemory,
         Failure::Device => Exit::NoDevice,
         Failure::Stopped => Exit::Stopped,
+    }
+}
+
+/// What a result should tell its user, on standard error.
+fn say_notes(notes: &[String], quiet: bool) {
+    if !quiet {
+        notes.iter().for_each(|note| eprintln!("note: {note}"));
+    }
+}
+
+/// Standard output; a reader that has had enough (`| head`) is no error.
+fn print(text: &str) -> Result<(), Error> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::Write { path: "standard output".into(), source })
+        }
+        _ => Ok(()),
     }
 }

@@ -76,6 +76,7 @@ impl State {
                 self.note(&format!("step {}: {text}", record.step));
                 self.kept.evaluation = Some(event);
             }
+            Event::Sample(record) => self.note(&record.to_string()),
             Event::Saved { step, path } => {
                 self.note(&format!("step {step}: saved {}", path.display()));
                 self.kept.saved = Some(event);
