@@ -4,7 +4,7 @@
 //! ignored: a closed terminal must not end a run.
 
 use crate::train::duration::duration_text;
-use crate::train::metrics::{EvalRecord, Event, RunSummary, SampleRecord, StepRecord};
+use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
 use crate::train::tuning::TuneProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
