@@ -156,6 +156,7 @@ fn of_generate(error: &GenerateError) -> Failure {
         GenerateError::NoPrompt
         | GenerateError::UnknownToken { .. }
         | GenerateError::CacheFull { .. }
+        | GenerateError::ContextFull { .. }
         | GenerateError::OverLimit { .. }
         | GenerateError::Options(_)
         | GenerateError::Weights(WeightError::Checkpoint(_)) => Failure::Input,

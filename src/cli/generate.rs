@@ -45,8 +45,11 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     }
     let cache = CacheSize::new(prompt.len() + max_new_tokens);
     let mut generator = Generator::new(&gpu, network, &source, adapter.as_ref(), cache)?;
-    let options =
-        GenerateOptions { max_new_tokens, sampling: args.sampling(), stop: tokenizer.stop_tokens().to_vec() };
+    let options = GenerateOptions {
+        max_new_tokens,
+        sampling: args.sampling.options(),
+        stop: tokenizer.stop_tokens().to_vec(),
+    };
     let mut out = Output::new(&tokenizer);
     let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
     out.finish()?;
@@ -129,7 +132,8 @@ impl<'t> Output<'t> {
     }
 }
 
-fn write_out(text: &str) -> io::Result<()> {
+/// Text on standard output, at once.
+pub(super) fn write_out(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()

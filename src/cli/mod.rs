@@ -2,6 +2,8 @@
 
 pub mod args;
 mod bench;
+mod chat;
+mod chat_input;
 mod data;
 mod devices;
 mod evaluate;
@@ -34,6 +36,7 @@ pub fn run() -> ExitCode {
         Command::Finetune(args) => finetune::lora(args, cli.quiet),
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
+        Command::Chat(args) => chat::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args),
         Command::Devices(args) => devices::run(args),
