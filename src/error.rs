@@ -4,6 +4,7 @@ use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
+use crate::hub::HubError;
 use crate::models::ConfigError;
 use crate::plan::PlanError;
 use crate::train::adapter::AdapterError;
@@ -38,6 +39,8 @@ pub enum Error {
     Trainer(#[from] TrainerError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     LossScale(#[from] LossScaleError),
     #[error(transparent)]
@@ -114,6 +117,8 @@ impl Error {
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
             Error::Memory(_) | Error::OutOfMemory { .. } => Failure::Memory,
             Error::Stopped { .. } => Failure::Stopped,
+            Error::Hub(e) if e.is_input() => Failure::Input,
+            Error::Hub(_) => Failure::Run,
             Error::Gpu(e) => of_gpu(e),
             Error::Generate(e) => of_generate(e),
             Error::Trainer(_) => self.gpu().map_or(Failure::Run, of_gpu),

@@ -20,12 +20,14 @@ use std::process::ExitCode;
 mod bench;
 mod chat;
 mod data;
+mod download;
 mod plan;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
 pub use chat::{ChatArgs, SamplingArgs, TalkArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
+pub use download::DownloadArgs;
 pub use plan::PlanArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
@@ -74,6 +76,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk to a model, with or without an adapter
     Chat(ChatArgs),
+    /// Fetch a model from the Hugging Face Hub, or check what was fetched
+    Download(DownloadArgs),
     /// Loss and perplexity of a model on a data file, with or without an adapter
     Evaluate(EvaluateArgs),
     /// Show data as a run would see them: samples as tokens, lengths, counts

@@ -3,6 +3,7 @@
 use super::args::{ChatArgs, Exit};
 use super::chat_input::{Input, Reader};
 use super::devices::describe;
+use super::download::{adapter_folder, model_folder};
 use super::generate::write_out;
 use crate::data::Tokenizer;
 use crate::error::Error;
@@ -25,7 +26,9 @@ pub fn run(args: ChatArgs, quiet: bool) -> Result<(), Error> {
             eprintln!("{text}");
         }
     };
-    let options = args.talk.resolve()?;
+    let mut options = args.talk.resolve()?;
+    options.model_dir = model_folder(&options.model_dir, quiet)?;
+    options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let gpu = Gpu::open(&args.talk.device.options())?;
     note(&format!("device {}", describe(gpu.info())));

@@ -1,6 +1,7 @@
 //! `engraft finetune` and `engraft finetune_full`.
 
 use super::args::{Exit, FinetuneArgs, FinetuneFullArgs};
+use super::download::{adapter_folder, model_folder};
 use super::progress::{Progress, ProgressMode};
 use crate::error::Error;
 use crate::train::finetune::Finetune;
@@ -18,7 +19,9 @@ pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
     run(args.resolve()?, quiet)
 }
 
-fn run(options: FinetuneOptions, quiet: bool) -> Result<(), Error> {
+fn run(mut options: FinetuneOptions, quiet: bool) -> Result<(), Error> {
+    options.model_dir = model_folder(&options.model_dir, quiet)?;
+    options.init_adapter = adapter_folder(options.init_adapter.as_deref(), quiet)?;
     let mut progress = Progress::new(ProgressMode::detect(quiet));
     Finetune::new(options).on_event(|event| progress.show(event)).stop_when(stop_flag()).run()?;
     Ok(())

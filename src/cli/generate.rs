@@ -2,6 +2,7 @@
 
 use super::args::GenerateArgs;
 use super::devices::describe;
+use super::download::{adapter_folder, model_folder};
 use crate::checkpoint::Adapter;
 use crate::data::{DecodeStream, Encoder, SampleOptions, Tokenizer};
 use crate::error::Error;
@@ -11,8 +12,10 @@ use crate::train::setup::open_network;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 
-pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
+pub fn run(mut args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     args.check()?;
+    args.model.model_dir = model_folder(&args.model.model_dir, quiet)?;
+    args.lora = adapter_folder(args.lora.as_deref(), quiet)?;
     let note = |text: &str| {
         if !quiet {
             eprintln!("{text}");

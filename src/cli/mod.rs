@@ -6,6 +6,7 @@ mod chat;
 mod chat_input;
 mod data;
 mod devices;
+mod download;
 mod evaluate;
 mod finetune;
 mod generate;
@@ -37,10 +38,11 @@ pub fn run() -> ExitCode {
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Chat(args) => chat::run(args, cli.quiet),
+        Command::Download(args) => download::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
-        Command::Data(args) => data::run(args),
+        Command::Data(args) => data::run(args, cli.quiet),
         Command::Devices(args) => devices::run(args),
-        Command::Plan(args) => plan::run(args),
+        Command::Plan(args) => plan::run(args, cli.quiet),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
             BenchCommand::Matmul(args) => bench::matmul(args, cli.quiet),
