@@ -5,6 +5,7 @@ use crate::data::DataError;
 use crate::export::ExportError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
+use crate::hub::HubError;
 use crate::models::ConfigError;
 use crate::plan::PlanError;
 use crate::train::adapter::AdapterError;
@@ -41,6 +42,8 @@ pub enum Error {
     Trainer(#[from] TrainerError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     LossScale(#[from] LossScaleError),
     #[error(transparent)]
@@ -118,6 +121,8 @@ impl Error {
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
             Error::Memory(_) | Error::OutOfMemory { .. } => Failure::Memory,
             Error::Stopped { .. } => Failure::Stopped,
+            Error::Hub(e) if e.is_input() => Failure::Input,
+            Error::Hub(_) => Failure::Run,
             Error::Gpu(e) => of_gpu(e),
             Error::Generate(e) => of_generate(e),
             Error::Trainer(_) => self.gpu().map_or(Failure::Run, of_gpu),
@@ -160,6 +165,7 @@ fn of_generate(error: &GenerateError) -> Failure {
         GenerateError::NoPrompt
         | GenerateError::UnknownToken { .. }
         | GenerateError::CacheFull { .. }
+        | GenerateError::ContextFull { .. }
         | GenerateError::OverLimit { .. }
         | GenerateError::Options(_)
         | GenerateError::Weights(WeightError::Checkpoint(_)) => Failure::Input,

@@ -10,6 +10,7 @@ pub mod fuse;
 pub mod generate;
 pub mod gpu;
 pub mod graph;
+pub mod hub;
 pub mod models;
 pub mod nn;
 pub mod ops;

@@ -2,9 +2,12 @@
 
 pub mod args;
 mod bench;
+mod chat;
+mod chat_input;
 pub mod config;
 mod data;
 mod devices;
+mod download;
 mod evaluate;
 mod export;
 mod finetune;
@@ -48,15 +51,17 @@ pub fn run() -> ExitCode {
         Command::Finetune(args) => finetune::lora(args, cli.quiet),
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
+        Command::Chat(args) => chat::run(args, cli.quiet),
+        Command::Download(args) => download::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
-        Command::Data(args) => data::run(args),
+        Command::Data(args) => data::run(args, cli.quiet),
         Command::MergeLora(args) => merge::run(args, cli.quiet),
         Command::Export(args) => export::run(args, cli.quiet),
         Command::Validate(args) => validate::run(&args),
         Command::Devices(args) => devices::run(args),
         Command::Init(args) => init::run(&args),
         Command::Completions(args) => init::completions(&args),
-        Command::Plan(args) => plan::run(args),
+        Command::Plan(args) => plan::run(args, cli.quiet),
         Command::Report(args) => report::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
