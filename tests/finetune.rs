@@ -287,7 +287,13 @@ fn every_option_has_a_dashed_spelling() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let kept: FinetuneOptions =
         serde_json::from_str(&fs::read_to_string(out.join("hyperparameters.json")).unwrap()).unwrap();
-    let lora = LoraOptions { rank: 3, alpha: 6.0, dropout: 0.05, targets: vec!["v_proj".into()] };
+    let lora = LoraOptions {
+        rank: 3,
+        alpha: 6.0,
+        dropout: 0.05,
+        targets: vec!["v_proj".into()],
+        ..LoraOptions::default()
+    };
     assert_eq!((kept.lora, kept.max_seq_length, kept.min_lr), (lora, Some(64), 1e-5));
     assert_eq!((kept.grad_clip, kept.weight_decay, kept.micro_batch_size), (Some(0.5), 0.02, 4));
     assert_eq!((kept.data.mask_prompt, kept.data.val_split_fraction), (false, 0.25));

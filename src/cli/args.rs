@@ -8,8 +8,8 @@ use crate::train::duration::parse_duration;
 use crate::train::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
 use crate::train::options::{
-    Checks, DataOptions, EvaluateOptions, Example, FinetuneOptions, LoraOptions, Method, OptimizerKind,
-    OptionsError, Precision, RecomputeKind, WeightInit,
+    Checks, DataOptions, EvaluateOptions, Example, FinetuneOptions, LayerRange, LoraOptions, Method,
+    OptimizerKind, OptionsError, Precision, RecomputeKind, WeightInit,
 };
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
@@ -394,6 +394,12 @@ pub struct LoraArgs {
     /// Modules with an adapter, such as q_proj,v_proj [default: all linear layers of the blocks]
     #[arg(long, alias = "lora-targets", value_name = "NAMES", value_parser = words)]
     pub lora_targets: Option<Words>,
+    /// Layers with an adapter: last-16, first-4, or 8-15, counted from 0 [default: all]
+    #[arg(long, alias = "lora-layers", value_name = "LAYERS")]
+    pub lora_layers: Option<LayerRange>,
+    /// Patterns of modules without an adapter, such as 'model.layers.[0-7].*' [default: none]
+    #[arg(long, value_name = "PATTERNS", value_parser = words)]
+    pub freeze: Option<Words>,
     #[command(flatten)]
     pub switches: LoraSwitches,
     /// PEFT adapter to go on from; rank, alpha and targets are then its own [default: a new adapter]
@@ -416,6 +422,8 @@ impl LoraArgs {
             rank: self.lora_rank,
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
+            layers: self.lora_layers,
+            freeze: self.freeze.map(|Words(patterns)| patterns).unwrap_or_default(),
             targets: match (self.switches.targets(), self.lora_targets) {
                 (Some(switched), _) => switched,
                 (None, Some(Words(names))) => targets(&names),

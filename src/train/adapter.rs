@@ -1,9 +1,11 @@
 //! Between PEFT adapters on disk and the adapter of a network.
 
 use super::optimiser::{Optimiser, OptimiserError};
+use super::options::LayerRange;
 use crate::checkpoint::{Adapter, AdapterConfig, AdapterTensor, TargetModules};
 use crate::models::{ModelConfig, Network};
 use crate::nn::AdapterSpec;
+use globset::Glob;
 use std::collections::HashMap;
 use thiserror::Error;
 
@@ -11,6 +13,12 @@ use thiserror::Error;
 pub enum AdapterError {
     #[error("no module matches {wanted:?}; the linear layers of the blocks are {known}")]
     NoTarget { wanted: String, known: String },
+    #[error("--freeze {pattern}: {reason}")]
+    Freeze { pattern: String, reason: String },
+    #[error("--lora_layers {layers}: the model has {count} layers, counted from 0")]
+    NoLayer { layers: LayerRange, count: usize },
+    #[error("--lora_layers and --freeze leave no layer with an adapter; name fewer")]
+    NothingLeft,
     #[error(
         "the adapter has the module {module}, which this model has not or which cannot carry an adapter; \
              is it an adapter of another model?"
@@ -49,6 +57,44 @@ pub fn spec_of_targets(
     let modules =
         all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| matches(m, t))).collect();
     Ok(AdapterSpec { rank, scale: alpha / rank as f64, dropout, modules })
+}
+
+/// The same adapter on fewer modules: those in `layers` that none of the patterns (`*`, `?`, `[0-7]`) matches by full name.
+///
+/// # Errors
+/// Layers that the model has not, a pattern that cannot be read or matches no module, nothing left.
+pub fn restricted(
+    config: &ModelConfig,
+    spec: AdapterSpec,
+    layers: Option<LayerRange>,
+    freeze: &[String],
+) -> Result<AdapterSpec, AdapterError> {
+    let mut modules = spec.modules;
+    if let Some(layers) = layers {
+        let kept = layers.of(config.layers).ok_or(AdapterError::NoLayer { layers, count: config.layers })?;
+        modules.retain(|module| layer_of(module).is_none_or(|layer| kept.contains(&layer)));
+    }
+    let all = Network::linear_modules(config);
+    for pattern in freeze {
+        let said = |reason: String| AdapterError::Freeze { pattern: pattern.clone(), reason };
+        let glob = Glob::new(pattern).map_err(|e| said(e.kind().to_string()))?.compile_matcher();
+        // a parameter's name freezes its module as well
+        let hit = |module: &str| glob.is_match(module) || glob.is_match(format!("{module}.weight"));
+        if !all.iter().any(|(module, _, _)| hit(module)) {
+            let example = all.first().map(|(module, _, _)| module.clone()).unwrap_or_default();
+            return Err(said(format!("matches no module; they have names such as {example}")));
+        }
+        modules.retain(|module| !hit(module));
+    }
+    if modules.is_empty() {
+        return Err(AdapterError::NothingLeft);
+    }
+    Ok(AdapterSpec { modules, ..spec })
+}
+
+/// The layer that a module belongs to; `None` for those outside of the blocks.
+fn layer_of(module: &str) -> Option<usize> {
+    module.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
 }
 
 /// The adapter that a PEFT folder holds, checked against the model.
@@ -135,5 +181,49 @@ pub fn settings_of(
         base_model_name_or_path: base,
         revision: None,
         use_rslora: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::bench::small_config;
+
+    fn modules(layers: Option<&str>, freeze: &[&str]) -> Result<Vec<String>, String> {
+        let config = ModelConfig { layers: 12, ..small_config() };
+        let spec = spec_of_targets(&config, &["q_proj".into(), "o_proj".into()], 8, 16.0, 0.0).unwrap();
+        let layers = layers.map(|text| text.parse().unwrap());
+        let freeze: Vec<String> = freeze.iter().map(|text| (*text).to_owned()).collect();
+        restricted(&config, spec, layers, &freeze).map(|spec| spec.modules).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn adapters_sit_only_where_wanted() {
+        assert_eq!(modules(None, &[]).unwrap().len(), 24);
+        let last = modules(Some("last-2"), &[]).unwrap();
+        assert!(last.len() == 4 && last.iter().all(|m| m.contains(".10.") || m.contains(".11.")), "{last:?}");
+        assert_eq!(modules(Some("first-3"), &["*.o_proj"]).unwrap().len(), 3);
+        assert_eq!(modules(Some("4-5"), &[]).unwrap().len(), 4);
+        let upper = modules(None, &["model.layers.[0-7].*"]).unwrap();
+        assert!(upper.len() == 8 && upper.iter().all(|m| layer_of(m).unwrap() > 7), "{upper:?}");
+        assert_eq!(modules(None, &["model.layers.?.self_attn.q_proj.weight"]).unwrap().len(), 14);
+    }
+
+    #[test]
+    fn what_leaves_nothing_is_refused() {
+        for (layers, freeze, said) in [
+            (Some("last-13"), &[][..], "the model has 12 layers"),
+            (Some("11-12"), &[], "the model has 12 layers"),
+            (None, &["*"], "leave no layer"),
+            (Some("first-1"), &["model.layers.0.*"], "leave no layer"),
+            (None, &["model.blocks.*"], "such as model.layers.0.self_attn.q_proj"),
+            (None, &["model.layers.[0-"], "--freeze model.layers.[0-"),
+        ] {
+            let error = modules(layers, freeze).unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+        for text in ["", "last", "last-0", "5-3", "-3", "1-2-3", "some"] {
+            assert!(text.parse::<LayerRange>().is_err(), "{text}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything that can be wrong with the input is found before the device is opened and before anything is written.
 
-use super::adapter::{self, settings_of, spec_of_adapter, spec_of_targets};
+use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_targets};
 use super::logging::METRICS_FILE;
 use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
@@ -336,6 +336,12 @@ fn not_used(asked: &LoraOptions, options: &FinetuneOptions) -> Option<String> {
     if !asked.targets.is_empty() {
         names.push("--lora_targets".into());
     }
+    if asked.layers.is_some() {
+        names.push("--lora_layers".into());
+    }
+    if !asked.freeze.is_empty() {
+        names.push("--freeze".into());
+    }
     let folder = folder.display();
     (!names.is_empty())
         .then(|| format!("not used, since the adapter of {folder} goes on: {}", names.join(", ")))
@@ -361,6 +367,7 @@ pub(super) fn adapter_of(
     }
     let lora = &options.lora;
     let spec = spec_of_targets(config, &lora.targets, lora.rank, lora.alpha, lora.dropout)?;
+    let spec = restricted(config, spec, lora.layers, &lora.freeze)?;
     let base = options.model_dir.canonicalize().unwrap_or_else(|_| options.model_dir.clone());
     let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));
     Ok((spec, None, settings))

@@ -5,6 +5,7 @@ use crate::graph::DType;
 use crate::train::schedule::ScheduleKind;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use thiserror::Error;
 
@@ -180,6 +181,74 @@ impl TryFrom<String> for Example {
 impl From<Example> for String {
     fn from(example: Example) -> Self {
         example.to_string()
+    }
+}
+
+/// Some of a model's layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum LayerRange {
+    /// So many from the first on.
+    First(usize),
+    /// So many up to the last.
+    Last(usize),
+    /// From one to another, both included.
+    Between(usize, usize),
+}
+
+impl LayerRange {
+    /// The layers of a model with so many; `None` where it has too few.
+    pub fn of(self, layers: usize) -> Option<Range<usize>> {
+        match self {
+            LayerRange::First(count) => (count <= layers).then_some(0..count),
+            LayerRange::Last(count) => (count <= layers).then(|| layers - count..layers),
+            LayerRange::Between(first, last) => (last < layers).then_some(first..last + 1),
+        }
+    }
+}
+
+impl fmt::Display for LayerRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LayerRange::First(count) => write!(f, "first-{count}"),
+            LayerRange::Last(count) => write!(f, "last-{count}"),
+            LayerRange::Between(first, last) => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+impl FromStr for LayerRange {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let number = |word: &str| word.trim().parse::<usize>().ok();
+        let range = match text.split_once('-') {
+            Some(("first", count)) => number(count).filter(|n| *n > 0).map(LayerRange::First),
+            Some(("last", count)) => number(count).filter(|n| *n > 0).map(LayerRange::Last),
+            Some((first, last)) => {
+                let both = number(first).zip(number(last)).filter(|(first, last)| first <= last);
+                both.map(|(first, last)| LayerRange::Between(first, last))
+            }
+            None => number(text).map(|layer| LayerRange::Between(layer, layer)),
+        };
+        range.ok_or_else(|| UnknownName {
+            given: text.into(),
+            allowed: "last-16, first-4, 8-15 (both included) or one layer's number".into(),
+        })
+    }
+}
+
+impl TryFrom<String> for LayerRange {
+    type Error = UnknownName;
+
+    fn try_from(word: String) -> Result<Self, UnknownName> {
+        word.parse()
+    }
+}
+
+impl From<LayerRange> for String {
+    fn from(range: LayerRange) -> Self {
+        range.to_string()
     }
 }
 

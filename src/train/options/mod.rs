@@ -14,7 +14,7 @@ pub use super::data_options::DataOptions;
 pub(crate) use checks::Checks;
 pub use checks::{OptionProblem, OptionsError};
 pub use kinds::{
-    Example, Method, OptimizerKind, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit,
+    Example, LayerRange, Method, OptimizerKind, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit,
 };
 
 use crate::train::logging::{LoggerKind, one_or_more};
@@ -137,6 +137,10 @@ pub struct LoraOptions {
     pub dropout: f64,
     /// Module names as PEFT takes them; empty for all linear layers of the blocks.
     pub targets: Vec<String>,
+    /// Layers with an adapter; `None` for all.
+    pub layers: Option<LayerRange>,
+    /// Patterns of modules without one, by their full names.
+    pub freeze: Vec<String>,
 }
 
 /// What decides an evaluation.
@@ -222,7 +226,14 @@ impl Default for FinetuneOptions {
 
 impl Default for LoraOptions {
     fn default() -> Self {
-        LoraOptions { rank: 8, alpha: 16.0, dropout: 0.0, targets: Vec::new() }
+        LoraOptions {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            targets: Vec::new(),
+            layers: None,
+            freeze: Vec::new(),
+        }
     }
 }
 
