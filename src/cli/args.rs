@@ -22,6 +22,7 @@ mod chat;
 mod data;
 mod download;
 mod plan;
+mod serve;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
@@ -29,6 +30,7 @@ pub use chat::{ChatArgs, SamplingArgs, TalkArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use download::DownloadArgs;
 pub use plan::PlanArgs;
+pub use serve::ServeArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device, 130 stopped by the user";
@@ -76,6 +78,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk to a model, with or without an adapter
     Chat(ChatArgs),
+    /// Answer OpenAI's chat completions over HTTP
+    Serve(ServeArgs),
     /// Fetch a model from the Hugging Face Hub, or check what was fetched
     Download(DownloadArgs),
     /// Loss and perplexity of a model on a data file, with or without an adapter

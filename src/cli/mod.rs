@@ -12,6 +12,7 @@ mod finetune;
 mod generate;
 mod plan;
 mod progress;
+mod serve;
 mod tune;
 
 use crate::error::{Error, Failure};
@@ -38,6 +39,7 @@ pub fn run() -> ExitCode {
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Chat(args) => chat::run(args, cli.quiet),
+        Command::Serve(args) => serve::run(args, cli.quiet),
         Command::Download(args) => download::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args, cli.quiet),
