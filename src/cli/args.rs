@@ -29,6 +29,7 @@ mod logging;
 mod merge;
 mod plan;
 mod report;
+mod serve;
 mod validate;
 
 use bench::named_config;
@@ -42,6 +43,7 @@ pub use logging::LoggingArgs;
 pub use merge::MergeArgs;
 pub use plan::PlanArgs;
 pub use report::ReportArgs;
+pub use serve::ServeArgs;
 pub use validate::ValidateArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
@@ -90,6 +92,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk to a model, with or without an adapter
     Chat(ChatArgs),
+    /// Answer OpenAI's chat completions over HTTP
+    Serve(ServeArgs),
     /// Fetch a model from the Hugging Face Hub, or check what was fetched
     Download(DownloadArgs),
     /// Loss and perplexity of a model on a data file, with or without an adapter

@@ -17,6 +17,7 @@ mod merge;
 mod plan;
 mod progress;
 mod report;
+mod serve;
 mod tui;
 mod tune;
 mod validate;
@@ -52,6 +53,7 @@ pub fn run() -> ExitCode {
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
         Command::Chat(args) => chat::run(args, cli.quiet),
+        Command::Serve(args) => serve::run(args, cli.quiet),
         Command::Download(args) => download::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
         Command::Data(args) => data::run(args, cli.quiet),

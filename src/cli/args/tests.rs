@@ -421,6 +421,45 @@ fn generate_resolves_its_sampling() {
 }
 
 #[test]
+fn talking_commands_share_their_options() {
+    let words = [
+        "--adapter",
+        "a",
+        "--prompt-style",
+        "chatml",
+        "--context",
+        "64",
+        "--max-new-tokens",
+        "7",
+        "--top_k",
+        "0",
+    ];
+    for command in ["chat", "serve"] {
+        let talk = match parse(&[&[command, "model"], &words[..]].concat()).unwrap().command {
+            Command::Chat(args) => args.talk,
+            Command::Serve(args) => {
+                assert_eq!(
+                    (args.host.as_str(), args.port),
+                    ("127.0.0.1", 8000),
+                    "loopback unless told otherwise"
+                );
+                args.talk
+            }
+            other => panic!("{other:?}"),
+        };
+        let options = talk.resolve().unwrap();
+        assert_eq!((options.adapter, options.context), (Some("a".into()), Some(64)));
+        assert_eq!(options.style.to_string(), "chatml");
+        assert_eq!((talk.answer().max_new_tokens, talk.answer().sampling.top_k), (7, None));
+        let Command::Chat(bad) = parse(&["chat", "m", "--context", "1", "--top_p", "0"]).unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!(bad.talk.resolve().unwrap_err().problems.len(), 2);
+    }
+}
+
+#[test]
 fn evaluate_takes_the_whole_file_unless_a_fraction_is_given() {
     let evaluate = |words: &[&str]| {
         let all = [&["evaluate", "model", "--data", "JSON", "--data.json_path", "rows.json"], words].concat();

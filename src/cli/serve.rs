@@ -1,0 +1,68 @@
+//! `engraft serve`: the address on standard output, everything else on standard error.
+
+use super::args::{Exit, ServeArgs};
+use super::devices::describe;
+use super::download::{adapter_folder, model_folder};
+use crate::data::Tokenizer;
+use crate::error::Error;
+use crate::generate::Chat;
+use crate::gpu::Gpu;
+use crate::serve::{ServeOptions, Stop, serve};
+use std::net::TcpListener;
+
+/// Serves until Ctrl-C.
+///
+/// # Errors
+/// Options out of range, an address that is taken, files that do not fit each other, no device, a device that is lost.
+pub fn run(args: ServeArgs, quiet: bool) -> Result<(), Error> {
+    let note = |text: &str| {
+        if !quiet {
+            eprintln!("{text}");
+        }
+    };
+    let mut options = args.talk.resolve()?;
+    let model = args.model_name.clone().unwrap_or_else(|| name_of(&options.model_dir));
+    // before the model is loaded: an address that is taken is told at once
+    let unusable = |error| Error::input(format!("cannot listen on {}:{}: {error}", args.host, args.port));
+    let listener = TcpListener::bind((args.host.as_str(), args.port)).map_err(unusable)?;
+    let address = listener.local_addr().map_err(unusable)?;
+    let local = address.ip().is_loopback();
+    if !local {
+        eprintln!(
+            "warning: {address} can be reached from other machines, and whoever reaches it can use the model"
+        );
+    }
+    options.model_dir = model_folder(&options.model_dir, quiet)?;
+    options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
+    let tokenizer = Tokenizer::open(&options.model_dir)?;
+    let gpu = Gpu::open(&args.talk.device.options())?;
+    note(&format!("device {}", describe(gpu.info())));
+    let mut chat = Chat::open(&gpu, &tokenizer, &options)?;
+    note(&format!("{model}: prompt style {}, context of {} tokens", chat.style(), chat.context()));
+
+    let stop = Stop::default();
+    let asked = stop.clone();
+    // where a handler cannot be set, the signal ends the program as before
+    let _ = ctrlc::set_handler(move || {
+        if asked.stop() {
+            std::process::exit(i32::from(Exit::Stopped as u8));
+        }
+    });
+    println!("listening on http://{address}");
+    let options = ServeOptions { model, answer: args.talk.answer(), local_names_only: local };
+    serve(listener, &mut chat, &options, &stop, &note)?;
+    note("ended");
+    Ok(())
+}
+
+/// `ORG/NAME` as it is, the last part of a path.
+fn name_of(model: &std::path::Path) -> String {
+    match model.to_str() {
+        Some(text) if !model.exists() && text.parse::<crate::hub::ModelName>().is_ok() => text.to_owned(),
+        _ => {
+            let whole = model.canonicalize();
+            let name = whole.as_deref().unwrap_or(model).file_name();
+            name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The thread that speaks HTTP.
+
+use super::api::{ApiError, Head, Request as ChatRequest};
+use super::{Event, Job, ServeOptions, Stop};
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{ALLOW, CONTENT_TYPE, HOST, RETRY_AFTER};
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+/// Bytes of a request's body: no context takes more text.
+const BODY: usize = 4 << 20;
+/// In which a body has to come.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// In which open connections have to end once the server is stopped.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+struct Shared {
+    jobs: SyncSender<Job>,
+    options: ServeOptions,
+    /// Seconds since 1970.
+    started: u64,
+    requests: AtomicU64,
+}
+
+pub(super) async fn run(
+    listener: TcpListener,
+    jobs: SyncSender<Job>,
+    options: &ServeOptions,
+    stop: &Stop,
+) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let shared = Shared { jobs, options: options.clone(), started: now(), requests: AtomicU64::new(0) };
+    let app = Router::new().fallback(answer).with_state(Arc::new(shared));
+    let ended = Arc::new(tokio::sync::Notify::new());
+    let (wake, tell) = (Arc::clone(&stop.wake), Arc::clone(&ended));
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
+        wake.notified().await;
+        tell.notify_one();
+    });
+    tokio::select! {
+        result = async { server.await } => result,
+        () = async { ended.notified().await; tokio::time::sleep(FAREWELL).await } => Ok(()),
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    if shared.options.local_names_only && !is_local(&request) {
+        let message = "This server answers on this machine alone: ask localhost, or start it with --host.";
+        return refuse(&ApiError { status: 403, ..ApiError::bad(None, message.into()) });
+    }
+    let path = request.uri().path().trim_end_matches('/').to_owned();
+    let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
+    match (path.as_str(), get, post) {
+        ("/health", true, _) => reply(200, &json!({"status": "ok"})),
+        ("/v1/models", true, _) => reply(200, &json!({"object": "list", "data": [shared.model()]})),
+        ("/v1/chat/completions", _, true) => match chat(&shared, request).await {
+            Ok(response) => response,
+            Err(error) => refuse(&error),
+        },
+        ("/health" | "/v1/models", ..) => wrong_method("GET"),
+        ("/v1/chat/completions", ..) => wrong_method("POST"),
+        (path, true, _) if path.strip_prefix("/v1/models/") == Some(&shared.options.model) => {
+            reply(200, &shared.model())
+        }
+        (path, ..) => {
+            let message =
+                format!("There is no {path}; there are /v1/chat/completions, /v1/models and /health.");
+            refuse(&ApiError { status: 404, ..ApiError::bad(None, message) })
+        }
+    }
+}
+
+impl Shared {
+    fn model(&self) -> Value {
+        json!({"id": self.options.model, "object": "model", "created": self.started, "owned_by": "engraft"})
+    }
+}
+
+async fn chat(shared: &Shared, request: Request) -> Result<Response, ApiError> {
+    let body = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), BODY)).await;
+    let status = |status, message: String| ApiError { status, ..ApiError::bad(None, message) };
+    let body = body
+        .map_err(|_| status(408, "The body did not come in time.".into()))?
+        .map_err(|error| status(413, format!("The body cannot be read ({error}): {BODY} bytes at most.")))?;
+    let number = shared.requests.fetch_add(1, Ordering::Relaxed);
+    let mut defaults = shared.options.answer.clone();
+    defaults.sampling.seed = defaults.sampling.seed.wrapping_add(number);
+    let request = ChatRequest::parse(&body, &defaults)?;
+    let (stream, include_usage) = (request.stream, request.include_usage);
+
+    let (events, mut answer) = unbounded_channel();
+    shared.jobs.try_send(Job { request, events }).map_err(|error| match error {
+        TrySendError::Full(_) => ApiError::server(503, "Too many requests wait; try again later.".into()),
+        TrySendError::Disconnected(_) => ApiError::server(503, "The server is ending.".into()),
+    })?;
+    let head = Head {
+        id: format!("chatcmpl-{:x}-{number:x}", shared.started),
+        created: now(),
+        model: shared.options.model.clone(),
+    };
+    // from here on a client that leaves drops `answer`, which ends the generation
+    loop {
+        match answer.recv().await {
+            Some(Event::Started) if stream => return Ok(streamed(head, answer, include_usage)),
+            Some(Event::Started | Event::Text(_)) => {}
+            Some(Event::Done(answer)) => return Ok(reply(200, &head.completion(&answer))),
+            Some(Event::Failed(error)) => return Err(error),
+            None => return Err(ApiError::server(503, "The server is ending.".into())),
+        }
+    }
+}
+
+/// Server-sent events: a chunk for each piece of text, the reason of the end, `[DONE]`.
+fn streamed(head: Head, events: UnboundedReceiver<Event>, include_usage: bool) -> Response {
+    let data = |value: &Value| format!("data: {value}\n\n");
+    let first = tokio_stream::once(data(&head.first()));
+    let rest = UnboundedReceiverStream::new(events).map(move |event| match event {
+        Event::Started => String::new(),
+        Event::Text(text) => data(&head.text(&text)),
+        Event::Done(answer) => {
+            let usage = if include_usage { data(&head.usage(&answer)) } else { String::new() };
+            format!("{}{usage}data: [DONE]\n\n", data(&head.last(&answer)))
+        }
+        Event::Failed(error) => data(&error.json()),
+    });
+    let body = Body::from_stream(first.chain(rest).map(Ok::<_, Infallible>));
+    let mut response = respond(200, "text/event-stream", body);
+    response.headers_mut().insert("cache-control", axum::http::HeaderValue::from_static("no-cache"));
+    response
+}
+
+fn reply(status: u16, value: &Value) -> Response {
+    respond(status, "application/json", Body::from(value.to_string()))
+}
+
+fn refuse(error: &ApiError) -> Response {
+    let mut response = reply(error.status, &error.json());
+    if error.status == 503 {
+        response.headers_mut().insert(RETRY_AFTER, 1.into());
+    }
+    response
+}
+
+fn wrong_method(allowed: &'static str) -> Response {
+    let message = format!("This address answers {allowed} alone.");
+    let mut response = refuse(&ApiError { status: 405, ..ApiError::bad(None, message) });
+    response.headers_mut().insert(ALLOW, axum::http::HeaderValue::from_static(allowed));
+    response
+}
+
+fn respond(status: u16, kind: &'static str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static(kind));
+    response
+}
+
+/// Whether the request names this machine as only its own programs can.
+fn is_local(request: &Request) -> bool {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    // HTTP/1.0 needs none, and no browser speaks it
+    host.is_none_or(is_local_name)
+}
+
+fn is_local_name(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_local() {
+        for name in
+            ["localhost", "localhost:8000", "LocalHost", "127.0.0.1:1", "127.3.2.1", "[::1]:8000", "[::1]"]
+        {
+            assert!(is_local_name(name), "{name}");
+        }
+        for name in ["evil.example:8000", "localhost.evil.example", "192.168.0.1", "", "[::2]:8000", "::1"] {
+            assert!(!is_local_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! `engraft serve` as its clients see it.
+
+mod common;
+
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// The program on a port of its own, with what it says on standard error.
+struct Server {
+    child: Child,
+    address: String,
+    notes: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// `None` where there is no device.
+    fn start(more: &[&str]) -> Option<Self> {
+        common::gpu()?;
+        let folder = common::fixtures().join("models/llama_untied");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
+        command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+        command.env("ENGRAFT_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+        command.arg("serve").arg(folder).args(["--port", "0", "--precision", "32-true"]).args(more);
+        if let Ok(device) = std::env::var("ENGRAFT_TEST_GPU") {
+            command.args(["--gpu", &device]);
+        }
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let notes = Arc::new(Mutex::new(String::new()));
+        let (log, errors) = (Arc::clone(&notes), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                *log.lock().unwrap() += &(line + "\n");
+            }
+        });
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://");
+        let address = address.unwrap_or_else(|| panic!("{line} {}", notes.lock().unwrap())).to_owned();
+        Some(Server { child, address, notes })
+    }
+
+    fn notes(&self) -> String {
+        self.notes.lock().unwrap().clone()
+    }
+
+    /// Status and body.
+    fn call(&self, method: &str, path: &str, body: &str, headers: &str) -> (u16, String) {
+        let mut stream = self.send(method, path, body, headers);
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let body = if head.contains("chunked") { unchunked(body) } else { body.to_owned() };
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str, headers: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let host =
+            if headers.contains("Host:") { String::new() } else { format!("Host: {}\r\n", self.address) };
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        // a server that refuses early may have closed already
+        let _ = stream.write_all(body.as_bytes());
+        stream
+    }
+
+    fn post(&self, body: &Value) -> (u16, Value) {
+        let (status, text) = self.call("POST", "/v1/chat/completions", &body.to_string(), "");
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+
+    /// The chunks of a streamed answer, without the `[DONE]` that ends them.
+    fn stream(&self, body: &Value) -> Vec<Value> {
+        let (status, text) = self.call("POST", "/v1/chat/completions", &body.to_string(), "");
+        assert_eq!(status, 200, "{text}");
+        let mut events: Vec<&str> = text.split_terminator("\n\n").collect();
+        assert_eq!(events.pop(), Some("data: [DONE]"));
+        events
+            .iter()
+            .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn unchunked(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        text += &rest[..size];
+        body = &rest[size + 2..];
+    }
+    text
+}
+
+fn ask(more: Value) -> Value {
+    let mut body =
+        json!({"model": "any", "messages": [{"role": "user", "content": "the cat"}], "temperature": 0});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[test]
+fn answers_are_whole_or_streamed_and_say_the_same() {
+    let Some(server) = Server::start(&["--model_name", "tiny"]) else { return };
+    assert_eq!(server.call("GET", "/health", "", ""), (200, json!({"status": "ok"}).to_string()));
+    let (status, models) = server.call("GET", "/v1/models", "", "");
+    let models: Value = serde_json::from_str(&models).unwrap();
+    assert_eq!((status, &models["data"][0]["id"], &models["object"]), (200, &json!("tiny"), &json!("list")));
+
+    let (status, whole) = server.post(&ask(json!({"max_tokens": 12})));
+    assert_eq!(status, 200, "{whole}");
+    assert_eq!((&whole["object"], &whole["model"]), (&json!("chat.completion"), &json!("tiny")));
+    let choice = &whole["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["role"]),
+        (&json!("length"), &json!("assistant"))
+    );
+    let text = choice["message"]["content"].as_str().unwrap();
+    assert!(!text.is_empty());
+    let usage = &whole["usage"];
+    let count = |key: &str| usage[key].as_u64().unwrap();
+    assert_eq!(count("completion_tokens"), 12);
+    assert_eq!(count("total_tokens"), count("prompt_tokens") + 12);
+
+    let chunks = server.stream(&ask(json!({
+        "max_completion_tokens": 12, "stream": true, "stream_options": {"include_usage": true}
+    })));
+    let said: String =
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(said, text);
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    assert!(
+        chunks
+            .iter()
+            .all(|chunk| chunk["id"] == chunks[0]["id"] && chunk["object"] == "chat.completion.chunk")
+    );
+    assert!(chunks.len() > 5, "piece by piece: {chunks:?}");
+    let [.., last, end] = &chunks[..] else { panic!("{chunks:?}") };
+    assert_eq!(last["choices"][0]["finish_reason"], "length");
+    // the second time all but the last token of the prompt is in the cache
+    let cached = count("prompt_tokens") - 1;
+    assert_eq!(
+        (&end["choices"], &end["usage"]["prompt_tokens_details"]["cached_tokens"]),
+        (&json!([]), &json!(cached))
+    );
+
+    // a stop text that the answer holds
+    let stop: String = text.chars().skip(3).take(2).collect();
+    let (_, stopped) = server.post(&ask(json!({"max_tokens": 12, "stop": [stop]})));
+    let choice = &stopped["choices"][0];
+    let expected = text.split(&stop).next().unwrap();
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("stop"), &json!(expected)));
+
+    // seeds decide, and without one answers differ
+    let warm = |more: Value| {
+        let mut body = ask(json!({"max_tokens": 12, "temperature": 1.5, "top_k": 0, "top_p": 0.99}));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post(&body).1["choices"][0]["message"]["content"].clone()
+    };
+    assert_eq!(warm(json!({"seed": 5})), warm(json!({"seed": 5})));
+    assert_ne!(warm(json!({"seed": 5})), warm(json!({"seed": 6})));
+    assert_ne!(warm(json!({})), warm(json!({})));
+}
+
+#[test]
+fn mistakes_are_told_in_openais_form() {
+    let Some(server) = Server::start(&["--quiet"]) else { return };
+    let error = |status: u16, body: &str| {
+        let (given, text) = server.call("POST", "/v1/chat/completions", body, "");
+        assert_eq!(given, status, "{text}");
+        serde_json::from_str::<Value>(&text).unwrap()["error"].clone()
+    };
+    let broken = error(400, "{\"messages\": [");
+    assert_eq!(broken["type"], "invalid_request_error");
+    assert!(broken["message"].as_str().unwrap().contains("EOF"), "{broken}");
+    assert_eq!(error(400, &ask(json!({"n": 2})).to_string())["param"], "n");
+    let long = json!({"messages": [{"role": "user", "content": "a long text ".repeat(100)}]});
+    assert_eq!(error(400, &long.to_string())["code"], "context_length_exceeded");
+    assert_eq!(
+        error(400, &json!({"messages": [{"role": "x", "content": "y"}]}).to_string())["param"],
+        "messages[0].role"
+    );
+    let huge = server.call("POST", "/v1/chat/completions", &" ".repeat(5 << 20), "");
+    assert_eq!(huge.0, 413, "{}", huge.1);
+    assert_eq!(server.call("GET", "/v1/chat/completions", "", "").0, 405);
+    assert_eq!(server.call("POST", "/health", "", "").0, 405);
+    let (status, text) = server.call("GET", "/v1/completions", "", "");
+    assert!(status == 404 && text.contains("/v1/chat/completions"), "{text}");
+    let (status, text) = server.call("GET", "/health", "", "Host: evil.example\r\n");
+    assert!(status == 403 && text.contains("--host"), "{text}");
+    // and it still answers
+    assert_eq!(server.post(&ask(json!({"max_tokens": 2}))).0, 200);
+    assert_eq!(server.notes(), "");
+}
+
+#[test]
+fn clients_wait_their_turn_and_one_that_leaves_costs_nothing() {
+    let Some(server) = Server::start(&[]) else { return };
+    let expected = server.post(&ask(json!({"max_tokens": 20}))).1["choices"].clone();
+    std::thread::scope(|scope| {
+        let calls: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| server.post(&ask(json!({"max_tokens": 20}))))).collect();
+        for call in calls {
+            let (status, answer) = call.join().unwrap();
+            assert_eq!((status, &answer["choices"]), (200, &expected));
+        }
+    });
+    // a short answer may be whole before the server knows; so until it was cut once, streamed and not
+    for stream in [true, false] {
+        let cut = "cut, the client has gone";
+        let before = server.notes().matches(cut).count();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while server.notes().matches(cut).count() == before {
+            assert!(Instant::now() < deadline, "stream {stream}: {}", server.notes());
+            let body = ask(json!({"max_tokens": 100, "stream": stream})).to_string();
+            let mut client = server.send("POST", "/v1/chat/completions", &body, "");
+            match stream {
+                true => drop(client.read(&mut [0; 64])),
+                // into the answer
+                false => std::thread::sleep(Duration::from_millis(15)),
+            }
+            drop(client);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    assert_eq!(server.post(&ask(json!({"max_tokens": 20}))).1["choices"], expected);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_it_cleanly() {
+    let Some(mut server) = Server::start(&[]) else { return };
+    assert_eq!(server.post(&ask(json!({"max_tokens": 3}))).0, 200);
+    // an open connection that says nothing must not hold it up
+    let idle = TcpStream::connect(&server.address).unwrap();
+    let id = server.child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        match server.child.try_wait().unwrap() {
+            Some(status) => break status,
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+        assert!(Instant::now() < deadline, "it does not end: {}", server.notes());
+    };
+    assert_eq!(status.code(), Some(0), "{}", server.notes());
+    assert!(TcpStream::connect(&server.address).is_err());
+    drop(idle);
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_told_before_the_model_is_loaded() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let command = |words: &[&str]| Command::new(env!("CARGO_BIN_EXE_engraft")).args(words).output().unwrap();
+    let output = command(&["serve", "no_model", "--port", &port]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && text.contains("cannot listen on 127.0.0.1"), "{text}");
+    // open to others: said before anything else goes on
+    let output = command(&["serve", "no_model", "--port", "0", "--host", "0.0.0.0"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && text.starts_with("warning: 0.0.0.0:"), "{text}");
+}
