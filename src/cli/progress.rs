@@ -206,7 +206,7 @@ fn step_line(record: &StepRecord, steps: usize) -> String {
     )
 }
 
-fn sample_line(record: &SampleRecord) -> String {
+pub(super) fn sample_line(record: &SampleRecord) -> String {
     // the end of a long prompt is what is answered
     let (prompt, most) = (record.prompt.replace('\n', " "), 60);
     let cut = prompt.chars().count().saturating_sub(most);
