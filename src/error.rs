@@ -2,8 +2,10 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
+use crate::export::ExportError;
 use crate::generate::GenerateError;
 use crate::gpu::GpuError;
+use crate::hub::HubError;
 use crate::models::ConfigError;
 use crate::plan::PlanError;
 use crate::train::adapter::AdapterError;
@@ -33,11 +35,15 @@ pub enum Error {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
     Gpu(#[from] GpuError),
     #[error(transparent)]
     Trainer(#[from] TrainerError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     LossScale(#[from] LossScaleError),
     #[error(transparent)]
@@ -106,6 +112,7 @@ impl Error {
             | Error::Config(_)
             | Error::Data(_)
             | Error::Adapter(_)
+            | Error::Export(_)
             | Error::Input { .. } => Failure::Input,
             Error::Checkpoint(CheckpointError::Write { .. }) => Failure::Run,
             Error::Checkpoint(_) | Error::Trainer(TrainerError::Weights(WeightError::Checkpoint(_))) => {
@@ -114,6 +121,8 @@ impl Error {
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
             Error::Memory(_) | Error::OutOfMemory { .. } => Failure::Memory,
             Error::Stopped { .. } => Failure::Stopped,
+            Error::Hub(e) if e.is_input() => Failure::Input,
+            Error::Hub(_) => Failure::Run,
             Error::Gpu(e) => of_gpu(e),
             Error::Generate(e) => of_generate(e),
             Error::Trainer(_) => self.gpu().map_or(Failure::Run, of_gpu),
@@ -156,6 +165,7 @@ fn of_generate(error: &GenerateError) -> Failure {
         GenerateError::NoPrompt
         | GenerateError::UnknownToken { .. }
         | GenerateError::CacheFull { .. }
+        | GenerateError::ContextFull { .. }
         | GenerateError::OverLimit { .. }
         | GenerateError::Options(_)
         | GenerateError::Weights(WeightError::Checkpoint(_)) => Failure::Input,

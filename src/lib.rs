@@ -5,14 +5,17 @@ pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod error;
+pub mod export;
 pub mod fuse;
 pub mod generate;
 pub mod gpu;
 pub mod graph;
+pub mod hub;
 pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod plan;
 pub mod train;
+pub mod validate;
 
 pub use error::Error;

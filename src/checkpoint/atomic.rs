@@ -48,7 +48,12 @@ impl NewFolder {
         let folder = parent(path);
         let prefix = hidden_prefix(path)?;
         fs::create_dir_all(folder)?;
-        let temporary = Builder::new().prefix(&prefix).suffix(".tmp").tempdir_in(folder)?;
+        let mut builder = Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        // as for files: the permissions that `mkdir` gives
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let temporary = builder.tempdir_in(folder)?;
         Ok(NewFolder { temporary, path: path.to_path_buf() })
     }
 
@@ -120,13 +125,17 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn files_have_the_permissions_of_ordinary_files() {
+    fn files_and_folders_have_the_usual_permissions() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
         write_file(&ours, |out| out.write_all(b"x")).unwrap();
         fs::write(&plain, b"x").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
+        let (ours, plain) = (folder.path().join("ours.d"), folder.path().join("plain.d"));
+        NewFolder::begin(&ours).unwrap().commit().unwrap();
+        fs::create_dir(&plain).unwrap();
         assert_eq!(mode(&ours), mode(&plain));
     }
 

@@ -84,6 +84,19 @@ impl Checkpoint {
         Ok(Some(StoredBlocks { ty, blocks: Blocks { codes, scales } }))
     }
 
+    /// Names of the tensors that only describe a weight in blocks: scales, code books, states.
+    pub fn block_parts(&self) -> impl Iterator<Item = &str> {
+        const SUFFIXES: [&str; 4] = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
+        let of_blocks = |weight: &str| {
+            let prefix = format!("{weight}{STATE}");
+            self.names().any(|name| name.starts_with(&prefix))
+        };
+        self.names().filter(move |name| {
+            name.contains(STATE)
+                || SUFFIXES.iter().any(|suffix| name.strip_suffix(suffix).is_some_and(of_blocks))
+        })
+    }
+
     fn state(&self, name: &str) -> Result<Option<(State, TensorType)>, CheckpointError> {
         let prefix = format!("{name}{STATE}");
         let Some(key) = self.names().find(|n| n.starts_with(&prefix)) else { return Ok(None) };

@@ -6,10 +6,15 @@
 mod adapter;
 pub mod atomic;
 mod bitsandbytes;
+mod companions;
 mod error;
+pub mod gguf;
+mod shards;
 mod weights;
 
 pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, AdapterConfig, AdapterTensor, TargetModules};
 pub use bitsandbytes::StoredBlocks;
+pub use companions::{COMPANIONS, copy_companions};
 pub use error::CheckpointError;
+pub use shards::{TensorSpec, write_shards};
 pub use weights::{Checkpoint, TensorView, encode, write_safetensors};

@@ -6,6 +6,7 @@
 
 use super::CheckpointError;
 use super::atomic;
+use super::shards::TensorSpec;
 use crate::graph::DType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -122,6 +123,65 @@ impl Checkpoint {
             &header.dtype,
             &file.map[file.data_start + header.range.start..file.data_start + header.range.end],
         ))
+    }
+
+    /// Element type and shape of a tensor as the file has them, also of types that engraft does not compute with.
+    ///
+    /// # Errors
+    /// A name that does not exist, a type that safetensors does not know.
+    pub fn spec(&self, name: &str) -> Result<TensorSpec, CheckpointError> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let TensorHeader { dtype, shape, .. } = &entry.header;
+        match serde_json::from_value(Value::String(dtype.clone())) {
+            Ok(known) => Ok(TensorSpec { name: name.to_owned(), dtype: known, shape: shape.clone() }),
+            Err(_) => Err(CheckpointError::UnsupportedDType {
+                file: self.files[entry.file].path.clone(),
+                tensor: name.to_owned(),
+                found: dtype.clone(),
+            }),
+        }
+    }
+
+    /// Reads these bytes of a tensor's elements, as they are stored, in place of what `out` holds. They are read from the
+    /// file, not through its map.
+    ///
+    /// # Errors
+    /// A name that does not exist, a file that cannot be read or was shortened.
+    ///
+    /// # Panics
+    /// If the tensor has no such bytes: a mistake in the program, not in its input.
+    pub fn read_bytes(
+        &self,
+        name: &str,
+        bytes: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CheckpointError> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        assert!(bytes.end <= entry.header.range.len(), "bytes {bytes:?} of {name:?}");
+        let MappedFile { path, file, data_start, .. } = &self.files[entry.file];
+        out.resize(bytes.len(), 0);
+        let at = (data_start + entry.header.range.start + bytes.start) as u64;
+        read_exact_at(file, out, at).map_err(CheckpointError::read(path))
+    }
+
+    /// Some elements as f32, read as [`Checkpoint::read_bytes`] does. `raw` is scratch space.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`] and [`Checkpoint::read_bytes`].
+    ///
+    /// # Panics
+    /// As [`Checkpoint::read_bytes`].
+    pub fn read_f32(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        raw: &mut Vec<u8>,
+    ) -> Result<Vec<f32>, CheckpointError> {
+        let dtype = self.tensor(name)?.dtype;
+        let mut values = vec![0.0; elements.len()];
+        self.read_bytes(name, elements.start * dtype.size()..elements.end * dtype.size(), raw)?;
+        decode(raw, dtype, &mut values);
+        Ok(values)
     }
 
     fn missing(&self, name: &str) -> CheckpointError {
@@ -351,20 +411,37 @@ pub fn write_safetensors<B: AsRef<[u8]>>(
         ));
         offset += found;
     }
-    let metadata: HashMap<String, String> =
-        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let header = Metadata::new(Some(metadata).filter(|map| !map.is_empty()), infos)
-        .map_err(|error| layout("", error.to_string()))
-        .and_then(|header| serde_json::to_vec(&header).map_err(|error| layout("", error.to_string())))?;
-
-    let padded = header.len().next_multiple_of(8);
+    let header = header_bytes(path, infos, metadata)?;
     let write = |out: &mut dyn io::Write| {
-        out.write_all(&(padded as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        out.write_all(&b"        "[..padded - header.len()])?;
         tensors.iter().try_for_each(|(_, _, _, bytes)| out.write_all(bytes.as_ref()))
     };
     atomic::write_file(path, write).map_err(CheckpointError::write(path))
+}
+
+/// Everything of a file before the data: the header's length, and the header with blanks up to a multiple of eight.
+///
+/// # Errors
+/// Tensors that the format cannot hold.
+pub(super) fn header_bytes(
+    path: &Path,
+    tensors: Vec<(String, TensorInfo)>,
+    metadata: &[(&str, &str)],
+) -> Result<Vec<u8>, CheckpointError> {
+    let failed = |reason: String| CheckpointError::Write {
+        path: path.to_path_buf(),
+        source: io::Error::new(io::ErrorKind::InvalidInput, reason),
+    };
+    let metadata: HashMap<String, String> =
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let header = Metadata::new(Some(metadata).filter(|map| !map.is_empty()), tensors)
+        .map_err(|error| failed(error.to_string()))?;
+    let header = serde_json::to_vec(&header).map_err(|error| failed(error.to_string()))?;
+    let padded = header.len().next_multiple_of(8);
+    let mut bytes = (padded as u64).to_le_bytes().to_vec();
+    bytes.extend(&header);
+    bytes.resize(8 + padded, b' ');
+    Ok(bytes)
 }
 
 #[derive(Debug)]
@@ -516,7 +593,7 @@ fn check_cover(path: &Path, tensors: &BTreeMap<String, TensorHeader>) -> Result<
     Ok(covered)
 }
 
-fn byte_count(shape: &[usize], bits: usize) -> Option<usize> {
+pub(super) fn byte_count(shape: &[usize], bits: usize) -> Option<usize> {
     let bits = shape.iter().try_fold(bits, |product, &dim| product.checked_mul(dim))?;
     bits.is_multiple_of(8).then_some(bits / 8)
 }
@@ -556,7 +633,7 @@ fn missing_weights_hint(model_dir: &Path) -> String {
     }
 }
 
-fn file_dtype(dtype: DType) -> FileDtype {
+pub(super) fn file_dtype(dtype: DType) -> FileDtype {
     match dtype {
         DType::F32 => FileDtype::F32,
         DType::F16 => FileDtype::F16,

@@ -3,7 +3,6 @@
 //! Parsing never looks at a file or a device; `resolve` turns what was said into checked options. Options
 //! are spelled with underscores; each has a hidden alias with dashes, and a test holds that so.
 
-use crate::generate::sampling::SamplingOptions;
 use crate::gpu::GpuOptions;
 use crate::train::duration::parse_duration;
 use crate::train::memory_size::parse_memory_size;
@@ -21,19 +20,29 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 mod bench;
+mod chat;
 mod data;
+mod download;
+mod export;
 pub mod litgpt;
 mod logging;
+mod merge;
 mod plan;
 mod report;
+mod validate;
 
 use bench::named_config;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
+pub use chat::{ChatArgs, SamplingArgs, TalkArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
+pub use download::DownloadArgs;
+pub use export::{ExportArgs, ExportSource};
 pub use litgpt::LoraSwitches;
 pub use logging::LoggingArgs;
+pub use merge::MergeArgs;
 pub use plan::PlanArgs;
 pub use report::ReportArgs;
+pub use validate::ValidateArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
                           3 out of memory, 4 no usable device, 130 stopped by the user";
@@ -79,10 +88,21 @@ pub enum Command {
     FinetuneFull(FinetuneFullArgs),
     /// Continue a prompt, with or without an adapter
     Generate(GenerateArgs),
+    /// Talk to a model, with or without an adapter
+    Chat(ChatArgs),
+    /// Fetch a model from the Hugging Face Hub, or check what was fetched
+    Download(DownloadArgs),
     /// Loss and perplexity of a model on a data file, with or without an adapter
     Evaluate(EvaluateArgs),
     /// Show data as a run would see them: samples as tokens, lengths, counts
     Data(DataCommandArgs),
+    /// Add an adapter to its base model, and write the sum as a model folder
+    #[command(visible_alias = "merge", alias = "merge-lora")]
+    MergeLora(MergeArgs),
+    /// Write a model or an adapter as a GGUF file for llama.cpp
+    Export(ExportArgs),
+    /// Check a model folder before a run: every problem, without a GPU
+    Validate(ValidateArgs),
     /// List GPUs and software devices, and the one that a run would choose
     Devices(DevicesArgs),
     /// Measure speed without any files
@@ -194,18 +214,8 @@ pub struct GenerateArgs {
     /// Tokens to generate at most; an end-of-sequence token ends earlier
     #[arg(long, alias = "max-new-tokens", value_name = "N", default_value_t = 128, value_parser = count)]
     pub max_new_tokens: usize,
-    /// Divides the logits; 0 takes the most probable token always
-    #[arg(long, value_name = "T", default_value_t = SamplingOptions::default().temperature)]
-    pub temperature: f32,
-    /// Sample among the K most probable tokens; 0 for all
-    #[arg(long, alias = "top-k", value_name = "K", default_value_t = 50, value_parser = count)]
-    pub top_k: usize,
-    /// Sample among the fewest tokens whose probabilities sum to P
-    #[arg(long, alias = "top-p", value_name = "P", default_value_t = SamplingOptions::default().top_p)]
-    pub top_p: f32,
-    /// Seed of the sampling
-    #[arg(long, value_name = "SEED", default_value_t = SamplingOptions::default().seed)]
-    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     #[command(flatten)]
     pub precision: PrecisionArgs,
     #[command(flatten)]
@@ -213,23 +223,13 @@ pub struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// How to draw tokens.
-    pub fn sampling(&self) -> SamplingOptions {
-        SamplingOptions {
-            temperature: self.temperature,
-            top_k: (self.top_k > 0).then_some(self.top_k),
-            top_p: self.top_p,
-            seed: self.seed,
-        }
-    }
-
     /// # Errors
     /// Every option that is out of its range.
     pub fn check(&self) -> Result<(), OptionsError> {
         let mut checks = Checks::default();
         checks.at_least("--max_new_tokens", self.max_new_tokens, 1);
         checks.prompt_style("--prompt_style", &self.prompt_style);
-        self.sampling().check(&mut checks);
+        self.sampling.options().check(&mut checks);
         checks.finish()
     }
 }

@@ -1,6 +1,7 @@
 //! `engraft data`: data as a run would see them.
 
 use super::args::DataCommandArgs;
+use super::download::settings_folder;
 use crate::data::{Dataset, IGNORE_INDEX, Sample, Tokenizer, detect_format};
 use crate::error::Error;
 use crate::models::ModelConfig;
@@ -8,8 +9,9 @@ use serde_json::json;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
-pub fn run(args: DataCommandArgs) -> Result<(), Error> {
+pub fn run(mut args: DataCommandArgs, quiet: bool) -> Result<(), Error> {
     let options = args.options()?;
+    args.model = settings_folder(&args.model, quiet)?;
     let tokenizer = Tokenizer::open(&args.model)?;
     let data = options.open(&tokenizer, 0, args.max_seq_length, None)?;
     let text = match args.json {

@@ -2,6 +2,7 @@
 
 use super::args::EvaluateArgs;
 use super::bench::reporter;
+use super::download::{adapter_folder, model_folder};
 use crate::error::Error;
 use crate::train::evaluator::{EvaluateEvent, EvaluateReport, evaluate};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,7 +10,9 @@ use std::io::{self, IsTerminal};
 
 pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
     let json = args.json;
-    let options = args.resolve()?;
+    let mut options = args.resolve()?;
+    options.model_dir = model_folder(&options.model_dir, quiet)?;
+    options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
     let bar = match !quiet && io::stderr().is_terminal() {
         true => ProgressBar::no_length(),
         false => ProgressBar::hidden(),

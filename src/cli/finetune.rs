@@ -1,6 +1,7 @@
 //! `engraft finetune` and `engraft finetune_full`.
 
 use super::args::{FinetuneArgs, FinetuneFullArgs};
+use super::download::{adapter_folder, model_folder};
 use super::progress::{Progress, ProgressMode};
 use super::tui::{self, Tui};
 use crate::error::Error;
@@ -22,7 +23,9 @@ pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
     run(args.resolve()?, quiet, tui)
 }
 
-fn run(options: FinetuneOptions, quiet: bool, tui: bool) -> Result<(), Error> {
+fn run(mut options: FinetuneOptions, quiet: bool, tui: bool) -> Result<(), Error> {
+    options.model_dir = model_folder(&options.model_dir, quiet)?;
+    options.init_adapter = adapter_folder(options.init_adapter.as_deref(), quiet)?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut show: Box<dyn FnMut(&Event)> = if tui {
         let mut tui = Tui::new(&options.out_dir, Arc::clone(&stop), quiet)?;

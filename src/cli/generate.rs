@@ -2,6 +2,7 @@
 
 use super::args::GenerateArgs;
 use super::devices::describe;
+use super::download::{adapter_folder, model_folder};
 use crate::checkpoint::Adapter;
 use crate::data::{DecodeStream, Encoder, SampleOptions, Tokenizer};
 use crate::error::Error;
@@ -11,8 +12,10 @@ use crate::train::setup::open_network;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 
-pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
+pub fn run(mut args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     args.check()?;
+    args.model.model_dir = model_folder(&args.model.model_dir, quiet)?;
+    args.lora = adapter_folder(args.lora.as_deref(), quiet)?;
     let note = |text: &str| {
         if !quiet {
             eprintln!("{text}");
@@ -45,8 +48,11 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     }
     let cache = CacheSize::new(prompt.len() + max_new_tokens);
     let mut generator = Generator::new(&gpu, network, &source, adapter.as_ref(), cache)?;
-    let options =
-        GenerateOptions { max_new_tokens, sampling: args.sampling(), stop: tokenizer.stop_tokens().to_vec() };
+    let options = GenerateOptions {
+        max_new_tokens,
+        sampling: args.sampling.options(),
+        stop: tokenizer.stop_tokens().to_vec(),
+    };
     let mut out = Output::new(&tokenizer);
     let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
     out.finish()?;
@@ -129,7 +135,8 @@ impl<'t> Output<'t> {
     }
 }
 
-fn write_out(text: &str) -> io::Result<()> {
+/// Text on standard output, at once.
+pub(super) fn write_out(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()

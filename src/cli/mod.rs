@@ -2,21 +2,28 @@
 
 pub mod args;
 mod bench;
+mod chat;
+mod chat_input;
 pub mod config;
 mod data;
 mod devices;
+mod download;
 mod evaluate;
+mod export;
 mod finetune;
 mod generate;
 mod init;
+mod merge;
 mod plan;
 mod progress;
 mod report;
 mod tui;
 mod tune;
+mod validate;
 
 use crate::error::{Error, Failure};
 use args::{BenchCommand, Command, Exit};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Runs the program on the process's arguments.
@@ -44,12 +51,17 @@ pub fn run() -> ExitCode {
         Command::Finetune(args) => finetune::lora(args, cli.quiet),
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
         Command::Generate(args) => generate::run(args, cli.quiet),
+        Command::Chat(args) => chat::run(args, cli.quiet),
+        Command::Download(args) => download::run(args, cli.quiet),
         Command::Evaluate(args) => evaluate::run(args, cli.quiet),
-        Command::Data(args) => data::run(args),
+        Command::Data(args) => data::run(args, cli.quiet),
+        Command::MergeLora(args) => merge::run(args, cli.quiet),
+        Command::Export(args) => export::run(args, cli.quiet),
+        Command::Validate(args) => validate::run(&args),
         Command::Devices(args) => devices::run(args),
         Command::Init(args) => init::run(&args),
         Command::Completions(args) => init::completions(&args),
-        Command::Plan(args) => plan::run(args),
+        Command::Plan(args) => plan::run(args, cli.quiet),
         Command::Report(args) => report::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
@@ -77,5 +89,22 @@ fn exit_of(error: &Error) -> Exit {
         Failure::Memory => Exit::OutOfMemory,
         Failure::Device => Exit::NoDevice,
         Failure::Stopped => Exit::Stopped,
+    }
+}
+
+/// What a result should tell its user, on standard error.
+fn say_notes(notes: &[String], quiet: bool) {
+    if !quiet {
+        notes.iter().for_each(|note| eprintln!("note: {note}"));
+    }
+}
+
+/// Standard output; a reader that has had enough (`| head`) is no error.
+fn print(text: &str) -> Result<(), Error> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::Write { path: "standard output".into(), source })
+        }
+        _ => Ok(()),
     }
 }

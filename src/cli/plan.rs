@@ -1,6 +1,7 @@
 //! `engraft plan`: the memory of a run, as a table or as JSON.
 
 use super::args::PlanArgs;
+use super::download::settings_folder;
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::graph::DeviceProfile;
@@ -15,7 +16,11 @@ use std::fmt::Write;
 ///
 /// # Errors
 /// No model, options out of range, data that cannot be read, a device that was named and is not there.
-pub fn run(args: PlanArgs) -> Result<(), Error> {
+pub fn run(mut args: PlanArgs, quiet: bool) -> Result<(), Error> {
+    let folder = args.model.folder();
+    if args.shape.is_none() && !folder.as_os_str().is_empty() {
+        args.model.model_dir = Some(settings_folder(&folder, quiet)?);
+    }
     let (config, json) = (args.config()?, args.json);
     let options = args.resolve()?;
     let kind = options.recompute;

@@ -4,7 +4,7 @@
 //! ignored: a closed terminal must not end a run.
 
 use crate::train::duration::duration_text;
-use crate::train::metrics::{EvalRecord, Event, RunSummary, SampleRecord, StepRecord};
+use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
 use crate::train::tuning::TuneProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
@@ -70,7 +70,7 @@ impl Progress {
             Event::Started(run) => self.start(run),
             Event::Step(record) => self.step(record),
             Event::Evaluation(record) => self.line(&evaluation_line(record)),
-            Event::Sample(record) => self.line(&sample_line(record)),
+            Event::Sample(record) => self.line(&record.to_string()),
             Event::Saved { step, path } => self.line(&format!("step {step}: saved {}", path.display())),
             Event::Overflow { step, scale } => {
                 self.line(&format!(
@@ -204,15 +204,6 @@ fn step_line(record: &StepRecord, steps: usize) -> String {
         rate(record.tokens_per_s),
         duration_text(eta),
     )
-}
-
-pub(super) fn sample_line(record: &SampleRecord) -> String {
-    // the end of a long prompt is what is answered
-    let (prompt, most) = (record.prompt.replace('\n', " "), 60);
-    let cut = prompt.chars().count().saturating_sub(most);
-    let end: String = prompt.chars().skip(cut).collect();
-    let dots = if cut > 0 { "…" } else { "" };
-    format!("step {}: {dots}{end} → {}", record.step, record.text.trim())
 }
 
 fn evaluation_line(record: &EvalRecord) -> String {

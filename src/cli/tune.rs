@@ -2,6 +2,7 @@
 
 use super::args::TuneCommandArgs;
 use super::bench::reporter;
+use super::download::settings_folder;
 use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::Gpu;
@@ -18,7 +19,8 @@ use std::time::Duration;
 ///
 /// # Errors
 /// No model or shape, no device, and what the device reports.
-pub fn run(args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
+pub fn run(mut args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
+    args.model_dir = args.model_dir.map(|model| settings_folder(&model, quiet)).transpose()?;
     let config = args.config()?;
     let gpu = Gpu::open(&args.device.options())?;
     let precisions = match args.all {

@@ -58,15 +58,19 @@ const SPEAKERS: [(&str, &str); 13] = [
 impl Conversation {
     /// One question and its answer.
     pub fn single(system: Option<&str>, question: &str, answer: Option<&str>) -> Self {
-        let said = |role: &str, text: &str| {
-            Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), text.into())])
-        };
-        let system = system.map(|text| said("system", text));
-        let messages: Vec<_> = system
-            .into_iter()
-            .chain([said("user", question)])
-            .chain(answer.map(|text| said("assistant", text)))
-            .collect();
+        let system = system.map(|text| Self::message("system", text));
+        let question = Self::message("user", question);
+        let answer = answer.map(|text| Self::message("assistant", text));
+        Self::of_messages(system.into_iter().chain([question]).chain(answer).collect())
+    }
+
+    /// What one speaker says.
+    pub fn message(role: &str, text: &str) -> Map<String, Value> {
+        Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), text.into())])
+    }
+
+    /// A conversation without tools, in which the assistant's turns are learned.
+    pub fn of_messages(messages: Vec<Map<String, Value>>) -> Self {
         let trained = messages.iter().map(is_assistant).collect();
         Self { messages, tools: None, trained }
     }

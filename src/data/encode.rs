@@ -175,6 +175,27 @@ impl<'t> Encoder<'t> {
         }
     }
 
+    /// The ids of a conversation whose next turn is the assistant's, as a model that was tuned with these options expects
+    /// it.
+    ///
+    /// # Errors
+    /// There is no template for conversations, or it or the tokenizer refuses this one.
+    pub fn talk(&self, conversation: &Conversation) -> Result<Vec<u32>, DataError> {
+        let refused = |reason| DataError::NoChatTemplate { reason };
+        let (template, with_bos) = self.template().map_err(refused)?;
+        let text = template.text(conversation, true).map_err(refused)?;
+        if with_bos { self.tokenizer.encode(&text) } else { self.tokenizer.encode_plain(&text) }
+    }
+
+    /// The special token that ends an assistant's turn, where the template has one: a stop token for generation, which
+    /// `generation_config.json` need not name.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        let tokenized = self.conversation(&Conversation::single(None, "Hi", Some("Hello"))).ok()?;
+        let last = tokenized.sample.spans().last()?.end.checked_sub(1)?;
+        let token = *tokenized.sample.tokens.get(last as usize)?;
+        self.tokenizer.is_special(token).then_some(token)
+    }
+
     /// One row as a sample, cut to the maximum length.
     ///
     /// # Errors
@@ -240,17 +261,21 @@ impl<'t> Encoder<'t> {
     }
 
     fn conversation(&self, conversation: &Conversation) -> Result<Tokenized, String> {
-        let (template, with_bos) = match (&self.own, &self.chat) {
-            (Some(own), _) => (own, false),
-            (None, Chat::Model(template)) => (template, false),
-            (None, Chat::Style(template)) => (template, true),
-            (None, Chat::None(reason)) => return Err(reason.clone()),
-        };
+        let (template, with_bos) = self.template()?;
         let rendered = match self.options.mask_prompt {
             true => template.render(conversation)?,
             false => RenderedChat::whole(template.text(conversation, false)?),
         };
         self.turns(&rendered, with_bos, template.origin())
+    }
+
+    /// What writes conversations, and whether BOS goes before its text as before every other.
+    fn template(&self) -> Result<(&ChatTemplate, bool), String> {
+        match (&self.own, &self.chat) {
+            (Some(template), _) | (None, Chat::Model(template)) => Ok((template, false)),
+            (None, Chat::Style(template)) => Ok((template, true)),
+            (None, Chat::None(reason)) => Err(reason.clone()),
+        }
     }
 
     /// A row under the user's own template: it marks the answer by `{% generation %}`, or writes the prompt alone.

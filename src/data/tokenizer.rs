@@ -109,6 +109,11 @@ impl Tokenizer {
         &self.prefix
     }
 
+    /// Whether [`Self::encode`] puts special tokens before a text.
+    pub fn adds_bos(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
     /// Whether the token is a control token rather than text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id) || self.stop_tokens.contains(&id)
@@ -120,6 +125,16 @@ impl Tokenizer {
     /// A template that is not Jinja; several, of which none is the default.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, DataError> {
         ChatTemplate::of_model(&self.chat)
+    }
+
+    /// The model's chat templates as they are written, by name; one alone is `default`.
+    pub fn chat_template_sources(&self) -> &[(String, String)] {
+        &self.chat.named
+    }
+
+    /// The token that `tokenizer_config.json` or `special_tokens_map.json` has under a key such as `pad_token`.
+    pub fn special_token(&self, key: &str) -> Option<u32> {
+        self.chat.special_tokens.get(key).and_then(|text| self.inner.token_to_id(text))
     }
 
     pub(super) fn chat_sources(&self) -> &ChatSources {

@@ -3,7 +3,8 @@
 //! Three plans share one set of slots: two sizes of prompt chunk and the single token. The caches are state leaves that
 //! all three write in place. A chunk shorter than its plan is filled up with copies of its last token at the same
 //! position: their rows of the cache lie behind the end of the text, where no row looks before it has been overwritten,
-//! and since they equal a real row they are finite, as attention needs of rows that it masks.
+//! and since they equal a real row they are finite, as attention needs of rows that it masks. For the same reason the
+//! cache can be cut at any token ([`Generator::keep`]): a talk that goes on runs its new tokens alone.
 
 use super::sampling::{Sampler, SamplingError, SamplingOptions};
 use crate::checkpoint::Adapter;
@@ -36,6 +37,11 @@ pub enum GenerateError {
     UnknownToken { token: u32, vocabulary: usize },
     #[error("{tokens} tokens do not fit the KV cache of {cache}; shorten the prompt or open a larger cache")]
     CacheFull { tokens: usize, cache: usize },
+    #[error(
+        "the conversation has {prompt} tokens, and the context takes {context} with the answer; shorten it, or raise \
+         --context up to the model's limit (max_position_embeddings)"
+    )]
+    ContextFull { prompt: usize, context: usize },
     #[error("a cache of {tokens} tokens is over the model's limit of {limit} (max_position_embeddings)")]
     OverLimit { tokens: usize, limit: usize },
     #[error(transparent)]
@@ -87,6 +93,8 @@ pub struct Generated {
     /// The new tokens, without a stop token.
     pub tokens: Vec<u32>,
     pub end: End,
+    /// Tokens of the prompt that were in the cache already and did not run again.
+    pub reused: usize,
     /// Seconds until the logits of the prompt were there; the compilation of kernels is not counted.
     pub prompt_seconds: f64,
     /// Seconds for all new tokens.
@@ -102,8 +110,8 @@ pub struct Generator {
     /// Falling in size, the last for a single token.
     plans: [Plan; 3],
     cache: CacheSize,
-    /// Tokens in the cache.
-    length: usize,
+    /// The tokens whose rows are in the cache.
+    cached: Vec<u32>,
     memory: MemoryReport,
 }
 
@@ -183,7 +191,7 @@ impl Generator {
         memory.activations = slots.bytes();
         let plan = |rows, layout| Plan { rows, layout, program: None };
         let plans = [plan(sizes[0], a), plan(sizes[1], b), plan(sizes[2], c)];
-        Ok(Generator { gpu: gpu.clone(), network, bindings, slots, plans, cache, length: 0, memory })
+        Ok(Generator { gpu: gpu.clone(), network, bindings, slots, plans, cache, cached: Vec::new(), memory })
     }
 
     pub fn gpu(&self) -> &Gpu {
@@ -208,16 +216,24 @@ impl Generator {
 
     /// Tokens in the cache.
     pub fn len(&self) -> usize {
-        self.length
+        self.cached.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.cached.is_empty()
     }
 
     /// Forgets what is in the cache.
     pub fn reset(&mut self) {
-        self.length = 0;
+        self.cached.clear();
+    }
+
+    /// Cuts the cache to the tokens that `prompt` begins with, and gives their number: always less than all of the
+    /// prompt, whose last token has to run for its logits.
+    pub fn keep(&mut self, prompt: &[u32]) -> usize {
+        let shared = self.cached.iter().zip(prompt).take_while(|(cached, token)| cached == token).count();
+        self.cached.truncate(shared.min(prompt.len().saturating_sub(1)));
+        self.cached.len()
     }
 
     /// Appends `tokens` to the cache and gives the logits `[vocab]` of the token after the last.
@@ -252,8 +268,25 @@ impl Generator {
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
-        let mut sampler = Sampler::new(options.sampling.clone())?;
         self.reset();
+        self.generate_further(prompt, options, on_token)
+    }
+
+    /// Continues `prompt` as [`Generator::generate`] does, but runs only what differs from the tokens that are in the
+    /// cache: of a talk that goes on, the new turn alone. Logits may differ from those of an empty cache by rounding,
+    /// since other tokens share a run.
+    ///
+    /// # Errors
+    /// As [`Generator::generate`].
+    pub fn generate_further(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated, GenerateError> {
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        let reused = self.keep(prompt);
+        let prompt = &prompt[reused..];
         self.check(prompt, options.max_new_tokens)?;
         self.compile(prompt.len())?;
 
@@ -278,7 +311,7 @@ impl Generator {
             }
         };
         let seconds = start.elapsed().as_secs_f64() - prompt_seconds;
-        Ok(Generated { tokens, end, prompt_seconds, seconds })
+        Ok(Generated { tokens, end, reused, prompt_seconds, seconds })
     }
 
     /// Makes the kernels for a prompt of this length and for single tokens.
@@ -300,7 +333,7 @@ impl Generator {
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
             return Err(GenerateError::UnknownToken { token, vocabulary });
         }
-        let tokens = self.length.saturating_add(tokens.len()).saturating_add(more);
+        let tokens = self.cached.len().saturating_add(tokens.len()).saturating_add(more);
         if tokens > self.cache.tokens {
             return Err(GenerateError::CacheFull { tokens, cache: self.cache.tokens });
         }
@@ -318,7 +351,7 @@ impl Generator {
 
     /// Runs tokens that fit one plan.
     fn append(&mut self, tokens: &[u32], plan: usize) -> Result<(), GenerateError> {
-        let (rows, offset, count) = (self.plans[plan].rows, self.length as u32, tokens.len() as u32);
+        let (rows, offset, count) = (self.plans[plan].rows, self.cached.len() as u32, tokens.len() as u32);
         let filled = |value: &dyn Fn(u32) -> u32| {
             (0..rows as u32).map(|t| value(t.min(count - 1))).collect::<Vec<_>>()
         };
@@ -329,7 +362,7 @@ impl Generator {
         self.write("rows", &[count - 1])?;
         let gpu = self.gpu.clone();
         gpu.submit(&[], &[self.program(plan)?.recording()])?;
-        self.length += tokens.len();
+        self.cached.extend_from_slice(tokens);
         Ok(())
     }
 

@@ -100,6 +100,15 @@ impl Rope {
         let unscaled = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
         unscaled.map(|frequency| self.scaling.apply(frequency) as f32).collect()
     }
+
+    /// What Llama 3.1's scaling divides each frequency by, `[head_dim / 2]`; `None` for other scalings.
+    pub fn llama3_factors(&self, head_dim: usize) -> Option<Vec<f32>> {
+        if !matches!(self.scaling, RopeScaling::Llama3 { .. }) {
+            return None;
+        }
+        let unscaled = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
+        Some(unscaled.map(|frequency| (frequency / self.scaling.apply(frequency)) as f32).collect())
+    }
 }
 
 impl RopeScaling {

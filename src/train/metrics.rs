@@ -6,6 +6,7 @@
 use super::tuning::TuneProgress;
 use crate::plan::MemoryReport;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
 
 /// One optimiser step.
@@ -54,6 +55,18 @@ pub struct SampleRecord {
     pub prompt: String,
     /// Its continuation, with the most probable token each time.
     pub text: String,
+}
+
+impl fmt::Display for SampleRecord {
+    /// One line: the end of a long prompt, which is what is answered, and the text.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 60;
+        let prompt = self.prompt.replace('\n', " ");
+        let cut = prompt.chars().count().saturating_sub(MOST);
+        let end: String = prompt.chars().skip(cut).collect();
+        let dots = if cut > 0 { "…" } else { "" };
+        write!(f, "step {}: {dots}{end} → {}", self.step, self.text.trim())
+    }
 }
 
 /// What is known when the first step is about to start.

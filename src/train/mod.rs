@@ -21,7 +21,7 @@ pub mod options;
 pub mod plan;
 pub mod quantize;
 pub mod report;
-mod resume;
+pub(crate) mod resume;
 pub mod run_folder;
 pub mod run_plan;
 mod sampler;

@@ -180,7 +180,7 @@ pub(super) fn steps_of(out_dir: &Path, run: &str) -> Vec<(usize, PathBuf)> {
 }
 
 /// Folders that are called so, with a number, in its order.
-pub(super) fn numbered(out_dir: &Path, prefix: &str) -> Vec<(usize, PathBuf)> {
+pub(crate) fn numbered(out_dir: &Path, prefix: &str) -> Vec<(usize, PathBuf)> {
     let entries = std::fs::read_dir(out_dir).into_iter().flatten().flatten().map(|e| e.path());
     let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix(prefix)?.parse::<usize>().ok();
     let mut found: Vec<_> = entries.filter_map(|path| Some((number(&path)?, path))).collect();

@@ -4,7 +4,7 @@ use super::adapter::extract;
 use super::options::{FinetuneOptions, Method};
 use super::run_folder::HYPERPARAMETERS_FILE;
 use super::trainer::Trainer;
-use crate::checkpoint::{AdapterConfig, atomic, encode, write_safetensors};
+use crate::checkpoint::{AdapterConfig, COMPANIONS, atomic, encode, write_safetensors};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::graph::DType;
@@ -12,18 +12,6 @@ use crate::models::Network;
 use serde_json::json;
 use std::io;
 use std::path::Path;
-
-/// Files of a model folder that go with the weights wherever they are saved.
-const COMPANIONS: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "added_tokens.json",
-];
 
 /// Writes the adapter as PEFT does.
 ///
@@ -118,7 +106,7 @@ pub fn save_hyperparameters(
 }
 
 /// The type that `dtype` (transformers 5) or `torch_dtype` (4) of config.json names; f32 where it names none.
-fn stored_dtype(model_dir: &Path) -> DType {
+pub fn stored_dtype(model_dir: &Path) -> DType {
     let text = std::fs::read_to_string(model_dir.join("config.json")).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     match config["dtype"].as_str().or(config["torch_dtype"].as_str()) {

@@ -4,6 +4,7 @@
 use engraft::data::MicroBatch;
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 /// The device to test on, or `None` with a loud word where there is none.
 ///
@@ -110,4 +111,32 @@ pub fn reference_batch(file: &Path) -> MicroBatch {
 /// Which positions of that batch are not padding.
 pub fn real_rows(file: &Path) -> Vec<usize> {
     integers(file, "attention_mask").iter().enumerate().filter(|(_, m)| **m == 1.0).map(|(i, _)| i).collect()
+}
+
+/// Runs the program.
+pub fn engraft(arguments: &[&str]) -> Output {
+    // nothing outside the build's own folder is written
+    let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/cache");
+    Command::new(env!("CARGO_BIN_EXE_engraft")).env("ENGRAFT_CACHE", cache).args(arguments).output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What a script of `tests/python` prints; `None`, said loudly, where Python or a package that it needs is missing (exit code
+/// 77).
+pub fn python(script: &str, arguments: &[&str]) -> Option<String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
+    match Command::new("python3").arg(path).args(arguments).output() {
+        Ok(output) if output.status.code() != Some(77) => {
+            assert!(output.status.success(), "{script}: {}", text(&output.stderr));
+            Some(text(&output.stdout))
+        }
+        found => {
+            let reason = found.map_or_else(|error| error.to_string(), |output| text(&output.stderr));
+            eprintln!("SKIPPED: {script}: {}", reason.trim());
+            None
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::autograd::Recompute;
 use crate::data::{DataSource, Format};
+use crate::generate::sampling::SamplingOptions;
 use crate::train::logging::LoggerKind;
 use crate::train::options::TuneMode;
 use crate::train::quantize::Quantize;
@@ -403,13 +404,13 @@ fn generate_resolves_its_sampling() {
         other => panic!("{other:?}"),
     };
     let plain = generate(&[]);
-    assert_eq!((plain.sampling(), plain.max_new_tokens), (SamplingOptions::default(), 128));
+    assert_eq!((plain.sampling.options(), plain.max_new_tokens), (SamplingOptions::default(), 128));
     assert_eq!((plain.prompt.as_deref(), plain.check()), (None, Ok(())));
     let words =
         ["--prompt", "- a list", "--top-k", "0", "--top_p", "0.9", "--temperature", "0", "--seed", "5"];
     let own = generate(&words);
     let expected = SamplingOptions { temperature: 0.0, top_k: None, top_p: 0.9, seed: 5 };
-    assert_eq!((own.sampling(), own.prompt.as_deref()), (expected, Some("- a list")));
+    assert_eq!((own.sampling.options(), own.prompt.as_deref()), (expected, Some("- a list")));
     let bad =
         generate(&["--max-new-tokens", "0", "--temperature", "-1", "--top-p", "0", "--prompt-style", "x"]);
     assert_eq!(bad.check().unwrap_err().problems.len(), 4);

@@ -1,6 +1,5 @@
 //! What the live view knows: the events of a run so far.
 
-use crate::cli::progress::sample_line;
 use crate::train::axis::{Axis, Scale, range};
 use crate::train::figures::{smoothed, smoothing_span};
 use crate::train::metrics::{Event, RunSummary, StepRecord};
@@ -80,7 +79,7 @@ impl State {
                 self.kept.evaluation = Some(event);
             }
             Event::Sample(record) => {
-                self.note(&sample_line(record));
+                self.note(&record.to_string());
                 let earlier = |kept: &Event| matches!(kept, Event::Sample(kept) if kept.step < record.step);
                 self.kept.samples.retain(|kept| !earlier(kept));
                 self.kept.samples.push(event);

@@ -1,0 +1,171 @@
+//! What the user types in a chat: messages of one or more lines, and commands.
+
+use crate::error::Error;
+use rustyline::error::ReadlineError;
+use rustyline::history::MemHistory;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
+use rustyline::{Completer, Config, Editor, Helper, Highlighter, Hinter};
+use std::io::{self, BufRead, IsTerminal};
+
+/// What the user asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    Message(String),
+    Clear,
+    Help,
+    Exit,
+    /// A word with a slash that is no command.
+    Unknown(String),
+    /// Ctrl-C at the prompt.
+    Interrupted,
+}
+
+/// Where input comes from.
+pub enum Reader {
+    Terminal(Box<Editor<Lines, MemHistory>>),
+    Pipe,
+}
+
+impl Reader {
+    /// An editor of lines where standard input and output are terminals; plain lines elsewhere.
+    ///
+    /// # Errors
+    /// The terminal refuses.
+    pub fn open() -> Result<Self, Error> {
+        if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+            return Ok(Reader::Pipe);
+        }
+        let config = Config::builder().auto_add_history(true).build();
+        let editor = Editor::with_history(config, MemHistory::new()).map_err(|error| unreadable(&error))?;
+        let mut editor = Box::new(editor);
+        editor.set_helper(Some(Lines));
+        Ok(Reader::Terminal(editor))
+    }
+
+    /// The next thing that is not empty; `None` at the end of input.
+    ///
+    /// # Errors
+    /// Input that cannot be read, or is no UTF-8.
+    pub fn next(&mut self) -> Result<Option<Input>, Error> {
+        loop {
+            let text = match self {
+                Reader::Pipe => read_lines(&mut io::stdin().lock()).map_err(|error| unreadable(&error))?,
+                Reader::Terminal(editor) => match editor.readline("> ") {
+                    Ok(text) => Some(text),
+                    Err(ReadlineError::Eof) => None,
+                    Err(ReadlineError::Interrupted) => return Ok(Some(Input::Interrupted)),
+                    Err(error) => return Err(unreadable(&error)),
+                },
+            };
+            let Some(text) = text else { return Ok(None) };
+            if let Some(input) = parse(&text) {
+                return Ok(Some(input));
+            }
+        }
+    }
+}
+
+fn unreadable(error: &dyn std::error::Error) -> Error {
+    Error::input(format!("standard input cannot be read: {error}"))
+}
+
+/// Lines up to the end of one message; `None` at the end of input.
+fn read_lines(input: &mut dyn BufRead) -> io::Result<Option<String>> {
+    let mut text = String::new();
+    loop {
+        let read = input.read_line(&mut text)?;
+        if read == 0 {
+            return Ok((!text.is_empty()).then_some(text));
+        }
+        let line = text.trim_end_matches(['\r', '\n']).len();
+        if is_whole(&text[..line]) {
+            text.truncate(line);
+            return Ok(Some(text));
+        }
+    }
+}
+
+/// Around a message of several lines.
+const QUOTES: &str = "\"\"\"";
+
+/// Whether a message ends here: it began with three quotes and ends in three, or its last line has no backslash at the
+/// end.
+fn is_whole(text: &str) -> bool {
+    match text.trim().strip_prefix(QUOTES) {
+        Some(rest) => rest.ends_with(QUOTES),
+        None => !text.ends_with('\\'),
+    }
+}
+
+/// What a whole input says; `None` where it is blank.
+fn parse(text: &str) -> Option<Input> {
+    let trimmed = text.trim();
+    if let Some(quoted) = trimmed.strip_prefix(QUOTES) {
+        let message = quoted.strip_suffix(QUOTES).unwrap_or(quoted).trim_matches(['\r', '\n']);
+        return (!message.trim().is_empty()).then(|| Input::Message(message.to_owned()));
+    }
+    let command = text.starts_with('/') && !text.contains('\n');
+    Some(match trimmed {
+        "" => return None,
+        "/exit" | "/quit" => Input::Exit,
+        "/clear" => Input::Clear,
+        "/help" | "/?" => Input::Help,
+        word if command => Input::Unknown(word.to_owned()),
+        message => Input::Message(message.replace("\\\r\n", "\n").replace("\\\n", "\n")),
+    })
+}
+
+/// Tells the editor where a message ends, so that Enter begins a new line inside of one.
+#[derive(Completer, Helper, Highlighter, Hinter)]
+pub struct Lines;
+
+impl Validator for Lines {
+    fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        Ok(match is_whole(context.input()) {
+            true => ValidationResult::Valid(None),
+            false => ValidationResult::Incomplete,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(text: &str) -> Vec<Input> {
+        let mut input = text.as_bytes();
+        let mut inputs = Vec::new();
+        while let Some(text) = read_lines(&mut input).unwrap() {
+            inputs.extend(parse(&text));
+        }
+        inputs
+    }
+
+    #[test]
+    fn lines_become_messages_and_commands() {
+        let message = |text: &str| Input::Message(text.to_owned());
+        assert_eq!(
+            all("hi\n\n  \n/clear\r\n/exit\n/help\n/what now\n /no command\n/etc\\\nis a folder"),
+            [
+                message("hi"),
+                Input::Clear,
+                Input::Exit,
+                Input::Help,
+                Input::Unknown("/what now".into()),
+                message("/no command"),
+                message("/etc\nis a folder"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_can_have_several_lines() {
+        let message = |text: &str| Input::Message(text.to_owned());
+        assert_eq!(all("a\\\nb\\\r\nc\nd"), [message("a\nb\nc"), message("d")]);
+        assert_eq!(all("\"\"\"\na\n\n  b\n\"\"\"\nc"), [message("a\n\n  b"), message("c")]);
+        assert_eq!(all("\"\"\"a\"\"\"\n"), [message("a")]);
+        // an end of input ends what is open
+        assert_eq!(all("\"\"\"a\nb"), [message("a\nb")]);
+        assert_eq!(all("\"\"\"\n\"\"\"\n"), []);
+    }
+}

@@ -1,0 +1,45 @@
+//! `engraft export`: what was written, as a line or as JSON.
+
+use super::args::ExportArgs;
+use super::{print, say_notes};
+use crate::error::Error;
+use crate::export::{WeightOptions, export_adapter, export_model};
+use crate::train::memory_size::memory_text;
+use serde_json::json;
+use std::time::Instant;
+
+pub fn run(args: ExportArgs, quiet: bool) -> Result<(), Error> {
+    let (start, json) = (Instant::now(), args.json);
+    let (source, gguf) = args.resolve()?;
+    let (what, report) = match &source.adapter {
+        Some(adapter) => ("adapter", export_adapter(&source.model_dir, adapter, &gguf)?),
+        None => {
+            let model = WeightOptions { model_dir: source.model_dir, ..WeightOptions::default() };
+            ("model", export_model(&model, &gguf)?)
+        }
+    };
+    say_notes(&report.notes, quiet);
+    let seconds = start.elapsed().as_secs_f64();
+    if json {
+        let object = json!({
+            "file": gguf.path,
+            "what": what,
+            "type": gguf.ty.name(),
+            "tensors": report.tensors,
+            "bytes": report.bytes,
+            "notes": report.notes,
+            "seconds": seconds,
+        });
+        return print(&format!("{object:#}\n"));
+    }
+    if !quiet {
+        eprintln!(
+            "wrote the {what} to {}: {} tensors in {}, {}, {seconds:.1} s",
+            gguf.path.display(),
+            report.tensors,
+            gguf.ty,
+            memory_text(report.bytes),
+        );
+    }
+    Ok(())
+}

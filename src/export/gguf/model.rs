@@ -1,0 +1,114 @@
+//! A model as a GGUF file, laid out as llama.cpp's `convert_hf_to_gguf.py` does.
+
+use super::names::{architecture, gguf_name, permute_rows, permuted_heads};
+use super::tokenizer::tokenizer_metadata;
+use super::{GgufOptions, GgufReport, folder_name, general, written};
+use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, write_gguf};
+use crate::error::Error;
+use crate::export::weights::check_range;
+use crate::export::{ModelWeights, WeightOptions};
+use crate::models::{ModelConfig, RopeScaling};
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+/// What divides the frequencies of the rotary embedding.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// Writes a model, with an adapter merged in where `weights` names one.
+///
+/// # Errors
+/// Input that is missing, broken or of different models, a tokenizer that llama.cpp does not know, a file that is in the
+/// way or cannot be written.
+pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<GgufReport, Error> {
+    options.check()?;
+    let model = ModelWeights::open(weights)?;
+    let (model_dir, config) = (&weights.model_dir, &model.config);
+    let name = options.name.clone().unwrap_or_else(|| folder_name(model_dir));
+    let mut metadata = general(architecture(config), "model", &name, options.ty);
+    metadata.extend(model_metadata(config));
+    metadata.extend(tokenizer_metadata(model_dir, config.vocab_size, options.tokenizer_pre.as_deref())?);
+
+    let mut tensors = Vec::new();
+    let mut sources = HashMap::new();
+    let rope_factors = config.rope.llama3_factors(config.head_dim);
+    if let Some(factors) = &rope_factors {
+        tensors.push(GgufTensor { name: ROPE_FREQS.into(), ty: GgmlType::F32, shape: vec![factors.len()] });
+    }
+    for (weight, shape) in config.expected_shapes() {
+        let name = gguf_name(config, &weight)?;
+        let ty = if shape.len() == 1 { GgmlType::F32 } else { options.type_of(shape[1]) };
+        tensors.push(GgufTensor { name: name.clone(), ty, shape });
+        sources.insert(name, weight);
+    }
+    write_gguf(&options.path, &metadata, &tensors, &mut |tensor, out| match sources.get(&tensor.name) {
+        Some(weight) => write_tensor(&model, weight, tensor, out),
+        None => {
+            let mut bytes = Vec::new();
+            tensor.ty.encode(rope_factors.as_deref().unwrap_or_default(), &mut bytes);
+            out.write_all(&bytes)
+        }
+    })
+    .map_err(written)?;
+    options.report(&tensors, model.notes)
+}
+
+fn write_tensor(
+    model: &ModelWeights,
+    weight: &str,
+    tensor: &GgufTensor,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    let mut write = |values: &[f32]| {
+        // the scale of a block is f16, too
+        if matches!(tensor.ty, GgmlType::F16 | GgmlType::Q8_0) {
+            check_range(weight, values)?;
+        }
+        bytes.clear();
+        tensor.ty.encode(values, &mut bytes);
+        out.write_all(&bytes)
+    };
+    let Some(heads) = permuted_heads(&model.config, weight) else {
+        return model.rows(weight, &mut write);
+    };
+    let head = tensor.shape.iter().product::<usize>() / heads;
+    let mut waiting = Vec::new();
+    model.rows(weight, &mut |values| {
+        waiting.extend_from_slice(values);
+        let whole = waiting.len() / head;
+        if whole > 0 {
+            write(&permute_rows(&waiting[..whole * head], whole, tensor.shape[1]))?;
+            waiting.drain(..whole * head);
+        }
+        Ok(())
+    })
+}
+
+/// The keys of the architecture.
+fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
+    let architecture = architecture(config);
+    let count = |value: usize| GgufValue::U32(u32::try_from(value).unwrap_or(u32::MAX));
+    let mut all = Vec::new();
+    let mut add = |key: &str, value| all.push((format!("{architecture}.{key}"), value));
+    add("block_count", count(config.layers));
+    add("context_length", count(config.max_position_embeddings));
+    add("embedding_length", count(config.hidden_size));
+    add("feed_forward_length", count(config.intermediate_size));
+    add("attention.head_count", count(config.heads));
+    add("attention.head_count_kv", count(config.kv_heads));
+    add("attention.key_length", count(config.head_dim));
+    add("attention.value_length", count(config.head_dim));
+    add("attention.layer_norm_rms_epsilon", GgufValue::F32(config.rms_norm_eps as f32));
+    add("rope.freq_base", GgufValue::F32(config.rope.theta as f32));
+    add("rope.dimension_count", count(config.head_dim));
+    add("vocab_size", count(config.vocab_size));
+    match config.rope.scaling {
+        RopeScaling::Linear { factor } => {
+            add("rope.scaling.type", GgufValue::Text("linear".into()));
+            add("rope.scaling.factor", GgufValue::F32(factor as f32));
+        }
+        // llama 3's is in rope_freqs.weight
+        RopeScaling::None | RopeScaling::Llama3 { .. } => {}
+    }
+    all
+}

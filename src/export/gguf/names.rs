@@ -1,0 +1,80 @@
+//! Names of weights in GGUF, and the order of the rows of q and k.
+//!
+//! llama.cpp turns neighbouring elements of a head in its rotary embedding, transformers the two halves: the rows of q and
+//! k are put in that order.
+
+use super::ExportError;
+use crate::models::{Family, ModelConfig};
+
+/// llama.cpp's name of a family.
+pub(super) fn architecture(config: &ModelConfig) -> &'static str {
+    match config.family {
+        Family::Llama => "llama",
+    }
+}
+
+/// A weight's name in GGUF.
+pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, ExportError> {
+    let Family::Llama = config.family;
+    let found = match weight {
+        "model.embed_tokens.weight" => Some("token_embd.weight".to_owned()),
+        "model.norm.weight" => Some("output_norm.weight".to_owned()),
+        "lm_head.weight" => Some("output.weight".to_owned()),
+        _ => weight.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')).and_then(
+            |(layer, part)| {
+                let part = match part {
+                    "input_layernorm.weight" => "attn_norm",
+                    "self_attn.q_proj.weight" => "attn_q",
+                    "self_attn.k_proj.weight" => "attn_k",
+                    "self_attn.v_proj.weight" => "attn_v",
+                    "self_attn.o_proj.weight" => "attn_output",
+                    "post_attention_layernorm.weight" => "ffn_norm",
+                    "mlp.gate_proj.weight" => "ffn_gate",
+                    "mlp.up_proj.weight" => "ffn_up",
+                    "mlp.down_proj.weight" => "ffn_down",
+                    _ => return None,
+                };
+                Some(format!("blk.{layer}.{part}.weight"))
+            },
+        ),
+    };
+    found.ok_or_else(|| ExportError::NoGgufName { tensor: weight.to_owned() })
+}
+
+/// The number of heads whose rows are put in another order; `None` for the weights that stay.
+pub(super) fn permuted_heads(config: &ModelConfig, weight: &str) -> Option<usize> {
+    let Family::Llama = config.family;
+    if weight.ends_with("self_attn.q_proj.weight") {
+        Some(config.heads)
+    } else if weight.ends_with("self_attn.k_proj.weight") {
+        Some(config.kv_heads)
+    } else {
+        None
+    }
+}
+
+/// Rows from halves to pairs: of each head `[2, d / 2, columns]` to `[d / 2, 2, columns]`.
+pub(super) fn permute_rows(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len());
+    for head in values.chunks((values.len() / heads).max(1)) {
+        let (first, second) = head.split_at(head.len() / 2);
+        for (a, b) in first.chunks(columns).zip(second.chunks(columns)) {
+            out.extend_from_slice(a);
+            out.extend_from_slice(b);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_of_each_head_alternate() {
+        let rows = |rows: &[f32]| rows.iter().flat_map(|v| [*v, *v]).collect::<Vec<_>>();
+        let values = rows(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(permute_rows(&values, 2, 2), rows(&[0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]));
+        assert_eq!(permute_rows(&values, 1, 2), rows(&[0.0, 4.0, 1.0, 5.0, 2.0, 6.0, 3.0, 7.0]));
+    }
+}

@@ -1,0 +1,217 @@
+//! A model that answers in a conversation.
+//!
+//! The whole conversation is written by the chat template and tokenised anew at every turn, as the model was trained on
+//! it; the generator runs only what its cache does not begin with, which is the new turn wherever the template leaves
+//! earlier ones alone.
+
+use super::generator::{CacheSize, End, GenerateError, GenerateOptions, Generator};
+use super::history::History;
+use super::sampling::SamplingOptions;
+use super::stop::StopTexts;
+use crate::checkpoint::Adapter;
+use crate::data::{Conversation, Encoder, PromptStyle, SampleOptions, Tokenizer};
+use crate::error::Error;
+use crate::gpu::Gpu;
+use crate::train::options::Precision;
+use crate::train::quantize::QuantizeOptions;
+use crate::train::setup::open_network;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Tokens of context where nobody chose: a cache for all that a model allows can be larger than its weights.
+const CONTEXT: usize = 4096;
+
+/// A model to talk to.
+#[derive(Clone, Debug, Default)]
+pub struct ChatOptions {
+    pub model_dir: PathBuf,
+    /// PEFT adapter on top of it.
+    pub adapter: Option<PathBuf>,
+    pub precision: Precision,
+    pub quantize: QuantizeOptions,
+    /// `Auto` is the model's own template, and [`PromptStyle::Alpaca`] where it has none.
+    pub style: PromptStyle,
+    /// Tokens of conversation and answer together; `None` takes the model's limit, at most 4,096.
+    pub context: Option<usize>,
+}
+
+/// How to answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AnswerOptions {
+    /// Cut to what the context leaves.
+    pub max_new_tokens: usize,
+    pub sampling: SamplingOptions,
+    /// Texts that end the answer, themselves left out.
+    pub stop: Vec<String>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended its turn, or a stop text came.
+    Stop,
+    /// There are as many tokens as were asked for, or as the context takes.
+    Length,
+    /// The callback said so.
+    Caller,
+}
+
+/// What the model said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    pub text: String,
+    pub finish: Finish,
+    /// Tokens that the model made, its end of turn left out.
+    pub tokens: usize,
+    /// Tokens of the prompt, and how many of them were in the cache already.
+    pub prompt_tokens: usize,
+    pub reused: usize,
+    /// Seconds until the logits of the prompt were there, and for all new tokens.
+    pub prompt_seconds: f64,
+    pub seconds: f64,
+}
+
+/// A model on a device that answers conversations.
+pub struct Chat<'t> {
+    tokenizer: &'t Tokenizer,
+    encoder: Encoder<'t>,
+    generator: Generator,
+    stop: Vec<u32>,
+    style: PromptStyle,
+}
+
+impl<'t> Chat<'t> {
+    /// Loads the model. `tokenizer` is that of the same folder.
+    ///
+    /// # Errors
+    /// Files that are missing, broken or of different models; a style without a template for conversations; a context
+    /// over the model's limit; what the device refuses.
+    pub fn open(gpu: &Gpu, tokenizer: &'t Tokenizer, options: &ChatOptions) -> Result<Self, Error> {
+        let (encoder, style) = encoder(tokenizer, options.style)?;
+        let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
+        let (network, source) =
+            open_network(&options.model_dir, adapter.as_ref(), options.precision, options.quantize)?;
+        let limit = network.config.max_position_embeddings;
+        let cache = CacheSize::new(options.context.unwrap_or(limit.min(CONTEXT)));
+        let generator = Generator::new(gpu, network, &source, adapter.as_ref(), cache)?;
+        let mut stop = tokenizer.stop_tokens().to_vec();
+        stop.extend(encoder.end_of_turn().filter(|token| !stop.contains(token)));
+        Ok(Chat { tokenizer, encoder, generator, stop, style })
+    }
+
+    /// What conversations are written with: never [`PromptStyle::Auto`].
+    pub fn style(&self) -> PromptStyle {
+        self.style
+    }
+
+    pub fn generator(&self) -> &Generator {
+        &self.generator
+    }
+
+    /// Tokens that a conversation and its answer have room in.
+    pub fn context(&self) -> usize {
+        self.generator.capacity()
+    }
+
+    /// The tokens of a conversation whose answer is to come.
+    ///
+    /// # Errors
+    /// The template refuses it; it leaves no room for an answer.
+    pub fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, Error> {
+        let prompt = self.encoder.talk(conversation)?;
+        match prompt.len() < self.context() {
+            true => Ok(prompt),
+            false => {
+                let (prompt, context) = (prompt.len(), self.context());
+                Err(GenerateError::ContextFull { prompt, context }.into())
+            }
+        }
+    }
+
+    /// The tokens of a conversation from which the oldest turns were dropped until an answer of `max_new_tokens` fits, or
+    /// one of a quarter of the context, and how many messages that were.
+    ///
+    /// # Errors
+    /// As [`Chat::prompt`], where the last message alone is too long; the history is then as before.
+    pub fn fit(&self, history: &mut History, max_new_tokens: usize) -> Result<(Vec<u32>, usize), Error> {
+        let room = max_new_tokens.min(self.context() / 4);
+        let mut shorter = history.clone();
+        loop {
+            let prompt = self.encoder.talk(&shorter.conversation())?;
+            if prompt.len() + room <= self.context() || !shorter.drop_oldest() {
+                let prompt = self.prompt(&shorter.conversation())?;
+                let dropped = history.len() - shorter.len();
+                *history = shorter;
+                return Ok((prompt, dropped));
+            }
+        }
+    }
+
+    /// Answers a prompt. `on_text` sees the text as it comes, in whole characters, and can end it.
+    ///
+    /// # Errors
+    /// As [`Generator::generate_further`].
+    pub fn answer(
+        &mut self,
+        prompt: &[u32],
+        options: &AnswerOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer, Error> {
+        let max_new_tokens = options.max_new_tokens.min(self.context().saturating_sub(prompt.len()));
+        let generate =
+            GenerateOptions { max_new_tokens, sampling: options.sampling.clone(), stop: self.stop.clone() };
+        let mut decoded = self.tokenizer.decode_stream();
+        let mut stops = StopTexts::new(options.stop.iter().cloned());
+        let (mut text, mut stopped) = (String::new(), false);
+        let mut show = |piece: String, text: &mut String| {
+            if piece.is_empty() {
+                return ControlFlow::Continue(());
+            }
+            text.push_str(&piece);
+            on_text(&piece)
+        };
+        let generated = self.generator.generate_further(prompt, &generate, &mut |token| {
+            let Some(piece) = decoded.push(token) else { return ControlFlow::Continue(()) };
+            let (piece, found) = stops.push(&piece);
+            stopped = found;
+            let going = show(piece, &mut text);
+            if found { ControlFlow::Break(()) } else { going }
+        })?;
+        let finish = match generated.end {
+            _ if stopped => Finish::Stop,
+            End::Stop(_) => Finish::Stop,
+            End::Length => Finish::Length,
+            End::Caller => Finish::Caller,
+        };
+        if !stopped && finish != Finish::Caller {
+            // what was held back: half a character, the beginning of a stop text
+            let (mut rest, found) = stops.push(&decoded.finish()?.unwrap_or_default());
+            if !found {
+                rest += &stops.finish();
+            }
+            let _ = show(rest, &mut text);
+        }
+        Ok(Answer {
+            text,
+            finish,
+            tokens: generated.tokens.len(),
+            prompt_tokens: prompt.len(),
+            reused: generated.reused,
+            prompt_seconds: generated.prompt_seconds,
+            seconds: generated.seconds,
+        })
+    }
+}
+
+/// The encoder for conversations, and the style that it has.
+fn encoder(tokenizer: &Tokenizer, style: PromptStyle) -> Result<(Encoder<'_>, PromptStyle), Error> {
+    let style = match style {
+        PromptStyle::Auto if tokenizer.chat_template()?.is_none() => PromptStyle::Alpaca,
+        PromptStyle::Auto => PromptStyle::Chat,
+        style => style,
+    };
+    let encoder = Encoder::new(tokenizer, SampleOptions { style, ..SampleOptions::default() }, None)?;
+    // a style for single instructions is told of now rather than at the first message
+    encoder.talk(&Conversation::single(None, "Hi", None))?;
+    Ok((encoder, style))
+}

@@ -1,0 +1,96 @@
+//! What can go wrong between here and the Hub, and what to do about it.
+
+use super::ModelName;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum HubError {
+    #[error(
+        "{name:?} is no folder here and no name of a model on the Hub: those are ORG/NAME, such as \
+         meta-llama/Llama-3.2-1B, or ORG/NAME@REVISION"
+    )]
+    BadName { name: String },
+    #[error("HF_ENDPOINT is {endpoint:?}, which does not begin with http:// or https://")]
+    BadEndpoint { endpoint: String },
+    #[error("this system names no folder for caches; set ENGRAFT_MODELS to where models are to be kept")]
+    NoPlace,
+    #[error(
+        "{name} is no folder here and was not downloaded yet, and HF_HUB_OFFLINE forbids it now: unset that, or copy the \
+         model to {}", folder.display()
+    )]
+    Offline { name: ModelName, folder: PathBuf },
+    #[error(
+        "there is no model {} at {endpoint}, or it is private; is the name spelled as there?{}",
+        name.repository(), token_hint(*token)
+    )]
+    NotFound { name: ModelName, endpoint: String, token: bool },
+    #[error("{} has no revision {:?}: give a branch, a tag or a commit", name.repository(), name.revision())]
+    NoRevision { name: ModelName },
+    #[error(
+        "{} is gated: accept its conditions at {endpoint}/{}{}", name.repository(), name.repository(),
+        if *token { ", with the account of the token that is set here, and wait until access is granted" }
+        else { ", then make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it" }
+    )]
+    Gated { name: ModelName, endpoint: String, token: bool },
+    #[error(
+        "the Hub does not accept the token of HF_TOKEN or ~/.cache/huggingface/token; make one at \
+         https://huggingface.co/settings/tokens"
+    )]
+    BadToken,
+    #[error("{} has no *.safetensors ({found}): only these can be read; convert its weights first", name.repository())]
+    NoWeights { name: ModelName, found: String },
+    #[error("{url}: {status}{}", if message.is_empty() { String::new() } else { format!(", {message}") })]
+    Status { url: String, status: u16, message: String, retry_after: Option<Duration> },
+    #[error(
+        "{url}: {reason}; is there a connection? (proxies are read from HTTPS_PROXY, another host from HF_ENDPOINT)"
+    )]
+    Network { url: String, reason: String },
+    #[error("{url} gave what cannot be read: {reason}; is HF_ENDPOINT a Hub?")]
+    BadAnswer { url: String, reason: String },
+    #[error(
+        "{file}: its {kind} is {found}, but the Hub says {expected}; what came was thrown away, try again, and where it stays \
+         so, a proxy or mirror changes files"
+    )]
+    Checksum { file: String, kind: &'static str, expected: String, found: String },
+    #[error("{} is being downloaded by another process; wait for it", folder.display())]
+    Busy { folder: PathBuf },
+    #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+fn token_hint(token: bool) -> &'static str {
+    match token {
+        true => " (the token that is set here does not see it)",
+        false => " For a private one set HF_TOKEN",
+    }
+}
+
+impl HubError {
+    /// Whether to try again can help.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            HubError::Network { .. } => true,
+            HubError::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            _ => false,
+        }
+    }
+
+    /// Whether the user has to change something.
+    pub fn is_input(&self) -> bool {
+        matches!(
+            self,
+            HubError::BadName { .. }
+                | HubError::BadEndpoint { .. }
+                | HubError::NoPlace
+                | HubError::Offline { .. }
+                | HubError::NotFound { .. }
+                | HubError::NoRevision { .. }
+                | HubError::Gated { .. }
+                | HubError::BadToken
+                | HubError::NoWeights { .. }
+        )
+    }
+}

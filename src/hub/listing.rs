@@ -1,0 +1,208 @@
+//! What files a model on the Hub has, and which of them engraft reads.
+
+use super::client::Client;
+use super::{HubError, ModelName};
+use serde::{Deserialize, Serialize};
+
+/// The files of a model at one commit that are worth having.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    pub commit: String,
+    pub files: Vec<RemoteFile>,
+}
+
+/// A file on the Hub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteFile {
+    /// Its path in the repository.
+    pub name: String,
+    /// In bytes.
+    pub size: u64,
+    pub digest: Digest,
+}
+
+/// What the content of a file must hash to, in lower-case hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Digest {
+    /// Of large files.
+    Sha256(String),
+    /// Git's name of small ones: SHA-1 of `blob SIZE\0` and the content.
+    GitBlob(String),
+    /// The server tells the size alone.
+    Unknown,
+}
+
+/// The answer to `/api/models/ORG/NAME/revision/REVISION?blobs=true`, as far as it matters.
+#[derive(Deserialize)]
+struct Answer {
+    sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: String,
+    size: u64,
+}
+
+impl Listing {
+    /// Asks the Hub.
+    ///
+    /// # Errors
+    /// No such model or revision, no access, no weights that can be read.
+    pub(super) fn of(client: &Client, name: &ModelName, weights: bool) -> Result<Self, HubError> {
+        let (endpoint, revision) = (&client.options().endpoint, name.revision().replace('/', "%2F"));
+        let url = format!("{endpoint}/api/models/{}/revision/{revision}?blobs=true", name.repository());
+        let bad = |reason: String| HubError::BadAnswer { url: url.clone(), reason };
+        let body = client.get(name, &url, 0)?.into_body().into_with_config().limit(MOST).read_to_vec();
+        let body = body.map_err(|error| HubError::Network { url: url.clone(), reason: error.to_string() })?;
+        let answer: Answer = serde_json::from_slice(&body).map_err(|error| bad(error.to_string()))?;
+        if !is_hash(&answer.sha) {
+            return Err(bad(format!("sha is {:?}", answer.sha)));
+        }
+        let names: Vec<&str> = answer.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+        let mut wanted = wanted(&names);
+        if !weights {
+            wanted.retain(|name| !is_weights(name));
+        } else if !wanted.iter().any(|name| is_weights(name)) {
+            let others = [".bin", ".pth", ".pt", ".gguf", ".onnx", ".msgpack", ".h5"];
+            let unreadable = |name: &&&str| others.iter().any(|end| name.ends_with(end));
+            let found: Vec<&str> = names.iter().filter(unreadable).take(4).copied().collect();
+            let found = if found.is_empty() { "no weights at all".into() } else { found.join(", ") };
+            return Err(HubError::NoWeights { name: name.clone(), found });
+        }
+        let wanted: Vec<String> = wanted.into_iter().map(str::to_owned).collect();
+        let files = answer.siblings.into_iter().filter(|file| wanted.contains(&file.rfilename));
+        let file = |file: Sibling| {
+            let digest = match (&file.lfs, &file.blob_id) {
+                (Some(lfs), _) if is_hash(&lfs.sha256) => Digest::Sha256(lfs.sha256.clone()),
+                (None, Some(blob)) if is_hash(blob) => Digest::GitBlob(blob.clone()),
+                _ => Digest::Unknown,
+            };
+            let size = file.lfs.map(|lfs| lfs.size).or(file.size);
+            let size = size.ok_or_else(|| bad(format!("{} has no size", file.rfilename)))?;
+            Ok(RemoteFile { name: file.rfilename, size, digest })
+        };
+        Ok(Listing { commit: answer.sha, files: files.map(file).collect::<Result<_, _>>()? })
+    }
+
+    /// In bytes.
+    pub fn size(&self) -> u64 {
+        self.files.iter().map(|file| file.size).sum()
+    }
+}
+
+/// Bytes of a listing: of a repository of a hundred thousand files.
+const MOST: u64 = 32 << 20;
+
+fn is_hash(text: &str) -> bool {
+    [40, 64].contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
+/// The files that a model folder needs, in the order of the list, or those of an adapter.
+fn wanted<'n>(names: &[&'n str]) -> Vec<&'n str> {
+    let weights = |name: &str| {
+        let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+        name == "model.safetensors"
+            || shard.is_some_and(|numbers| {
+                numbers.bytes().all(|byte| byte.is_ascii_digit() || b"-of".contains(&byte))
+            })
+    };
+    // other names than these are copies in another layout or precision, unless there is nothing else
+    let named = names.iter().any(|name| weights(name) || *name == "adapter_model.safetensors");
+    let wants = |name: &&&str| match name.split_once('/') {
+        Some((folder, file)) => {
+            folder == "additional_chat_templates" && is_plain(file) && file.ends_with(".jinja")
+        }
+        None if !is_plain(name) => false,
+        None if is_weights(name) => !named || weights(name) || **name == "adapter_model.safetensors",
+        None => {
+            name.starts_with("tokenizer")
+                || name.starts_with("LICENSE")
+                || name.ends_with(".safetensors.index.json")
+                || OTHERS.contains(name)
+        }
+    };
+    names.iter().filter(wants).copied().collect()
+}
+
+const OTHERS: [&str; 10] = [
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+];
+
+/// A file's name that means the same on every system and cannot leave its folder.
+fn is_plain(name: &str) -> bool {
+    !name.starts_with('.') && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_copy_of_the_weights_and_what_belongs_to_it() {
+        let names = [
+            ".gitattributes",
+            "README.md",
+            "LICENSE.txt",
+            "config.json",
+            "consolidated.safetensors",
+            "generation_config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.fp16.safetensors",
+            "model.safetensors.index.json",
+            "onnx/model.onnx",
+            "original/consolidated.00.pth",
+            "pytorch_model.bin",
+            "tokenizer.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "additional_chat_templates/rag.jinja",
+            "additional_chat_templates/../x.jinja",
+            "..\\config.json",
+            "tokenizer/../../evil",
+        ];
+        let kept = [
+            "LICENSE.txt",
+            "config.json",
+            "generation_config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "additional_chat_templates/rag.jinja",
+        ];
+        assert_eq!(wanted(&names), kept);
+        assert_eq!(wanted(&["other.safetensors", "a/model.safetensors"]), ["other.safetensors"]);
+        let adapter = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"];
+        assert_eq!(wanted(&adapter), [adapter[0], adapter[2]]);
+    }
+}

@@ -1,0 +1,52 @@
+//! Where downloaded models are kept, and how a command's word for a model becomes a folder.
+
+use super::client::{Client, HubOptions};
+use super::download::{Download, DownloadEvent, Record};
+use super::{HubError, ModelName};
+use std::path::{Path, PathBuf};
+
+/// The folder of all models: `ENGRAFT_MODELS`, or `engraft/models` in the system's folder for caches.
+///
+/// # Errors
+/// The system has no such folder.
+pub fn models_folder() -> Result<PathBuf, HubError> {
+    match std::env::var_os("ENGRAFT_MODELS") {
+        Some(folder) if !folder.is_empty() => Ok(PathBuf::from(folder)),
+        _ => Ok(dirs::cache_dir().ok_or(HubError::NoPlace)?.join("engraft").join("models")),
+    }
+}
+
+/// The folder of a model that is on this machine, whole.
+pub fn downloaded(models: &Path, name: &ModelName) -> Option<PathBuf> {
+    let folder = models.join(name.folder());
+    Record::read(&folder)?.is_whole(&folder).then_some(folder)
+}
+
+/// The folder that is meant by `model`: itself where it is one, or else that of the model of this name, which is
+/// downloaded where it is not here yet, `weights` and all. What is neither is given back as it is. `found` hears of a name
+/// that is taken from this machine (true) or has to be downloaded (false).
+///
+/// # Errors
+/// As [`Download::run`].
+pub fn model_folder(
+    model: &Path,
+    weights: bool,
+    found: &mut dyn FnMut(&ModelName, &Path, bool),
+    tell: &(dyn Fn(DownloadEvent) + Sync),
+) -> Result<PathBuf, HubError> {
+    let name = model.to_str().and_then(|text| text.parse::<ModelName>().ok());
+    let Some(name) = name.filter(|_| !model.exists()) else { return Ok(model.to_owned()) };
+    let models = models_folder()?;
+    if let Some(folder) = downloaded(&models, &name) {
+        found(&name, &folder, true);
+        return Ok(folder);
+    }
+    let folder = models.join(name.folder());
+    let options = HubOptions::from_environment()?;
+    if options.offline {
+        return Err(HubError::Offline { name, folder });
+    }
+    found(&name, &folder, false);
+    Download { name, folder: folder.clone(), weights }.run(&Client::new(options), tell)?;
+    Ok(folder)
+}

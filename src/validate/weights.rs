@@ -1,0 +1,87 @@
+//! Weights against the configuration.
+
+use super::{Status, Validation};
+use crate::checkpoint::Checkpoint;
+use crate::models::ModelConfig;
+use crate::train::memory_size::memory_text;
+use crate::train::quantize::{Quantize, QuantizeOptions};
+use crate::train::weights::WeightSource;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+/// Problems of one kind that are listed; more are counted.
+const LISTED: usize = 8;
+
+/// The headers of the files of the files; gives how they are quantised.
+pub(super) fn check_weights(
+    all: &mut Validation,
+    model_dir: &Path,
+    config: Option<&ModelConfig>,
+) -> Quantize {
+    let name = "weights";
+    let checkpoint = match Checkpoint::open(model_dir) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            all.add(name, Status::Failed, error.to_string(), None);
+            return Quantize::None;
+        }
+    };
+    let Some(config) = config else {
+        let found = format!("{} tensors, whose shapes are not known", checkpoint.names().count());
+        all.add(name, Status::Skipped, found, None);
+        return Quantize::None;
+    };
+    let shapes = config.expected_shapes();
+    let check = |(name, dims): &(String, Vec<usize>)| {
+        checkpoint.check([(name.as_str(), dims.as_slice())]).err().map(|error| error.to_string())
+    };
+    let problems: Vec<String> = shapes.iter().filter_map(check).collect();
+    for problem in problems.iter().take(LISTED) {
+        all.add(name, Status::Failed, problem.clone(), None);
+    }
+    if problems.len() > LISTED {
+        let found = format!("{} more of {} tensors", problems.len() - LISTED, shapes.len());
+        all.add(name, Status::Failed, found, Some("compare config.json with the files of the weights"));
+    }
+    let quantised = match checkpoint.quantised() {
+        Ok(dtype) => Quantize::ALL.into_iter().find(|kind| kind.dtype() == dtype).unwrap_or_default(),
+        Err(error) => {
+            all.add(name, Status::Failed, error.to_string(), None);
+            return Quantize::None;
+        }
+    };
+    if problems.is_empty() {
+        let mut types: BTreeMap<String, usize> = BTreeMap::new();
+        for (tensor, _) in &shapes {
+            let dtype = match checkpoint.quantised_type(tensor) {
+                Ok(Some(ty)) => ty.dtype.name().to_owned(),
+                _ => checkpoint.tensor(tensor).map_or_else(|_| "?".into(), |view| view.dtype.to_string()),
+            };
+            *types.entry(dtype).or_default() += 1;
+        }
+        let types: Vec<String> = types.iter().map(|(dtype, count)| format!("{count} in {dtype}")).collect();
+        let bytes = memory_text(checkpoint.total_bytes());
+        let found = format!("all {} tensors have their shapes ({}), {bytes}", shapes.len(), types.join(", "));
+        all.add(name, Status::Passed, found, None);
+        let source = WeightSource::Checkpoint(checkpoint);
+        if let Err(error) = QuantizeOptions::default().for_source(&source, config) {
+            all.add(name, Status::Failed, error.to_string(), None);
+        }
+        let WeightSource::Checkpoint(checkpoint) = &source else { return quantised };
+        let known: HashSet<&str> =
+            shapes.iter().map(|(name, _)| name.as_str()).chain(checkpoint.block_parts()).collect();
+        // buffers that some exporters store, and the copy of a tied head, say nothing about the model
+        let usual = |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
+        let extra: Vec<&str> = checkpoint.names().filter(|n| !known.contains(n) && !usual(n)).collect();
+        if let Some(first) = extra.first() {
+            let found = format!("{} tensors have no place in this model, such as {first}", extra.len());
+            all.add(
+                name,
+                Status::Warning,
+                found,
+                Some("they are not read; is config.json that of the weights?"),
+            );
+        }
+    }
+    quantised
+}
