@@ -95,6 +95,25 @@ fn a_run_leaves_a_page_that_needs_nothing_else() {
     assert_eq!(loads(&again).len(), 1);
 }
 
+#[test]
+fn what_the_model_wrote_is_kept_together_by_prompt() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("prompts.txt");
+    fs::write(&prompts, "say <1>\nsay 2\n").unwrap();
+    let prompts = prompts.to_str().unwrap();
+    let options = ["--max_steps", "4", "--eval_interval", "2", "--eval_prompts", prompts];
+    let output = finetune(folder.path(), &options);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = page(folder.path());
+    let samples = page.split("<h2>Samples</h2>").nth(1).unwrap();
+    assert!(samples.contains("say &lt;1&gt;") && samples.contains("say 2"), "{samples}");
+    assert_eq!(samples.matches("<dt>step 2</dt>").count(), 2);
+    assert_eq!(samples.matches("<dt>step 4</dt>").count(), 2);
+}
+
 /// The loss becomes infinite, the run ends in an error, and the page is there.
 #[test]
 fn a_run_that_fails_leaves_a_page_too() {

@@ -37,6 +37,8 @@ struct Kept {
     notes: Vec<Event>,
     started: Option<Event>,
     evaluation: Option<Event>,
+    /// Those of the last evaluation that wrote any.
+    samples: Vec<Event>,
     saved: Option<Event>,
     finished: Option<Event>,
 }
@@ -76,7 +78,12 @@ impl State {
                 self.note(&format!("step {}: {text}", record.step));
                 self.kept.evaluation = Some(event);
             }
-            Event::Sample(record) => self.note(&record.to_string()),
+            Event::Sample(record) => {
+                self.note(&record.to_string());
+                let earlier = |kept: &Event| matches!(kept, Event::Sample(kept) if kept.step < record.step);
+                self.kept.samples.retain(|kept| !earlier(kept));
+                self.kept.samples.push(event);
+            }
             Event::Saved { step, path } => {
                 self.note(&format!("step {step}: saved {}", path.display()));
                 self.kept.saved = Some(event);
@@ -100,10 +107,10 @@ impl State {
 
     /// What lines would have said, without the steps between.
     pub fn summary(self) -> Vec<Event> {
-        let Kept { notes, started, evaluation, saved, finished } = self.kept;
+        let Kept { notes, started, evaluation, samples, saved, finished } = self.kept;
         let step = self.last.map(Event::Step);
-        let all = [started, step, evaluation, saved, finished];
-        notes.into_iter().chain(all.into_iter().flatten()).collect()
+        let start = notes.into_iter().chain(started).chain(step).chain(evaluation);
+        start.chain(samples).chain(saved).chain(finished).collect()
     }
 
     pub fn steps(&self) -> usize {

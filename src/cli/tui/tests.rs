@@ -1,7 +1,7 @@
 use super::state::State;
 use super::view;
 use crate::plan::MemoryReport;
-use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
+use crate::train::metrics::{EvalRecord, Event, RunSummary, SampleRecord, StepRecord};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use std::path::Path;
@@ -18,6 +18,10 @@ fn step(step: usize, loss: f64) -> Event {
         tokens_per_s: 812.0,
         elapsed_s: step as f64,
     })
+}
+
+fn sample(step: usize) -> Event {
+    Event::Sample(SampleRecord { step, prompt: "Say it".into(), text: "it".into() })
 }
 
 fn started() -> Event {
@@ -125,6 +129,9 @@ fn the_summary_has_what_lines_would_have_said_at_the_ends() {
     let mut state = state(3);
     state.apply(Event::Evaluation(EvalRecord::new(2, 0.5)));
     state.apply(Event::Evaluation(EvalRecord::new(3, 0.4)));
+    state.apply(sample(2));
+    state.apply(sample(3));
+    state.apply(sample(3));
     state.apply(Event::Saved { step: 3, path: "out".into() });
     state.apply(Event::Finished { steps: 3, tokens: 9, elapsed_s: 1.0 });
     let summary = state.summary();
@@ -133,6 +140,8 @@ fn the_summary_has_what_lines_would_have_said_at_the_ends() {
         started(),
         step(3, 14.0 / 3.0),
         Event::Evaluation(EvalRecord::new(3, 0.4)),
+        sample(3),
+        sample(3),
         Event::Saved { step: 3, path: "out".into() },
         Event::Finished { steps: 3, tokens: 9, elapsed_s: 1.0 },
     ];

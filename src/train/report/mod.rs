@@ -45,24 +45,29 @@ pub(super) struct Report {
     run_dir: PathBuf,
     /// When the page was written last, and how long that took.
     last: Option<(Instant, Duration)>,
+    /// Samples came after it.
+    samples: bool,
 }
 
 impl Report {
     pub fn new(run_dir: &Path) -> Self {
-        Report { run_dir: run_dir.to_path_buf(), last: None }
+        Report { run_dir: run_dir.to_path_buf(), last: None, samples: false }
     }
 }
 
 impl Sink for Report {
-    /// After an evaluation, but for those that follow too closely for a page of this size.
+    /// After an evaluation, and once more with its samples; but for those that follow too closely for a page of this size.
     fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
         let early = self.last.is_some_and(|(when, took)| when.elapsed() < took * SHARE);
-        if record.get("val_loss").is_none() || early {
+        let due = record.get("val_loss").is_some() || (self.samples && record.get("loss").is_some());
+        self.samples |= record.get("prompt").is_some();
+        if early || !due {
             return Ok(());
         }
         let start = Instant::now();
         write_page(&self.run_dir).map_err(MetricsError::write(&self.run_dir.join(REPORT_FILE)))?;
         self.last = Some((Instant::now(), start.elapsed()));
+        self.samples = false;
         Ok(())
     }
 }
