@@ -15,6 +15,7 @@ use engraft::ops::matmul::{Layout, matmul};
 use engraft::ops::{add::add, embedding, rms_norm::rms_norm, swiglu::swiglu};
 use engraft::plan::{Bindings, ParameterSpace, Program};
 use engraft::train::optimiser::Optimiser;
+use engraft::train::options::OptimizerKind;
 
 /// Tokens are the numbers below this; every pair of them is a row of the one batch.
 const VOCAB: usize = 16;
@@ -72,7 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     predicting.output("logits", logits);
 
     // 3. memory: parameters with gradients and moments in flat buffers, inputs by name
-    let optimiser = Optimiser::new(&gpu, ParameterSpace::of(&training))?;
+    let optimiser = Optimiser::new(&gpu, ParameterSpace::of(&training), OptimizerKind::AdamW)?;
     for (name, ty, _) in optimiser.space().entries() {
         let wave = |i: usize| 0.3 * (1.7 * (i * i % 997) as f32 + name.len() as f32).sin();
         let values =
@@ -111,6 +112,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             clip: Some(1.0),
             inverse_scale: 1.0,
             step,
+            ..Hyper::default()
         })?;
         if step == 1 || step % 40 == 0 {
             let loss = &gpu.read(&[train.output("loss")?.part(0, 4)])?[0];

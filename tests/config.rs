@@ -107,6 +107,7 @@ train:
 
 eval:
   interval: 100
+  max_new_tokens: 100
   max_iters: 100
   initial_validation: false
   final_validation: true
@@ -156,6 +157,9 @@ fn litgpts_files_run_and_what_is_typed_wins() {
             ("/eval_interval", json!(100)),
             ("/eval_max_iters", json!(100)),
             ("/save_interval", json!(200)),
+            ("/optimizer", json!("AdamW")),
+            ("/logger_name", json!(["csv"])),
+            ("/eval_max_new_tokens", json!(100)),
             ("/max_steps", json!(2)),
             ("/epochs", json!(2)),
             ("/data/seed", json!(42)),

@@ -255,6 +255,7 @@ fn a_plan_is_what_the_device_gives() {
                 clip: None,
                 inverse_scale: 1.0,
                 step: 1,
+                ..Hyper::default()
             })
             .unwrap();
         trainer.evaluate([&batch]).unwrap();

@@ -245,6 +245,7 @@ fn check(gpu: &Gpu, name: &str, reference: &Reference, quantize: Quantize) {
                 clip: Some(1.0),
                 inverse_scale: 1.0,
                 step: k as u64 + 1,
+                ..Hyper::default()
             })
             .unwrap();
         errors.add("curve: loss", (outcome.loss_sum / labels as f64 - losses[k]).abs(), CURVE_LOSS);

@@ -9,8 +9,8 @@ use crate::train::duration::parse_duration;
 use crate::train::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
 use crate::train::options::{
-    Checks, DataOptions, EvaluateOptions, FinetuneOptions, LoraOptions, Method, OptionsError, Precision,
-    RecomputeKind, WeightInit,
+    Checks, DataOptions, EvaluateOptions, Example, FinetuneOptions, LoraOptions, Method, OptimizerKind,
+    OptionsError, Precision, RecomputeKind, WeightInit,
 };
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
@@ -27,6 +27,7 @@ pub mod litgpt;
 mod logging;
 mod merge;
 mod plan;
+mod report;
 mod validate;
 
 use bench::named_config;
@@ -37,6 +38,7 @@ pub use litgpt::LoraSwitches;
 pub use logging::LoggingArgs;
 pub use merge::MergeArgs;
 pub use plan::PlanArgs;
+pub use report::ReportArgs;
 pub use validate::ValidateArgs;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 the run failed, 2 bad input or options, \
@@ -101,6 +103,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure which kernels are fastest here, ahead of a run
     Tune(TuneCommandArgs),
+    /// Write a run's report.html again from the files in its folder
+    Report(ReportArgs),
     /// Write a configuration file with every option of finetune, explained
     Init(InitArgs),
     /// Print a script that completes commands and options in a shell
@@ -491,7 +495,26 @@ pub struct TrainingArgs {
         default_value_t = FinetuneOptions::default().min_lr
     )]
     pub min_lr: f64,
-    /// Decoupled weight decay of AdamW
+    /// What changes the parameters: AdamW or SGD
+    #[arg(long, value_name = "NAME", default_value_t = OptimizerKind::default())]
+    pub optimizer: OptimizerKind,
+    /// Momentum of SGD
+    #[arg(
+        long,
+        alias = "optimizer.momentum",
+        value_name = "M",
+        default_value_t = FinetuneOptions::default().momentum
+    )]
+    pub momentum: f64,
+    /// Learning rate of the adapters' B matrices over that of all else (LoRA+)
+    #[arg(
+        long,
+        alias = "loraplus-lr-ratio",
+        value_name = "RATIO",
+        default_value_t = FinetuneOptions::default().loraplus_lr_ratio
+    )]
+    pub loraplus_lr_ratio: f64,
+    /// Weight decay, decoupled in AdamW
     #[arg(
         long,
         aliases = ["weight-decay", "optimizer.weight_decay", "train.weight_decay"],
@@ -535,6 +558,15 @@ pub struct TrainingArgs {
     /// Micro-batches that evaluations before the last one look at [default: all validation rows]
     #[arg(long, aliases = ["eval-max-iters", "eval.max_iters"], value_name = "N", value_parser = count)]
     pub eval_max_iters: Option<usize>,
+    /// File of prompts, one per line, that the model continues at evaluations [default: none]
+    #[arg(long, aliases = ["eval-prompts", "eval.prompts"], value_name = "FILE")]
+    pub eval_prompts: Option<PathBuf>,
+    /// Without such a file, the validation row to continue: first, random or its number [default: none]
+    #[arg(long, aliases = ["evaluate-example", "eval.evaluate_example"], value_name = "WHICH")]
+    pub evaluate_example: Option<Example>,
+    /// Tokens of a continuation at most [default: 100, where there is something to continue]
+    #[arg(long, aliases = ["eval-max-new-tokens", "eval.max_new_tokens"], value_name = "N", value_parser = count)]
+    pub eval_max_new_tokens: Option<usize>,
     /// Evaluate before the first step too: true or false
     #[arg(
         long,
@@ -641,6 +673,9 @@ impl TrainingArgs {
             lr_warmup_fraction: self.lr_warmup_fraction,
             lr_schedule: self.lr_schedule,
             min_lr: self.min_lr,
+            optimizer: self.optimizer,
+            momentum: self.momentum,
+            loraplus_lr_ratio: self.loraplus_lr_ratio,
             weight_decay: self.weight_decay,
             beta1,
             beta2,
@@ -648,6 +683,9 @@ impl TrainingArgs {
             grad_clip: (self.grad_clip != 0.0).then_some(self.grad_clip),
             eval_interval: self.eval_interval,
             eval_max_iters: self.eval_max_iters,
+            eval_prompts: self.eval_prompts,
+            evaluate_example: self.evaluate_example,
+            eval_max_new_tokens: self.eval_max_new_tokens,
             initial_validation: self.initial_validation,
             final_validation: self.final_validation,
             save_interval: self.save_interval,

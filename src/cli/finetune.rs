@@ -1,39 +1,51 @@
 //! `engraft finetune` and `engraft finetune_full`.
 
-use super::args::{Exit, FinetuneArgs, FinetuneFullArgs};
+use super::args::{FinetuneArgs, FinetuneFullArgs};
 use super::progress::{Progress, ProgressMode};
+use super::tui::{self, Tui};
 use crate::error::Error;
 use crate::train::finetune::Finetune;
+use crate::train::metrics::Event;
 use crate::train::options::FinetuneOptions;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Trains an adapter.
 pub fn lora(args: FinetuneArgs, quiet: bool) -> Result<(), Error> {
-    run(args.resolve()?, quiet)
+    let tui = args.training.logging.tui;
+    run(args.resolve()?, quiet, tui)
 }
 
 /// Trains every weight.
 pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
-    run(args.resolve()?, quiet)
+    let tui = args.training.logging.tui;
+    run(args.resolve()?, quiet, tui)
 }
 
-fn run(options: FinetuneOptions, quiet: bool) -> Result<(), Error> {
-    let mut progress = Progress::new(ProgressMode::detect(quiet)).every(options.log_interval);
-    Finetune::new(options).on_event(|event| progress.show(event)).stop_when(stop_flag()).run()?;
+fn run(options: FinetuneOptions, quiet: bool, tui: bool) -> Result<(), Error> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut show: Box<dyn FnMut(&Event)> = if tui {
+        let mut tui = Tui::new(&options.out_dir, Arc::clone(&stop), quiet)?;
+        Box::new(move |event| tui.show(event))
+    } else {
+        let mut progress = Progress::new(ProgressMode::detect(quiet)).every(options.log_interval);
+        Box::new(move |event| progress.show(event))
+    };
+    stop_on_signal(&stop);
+    Finetune::new(options).on_event(|event| show(event)).stop_when(stop).run()?;
     Ok(())
 }
 
-/// Set by Ctrl-C (or the system's request to end): the run finishes its step and saves. A second one ends it at once.
-fn stop_flag() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&flag);
+/// Sets the flag at Ctrl-C (or the system's request to end): the run finishes its step and saves. A second one ends it at once.
+fn stop_on_signal(stop: &Arc<AtomicBool>) {
+    let stop = Arc::clone(stop);
     // where a handler cannot be set, the signal ends the program as before
     let _ = ctrlc::set_handler(move || {
-        if set.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(Exit::Stopped as u8));
+        let first = !stop.load(Ordering::Relaxed);
+        tui::interrupt(&stop);
+        // the live view says it itself
+        if first && !tui::is_taken() {
+            eprintln!("stopping after this step; once more to stop at once");
         }
-        eprintln!("stopping after this step; once more to stop at once");
     });
-    flag
 }

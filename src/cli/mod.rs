@@ -13,6 +13,8 @@ mod init;
 mod merge;
 mod plan;
 mod progress;
+mod report;
+mod tui;
 mod tune;
 mod validate;
 
@@ -38,6 +40,7 @@ pub fn run() -> ExitCode {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !crate::gpu::is_waiting() && !crate::data::is_parsing() {
+            tui::leave();
             usual(panic);
         }
     }));
@@ -54,6 +57,7 @@ pub fn run() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Completions(args) => init::completions(&args),
         Command::Plan(args) => plan::run(args),
+        Command::Report(args) => report::run(args),
         Command::Tune(args) => tune::run(args, cli.quiet),
         Command::Bench(args) => match args.command {
             BenchCommand::Matmul(args) => bench::matmul(args, cli.quiet),

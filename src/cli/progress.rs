@@ -70,6 +70,7 @@ impl Progress {
             Event::Started(run) => self.start(run),
             Event::Step(record) => self.step(record),
             Event::Evaluation(record) => self.line(&evaluation_line(record)),
+            Event::Sample(record) => self.line(&record.to_string()),
             Event::Saved { step, path } => self.line(&format!("step {step}: saved {}", path.display())),
             Event::Overflow { step, scale } => {
                 self.line(&format!(

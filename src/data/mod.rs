@@ -45,5 +45,6 @@ pub use sample::{IGNORE_INDEX, Sample, Span};
 pub use source::DataSource;
 pub use split::{epoch_order, split};
 pub use stream::DecodeStream;
+pub(crate) use summary::grouped;
 pub use summary::{DataSummary, SplitSummary};
 pub use tokenizer::Tokenizer;

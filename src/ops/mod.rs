@@ -18,6 +18,7 @@ pub mod matmul;
 pub mod norm_squared;
 pub mod rms_norm;
 pub mod rope;
+pub mod sgd;
 pub mod swiglu;
 
 use crate::graph::{Case, Dispatch, GraphError, Operation, Shader, TensorType};
@@ -55,6 +56,7 @@ operations![
     rms_norm::RmsNormGradient,
     rms_norm::RmsNormWeightGradient,
     rope::Rope,
+    sgd::Sgd,
     swiglu::SwiGlu,
     swiglu::SwiGluGradient,
 ];

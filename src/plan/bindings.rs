@@ -53,6 +53,21 @@ impl Bindings {
         blocks
     }
 
+    /// What a graph's weights and parameters are bound to here, without its inputs.
+    pub fn weights_of(&self, graph: &Graph) -> Bindings {
+        let mut own = Bindings::new();
+        for leaf in graph.leaves().iter().filter(|l| matches!(l.kind, LeafKind::Frozen | LeafKind::Trainable))
+        {
+            if let Some(slice) = self.leaves.get(&leaf.name) {
+                own.leaves.insert(leaf.name.clone(), slice.clone());
+            }
+            if let Some(streamed) = self.streamed.get(&leaf.name) {
+                own.streamed.insert(leaf.name.clone(), streamed.clone());
+            }
+        }
+        own
+    }
+
     pub fn leaf(&self, name: &str) -> Option<&BufferSlice> {
         self.leaves.get(name)
     }
@@ -97,16 +112,26 @@ pub fn leaf_bytes(graph: &Graph, kinds: &[LeafKind]) -> u64 {
 pub struct ParameterSpace {
     entries: Vec<(String, TensorType, u64)>,
     bytes: u64,
+    /// Where the second group begins.
+    second: Option<u64>,
 }
+
+/// What the names of B matrices end in, which may have a rate of their own.
+const SECOND: &str = ".lora_B.weight";
 
 /// Parameters start at multiples of this, the largest offset alignment that WebGPU lets a device ask for.
 const ALIGNMENT: u64 = 256;
 
 impl ParameterSpace {
-    /// The trainable leaves of a graph, in the graph's order.
+    /// The trainable leaves of a graph, in the graph's order, the B matrices of adapters behind all others.
     pub fn of(graph: &Graph) -> Self {
         let mut space = ParameterSpace::default();
-        for leaf in graph.leaves().iter().filter(|l| l.kind == LeafKind::Trainable) {
+        let trainable = graph.leaves().iter().filter(|l| l.kind == LeafKind::Trainable);
+        let (behind, before): (Vec<_>, Vec<_>) = trainable.partition(|leaf| leaf.name.ends_with(SECOND));
+        for (second, leaf) in before.iter().map(|l| (false, l)).chain(behind.iter().map(|l| (true, l))) {
+            if second && space.second.is_none() {
+                space.second = Some(space.bytes);
+            }
             let ty = graph.type_of(leaf.value);
             space.entries.push((leaf.name.clone(), ty, space.bytes));
             space.bytes += ty.bytes().next_multiple_of(ALIGNMENT);
@@ -117,6 +142,11 @@ impl ParameterSpace {
     /// Name, type and byte offset of each parameter.
     pub fn entries(&self) -> &[(String, TensorType, u64)] {
         &self.entries
+    }
+
+    /// The element of the flat buffer from which on the B matrices of adapters lie; its length where there are none.
+    pub fn second_from(&self) -> usize {
+        (self.second.unwrap_or(self.bytes) / 4) as usize
     }
 
     /// Bytes of the flat buffer.

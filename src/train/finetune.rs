@@ -8,8 +8,10 @@ use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
+use super::plan::Demand;
 use super::resume::{self, Progress};
 use super::run_plan::steps;
+use super::sampler::{Prompts, Sampler};
 use super::saver::Saver;
 use super::schedule::{Schedule, WarmupSchedule};
 use super::session::Session;
@@ -72,6 +74,9 @@ pub(super) struct Prepared {
     /// The adapter to start from, and the settings to save with.
     adapter: Option<(Option<Adapter>, AdapterConfig)>,
     pub steps: usize,
+    /// What is continued at evaluations.
+    prompts: Option<Prompts>,
+    tokenizer: Tokenizer,
     notes: Vec<String>,
 }
 
@@ -175,7 +180,9 @@ impl<'a> Finetune<'a> {
         }
         let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
         let adapter = adapter.map(|(_, start, settings)| (start, settings));
-        let network = network_of(&config, options, spec, longest(&data));
+        let prompts = Prompts::of(options, &tokenizer, &data, limit)?;
+        let written = prompts.as_ref().map_or(0, Prompts::longest);
+        let network = network_of(&config, options, spec, longest(&data).max(written));
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         options.lr_warmup_fraction = None;
@@ -183,7 +190,7 @@ impl<'a> Finetune<'a> {
             // what does not fit is said before a device is opened
             Progress::read(&folder, options, &data)?;
         }
-        Ok(Prepared { config, source, data, network, adapter, steps, notes })
+        Ok(Prepared { config, source, data, network, adapter, steps, prompts, tokenizer, notes })
     }
 
     /// Plans the run, and refuses what does not fit before anything is measured, loaded or written.
@@ -191,7 +198,10 @@ impl<'a> Finetune<'a> {
         let asked = [self.options.memory_limit, gpu.memory_limit()].into_iter().flatten().min();
         let limit = MemoryLimit::of(asked, gpu.free_memory());
         let (options, steps) = (self.options.clone(), prepared.steps);
-        let demand = demand_by_size(|micro_batch| run_demand(&prepared.data, &options, micro_batch, steps));
+        let demand = demand_by_size(|micro_batch| Demand {
+            sampled: prepared.prompts.as_ref().map_or(0, Prompts::longest),
+            ..run_demand(&prepared.data, &options, micro_batch, steps)
+        });
         let (batch_size, resumed) = (options.batch_size, resume_from(&options).is_some());
         let choose = |gpu: &Gpu| {
             let (network, device) = (prepared.network.clone(), &gpu.profile());
@@ -264,10 +274,13 @@ impl<'a> Finetune<'a> {
             let warmup = o.lr_warmup_steps.unwrap_or(0);
             WarmupSchedule::new(o.lr_schedule, o.learning_rate, o.min_lr, warmup, prepared.steps).into()
         });
+        let prompts = prepared.prompts.as_ref();
+        let sampler = prompts.map(|p| Sampler::new(&trainer, p, &prepared.tokenizer)).transpose()?;
         let session = Session {
             options: &self.options,
             prepared,
             trainer,
+            sampler,
             saver,
             schedule,
             stop: self.stop.clone(),

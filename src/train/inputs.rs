@@ -10,8 +10,7 @@ use crate::ops::embedding::token_order;
 use crate::ops::gather_rows::NO_ROW;
 use crate::plan::Bindings;
 
-/// Uploads a micro-batch padded to its buckets, and gives these; `embedding` looks up its tokens where the graph does not; padding tokens are samples of their own without a
-/// label. Inputs that the bindings lack are those that the graph does not have.
+/// Uploads a micro-batch padded to its buckets, and gives these: [`write_padded`].
 ///
 /// # Errors
 /// A micro-batch over `capacity`, which is what the input buffers were allocated for.
@@ -30,6 +29,18 @@ pub(super) fn write_batch(
             max_labels: capacity.labels,
         });
     }
+    write_padded(bindings, embedding, batch, size);
+    Ok(size)
+}
+
+/// Uploads a micro-batch padded to a size. `embedding` looks up its tokens where the graph does not; padding tokens are samples
+/// of their own without a label. Inputs that the bindings lack are those that the graph does not have.
+pub(super) fn write_padded(
+    bindings: &Bindings,
+    embedding: Option<&HostEmbedding>,
+    batch: &MicroBatch,
+    size: Capacity,
+) {
     let write = |name: &str, values: &[u32]| {
         if let Some(slice) = bindings.leaf(name) {
             slice.write(&pack_u32(values));
@@ -62,5 +73,4 @@ pub(super) fn write_batch(
     let mut targets = batch.targets.clone();
     targets.resize(size.labels, NO_TARGET);
     write("targets", &targets);
-    Ok(size)
 }

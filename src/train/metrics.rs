@@ -6,6 +6,7 @@
 use super::tuning::TuneProgress;
 use crate::plan::MemoryReport;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
 
 /// One optimiser step.
@@ -46,6 +47,28 @@ impl EvalRecord {
     }
 }
 
+/// What the network wrote at an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SampleRecord {
+    /// Optimiser steps done before it.
+    pub step: usize,
+    pub prompt: String,
+    /// Its continuation, with the most probable token each time.
+    pub text: String,
+}
+
+impl fmt::Display for SampleRecord {
+    /// One line: the end of a long prompt, which is what is answered, and the text.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 60;
+        let prompt = self.prompt.replace('\n', " ");
+        let cut = prompt.chars().count().saturating_sub(MOST);
+        let end: String = prompt.chars().skip(cut).collect();
+        let dots = if cut > 0 { "…" } else { "" };
+        write!(f, "step {}: {dots}{end} → {}", self.step, self.text.trim())
+    }
+}
+
 /// What is known when the first step is about to start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RunSummary {
@@ -77,6 +100,8 @@ pub enum Event {
     Started(RunSummary),
     Step(StepRecord),
     Evaluation(EvalRecord),
+    /// A prompt was continued.
+    Sample(SampleRecord),
     /// An adapter (or a full model) lies complete at `path`.
     Saved {
         step: usize,

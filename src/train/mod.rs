@@ -1,10 +1,12 @@
 //! Training: options, schedule, optimiser, the loop, metrics.
 
 pub mod adapter;
+pub mod axis;
 pub mod bench;
 pub mod data_options;
 pub mod duration;
 pub mod evaluator;
+pub mod figures;
 pub mod finetune;
 mod host_embedding;
 mod inputs;
@@ -18,9 +20,11 @@ pub mod optimiser;
 pub mod options;
 pub mod plan;
 pub mod quantize;
+pub mod report;
 pub(crate) mod resume;
 pub mod run_folder;
 pub mod run_plan;
+mod sampler;
 pub mod save;
 mod saver;
 pub mod schedule;

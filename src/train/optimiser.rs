@@ -1,10 +1,12 @@
-//! The flat trainable buffer with its gradient and moments, and the AdamW step on it.
+//! The flat trainable buffer with its gradient and moments, and the optimiser's step on it.
 
+use super::options::OptimizerKind;
 use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, allocation};
 use crate::graph::layout::{pack, unpack};
 use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Shape, TensorType};
 use crate::ops::adamw::{HYPER_LEN, Hyper, adamw};
 use crate::ops::norm_squared::norm_squared;
+use crate::ops::sgd::sgd;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program};
 use thiserror::Error;
 
@@ -27,19 +29,31 @@ fn flat_bytes(space: &ParameterSpace) -> u64 {
     space.bytes().max(16)
 }
 
+/// Names of the moments, in the order that the update takes them.
+fn moment_names(kind: OptimizerKind) -> &'static [&'static str] {
+    match kind {
+        OptimizerKind::AdamW => &["first", "second"],
+        OptimizerKind::Sgd => &["first"],
+    }
+}
+
 /// The update of all parameters at once.
-fn update_graph(space: &ParameterSpace) -> Result<Graph, GraphError> {
+fn update_graph(space: &ParameterSpace, kind: OptimizerKind) -> Result<Graph, GraphError> {
     let mut graph = Graph::new();
     let shape = Shape::vector(flat_bytes(space) as usize / 4);
-    let state = [
-        graph.state("values", shape, DType::F32)?,
-        graph.state("first", shape, DType::F32)?,
-        graph.state("second", shape, DType::F32)?,
-    ];
+    let values = graph.state("values", shape, DType::F32)?;
+    let moments = moment_names(kind)
+        .iter()
+        .map(|name| graph.state(*name, shape, DType::F32))
+        .collect::<Result<Vec<_>, _>>()?;
     let gradient = graph.input("gradient", shape, DType::F32)?;
     let hyper = graph.input("hyper", Shape::vector(HYPER_LEN), DType::F32)?;
     let norm2 = norm_squared(&mut graph, gradient)?;
-    adamw(&mut graph, state, gradient, norm2, hyper)?;
+    let from = space.second_from();
+    match moments[..] {
+        [first, second] => adamw(&mut graph, from, [values, first, second], gradient, norm2, hyper)?,
+        _ => sgd(&mut graph, from, [values, moments[0]], gradient, norm2, hyper)?,
+    };
     graph.output("norm2", norm2);
     Ok(graph)
 }
@@ -50,15 +64,16 @@ fn update_graph(space: &ParameterSpace) -> Result<Graph, GraphError> {
 /// As [`Optimiser::new`].
 pub fn plan_update(
     space: &ParameterSpace,
+    kind: OptimizerKind,
     device: &DeviceProfile,
 ) -> Result<(MemoryReport, Cost), GraphError> {
-    let layout = Layout::new(&update_graph(space)?, device);
+    let layout = Layout::new(&update_graph(space, kind)?, device);
     let flat = allocation(flat_bytes(space));
     let mut cost = Cost::default();
     layout.dispatches().for_each(|dispatch| cost += dispatch.cost);
     let memory = MemoryReport {
         trainables: 2 * flat,
-        optimiser: 2 * flat,
+        optimiser: moment_names(kind).len() as u64 * flat,
         inputs: allocation(4 * HYPER_LEN as u64),
         activations: layout.slot_bytes(),
         parameters: layout.parameter_bytes(),
@@ -67,13 +82,14 @@ pub fn plan_update(
     Ok((memory, cost))
 }
 
-/// AdamW over all trainable parameters.
+/// AdamW or SGD over all trainable parameters.
 pub struct Optimiser {
     gpu: Gpu,
     space: ParameterSpace,
     values: BufferSlice,
     gradients: BufferSlice,
-    moments: [BufferSlice; 2],
+    /// By name.
+    moments: Vec<(&'static str, BufferSlice)>,
     hyper: BufferSlice,
     program: Program,
 }
@@ -83,18 +99,20 @@ impl Optimiser {
     ///
     /// # Errors
     /// Failed allocations.
-    pub fn new(gpu: &Gpu, space: ParameterSpace) -> Result<Self, OptimiserError> {
+    pub fn new(gpu: &Gpu, space: ParameterSpace, kind: OptimizerKind) -> Result<Self, OptimiserError> {
         let bytes = flat_bytes(&space);
         let allocate = |what| gpu.allocate(what, bytes).map(|b| b.whole());
         let (values, gradients) = (allocate("trainable parameters")?, allocate("gradients")?);
-        let moments = [allocate("first moments of AdamW")?, allocate("second moments of AdamW")?];
+        let moments = moment_names(kind)
+            .iter()
+            .map(|name| Ok((*name, allocate("moments of the optimiser")?)))
+            .collect::<Result<Vec<_>, GpuError>>()?;
         let hyper = gpu.allocate("hyperparameters", 4 * HYPER_LEN as u64)?.whole();
 
-        let graph = update_graph(&space)?;
+        let graph = update_graph(&space, kind)?;
         let mut bindings = Bindings::new();
         bindings.bind("values", values.clone());
-        bindings.bind("first", moments[0].clone());
-        bindings.bind("second", moments[1].clone());
+        moments.iter().for_each(|(name, slice)| bindings.bind(*name, slice.clone()));
         bindings.bind("gradient", gradients.clone());
         bindings.bind("hyper", hyper.clone());
         let program = Program::compile(gpu, &graph, &bindings)?;
@@ -123,7 +141,7 @@ impl Optimiser {
 
     /// Bytes of parameters with gradients, and of the moments.
     pub fn bytes(&self) -> (u64, u64) {
-        (self.values.size + self.gradients.size, self.moments[0].size + self.moments[1].size)
+        (self.values.size + self.gradients.size, self.moments.iter().map(|(_, slice)| slice.size).sum())
     }
 
     /// Bytes of the hyperparameters' buffer.
@@ -186,7 +204,7 @@ impl Optimiser {
         self.read(&self.gradients)
     }
 
-    /// Values and moments of every parameter as `values.NAME`, `first.NAME`, `second.NAME`.
+    /// Values and moments of every parameter as `values.NAME`, `first.NAME` and, of AdamW, `second.NAME`.
     ///
     /// # Errors
     /// What the device reported.
@@ -221,8 +239,9 @@ impl Optimiser {
         self.write(slice, parameter, values)
     }
 
-    fn kinds(&self) -> [(&'static str, &BufferSlice); 3] {
-        [("values", &self.values), ("first", &self.moments[0]), ("second", &self.moments[1])]
+    fn kinds(&self) -> Vec<(&'static str, &BufferSlice)> {
+        let moments = self.moments.iter().map(|(name, slice)| (*name, slice));
+        std::iter::once(("values", &self.values)).chain(moments).collect()
     }
 
     fn read(&self, from: &BufferSlice) -> Result<Vec<(String, Vec<f32>)>, OptimiserError> {

@@ -3,6 +3,8 @@
 
 use super::bench::visible_share;
 use super::optimiser::plan_update;
+use super::options::OptimizerKind;
+use super::sampler::plan_sampler;
 use super::trainer::{Capacity, bucket, training_graph};
 use super::weights::weight_bytes;
 use crate::autograd::Recompute;
@@ -21,13 +23,23 @@ pub struct Demand {
     /// How many sizes, rounded up to buckets, occur in training and in evaluation: each has a plan of its own.
     pub training_sizes: usize,
     pub evaluation_sizes: usize,
+    pub optimizer: OptimizerKind,
+    /// Tokens of the longest text that is written at evaluations; 0 where none is.
+    pub sampled: usize,
 }
 
 impl Demand {
     /// Micro-batches of one size: `samples` of `tokens` each, in which every token but the first carries a label.
     pub fn uniform(samples: usize, tokens: usize) -> Self {
         let capacity = Capacity { tokens: samples * tokens, labels: samples * tokens.saturating_sub(1) };
-        Demand { capacity, longest: tokens, training_sizes: 1, evaluation_sizes: 1 }
+        Demand {
+            capacity,
+            longest: tokens,
+            training_sizes: 1,
+            evaluation_sizes: 1,
+            optimizer: OptimizerKind::default(),
+            sampled: 0,
+        }
     }
 }
 
@@ -35,6 +47,7 @@ impl Demand {
 #[derive(Clone, Debug)]
 pub struct TrainingPlan {
     pub network: Network,
+    pub optimizer: OptimizerKind,
     /// Rounded up to buckets.
     pub capacity: Capacity,
     /// The training graph at capacity.
@@ -53,12 +66,12 @@ impl TrainingPlan {
     /// # Errors
     /// Shapes that do not fit together.
     pub fn new(network: &Network, demand: &Demand, device: &DeviceProfile) -> Result<Self, GraphError> {
-        let Demand { capacity, longest, training_sizes, evaluation_sizes } = *demand;
+        let Demand { capacity, longest, training_sizes, evaluation_sizes, optimizer, sampled } = *demand;
         let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
         let graph = training_graph(network, capacity)?;
         let evaluation = network.evaluation(capacity.tokens, capacity.labels)?;
         let layouts = [Layout::new(&graph, device), Layout::new(&evaluation, device)];
-        let (update, _) = plan_update(&ParameterSpace::of(&graph), device)?;
+        let (update, _) = plan_update(&ParameterSpace::of(&graph), optimizer, device)?;
         // smaller sizes have as many parameters at most
         let parameters = training_sizes as u64 * layouts[0].parameter_bytes()
             + evaluation_sizes as u64 * layouts[1].parameter_bytes();
@@ -70,14 +83,18 @@ impl TrainingPlan {
         });
         let flops = flops.sum();
         let layouts = Layout::share(layouts);
+        let writing = match sampled {
+            0 => MemoryReport::default(),
+            tokens => plan_sampler(network, tokens, device)?,
+        };
         let memory = MemoryReport {
             weights: weight_bytes(&graph, network),
-            inputs: leaf_bytes(&graph, &[LeafKind::Input, LeafKind::State]) + update.inputs,
-            activations: layouts[0].slot_bytes() + update.activations,
-            parameters: parameters + update.parameters,
+            inputs: leaf_bytes(&graph, &[LeafKind::Input, LeafKind::State]) + update.inputs + writing.inputs,
+            activations: layouts[0].slot_bytes() + update.activations + writing.activations,
+            parameters: parameters + update.parameters + writing.parameters,
             ..update
         };
-        Ok(TrainingPlan { network: network.clone(), capacity, graph, layouts, memory, flops })
+        Ok(TrainingPlan { network: network.clone(), optimizer, capacity, graph, layouts, memory, flops })
     }
 
     /// Whether a device can run it at all, however much memory it has.

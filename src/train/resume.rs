@@ -49,7 +49,7 @@ pub(super) struct Progress {
 
 /// Options that may differ when a run goes on: they say where it runs, how long, and what it writes. On another device, or with
 /// kernels measured anew, sums round differently.
-const FREE: [&str; 21] = [
+const FREE: [&str; 24] = [
     "out_dir",
     "logger_name",
     "resume",
@@ -63,6 +63,9 @@ const FREE: [&str; 21] = [
     "max_time",
     "log_interval",
     "eval_max_iters",
+    "eval_prompts",
+    "evaluate_example",
+    "eval_max_new_tokens",
     "initial_validation",
     "final_validation",
     "memory_limit",

@@ -4,6 +4,7 @@ use super::finetune::adapter_of;
 use super::memory::{Advice, Combination, FitError, MemoryLimit, Planner};
 use super::options::{FinetuneOptions, Method};
 use super::plan::Demand;
+use super::sampler::Prompts;
 use super::setup::{check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
@@ -68,13 +69,16 @@ pub fn plan_run(
     limit: Option<MemoryLimit>,
 ) -> Result<PlanReport, Error> {
     let cut = config.max_position_embeddings;
+    let mut sampled = 0;
     let without = options.data.sources.is_empty() && options.data.json_path.as_os_str().is_empty();
     let data = match without {
         true => None,
         false => {
             options.max_seq_length = Some(options.max_seq_length.unwrap_or(cut).min(cut));
-            let data = open_data(&options, &Tokenizer::open(&options.model_dir)?)?;
+            let tokenizer = Tokenizer::open(&options.model_dir)?;
+            let data = open_data(&options, &tokenizer)?;
             check_vocabulary(&[data.largest_token()], config)?;
+            sampled = Prompts::of(&options, &tokenizer, &data, cut)?.map_or(0, |prompts| prompts.longest());
             Some(data)
         }
     };
@@ -99,9 +103,9 @@ pub fn plan_run(
         Method::Lora => Some(adapter_of(&mut options, config)?.0),
         Method::Full { .. } => None,
     };
-    let network = network_of(config, &options, adapter, length);
+    let network = network_of(config, &options, adapter, length.max(sampled));
     let demand = demand_by_size(|micro_batch| match &data {
-        Some(data) => run_demand(data, &options, micro_batch, steps(data, &options)),
+        Some(data) => Demand { sampled, ..run_demand(data, &options, micro_batch, steps(data, &options)) },
         None => Demand::uniform(micro_batch, length),
     });
     let (batch_size, resumed) = (options.batch_size, options.resume.is_some());

@@ -4,10 +4,11 @@ use super::finetune::{FinetuneReport, Prepared};
 use super::ledger::{Ledger, Submitted};
 use super::logging::RunLog;
 use super::loss_scale::LossScale;
-use super::metrics::{EvalRecord, Event, RunSummary};
+use super::metrics::{EvalRecord, Event, RunSummary, SampleRecord};
 use super::options::FinetuneOptions;
 use super::resume::Progress;
 use super::run_folder::RunFacts;
+use super::sampler::Sampler;
 use super::save::save_hyperparameters;
 use super::saver::Saver;
 use super::schedule::Schedule;
@@ -16,6 +17,7 @@ use super::trainer::{PendingStep, Trainer};
 use crate::data::{MicroBatch, Sample, Samples, epoch_order};
 use crate::error::Error;
 use crate::ops::adamw::Hyper;
+use crate::plan::MemoryReport;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +28,8 @@ pub(super) struct Session<'r, 'e> {
     pub options: &'r FinetuneOptions,
     pub prepared: &'r Prepared,
     pub trainer: Trainer,
+    /// Writes texts at evaluations, where there is something to continue.
+    pub sampler: Option<Sampler<'r>>,
     pub saver: &'r mut Saver,
     pub schedule: Schedule,
     pub stop: Option<Arc<AtomicBool>>,
@@ -175,8 +179,20 @@ impl Session<'_, '_> {
             val_loss: progress.evaluated.as_ref().map(|record| record.val_loss),
             seconds,
             out_dir: self.options.out_dir.clone(),
-            memory: self.trainer.memory(),
+            memory: self.memory(),
         })
+    }
+
+    /// Device memory by kind.
+    fn memory(&self) -> MemoryReport {
+        let (own, beside) = (self.trainer.memory(), self.sampler.as_ref().map(Sampler::memory));
+        let beside = beside.unwrap_or_default();
+        MemoryReport {
+            inputs: own.inputs + beside.inputs,
+            activations: own.activations + beside.activations,
+            parameters: own.parameters + beside.parameters,
+            ..own
+        }
     }
 
     fn summary(&self) -> RunSummary {
@@ -191,8 +207,8 @@ impl Session<'_, '_> {
             base_parameters: self.prepared.config.parameter_count() as usize,
             device: gpu.info().name.clone(),
             software_device: gpu.info().is_software(),
-            device_bytes: self.trainer.memory().total(),
-            memory: self.trainer.memory(),
+            device_bytes: self.memory().total(),
+            memory: self.memory(),
         }
     }
 
@@ -212,6 +228,13 @@ impl Session<'_, '_> {
         ledger.metrics.write(&record)?;
         progress.evaluated = Some(record.clone());
         self.emit(Event::Evaluation(record));
+        if let Some(sampler) = &self.sampler {
+            for (prompt, text) in sampler.write(&self.trainer)? {
+                let record = SampleRecord { step: progress.step, prompt, text };
+                ledger.metrics.write(&record)?;
+                self.emit(Event::Sample(record));
+            }
+        }
         let best = progress.watch.observe(progress.step, loss, self.options.early_stopping_min_delta);
         if best && self.options.keeps_best() {
             self.saver.best(&self.trainer, progress.step, self.on_event)?;
@@ -243,6 +266,8 @@ impl Session<'_, '_> {
             clip: o.grad_clip,
             inverse_scale: 1.0 / f64::from(scale),
             step: ledger.applied + 1,
+            second_ratio: o.loraplus_lr_ratio,
+            momentum: o.momentum,
         })?)
     }
 

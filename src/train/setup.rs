@@ -115,6 +115,8 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
         longest: longest(data),
         training_sizes: training.len(),
         evaluation_sizes: evaluation.len(),
+        optimizer: options.optimizer,
+        sampled: 0,
     }
 }
 

@@ -114,7 +114,7 @@ impl Trainer {
         capacity: Capacity,
         seed: u64,
     ) -> Result<Self, TrainerError> {
-        let demand = Demand { capacity, longest: capacity.tokens, training_sizes: 1, evaluation_sizes: 1 };
+        let demand = Demand { capacity, ..Demand::uniform(1, capacity.tokens) };
         Trainer::from_plan(gpu, TrainingPlan::new(&network, &demand, &gpu.profile())?, source, seed)
     }
 
@@ -128,14 +128,14 @@ impl Trainer {
         source: &WeightSource,
         seed: u64,
     ) -> Result<Self, TrainerError> {
-        let TrainingPlan { network, capacity, graph, layouts, .. } = plan;
+        let TrainingPlan { network, optimizer, capacity, graph, layouts, .. } = plan;
         let mut memory = MemoryReport::default();
         let mut bindings = Bindings::new();
         let start = Instant::now();
         memory.weights = source.upload(gpu, &graph, &network, &mut bindings)?;
         let embedding = HostEmbedding::read(source, &network)?;
         let loaded = LoadReport { bytes: memory.weights, seconds: start.elapsed().as_secs_f64() };
-        let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph))?;
+        let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph), optimizer)?;
         optimiser.bind(&mut bindings);
         (memory.trainables, memory.optimiser) = optimiser.bytes();
         write_initial_values(gpu, &optimiser, source, seed)?;
@@ -190,6 +190,11 @@ impl Trainer {
     /// Parameters, gradients and moments.
     pub fn optimiser(&self) -> &Optimiser {
         &self.optimiser
+    }
+
+    /// The memory that graphs of the network read, and the embedding where the host looks tokens up.
+    pub(super) fn bound(&self) -> (&Bindings, Option<&HostEmbedding>) {
+        (&self.bindings, self.embedding.as_ref())
     }
 
     /// Device memory by kind: what is allocated, to the byte.

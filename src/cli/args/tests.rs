@@ -97,6 +97,11 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--accumulate_grad_batches", "6", |o| {
             (o.batch_size, o.accumulate_grad_batches) = (12, Some(6));
         }),
+        ("--optimizer", "torch.optim.SGD", |o| o.optimizer = OptimizerKind::Sgd),
+        ("--loraplus_lr_ratio", "16", |o| o.loraplus_lr_ratio = 16.0),
+        ("--eval_prompts", "p.txt", |o| o.eval_prompts = Some("p.txt".into())),
+        ("--evaluate_example", "3", |o| o.evaluate_example = Some(Example::Index(3))),
+        ("--eval_max_new_tokens", "9", |o| o.eval_max_new_tokens = Some(9)),
         ("--eval_max_iters", "5", |o| o.eval_max_iters = Some(5)),
         ("--initial_validation", "true", |o| o.initial_validation = true),
         ("--final_validation", "false", |o| o.final_validation = false),
@@ -175,7 +180,9 @@ fn each_option_lands_in_its_field_in_both_spellings() {
             "quantize_head",
             "offload_activations",
             "keep_best",
+            "momentum",
             "early_stopping_patience",
+            "tui",
         ]
         .contains(&long);
         assert!(elsewhere || listed.contains(&long), "--{long} is not in the table");

@@ -252,6 +252,7 @@ impl BenchTrain {
             clip: None,
             inverse_scale: 1.0,
             step: self.taken,
+            ..Hyper::default()
         })
     }
 

@@ -15,6 +15,7 @@ pub use kind::{LoggerError, LoggerKind};
 pub use record::Record;
 
 use self::csv::{CSV_FILE, Csv};
+use super::report::Report;
 use crate::checkpoint::atomic;
 use jsonl::Jsonl;
 use serde::Serialize;
@@ -34,14 +35,14 @@ pub enum MetricsError {
 }
 
 impl MetricsError {
-    fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| MetricsError::Write { path, source }
     }
 }
 
 /// A file that gets every record of a run. A record is on its way to the file before the call returns.
-trait Sink {
+pub(super) trait Sink {
     /// # Errors
     /// The record cannot be written.
     fn write(&mut self, record: &Record) -> Result<(), MetricsError>;
@@ -85,10 +86,10 @@ impl RunLog {
         records.retain(|record| record.step().is_some_and(|s| s <= step as u64));
         let losses = records.iter().filter_map(|record| record.get("loss")?.as_f64()).collect();
         let mut kinds = kinds.to_vec();
-        if out_dir.join(CSV_FILE).exists() {
+        if from.join(CSV_FILE).exists() {
             kinds.push(LoggerKind::Csv);
         }
-        if !tensorboard::files(out_dir).is_empty() {
+        if !tensorboard::files(from).is_empty() {
             kinds.push(LoggerKind::TensorBoard);
         }
         Ok((RunLog::open(out_dir, &kinds, &records)?, losses))
@@ -102,6 +103,8 @@ impl RunLog {
         if kinds.contains(&LoggerKind::TensorBoard) {
             sinks.push(Box::new(TensorBoard::create(out_dir, records)?));
         }
+        // last, so that it reads what the others have written
+        sinks.push(Box::new(Report::new(out_dir)));
         Ok(RunLog { sinks })
     }
 

@@ -99,6 +99,90 @@ impl From<RecomputeKind> for String {
     }
 }
 
+/// What changes the parameters from their gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay.
+    #[default]
+    AdamW,
+    /// Gradient descent, with momentum where that is asked for.
+    #[serde(rename = "SGD")]
+    Sgd,
+}
+
+impl fmt::Display for OptimizerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            OptimizerKind::AdamW => "AdamW",
+            OptimizerKind::Sgd => "SGD",
+        })
+    }
+}
+
+impl FromStr for OptimizerKind {
+    type Err = UnknownName;
+
+    /// By name, or by the name of its class in PyTorch: `torch.optim.AdamW`.
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        match text.rsplit('.').next().unwrap_or(text).to_ascii_lowercase().as_str() {
+            "adamw" => Ok(OptimizerKind::AdamW),
+            "sgd" => Ok(OptimizerKind::Sgd),
+            _ => Err(UnknownName { given: text.into(), allowed: "AdamW, SGD".into() }),
+        }
+    }
+}
+
+/// Which validation row's prompt is continued at evaluations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Example {
+    #[default]
+    First,
+    /// One that the seed chooses, the same at all evaluations.
+    Random,
+    /// Counted from 0.
+    Index(usize),
+}
+
+impl fmt::Display for Example {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Example::First => f.pad("first"),
+            Example::Random => f.pad("random"),
+            Example::Index(index) => index.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Example {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        match text {
+            "first" => Ok(Example::First),
+            "random" => Ok(Example::Random),
+            _ => text.parse().map(Example::Index).map_err(|_| UnknownName {
+                given: text.into(),
+                allowed: "first, random, or a row's number counted from 0".into(),
+            }),
+        }
+    }
+}
+
+impl TryFrom<String> for Example {
+    type Error = UnknownName;
+
+    fn try_from(word: String) -> Result<Self, UnknownName> {
+        word.parse()
+    }
+}
+
+impl From<Example> for String {
+    fn from(example: Example) -> Self {
+        example.to_string()
+    }
+}
+
 /// Whether kernels are measured before a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -13,7 +13,9 @@ mod tests;
 pub use super::data_options::DataOptions;
 pub(crate) use checks::Checks;
 pub use checks::{OptionProblem, OptionsError};
-pub use kinds::{Method, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit};
+pub use kinds::{
+    Example, Method, OptimizerKind, Precision, RecomputeKind, TuneMode, UnknownName, WeightInit,
+};
 
 use crate::train::logging::{LoggerKind, one_or_more};
 use crate::train::quantize::{Quantize, QuantizeOptions};
@@ -62,7 +64,12 @@ pub struct FinetuneOptions {
     pub lr_schedule: ScheduleKind,
     /// What cosine and linear schedules fall to.
     pub min_lr: f64,
-    /// Decoupled weight decay.
+    pub optimizer: OptimizerKind,
+    /// Of SGD.
+    pub momentum: f64,
+    /// The learning rate of the adapters' B matrices over that of all else (LoRA+).
+    pub loraplus_lr_ratio: f64,
+    /// Decoupled weight decay of AdamW; part of the gradient in SGD.
     pub weight_decay: f64,
     pub beta1: f64,
     pub beta2: f64,
@@ -76,6 +83,12 @@ pub struct FinetuneOptions {
     /// Evaluates before the first step, and after the last one.
     pub initial_validation: bool,
     pub final_validation: bool,
+    /// File of prompts, one per line, that the network continues at evaluations.
+    pub eval_prompts: Option<PathBuf>,
+    /// Without such a file, the validation row whose prompt is continued.
+    pub evaluate_example: Option<Example>,
+    /// Tokens of a continuation at most; `None`: 100, where there is something to continue.
+    pub eval_max_new_tokens: Option<usize>,
     /// Optimiser steps between saves; `None` saves at the end alone.
     pub save_interval: Option<usize>,
     /// Saved steps to keep, the newest; `None` keeps all.
@@ -170,6 +183,9 @@ impl Default for FinetuneOptions {
             lr_warmup_fraction: None,
             lr_schedule: ScheduleKind::default(),
             min_lr: 0.0,
+            optimizer: OptimizerKind::AdamW,
+            momentum: 0.0,
+            loraplus_lr_ratio: 1.0,
             weight_decay: 0.01,
             beta1: 0.9,
             beta2: 0.95,
@@ -177,6 +193,9 @@ impl Default for FinetuneOptions {
             grad_clip: Some(1.0),
             eval_interval: None,
             eval_max_iters: None,
+            eval_prompts: None,
+            evaluate_example: None,
+            eval_max_new_tokens: None,
             initial_validation: false,
             final_validation: true,
             save_interval: None,
@@ -323,6 +342,20 @@ impl FinetuneOptions {
         check_max_seq_length(&mut checks, self.max_seq_length);
         checks.at_least("--epochs", self.epochs, 1);
         checks.optional_count("--max_steps", self.max_steps, "to run all epochs");
+        checks.below_one("--momentum", self.momentum);
+        checks.require(
+            self.momentum == 0.0 || self.optimizer == OptimizerKind::Sgd,
+            "--momentum",
+            self.momentum,
+            "belongs to --optimizer SGD; AdamW has --beta1",
+        );
+        checks.positive("--loraplus_lr_ratio", self.loraplus_lr_ratio);
+        checks.require(
+            self.loraplus_lr_ratio == 1.0 || self.method == Method::Lora,
+            "--loraplus_lr_ratio",
+            self.loraplus_lr_ratio,
+            "needs an adapter, and full training has none; leave it out",
+        );
         checks.not_negative("--weight_decay", self.weight_decay);
         checks.below_one("--beta1", self.beta1);
         checks.below_one("--beta2", self.beta2);
