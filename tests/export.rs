@@ -441,7 +441,7 @@ fn llama_cpp_generates_what_pytorch_does() {
         let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
         // bytes that are no character are shown in different ways
         let plain = |text: String| text.replace('\u{fffd}', "");
-        let prompt = report["prompt_ids"].to_string();
+        let prompt = json!([report["prompt_ids"]]).to_string();
         for (key, file, adapter) in [
             ("base_greedy", &whole, None),
             ("lora_greedy", &whole, Some(&lora)),
@@ -456,8 +456,45 @@ fn llama_cpp_generates_what_pytorch_does() {
             let mut arguments = vec![file.as_str(), &prompt, &count];
             arguments.extend(adapter.map(String::as_str));
             let Some(said) = python("run_gguf.py", &arguments) else { return };
+            let said: Value = serde_json::from_str(&said).unwrap();
+            let said = said[0]["text"].as_str().unwrap().to_owned();
             let expected = plain(tokenizer.decode(&expected).unwrap());
             assert_eq!(plain(said), expected, "{name}: {key} of {file}");
+        }
+    }
+}
+
+#[test]
+fn llama_cpp_splits_text_as_the_tokenizer_does() {
+    const TEXTS: [&str; 5] = [
+        "Hello, world! It's 12345 o'clock",
+        "naïve café  x = 3;\n\n   then",
+        "日本語 🦀",
+        " a leading blank, and licensed under the License",
+        "The quick brown fox jumps over the lazy dog and the other things",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    // the weights do not matter, but for the number of tokens
+    for name in ["models/llama_untied", "tokenizers/mistral", "tokenizers/qwen2"] {
+        let copy = folder.path().join(name.replace('/', "-"));
+        fs::create_dir(&copy).unwrap();
+        let weights = ["config.json", "model.safetensors"].map(|file| model("llama_untied").join(file));
+        let own = ["tokenizer.json", "tokenizer_config.json"].map(|file| fixtures().join(name).join(file));
+        for file in weights.iter().chain(&own) {
+            fs::copy(file, copy.join(file.file_name().unwrap())).unwrap();
+        }
+        let path = folder.path().join("x.gguf").display().to_string();
+        export(&[copy.to_str().unwrap(), "--gguf", &path, "--type", "f32"]);
+        let tokenizer = Tokenizer::open(&copy).unwrap();
+        let ids = TEXTS.map(|text| tokenizer.encode(text).unwrap());
+        let prompts: Vec<Value> =
+            TEXTS.iter().map(|text| json!(text)).chain(ids.iter().map(|i| json!(i))).collect();
+        let Some(said) = python("run_gguf.py", &[&path, &json!(prompts).to_string(), "8"]) else { return };
+        let said: Vec<Value> = serde_json::from_str(&said).unwrap();
+        let (of_text, of_ids) = said.split_at(TEXTS.len());
+        for (i, text) in TEXTS.iter().enumerate() {
+            assert_eq!(of_text[i]["tokens"], json!(ids[i].len()), "{name}: {text:?}");
+            assert_eq!(of_text[i], of_ids[i], "{name}: {text:?}");
         }
     }
 }

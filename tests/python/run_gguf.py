@@ -1,8 +1,9 @@
-"""Generate with llama.cpp, without sampling, and print the text.
+"""Generate with llama.cpp, without sampling: as JSON on standard output, for each prompt its `tokens` and the `text` after it.
 
-    run_gguf.py MODEL_GGUF IDS_JSON COUNT [LORA_GGUF]
+    run_gguf.py MODEL_GGUF PROMPTS_JSON COUNT [LORA_GGUF]
 
-IDS_JSON is a list of token ids. Exit code 77 means that xllamacpp, a build of llama.cpp as a Python package, is not installed.
+PROMPTS_JSON is a list of prompts, each a text or a list of token ids. Exit code 77 means that xllamacpp, a build of llama.cpp as
+a Python package, is not installed.
 """
 import json
 import sys
@@ -14,15 +15,19 @@ except ImportError as error:
     sys.exit(77)
 
 
-def main(model, ids, count, lora=None):
+def main(model, prompts, count, lora=None):
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 256, 1, False, 0
     if lora:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 1.0)]
-    request = {"prompt": json.loads(ids), "n_predict": int(count), "temperature": 0, "ignore_eos": True}
-    answer = xllamacpp.Server(params).handle_completions(request)
-    sys.stdout.write(answer["choices"][0]["text"])
+    server = xllamacpp.Server(params)
+    answers = []
+    for prompt in json.loads(prompts):
+        request = {"prompt": prompt, "n_predict": int(count), "temperature": 0, "ignore_eos": True}
+        answer = server.handle_completions(request)
+        answers.append({"tokens": answer["usage"]["prompt_tokens"], "text": answer["choices"][0]["text"]})
+    json.dump(answers, sys.stdout)
 
 
 if __name__ == "__main__":
