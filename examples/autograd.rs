@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut training = Graph::new();
     let (hidden, head) = network(&mut training)?;
     let targets = training.input("targets", Shape::vector(ROWS), DType::U32)?;
-    let loss = linear_cross_entropy(&mut training, hidden, head, targets)?;
+    let loss = linear_cross_entropy(&mut training, hidden, head, targets, None)?;
     // the loss is a sum over rows: this weight makes its gradient that of the mean
     let weight = training.input("weight", Shape::scalar(), DType::F32)?;
     differentiate(&mut training, loss, weight, Recompute::None)?;

@@ -771,6 +771,16 @@ fn python(script: &str, arguments: &[&str]) -> Option<String> {
 
 #[test]
 fn losses_equal_pytorch_and_the_adapter_loads_in_peft() {
+    equals_pytorch("all-linear");
+}
+
+/// The head's weight is the token embedding here, and its adapter changes the logits alone.
+#[test]
+fn an_adapter_on_the_head_equals_pytorchs() {
+    equals_pytorch("q_proj,down_proj,lm_head");
+}
+
+fn equals_pytorch(targets: &str) {
     if common::gpu().is_none() {
         return;
     }
@@ -780,7 +790,20 @@ fn losses_equal_pytorch_and_the_adapter_loads_in_peft() {
     let name = model.to_str().unwrap();
     let made = python(
         "make_adapter.py",
-        &["--model", name, "--out", &start, "--r", "4", "--alpha", "8", "--b_std", "0.02"],
+        &[
+            "--model",
+            name,
+            "--out",
+            &start,
+            "--r",
+            "4",
+            "--alpha",
+            "8",
+            "--b_std",
+            "0.02",
+            "--targets",
+            targets,
+        ],
     );
     if made.is_none() {
         return;

@@ -60,6 +60,8 @@ pub(crate) type CacheHook<'h> =
 pub const EMBEDDED: &str = "embedded";
 /// Name of the token embedding.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the module that gives the logits.
+pub const HEAD: &str = "lm_head";
 /// Name of the leaf with the rotary angles.
 pub const ROPE_TABLE: &str = "rope_table";
 /// Name of the state that losses are added to.
@@ -71,6 +73,12 @@ impl Network {
         match config.family {
             Family::Llama => llama::linear_modules(config),
         }
+    }
+
+    /// Modules that can carry an adapter: the linear layers of the blocks, and the head.
+    pub fn adaptable_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
+        let head = (HEAD.to_owned(), config.vocab_size, config.hidden_size);
+        Network::linear_modules(config).into_iter().chain([head]).collect()
     }
 
     /// Forward, loss and gradients for T tokens of which at most L carry a label.
@@ -105,7 +113,9 @@ impl Network {
         let targets = b.graph.input("targets", Shape::vector(labels), DType::U32)?;
         let labelled = ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse)?;
         let head = self.head(&mut b)?;
-        let mut loss = ops::cross_entropy::linear_cross_entropy(&mut b.graph, labelled, head, targets)?;
+        let adapter = b.adapter_of(HEAD, labelled, self.config.vocab_size, self.config.hidden_size)?;
+        let mut loss =
+            ops::cross_entropy::linear_cross_entropy(&mut b.graph, labelled, head, targets, adapter)?;
         let loss_sum = b.graph.state(LOSS_SUM, Shape::scalar(), DType::F32)?;
         if train {
             let weight = b.graph.input("loss_weight", Shape::scalar(), DType::F32)?;
@@ -162,7 +172,12 @@ impl Network {
         let inverse = b.graph.input("rows_inverse", Shape::vector(tokens), DType::U32)?;
         let picked = ops::gather_rows::gather_rows(&mut b.graph, hidden, index, inverse)?;
         let head = self.head(&mut b)?;
-        let logits = matmul(&mut b.graph, Layout::NT, picked, head, 1.0, DType::F32)?;
+        let adapter = b.adapter_of(HEAD, picked, self.config.vocab_size, self.config.hidden_size)?;
+        let mut logits = matmul(&mut b.graph, Layout::NT, picked, head, 1.0, DType::F32)?;
+        if let Some((u, low)) = adapter {
+            let delta = matmul(&mut b.graph, Layout::NT, u, low, 1.0, DType::F32)?;
+            logits = ops::add::add(&mut b.graph, logits, delta)?;
+        }
         b.graph.output("logits", logits);
         fuse(b.graph, self.fusions)
     }
@@ -223,7 +238,7 @@ impl Network {
     }
 
     fn head(&self, b: &mut Builder<'_>) -> Result<Value, GraphError> {
-        let name = if self.config.tied_head { EMBEDDING } else { "lm_head.weight" };
-        b.weight(name, &[self.config.vocab_size, self.config.hidden_size])
+        let name = if self.config.tied_head { EMBEDDING.to_owned() } else { format!("{HEAD}.weight") };
+        b.weight(&name, &[self.config.vocab_size, self.config.hidden_size])
     }
 }

@@ -181,6 +181,34 @@ impl<'a> Builder<'a> {
         ops::add::add(graph, y, delta)
     }
 
+    /// What a module's adapter makes of its input before B, `s drop(x)·Aᵀ` f32 `[rows, r]`, and B `[outputs, r]`; `None` where the
+    /// module has no adapter.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn adapter_of(
+        &mut self,
+        module: &str,
+        x: Value,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<Option<(Value, Value)>, GraphError> {
+        let adapter = self.adapter.filter(|spec| spec.modules.iter().any(|m| m == module));
+        let Some(spec) = adapter else { return Ok(None) };
+        let a = self.graph.trainable(format!("{module}.lora_A.weight"), Shape::matrix(spec.rank, inputs))?;
+        let b = self.graph.trainable(format!("{module}.lora_B.weight"), Shape::matrix(outputs, spec.rank))?;
+        let dropped = match self.rng {
+            Some(rng) if spec.dropout > 0.0 => {
+                self.dropouts += 1;
+                let dropout = Dropout { p: spec.dropout, key: self.dropouts };
+                self.graph.apply1(Arc::new(dropout), &[x, rng])?
+            }
+            _ => x,
+        };
+        let u = matmul(&mut self.graph, Layout::NT, dropped, a, spec.scale, DType::F32)?;
+        Ok(Some((u, b)))
+    }
+
     /// RMS normalisation with the weight `{module}.weight` `[width]`.
     ///
     /// # Errors

@@ -6,6 +6,9 @@
 //!
 //! Gradients with p = softmax(logits): `dlogits = (p - onehot) dloss`, `dh = dlogits·W` overwrites, `dW += dlogitsᵀ·h`.
 //! [`LinearCrossEntropyGradient`] gives the loss as well, so a training step makes the logits once.
+//!
+//! A head with an adapter has two more inputs, u = s·drop(h)·Aᵀ f32 `[L, r]` and B `[vocab, r]`: the logits are `h·Wᵀ + u·Bᵀ`,
+//! made in one widened product, and `du = dlogits·B`, `dB += dlogitsᵀ·u`.
 
 use super::matmul::{Layout, Operand, Product, Terms, accumulate_product};
 use super::rms_norm::row_dispatch;
@@ -25,11 +28,11 @@ pub const NO_TARGET: u32 = u32::MAX;
 /// Bytes of logits that exist at once, if 64 rows fit.
 const CHUNK_BYTES: usize = 64 << 20;
 
-/// Output: loss `[1]`.
+/// Inputs h, W, targets, and u, B of an adapter; output: loss `[1]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearCrossEntropy;
 
-/// Inputs h, W, targets, dloss `[1]`; outputs loss `[1]`, dh, dW.
+/// Inputs h, W, targets, dloss `[1]`, and u, B of an adapter; outputs loss `[1]`, dh, dW, and du, dB.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearCrossEntropyGradient;
 
@@ -38,8 +41,11 @@ pub fn linear_cross_entropy(
     h: Value,
     weight: Value,
     targets: Value,
+    adapter: Option<(Value, Value)>,
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(LinearCrossEntropy), &[h, weight, targets])
+    let adapter = adapter.into_iter().flat_map(|(u, b)| [u, b]);
+    let inputs: Vec<Value> = [h, weight, targets].into_iter().chain(adapter).collect();
+    graph.apply1(Arc::new(LinearCrossEntropy), &inputs)
 }
 
 /// The loss as the gradient node of the graph gives it, where there is one.
@@ -53,8 +59,8 @@ fn chunk_rows(rows: usize, vocab: usize, device: &DeviceProfile) -> usize {
     let limit = if device.max_binding == 0 { usize::MAX } else { device.max_binding as usize };
     let row = vocab.div_ceil(4) * 16;
     let wanted = (CHUNK_BYTES / row / 64 * 64).max(64).min(rows.next_multiple_of(64));
-    // eight rows are a multiple of any offset alignment where they are at least 16 wide
-    if wanted * row <= limit { wanted } else { (limit / row / 8 * 8).max(8) }
+    // sixteen rows are a multiple of any offset alignment
+    if wanted * row <= limit { wanted } else { (limit / row / 16 * 16).max(16) }
 }
 
 fn check(op: &'static str, inputs: &[TensorType]) -> Result<(), GraphError> {
@@ -62,6 +68,15 @@ fn check(op: &'static str, inputs: &[TensorType]) -> Result<(), GraphError> {
     expect(op, fits && inputs[2].dtype == DType::U32, || {
         format!("h {}, W {} and targets {} do not fit together", inputs[0], inputs[1], inputs[2])
     })
+}
+
+/// Checks the inputs of an adapter, after `first` others.
+fn check_adapter(op: &'static str, inputs: &[TensorType], first: usize) -> Result<(), GraphError> {
+    let adapter = &inputs[first.min(inputs.len())..];
+    expect(op, adapter.is_empty() || adapter.len() == 2, || format!("takes {first} inputs, or two more"))?;
+    let [u, b] = *adapter else { return Ok(()) };
+    let fits = u.rows() == inputs[0].rows() && b.rows() == inputs[1].rows() && u.cols() == b.cols();
+    expect(op, fits && u.dtype == DType::F32, || format!("u {u} (f32) and B {b} do not fit the head"))
 }
 
 /// Dispatches of both operations; the gradient has a fourth input and the outputs after the loss.
@@ -72,19 +87,23 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
     let logit_row = (w.rows().div_ceil(4) * 16) as u64;
     let h_row = h.bytes() / rows as u64;
     let logits = Operand::new(Place::Workspace(0), DType::F32);
-    let (want_dh, want_dw) = (gradient && launch.live[1], gradient && launch.live[2]);
+    let live = |output: usize| gradient && launch.live.get(output).copied().unwrap_or(false);
+    let (want_dh, want_dw, want_du, want_db) = (live(1), live(2), live(3), live(4));
+    let any = want_dh || want_dw || want_du || want_db;
+    let first = if gradient { 4 } else { 3 };
+    let rank = launch.inputs.get(first).map_or(0, |u| u.cols());
+    let u_row = launch.inputs.get(first).map_or(0, |u| u.bytes() / rows as u64);
     let mut plan = LaunchPlan {
         dispatches: Vec::new(),
         workspaces: vec![chunk as u64 * logit_row, (rows * 4).next_multiple_of(16) as u64],
         ..LaunchPlan::default()
     };
-    if want_dw && !launch.accumulate[2] {
-        let dw = launch.outputs[2];
-        plan.dispatches.push(elementwise(FILL, dw.rows() * dw.cols4()).write(
-            "y",
-            Place::Output(2),
-            dw.dtype,
-        ));
+    for (output, wanted) in [(2, want_dw), (4, want_db)] {
+        if wanted && !launch.accumulate[output] {
+            let ty = launch.outputs[output];
+            let fill = elementwise(FILL, ty.rows() * ty.cols4());
+            plan.dispatches.push(fill.write("y", Place::Output(output), ty.dtype));
+        }
     }
     for start in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - start);
@@ -99,16 +118,20 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
             accumulate: false,
             parts: 1,
         };
-        forward.launch(launch, &mut plan, (h_chunk, weight), Terms::default(), logits);
+        let chunk_of_u =
+            |place| Operand::new(place, DType::F32).range(start as u64 * u_row, count as u64 * u_row);
+        let pair =
+            (rank > 0).then(|| (chunk_of_u(Place::Input(first)), Operand::input(launch, first + 1), rank));
+        forward.launch(launch, &mut plan, (h_chunk, weight), Terms { pair, ..Terms::default() }, logits);
         let mut softmax = row_dispatch(SHADER, launch, count, vocab.div_ceil(4))
-            .flag("GRADIENT", want_dh || want_dw)
+            .flag("GRADIENT", any)
             .param("vocab", vocab)
             .param("first", start)
             .write("logits", Place::Workspace(0), DType::F32)
             .read_scalar("targets", Place::Input(2), DType::U32)
             .write_scalar("losses", Place::Workspace(1), DType::F32)
             .cost(8.0 * (count * vocab) as f64, 3.0 * (count * vocab * 4) as f64);
-        if want_dh || want_dw {
+        if any {
             softmax = softmax.read_scalar("dloss", Place::Input(3), DType::F32);
         }
         plan.dispatches.push(softmax);
@@ -123,6 +146,18 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
                 Product { layout: Layout::TN, m: vocab, n: width, k: count, accumulate: true, ..forward };
             let dw = Operand::new(Place::Output(2), launch.outputs[2].dtype);
             product.launch(launch, &mut plan, (logits, h_chunk), Terms::default(), dw);
+        }
+        if want_du {
+            let product = Product { layout: Layout::NN, m: count, n: rank, k: vocab, ..forward };
+            let (b, du) = (Operand::input(launch, first + 1), chunk_of_u(Place::Output(3)));
+            product.launch(launch, &mut plan, (logits, b), Terms::default(), du);
+        }
+        if want_db {
+            let product =
+                Product { layout: Layout::TN, m: vocab, n: rank, k: count, accumulate: true, ..forward };
+            let (u, db) =
+                (chunk_of_u(Place::Input(first)), Operand::new(Place::Output(4), launch.outputs[4].dtype));
+            product.launch(launch, &mut plan, (logits, u), Terms::default(), db);
         }
     }
     let losses = Binding {
@@ -144,9 +179,15 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
 }
 
 /// `(loss, dlogits for dloss = 1)` in f64.
-fn softmax_loss(inputs: &[ReferenceTensor]) -> (f64, ReferenceTensor) {
+fn softmax_loss(
+    inputs: &[ReferenceTensor],
+    adapter: Option<(&ReferenceTensor, &ReferenceTensor)>,
+) -> (f64, ReferenceTensor) {
     let mut logits = ReferenceTensor::zeros(Shape::matrix(inputs[0].rows(), inputs[1].rows()));
     accumulate_product(Layout::NT, 1.0, &inputs[0], &inputs[1], &mut logits);
+    if let Some((u, b)) = adapter {
+        accumulate_product(Layout::NT, 1.0, u, b, &mut logits);
+    }
     let mut loss = 0.0;
     for i in 0..logits.rows() {
         let target = inputs[2].data[i];
@@ -170,16 +211,24 @@ impl Operation for LinearCrossEntropy {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 3)?;
+        check_adapter(self.name(), inputs, 3)?;
+        expect_inputs(self.name(), &inputs[..inputs.len().min(3)], 3)?;
         check(self.name(), inputs)?;
         Ok(vec![TensorType::new(Shape::scalar(), DType::F32)])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        let Some(dloss) = node.gradients[0] else { return Ok(vec![None; 3]) };
-        let (h, weight, targets) = (node.inputs[0], node.inputs[1], node.inputs[2]);
-        let outputs = graph.apply(Arc::new(LinearCrossEntropyGradient), &[h, weight, targets, dloss])?;
-        Ok(vec![node.wanted[0].then_some(outputs[1]), node.wanted[1].then_some(outputs[2]), None])
+        let Some(dloss) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let (before, adapter) = node.inputs.split_at(3);
+        let inputs: Vec<Value> =
+            before.iter().copied().chain([dloss]).chain(adapter.iter().copied()).collect();
+        let outputs = graph.apply(Arc::new(LinearCrossEntropyGradient), &inputs)?;
+        let of = |input: usize, output: usize| node.wanted[input].then(|| outputs[output]);
+        let mut gradients = vec![of(0, 1), of(1, 2), None];
+        if !adapter.is_empty() {
+            gradients.extend([of(3, 3), of(4, 4)]);
+        }
+        Ok(gradients)
     }
 
     fn launch(&self, context: &Launch<'_>) -> LaunchPlan {
@@ -187,7 +236,7 @@ impl Operation for LinearCrossEntropy {
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let (loss, _) = softmax_loss(inputs);
+        let (loss, _) = softmax_loss(inputs, inputs.get(3).zip(inputs.get(4)));
         vec![ReferenceTensor::from_fn(outputs[0].shape, |_| loss)]
     }
 
@@ -201,6 +250,12 @@ impl Operation for LinearCrossEntropy {
             ];
             Case::new(format!("{rows}x{vocab}x{width} {dtype} {weight}"), LinearCrossEntropy, inputs)
         };
+        let adapted = |rows: usize, vocab: usize, width: usize, rank: usize, dtype, weight| {
+            let Case { mut inputs, label, .. } = case(rows, vocab, width, dtype, weight);
+            inputs.push(CaseInput::random(&[rows, rank], DType::F32));
+            inputs.push(CaseInput::random(&[vocab, rank], DType::F32));
+            Case::new(format!("{label}, adapter of rank {rank}"), LinearCrossEntropy, inputs)
+        };
         vec![
             case(4, 5, 6, DType::F32, DType::F32).gradients(&[0, 1]),
             case(1, 105, 12, DType::F32, DType::F32),
@@ -208,6 +263,9 @@ impl Operation for LinearCrossEntropy {
             case(9, 64, 16, DType::F16, DType::F16),
             // several chunks of logits
             case(200, 36_003, 4, DType::F32, DType::F16),
+            adapted(4, 5, 6, 2, DType::F32, DType::F32).gradients(&[0, 1, 3, 4]),
+            adapted(70, 131, 16, 8, DType::BF16, DType::BF16),
+            adapted(200, 36_003, 4, 3, DType::F32, DType::F16),
         ]
     }
 
@@ -222,15 +280,19 @@ impl Operation for LinearCrossEntropyGradient {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 4)?;
+        check_adapter(self.name(), inputs, 4)?;
+        expect_inputs(self.name(), &inputs[..inputs.len().min(4)], 4)?;
         check(self.name(), inputs)?;
-        let dw = TensorType::new(inputs[1].shape, DType::F32);
-        Ok(vec![TensorType::new(Shape::scalar(), DType::F32), inputs[0], dw])
+        let gradient = |ty: &TensorType| TensorType::new(ty.shape, DType::F32);
+        let mut outputs = vec![TensorType::new(Shape::scalar(), DType::F32), inputs[0], gradient(&inputs[1])];
+        outputs.extend(inputs[4..].iter().map(gradient));
+        Ok(outputs)
     }
 
     fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        node.refuse(self.name(), &[0, 1, 2, 3])?;
-        Ok(vec![None; 4])
+        let all: Vec<usize> = (0..node.inputs.len()).collect();
+        node.refuse(self.name(), &all)?;
+        Ok(vec![None; node.inputs.len()])
     }
 
     fn launch(&self, context: &Launch<'_>) -> LaunchPlan {
@@ -238,13 +300,22 @@ impl Operation for LinearCrossEntropyGradient {
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let (loss, mut dlogits) = softmax_loss(inputs);
+        let adapter = inputs.get(4).zip(inputs.get(5));
+        let (loss, mut dlogits) = softmax_loss(inputs, adapter);
         dlogits.data.iter_mut().for_each(|v| *v *= inputs[3].data[0]);
         let mut dh = ReferenceTensor::zeros(outputs[1].shape);
         let mut dw = ReferenceTensor::zeros(outputs[2].shape);
         accumulate_product(Layout::NN, 1.0, &dlogits, &inputs[1], &mut dh);
         accumulate_product(Layout::TN, 1.0, &dlogits, &inputs[0], &mut dw);
-        vec![ReferenceTensor::from_fn(outputs[0].shape, |_| loss), dh, dw]
+        let mut all = vec![ReferenceTensor::from_fn(outputs[0].shape, |_| loss), dh, dw];
+        if let Some((u, b)) = adapter {
+            let mut du = ReferenceTensor::zeros(outputs[3].shape);
+            let mut db = ReferenceTensor::zeros(outputs[4].shape);
+            accumulate_product(Layout::NN, 1.0, &dlogits, b, &mut du);
+            accumulate_product(Layout::TN, 1.0, &dlogits, u, &mut db);
+            all.extend([du, db]);
+        }
+        all
     }
 
     fn cases() -> Vec<Case> {
@@ -252,13 +323,13 @@ impl Operation for LinearCrossEntropyGradient {
             .into_iter()
             .map(|case| {
                 let mut inputs = case.inputs;
-                inputs.push(CaseInput::values(&[1], DType::F32, vec![0.125]));
+                inputs.insert(3, CaseInput::values(&[1], DType::F32, vec![0.125]));
                 Case::new(case.label, LinearCrossEntropyGradient, inputs)
             })
             .collect()
     }
 
     fn accumulates(&self, output: usize) -> bool {
-        output != 1
+        ![1, 3].contains(&output)
     }
 }

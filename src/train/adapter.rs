@@ -11,7 +11,7 @@ use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum AdapterError {
-    #[error("no module matches {wanted:?}; the linear layers of the blocks are {known}")]
+    #[error("no module matches {wanted:?}; modules that can carry an adapter are {known}")]
     NoTarget { wanted: String, known: String },
     #[error("--freeze {pattern}: {reason}")]
     Freeze { pattern: String, reason: String },
@@ -44,7 +44,12 @@ pub fn spec_of_targets(
     alpha: f64,
     dropout: f64,
 ) -> Result<AdapterSpec, AdapterError> {
-    let all: Vec<String> = Network::linear_modules(config).into_iter().map(|(name, _, _)| name).collect();
+    let names = |modules: Vec<(String, usize, usize)>| modules.into_iter().map(|(name, _, _)| name);
+    // as in PEFT, all linear layers are those but the head
+    let all: Vec<String> = match targets.is_empty() {
+        true => names(Network::linear_modules(config)).collect(),
+        false => names(Network::adaptable_modules(config)).collect(),
+    };
     let matches = |module: &str, target: &str| module == target || module.ends_with(&format!(".{target}"));
     for target in targets {
         if !all.iter().any(|m| matches(m, target)) {
@@ -74,7 +79,7 @@ pub fn restricted(
         let kept = layers.of(config.layers).ok_or(AdapterError::NoLayer { layers, count: config.layers })?;
         modules.retain(|module| layer_of(module).is_none_or(|layer| kept.contains(&layer)));
     }
-    let all = Network::linear_modules(config);
+    let all = Network::adaptable_modules(config);
     for pattern in freeze {
         let said = |reason: String| AdapterError::Freeze { pattern: pattern.clone(), reason };
         let glob = Glob::new(pattern).map_err(|e| said(e.kind().to_string()))?.compile_matcher();
@@ -103,7 +108,7 @@ fn layer_of(module: &str) -> Option<usize> {
 /// Modules or shapes that are not the model's.
 pub fn spec_of_adapter(config: &ModelConfig, adapter: &Adapter) -> Result<AdapterSpec, AdapterError> {
     let known: HashMap<String, (usize, usize)> =
-        Network::linear_modules(config).into_iter().map(|(name, o, i)| (name, (o, i))).collect();
+        Network::adaptable_modules(config).into_iter().map(|(name, o, i)| (name, (o, i))).collect();
     for tensor in &adapter.tensors {
         let module = tensor.module.clone();
         let &(outputs, inputs) =
@@ -147,7 +152,7 @@ pub fn extract(
 ) -> Result<Adapter, OptimiserError> {
     let mut values: HashMap<String, Vec<f32>> = optimiser.parameters()?.into_iter().collect();
     let mut tensors = Vec::new();
-    for (module, outputs, inputs) in Network::linear_modules(config) {
+    for (module, outputs, inputs) in Network::adaptable_modules(config) {
         let a = values.remove(&format!("{module}.lora_A.weight"));
         let b = values.remove(&format!("{module}.lora_B.weight"));
         if let (Some(a), Some(b)) = (a, b) {
@@ -170,7 +175,7 @@ pub fn settings_of(
     short.sort_unstable();
     short.dedup();
     let covered =
-        Network::linear_modules(config).iter().filter(|(name, _, _)| short.contains(&last(name))).count();
+        Network::adaptable_modules(config).iter().filter(|(name, _, _)| short.contains(&last(name))).count();
     let names = if covered == spec.modules.len() { short } else { spec.modules.clone() };
     AdapterConfig {
         r: spec.rank,
