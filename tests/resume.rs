@@ -183,6 +183,56 @@ fn a_run_ends_when_its_time_is_over() {
     assert_eq!(result(&whole.out_dir).0, result(&short.out_dir).0);
 }
 
+/// The evaluation at the end of the time is none of those that patience counts.
+#[test]
+fn the_end_of_the_time_costs_no_patience() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = |out: &str| {
+        let mut options = options(folder.path(), out, Precision::F32True);
+        (options.learning_rate, options.lr_warmup_steps) = (0.3, Some(0));
+        (options.eval_interval, options.early_stopping_patience) = (Some(4), Some(1));
+        options
+    };
+    let whole = options("whole");
+    let report = Finetune::new(whole.clone()).run().unwrap();
+    let mut parts = options("parts");
+    for _ in 0..STEPS {
+        // every part is one step
+        (parts.max_time, parts.resume) = (Some(1e-3), Some("auto".into()));
+        Finetune::new(parts.clone()).run().unwrap();
+        parts.max_time = None;
+        let flag = Arc::new(AtomicBool::new(true));
+        // stopped after one more
+        let _ = Finetune::new(parts.clone()).stop_when(flag).run();
+    }
+    let resumed = Finetune::new(parts.clone()).run().unwrap();
+    assert_eq!((report.steps, report.val_loss), (resumed.steps, resumed.val_loss));
+    assert_eq!(result(&whole.out_dir).0, result(&parts.out_dir).0);
+}
+
+/// Going on from an older step makes the later ones again: none of the old ones is taken afterwards.
+#[test]
+fn later_steps_are_made_again() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let whole = options(folder.path(), "whole", Precision::F32True);
+    Finetune::new(whole.clone()).run().unwrap();
+    let expected = result(&whole.out_dir);
+    let mut older = whole.clone();
+    older.resume = Some(whole.out_dir.join("step-000003"));
+    let flag = Arc::new(AtomicBool::new(true));
+    assert_eq!(Finetune::new(older).stop_when(flag).run().unwrap_err().failure(), Failure::Stopped);
+    assert!(!whole.out_dir.join("step-000012").exists());
+    let auto = FinetuneOptions { resume: Some("auto".into()), ..whole.clone() };
+    Finetune::new(auto).run().unwrap();
+    assert!(expected == result(&whole.out_dir));
+}
+
 /// Ends when the validation loss does not fall any more; the result is what had the lowest, interrupted or not.
 #[test]
 fn early_stopping_keeps_the_best() {
@@ -227,6 +277,15 @@ fn early_stopping_keeps_the_best() {
         assert_eq!((again.steps, again.val_loss), (report.steps, report.val_loss));
         assert!(result(&whole.out_dir) == result(&parts.out_dir));
     }
+    // gone on in another folder, after the best: it comes along
+    let mut moved = early("moved");
+    moved.resume = Some(whole.out_dir.join(format!("step-{:06}", report.steps)));
+    Finetune::new(moved.clone()).run().unwrap();
+    assert!(result(&whole.out_dir) == result(&moved.out_dir));
+    // another run in the same folder has its own best, and leaves the other's alone
+    let other = FinetuneOptions { learning_rate: 1e-3, max_steps: Some(3), ..early("whole") };
+    Finetune::new(other).run().unwrap();
+    assert!(folder_of_best.is_dir());
     // what it needs
     let mut wrong = early("wrong");
     wrong.data.val_split_fraction = 0.0;

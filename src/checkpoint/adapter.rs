@@ -406,7 +406,8 @@ fn read_pairs(weights: &Checkpoint, file: &Path, r: usize) -> Result<Vec<Adapter
         CheckpointError::AdapterTensor { file, tensor, reason }
     };
     let mut modules = BTreeSet::new();
-    for name in weights.names() {
+    // PEFT writes the base weight beside an adapter on the head; where its vocabulary was changed, B does not fit the model
+    for name in weights.names().filter(|name| !name.ends_with(".base_layer.weight")) {
         let Some(module) = name.strip_prefix(KEY_PREFIX).and_then(|rest| {
             rest.strip_suffix(".lora_A.weight").or_else(|| rest.strip_suffix(".lora_B.weight"))
         }) else {

@@ -538,7 +538,7 @@ pub struct TrainingArgs {
     )]
     pub beta2: f64,
     /// Both of them, as torch.optim has them
-    #[arg(long = "optimizer.betas", alias = "betas", value_name = "B1,B2", value_parser = betas)]
+    #[arg(long = "optimizer.betas", value_name = "B1,B2", value_parser = betas)]
     pub betas: Option<(f64, f64)>,
     /// What AdamW adds to the root of the second moment
     #[arg(long, alias = "optimizer.eps", value_name = "EPS", default_value = "1e-8")]

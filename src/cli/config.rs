@@ -47,7 +47,11 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
     for setting in settings.iter().filter(|setting| !yields(command, setting, &said)) {
         let origin = || format!("{}:{}", file.as_deref().unwrap_or(Path::new("")).display(), setting.line);
         // a run's file serves its plan too, which has no use for some of it
-        let of_run = || root.find_subcommand("finetune").is_some_and(|run| find(run, &setting.key).is_some());
+        let runs = ["finetune", "finetune_full"];
+        let of_run = || {
+            let commands = runs.iter().filter_map(|name| root.find_subcommand(name));
+            commands.into_iter().any(|run| find(run, &setting.key).is_some())
+        };
         if command.get_name() == "plan" && find(command, &setting.key).is_none() && of_run() {
             continue;
         }

@@ -68,7 +68,7 @@ impl AdapterFolder {
 
     /// How the run held the base weights, where it wrote that down and they were quantised.
     pub fn trained_on(&self) -> Option<QuantizeOptions> {
-        let name = self.path.file_name()?.to_string_lossy();
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let of_run = name.starts_with("step-") || name.starts_with("best-");
         let run = self.path.parent().filter(|_| of_run);
         let mut folders = [Some(self.path.as_path()), run].into_iter().flatten();

@@ -180,7 +180,8 @@ impl ModelWeights {
     /// A failed write; within [`io::Error::other`] a [`CheckpointError`] or an [`ExportError`].
     pub(super) fn write(&self, spec: &TensorSpec, out: &mut dyn Write) -> io::Result<()> {
         let stored = self.checkpoint.spec(self.source(&spec.name)).map_err(io::Error::other)?;
-        let changed = self.adapter.contains_key(&spec.name) || self.image.contains_key(&spec.name);
+        let changed =
+            self.adapter.contains_key(&spec.name) || self.image.contains_key(self.source(&spec.name));
         if !changed && (stored.dtype, &stored.shape) == (spec.dtype, &spec.shape) {
             return self.copy(&spec.name, stored.bytes(), out);
         }
@@ -218,7 +219,7 @@ impl ModelWeights {
         let step = (CHUNK / columns).max(1).next_multiple_of(Quantiser::ROWS) * columns;
         let chunks = || (0..elements).step_by(step).map(|first| first..(first + step).min(elements));
         let mut raw = Vec::new();
-        let values = match (values, self.image.get(name)) {
+        let values = match (values, self.image.get(source)) {
             (Values::Stored(source), Some(&dtype)) => {
                 let ty = TensorType::new(Shape::new(&shape), dtype);
                 let mut quantiser = Quantiser::new(ty);

@@ -147,7 +147,8 @@ impl<'t> Chat<'t> {
         }
     }
 
-    /// Answers a prompt. `on_text` sees the text as it comes, in whole characters, and can end it.
+    /// Answers a prompt. `on_text` sees the text as it comes, in whole characters, and can end it; it is called for every token,
+    /// with an empty text where that gives none yet.
     ///
     /// # Errors
     /// As [`Generator::generate_further`].
@@ -164,20 +165,18 @@ impl<'t> Chat<'t> {
         let mut stops = StopTexts::new(options.stop.iter().cloned());
         let (mut text, mut stopped) = (String::new(), false);
         let mut show = |piece: String, text: &mut String| {
-            if piece.is_empty() {
-                return ControlFlow::Continue(());
-            }
             text.push_str(&piece);
             on_text(&piece)
         };
         let generated = self.generator.generate_further(prompt, &generate, &mut |token| {
-            let Some(piece) = decoded.push(token) else { return ControlFlow::Continue(()) };
+            // without a whole character too, for who listens may have left
+            let piece = decoded.push(token).unwrap_or_default();
             let (piece, found) = stops.push(&piece);
             stopped = found;
             let going = show(piece, &mut text);
             if found { ControlFlow::Break(()) } else { going }
         })?;
-        let finish = match generated.end {
+        let mut finish = match generated.end {
             _ if stopped => Finish::Stop,
             End::Stop(_) => Finish::Stop,
             End::Length => Finish::Length,
@@ -186,8 +185,9 @@ impl<'t> Chat<'t> {
         if !stopped && finish != Finish::Caller {
             // what was held back: half a character, the beginning of a stop text
             let (mut rest, found) = stops.push(&decoded.finish()?.unwrap_or_default());
-            if !found {
-                rest += &stops.finish();
+            match found {
+                true => finish = Finish::Stop,
+                false => rest += &stops.finish(),
             }
             let _ = show(rest, &mut text);
         }

@@ -6,7 +6,7 @@ use super::{Digest, HubError, Listing, ModelName, RemoteFile};
 use crate::checkpoint::atomic::write_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -103,7 +103,8 @@ impl Download {
         let kept = here.iter().filter(|here| **here).count();
         let earlier = Record::read(&self.folder);
         if kept < listing.files.len() {
-            // the folder is not whole until all is
+            // the folder is not whole until all is, and what the new version has not must never be read with it
+            self.remove_others(&earlier, &listing);
             let _ = fs::remove_file(Record::path(&self.folder));
         }
         self.each(&listing, |index, file| match here[index] {
@@ -115,13 +116,20 @@ impl Download {
         if !self.weights {
             return Ok(outcome);
         }
+        self.remove_others(&earlier, &listing);
+        self.record(&listing)?;
+        Ok(outcome)
+    }
+
+    /// Removes files of an earlier version that this one has not.
+    fn remove_others(&self, earlier: &Option<Record>, listing: &Listing) {
         for old in earlier.iter().flat_map(|record| &record.files) {
-            if !listing.files.iter().any(|file| file.name == old.name) {
+            // the record is a file like any other: it may come from somebody else
+            let inside = Path::new(&old.name).components().all(|part| matches!(part, Component::Normal(_)));
+            if inside && !listing.files.iter().any(|file| file.name == old.name) {
                 let _ = fs::remove_file(self.folder.join(&old.name));
             }
         }
-        self.record(&listing)?;
-        Ok(outcome)
     }
 
     fn listing(&self, client: &Client, tell: &(dyn Fn(DownloadEvent) + Sync)) -> Result<Listing, HubError> {

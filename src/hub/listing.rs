@@ -124,14 +124,17 @@ fn wanted<'n>(names: &[&'n str]) -> Vec<&'n str> {
                 numbers.bytes().all(|byte| byte.is_ascii_digit() || b"-of".contains(&byte))
             })
     };
-    // other names than these are copies in another layout or precision, unless there is nothing else
+    // other names than these are copies in another layout or precision, unless an index tells of nothing else
+    let indexed = names.iter().any(|name| *name == "model.safetensors.index.json");
     let named = names.iter().any(|name| weights(name) || *name == "adapter_model.safetensors");
     let wants = |name: &&&str| match name.split_once('/') {
         Some((folder, file)) => {
             folder == "additional_chat_templates" && is_plain(file) && file.ends_with(".jinja")
         }
         None if !is_plain(name) => false,
-        None if is_weights(name) => !named || weights(name) || **name == "adapter_model.safetensors",
+        None if is_weights(name) => {
+            (!named && indexed) || weights(name) || **name == "adapter_model.safetensors"
+        }
         None => {
             name.starts_with("tokenizer")
                 || name.starts_with("LICENSE")

@@ -5,7 +5,7 @@ use super::{Event, Job, ServeOptions, Stop};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::header::{ALLOW, CONTENT_TYPE, HOST, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -175,8 +175,11 @@ fn respond(status: u16, kind: &'static str, body: Body) -> Response {
 /// Whether the request names this machine as only its own programs can.
 fn is_local(request: &Request) -> bool {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    // HTTP/1.0 needs none, and no browser speaks it
-    host.is_none_or(is_local_name)
+    // a browser says which page asks; programs say nothing
+    let origin = request.headers().get(ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
+    let page = origin.map(|origin| origin.split_once("://").map_or("", |(_, host)| host));
+    // HTTP/1.0 needs no host, and no browser speaks it
+    host.is_none_or(is_local_name) && page.is_none_or(is_local_name)
 }
 
 fn is_local_name(host: &str) -> bool {

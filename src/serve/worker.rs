@@ -52,8 +52,12 @@ fn answer(chat: &mut Chat<'_>, job: &Job, stop: &Stop) -> Result<Answer, Error> 
     let prompt = chat.prompt(conversation)?;
     let _ = job.events.send(Event::Started);
     chat.answer(&prompt, options, &mut |text| {
-        let sent = job.events.send(Event::Text(text.to_owned()));
-        if sent.is_err() || stop.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if !text.is_empty() {
+            // who left is seen below
+            let _ = job.events.send(Event::Text(text.to_owned()));
+        }
+        let left = job.events.is_closed() || stop.is_asked();
+        if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
 }
 

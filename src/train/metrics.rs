@@ -5,7 +5,7 @@
 
 use super::tuning::TuneProgress;
 use crate::plan::MemoryReport;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -36,9 +36,16 @@ pub struct EvalRecord {
     /// Optimiser steps done before it.
     pub step: usize,
     /// Mean over all label tokens, in nats.
+    #[serde(deserialize_with = "number_or_nan")]
     pub val_loss: f64,
     /// `exp(val_loss)`.
+    #[serde(deserialize_with = "number_or_nan")]
     pub val_ppl: f64,
+}
+
+/// JSON has no number that is not finite: it is written as null.
+fn number_or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 impl EvalRecord {
@@ -119,4 +126,18 @@ pub enum Event {
         tokens: usize,
         elapsed_s: f64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_that_are_not_finite_are_read_again() {
+        for loss in [f64::NAN, f64::INFINITY, 1e4] {
+            let text = serde_json::to_string(&EvalRecord::new(3, loss)).unwrap();
+            let read: EvalRecord = serde_json::from_str(&text).unwrap();
+            assert!(!read.val_ppl.is_finite() && read.step == 3, "{text}");
+        }
+    }
 }

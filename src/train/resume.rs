@@ -172,6 +172,12 @@ pub(super) fn run_of(folder: &Path) -> Option<String> {
     state["run"].as_str().map(str::to_owned)
 }
 
+/// The step of the best evaluation that a saved step knows of.
+pub(super) fn best_of(folder: &Path) -> Option<usize> {
+    let state: Value = serde_json::from_slice(&std::fs::read(folder.join(PROGRESS)).ok()?).ok()?;
+    state["watch"]["best"][0].as_u64().map(|step| step as usize)
+}
+
 /// The steps that a run has saved, in order.
 pub(super) fn steps_of(out_dir: &Path, run: &str) -> Vec<(usize, PathBuf)> {
     let mut steps = numbered(out_dir, "step-");
@@ -195,6 +201,10 @@ pub(super) fn clean(out_dir: &Path) {
         let name = name.to_string_lossy();
         if name.starts_with('.') && name.ends_with(".tmp") {
             let path = entry.path();
+            // other folders are not a run's
+            if path.is_dir() && !name.starts_with(".step-") && !name.starts_with(".best-") {
+                continue;
+            }
             // what cannot be removed does no harm
             let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
         }

@@ -15,7 +15,6 @@ use crate::graph::{DeviceProfile, LeafKind};
 use crate::models::ModelConfig;
 use crate::plan::MemoryReport;
 use serde::Serialize;
-use std::path::Path;
 
 /// What a run would take on a device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -90,12 +89,10 @@ pub fn plan_run(
         }
     };
     if options.method == Method::Lora {
-        let quantize = match has_weights(&options.model_dir) {
-            true => {
-                let source = WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?);
-                options.quantize().for_source(&source, config)?
-            }
-            false => options.quantize().complete()?,
+        // weights that cannot be read are for the run to complain of
+        let quantize = match Checkpoint::open(&options.model_dir) {
+            Ok(weights) => options.quantize().for_source(&WeightSource::Checkpoint(weights), config)?,
+            Err(_) => options.quantize().complete()?,
         };
         options.quantize = quantize.kind;
     }
@@ -106,17 +103,11 @@ pub fn plan_run(
     let network = network_of(config, &options, adapter, length.max(sampled));
     let demand = demand_by_size(|micro_batch| match &data {
         Some(data) => Demand { sampled, ..run_demand(data, &options, micro_batch, steps(data, &options)) },
-        None => Demand::uniform(micro_batch, length),
+        None => Demand { optimizer: options.optimizer, ..Demand::uniform(micro_batch, length) },
     });
     let (batch_size, resumed) = (options.batch_size, options.resume.is_some());
     let planner = Planner { network, device, batch_size, resumed, demand: &demand };
     report(&planner, &options, limit)
-}
-
-/// Whether the folder has weights, which a plan reads to see how they are quantised.
-fn has_weights(model_dir: &Path) -> bool {
-    let files = std::fs::read_dir(model_dir).into_iter().flatten().flatten();
-    files.into_iter().any(|file| file.path().extension().is_some_and(|e| e == "safetensors"))
 }
 
 fn report(

@@ -38,6 +38,13 @@ impl Prompts {
         limit: usize,
     ) -> Result<Option<Self>, Error> {
         let mut prompts = Vec::new();
+        let wanted = options.eval_prompts.is_some() || options.evaluate_example.is_some();
+        if wanted && data.validation.is_empty() {
+            return Err(Error::input(
+                "--eval_prompts and --evaluate_example are answered at evaluations, which need validation rows: give \
+                 --data.val_split_fraction above 0, or a folder with a val file",
+            ));
+        }
         if let Some(path) = &options.eval_prompts {
             let said = |reason: &str| Error::input(format!("--eval.prompts {}: {reason}", path.display()));
             let text =
@@ -55,6 +62,12 @@ impl Prompts {
         if asked && prompts.is_empty() {
             let example = options.evaluate_example.unwrap_or_default();
             prompts.extend(example_prompt(example, options, tokenizer, data)?);
+            if options.evaluate_example.is_some() && prompts.is_empty() {
+                return Err(Error::input(format!(
+                    "--evaluate_example {example}: the row has no prompt without labels, so where its answer begins is not known \
+                     (--data.mask_prompt false?); give --eval_prompts FILE"
+                )));
+            }
         }
         if prompts.is_empty() || options.eval_max_new_tokens == Some(0) {
             return Ok(None);

@@ -6,15 +6,20 @@
 use super::metrics::Event;
 use super::options::FinetuneOptions;
 use super::resume::{self, Progress};
+use super::run_folder::read_json;
 use super::save::{save_adapter, save_model};
 use super::trainer::Trainer;
 use crate::checkpoint::AdapterConfig;
 use crate::checkpoint::atomic::{self, NewFolder};
 use crate::error::Error;
+use serde_json::json;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// In a folder with the best so far: of which run and step it is.
+const BEST_FILE: &str = "best.json";
 
 /// Saves for one run.
 pub(super) struct Saver {
@@ -59,15 +64,29 @@ impl Saver {
         self.last.as_deref()
     }
 
-    /// Takes up the run whose state this is, and removes what a killed process left half-written.
+    /// Takes up the run whose state this is, saved in `from` where it was saved: removes what a killed process left half-written
+    /// and the run's later steps, which are made again, and brings the best so far along where it lies in another folder.
     ///
     /// # Errors
-    /// A folder that cannot be made.
-    pub fn begin(&mut self, progress: &Progress) -> Result<(), Error> {
+    /// A folder that cannot be made or removed.
+    pub fn begin(&mut self, progress: &Progress, from: Option<&Path>) -> Result<(), Error> {
         self.run.clone_from(&progress.run);
         let failed = |source| Error::Write { path: self.out_dir.clone(), source };
         fs::create_dir_all(&self.out_dir).map_err(failed)?;
         resume::clean(&self.out_dir);
+        for (step, path) in resume::steps_of(&self.out_dir, &self.run) {
+            if step > progress.step {
+                remove(&path)?;
+            }
+        }
+        let best = progress.watch.best.map(|(step, _)| self.best_folder(step));
+        let earlier = best.as_ref().and_then(|best| Some(from?.parent()?.join(best.file_name()?)));
+        if let (Some(best), Some(earlier)) = (best, earlier)
+            && !self.is_own_best(&best)
+            && self.is_own_best(&earlier)
+        {
+            self.folder(&best, |folder| copy_files(&earlier, folder, &[]))?;
+        }
         Ok(())
     }
 
@@ -102,7 +121,7 @@ impl Saver {
         Ok(path)
     }
 
-    /// Writes what is trained as the best so far; what was the best before goes.
+    /// Writes what is trained as the best so far; what was the best before goes, unless a saved step still needs it.
     ///
     /// # Errors
     /// As [`Saver::step`].
@@ -113,9 +132,19 @@ impl Saver {
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<(), Error> {
         let path = self.best_folder(step);
-        self.folder(&path, |folder| self.write(trainer, folder))?;
+        self.folder(&path, |folder| {
+            self.write(trainer, folder)?;
+            let file = folder.join(BEST_FILE);
+            let text = json!({ "run": self.run, "step": step }).to_string();
+            atomic::write_file(&file, |out| out.write_all(text.as_bytes()))
+                .map_err(|source| Error::Write { path: file.clone(), source })
+        })?;
+        let needed: Vec<usize> = resume::steps_of(&self.out_dir, &self.run)
+            .iter()
+            .filter_map(|(_, path)| resume::best_of(path))
+            .collect();
         for (other, earlier) in resume::numbered(&self.out_dir, "best-") {
-            if other != step {
+            if other != step && !needed.contains(&other) && self.is_own_best(&earlier) {
                 remove(&earlier)?;
             }
         }
@@ -135,11 +164,19 @@ impl Saver {
     ) -> Result<(), Error> {
         let best = progress.watch.best.filter(|_| self.keep_best);
         let found = best.map(|(step, loss)| (step, loss, self.best_folder(step)));
-        match found.filter(|(step, _, folder)| *step != progress.step && folder.is_dir()) {
-            Some((step, loss, folder)) => {
-                self.copy(&folder)?;
+        match found.filter(|(step, _, _)| *step != progress.step) {
+            Some((step, loss, folder)) if self.is_own_best(&folder) => {
+                copy_files(&folder, &self.out_dir, &[BEST_FILE])?;
                 on_event(&Event::Note(format!(
                     "the result is that of step {step}, which had the lowest validation loss ({loss:.4})"
+                )));
+            }
+            Some((step, loss, folder)) => {
+                self.write(trainer, &self.out_dir)?;
+                on_event(&Event::Note(format!(
+                    "{} is not there any more: the result is that of the last step, though step {step} had a lower validation \
+                     loss ({loss:.4})",
+                    folder.display()
                 )));
             }
             None => self.write(trainer, &self.out_dir)?,
@@ -160,20 +197,9 @@ impl Saver {
         }
     }
 
-    /// Copies a folder's files into the output folder.
-    fn copy(&self, from: &Path) -> Result<(), Error> {
-        let failed = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| Error::Write { path, source }
-        };
-        for entry in fs::read_dir(from).map_err(failed(from))? {
-            let source = entry.map_err(failed(from))?.path();
-            let Some(name) = source.file_name().filter(|_| source.is_file()) else { continue };
-            let to = self.out_dir.join(name);
-            let mut file = fs::File::open(&source).map_err(failed(&source))?;
-            atomic::write_file(&to, |out| io::copy(&mut file, out).map(|_| ())).map_err(failed(&to))?;
-        }
-        Ok(())
+    /// Whether a folder holds the best of this run.
+    fn is_own_best(&self, folder: &Path) -> bool {
+        read_json(&folder.join(BEST_FILE)).is_some_and(|best| best["run"] == self.run.as_str())
     }
 
     /// Makes a folder with these contents, in place of one of another run.
@@ -204,4 +230,23 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
     fs::rename(path, &hidden).map_err(failed)?;
     fs::remove_dir_all(&hidden).map_err(failed)
+}
+
+/// Copies a folder's files into another, but for those left out.
+fn copy_files(from: &Path, to: &Path, left_out: &[&str]) -> Result<(), Error> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Error::Write { path, source }
+    };
+    for entry in fs::read_dir(from).map_err(failed(from))? {
+        let source = entry.map_err(failed(from))?.path();
+        let Some(name) = source.file_name().filter(|_| source.is_file()) else { continue };
+        if left_out.iter().any(|left| name == *left) {
+            continue;
+        }
+        let to = to.join(name);
+        let mut file = fs::File::open(&source).map_err(failed(&source))?;
+        atomic::write_file(&to, |out| io::copy(&mut file, out).map(|_| ())).map_err(failed(&to))?;
+    }
+    Ok(())
 }

@@ -55,7 +55,7 @@ impl Session<'_, '_> {
             Progress::load(folder, &mut self.trainer, progress.micro_batches)?;
             notes.push(format!("going on after step {} from {}", progress.step, folder.display()));
         }
-        self.saver.begin(&progress)?;
+        self.saver.begin(&progress, from)?;
         let network = self.trainer.network();
         save_hyperparameters(self.options, steps, self.trainer.gpu(), network, self.saver.run())?;
         let (out_dir, summary) = (&self.options.out_dir, self.summary());
@@ -140,8 +140,10 @@ impl Session<'_, '_> {
             {
                 ledger.settle(submitted, self.on_event)?;
             }
+            let watch = progress.watch.clone();
             if evaluates {
-                let rows = self.options.eval_max_iters.filter(|_| !last);
+                // the best is found among losses of the same rows
+                let rows = self.options.eval_max_iters.filter(|_| !last || self.options.keeps_best());
                 self.evaluate(&mut progress, &mut ledger, rows)?;
                 end = end.or_else(|| progress.ended(self.options, steps));
             }
@@ -155,7 +157,13 @@ impl Session<'_, '_> {
             // a run that ended early can go on, where the options let it
             let early = end.is_some_and(|end| end != End::Steps);
             if stopped || early || due(self.options.save_interval) {
-                let folder = self.saver.step(&self.trainer, &progress, self.on_event)?;
+                // an evaluation that only the end asked for is none where the run goes on
+                let extra = end == Some(End::Time) && !due(self.options.eval_interval);
+                let mut state = progress.clone();
+                if extra {
+                    state.watch = watch;
+                }
+                let folder = self.saver.step(&self.trainer, &state, self.on_event)?;
                 if stopped {
                     return Err(Error::Stopped { step: progress.step, steps, folder });
                 }

@@ -300,6 +300,12 @@ impl FinetuneOptions {
                     "full training changes every weight, and only frozen ones can be held in blocks; leave it out",
                 );
                 checks.require(
+                    !self.quantize_head,
+                    "--quantize_head",
+                    self.quantize_head,
+                    "full training changes every weight, and only frozen ones can be held in blocks; leave it out",
+                );
+                checks.require(
                     self.offload == 0,
                     "--offload",
                     self.offload,
@@ -393,6 +399,12 @@ impl FinetuneOptions {
                 "counts evaluations; give --eval_interval as well",
             );
         }
+        checks.require(
+            !self.keeps_best() || self.final_validation || self.eval_interval.is_some(),
+            "--final_validation",
+            self.final_validation,
+            "leaves --keep_best without any evaluation; give --eval_interval",
+        );
         checks.not_negative("--early_stopping_min_delta", self.early_stopping_min_delta);
         if let Some(seconds) = self.max_time {
             checks.positive("--max_time", seconds);
