@@ -2,145 +2,25 @@
 
 mod common;
 
+use common::http::{Reply, Request, Server, entry, hex, refuse, send};
 use engraft::hub::{Client, Digest, Download, DownloadEvent, HubError, HubOptions, Outcome, downloaded};
-use serde_json::{Value, json};
-use sha1::Sha1;
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 const NAME: &str = "org/model";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-#[derive(Clone, Debug)]
-struct Request {
-    path: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Request {
-    fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
-    }
-
-    /// The first byte that is asked for.
-    fn from(&self) -> usize {
-        let range = self.header("Range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-        range.map_or(0, |from| from.parse().unwrap())
-    }
-}
-
-#[derive(Default)]
-struct Reply {
-    status: u16,
-    headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
-    /// The connection ends after so many bytes of the body.
-    cut: Option<usize>,
-}
-
-fn refuse(status: u16, code: &str, message: &str) -> Reply {
-    let headers = [("X-Error-Code", code), ("X-Error-Message", message)];
-    let headers = headers.into_iter().filter(|(_, value)| !value.is_empty());
-    Reply { status, headers: headers.map(|(n, v)| (n, v.to_owned())).collect(), ..Reply::default() }
-}
-
-/// A body from the byte on that was asked for.
-fn send(request: &Request, body: &[u8]) -> Reply {
-    match request.from() {
-        0 => Reply { status: 200, body: body.to_vec(), ..Reply::default() },
-        from if from >= body.len() => refuse(416, "", ""),
-        from => Reply {
-            status: 206,
-            headers: vec![("Content-Range", format!("bytes {from}-{}/{}", body.len() - 1, body.len()))],
-            body: body[from..].to_vec(),
-            cut: None,
-        },
-    }
-}
-
-/// A server on a port of its own, and what it was asked.
-struct Server {
-    url: String,
-    log: Arc<Mutex<Vec<Request>>>,
-}
-
-impl Server {
-    fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let (seen, answer) = (Arc::clone(&log), Arc::new(answer));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
-                std::thread::spawn(move || serve(stream, &seen, &*answer));
-            }
-        });
-        Server { url, log }
-    }
-
-    fn requests(&self) -> Vec<Request> {
-        self.log.lock().unwrap().clone()
-    }
-
-    /// What was asked for, but for the listing.
-    fn files(&self) -> Vec<String> {
-        let requests = self.requests().into_iter().map(|request| request.path);
-        let mut files: Vec<_> =
-            requests.filter_map(|path| Some(path.split_once(COMMIT)?.1.to_owned())).collect();
-        files.sort();
-        files
-    }
-
-    fn forget(&self) {
-        self.log.lock().unwrap().clear();
-    }
-
-    fn options(&self) -> HubOptions {
-        let pause = Duration::from_millis(1);
-        HubOptions { endpoint: self.url.clone(), tries: 3, pause, ..HubOptions::default() }
-    }
-}
-
-fn serve(stream: TcpStream, seen: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Reply) {
-    let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
-    let Some(first) = lines.next() else { return };
-    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let headers = lines.take_while(|line| !line.is_empty());
-    let headers = headers.filter_map(|line| line.split_once(": ").map(|(n, v)| (n.to_owned(), v.to_owned())));
-    let request = Request { path, headers: headers.collect() };
-    seen.lock().unwrap().push(request.clone());
-    let reply = answer(&request);
-    let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", reply.status);
-    for (name, value) in &reply.headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    head += &format!("Content-Length: {}\r\n\r\n", reply.body.len());
-    let sent = &reply.body[..reply.cut.unwrap_or(reply.body.len())];
-    // a client that has gone is no error here
-    let _ = (&stream).write_all(head.as_bytes()).and_then(|()| (&stream).write_all(sent));
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A file of the listing: `lfs` are the large ones.
-fn entry(name: &str, content: &[u8], lfs: bool) -> Value {
-    let blob = [format!("blob {}\0", content.len()).as_bytes(), content].concat();
-    let mut entry = json!({"rfilename": name, "size": content.len(), "blobId": hex(&Sha1::digest(blob))});
-    if lfs {
-        entry["lfs"] =
-            json!({"sha256": hex(&Sha256::digest(content)), "size": content.len(), "pointerSize": 134});
-    }
-    entry
+/// What a server was asked for, but for the listing.
+fn files(server: &Server) -> Vec<String> {
+    let requests = server.requests().into_iter().map(|request| request.path);
+    let mut files: Vec<_> = requests.filter_map(|path| Some(path.split_once(COMMIT)?.1.to_owned())).collect();
+    files.sort();
+    files
 }
 
 fn weights() -> Vec<u8> {
@@ -228,14 +108,14 @@ fn a_model_is_downloaded_once_and_then_checked() {
     hub.forget();
     let (outcome, _) = run(options(), &folder);
     assert_eq!(outcome.unwrap(), Outcome { kept: 3, ..expected.clone() });
-    assert!(hub.files().is_empty());
+    assert!(files(&hub).is_empty());
     let mut damaged = weights();
     damaged[1_500_000] ^= 1;
     fs::write(folder.join("model.safetensors"), damaged).unwrap();
     fs::remove_file(folder.join("config.json")).unwrap();
     let (outcome, _) = run(options(), &folder);
     assert_eq!(outcome.unwrap(), Outcome { kept: 1, ..expected });
-    assert_eq!(hub.files(), ["/config.json", "/model.safetensors"]);
+    assert_eq!(files(&hub), ["/config.json", "/model.safetensors"]);
     assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
 }
 
@@ -321,7 +201,7 @@ fn content_that_is_not_what_the_hub_says_is_thrown_away() {
             true => assert!(message.contains("more than the 3000000 bytes"), "{message}"),
         }
         assert!(!folder.join("model.safetensors").exists() && !error.is_input());
-        assert_eq!(hub.files().iter().filter(|file| file.ends_with("safetensors")).count(), 1);
+        assert_eq!(files(&hub).iter().filter(|file| file.ends_with("safetensors")).count(), 1);
     }
 }
 
@@ -548,7 +428,7 @@ fn a_model_is_taken_by_its_name() {
     let (code, out, err) = call(&hub.url, &["plan", "tiny/llama", "--max_seq_length", "64", "--quiet"]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.contains("parameters"), "{out}");
-    assert!(hub.files().iter().all(|file| !file.ends_with(".safetensors")), "{:?}", hub.files());
+    assert!(files(&hub).iter().all(|file| !file.ends_with(".safetensors")), "{:?}", files(&hub));
 
     // what is whole needs no Hub any more
     assert_eq!(call(&hub.url, &["download", "tiny/llama"]).0, 0);

@@ -8,8 +8,8 @@ use crate::train::duration::parse_duration;
 use crate::train::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
 use crate::train::options::{
-    Checks, DataOptions, EvaluateOptions, Example, FinetuneOptions, LayerRange, LoraOptions, Method,
-    OptimizerKind, OptionsError, Precision, RecomputeKind, WeightInit,
+    Checks, EvaluateOptions, Example, FinetuneOptions, LayerRange, LoraOptions, Method, OptimizerKind,
+    OptionsError, Precision, RecomputeKind, WeightInit,
 };
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::schedule::ScheduleKind;
@@ -27,6 +27,7 @@ mod export;
 pub mod litgpt;
 mod logging;
 mod merge;
+mod named;
 mod plan;
 mod report;
 mod serve;
@@ -41,6 +42,7 @@ pub use export::{ExportArgs, ExportSource};
 pub use litgpt::LoraSwitches;
 pub use logging::LoggingArgs;
 pub use merge::MergeArgs;
+pub use named::{NamedSet, PlaceArgs};
 pub use plan::PlanArgs;
 pub use report::ReportArgs;
 pub use serve::ServeArgs;
@@ -367,14 +369,9 @@ impl RunModelArgs {
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct SplitArgs {
-    /// Share of the rows held out for validation; 0 for none
-    #[arg(
-        long = "data.val_split_fraction",
-        alias = "data.val-split-fraction",
-        value_name = "F",
-        default_value_t = DataOptions::default().val_split_fraction
-    )]
-    pub val_split_fraction: f64,
+    /// Share of the rows held out for validation; 0 for none [default: 0.1, or LitGPT's of a named data set]
+    #[arg(long = "data.val_split_fraction", alias = "data.val-split-fraction", value_name = "F")]
+    pub val_split_fraction: Option<f64>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -656,7 +653,10 @@ impl TrainingArgs {
         let (beta1, beta2) = self.betas.unwrap_or((self.beta1, self.beta2));
         FinetuneOptions {
             model_dir,
-            data: data.options(split.val_split_fraction),
+            data: {
+                let fraction = split.val_split_fraction.unwrap_or_else(|| data.usual_fraction());
+                data.options(fraction)
+            },
             out_dir: self.out_dir,
             precision: self.precision.precision,
             quantize: self.precision.quantize,

@@ -58,7 +58,7 @@ pub fn settings_folder(model: &Path, quiet: bool) -> Result<PathBuf, Error> {
 
 fn folder_of(model: &Path, weights: bool, quiet: bool) -> Result<PathBuf, Error> {
     let report = Report::new(quiet);
-    let mut found = |name: &hub::ModelName, folder: &Path, here: bool| {
+    let mut found = |name: &hub::RepoName, folder: &Path, here: bool| {
         let folder = folder.display();
         report.line(&match here {
             true => format!("{name} is {folder}"),
@@ -70,7 +70,7 @@ fn folder_of(model: &Path, weights: bool, quiet: bool) -> Result<PathBuf, Error>
 }
 
 /// Shows a download on standard error: a bar for each file on a terminal, elsewhere a line.
-struct Report {
+pub(super) struct Report {
     mode: ProgressMode,
     bars: MultiProgress,
     state: Mutex<State>,
@@ -84,12 +84,12 @@ struct State {
 }
 
 impl Report {
-    fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         let mode = ProgressMode::detect(quiet);
         Report { mode, bars: MultiProgress::new(), state: Mutex::default() }
     }
 
-    fn line(&self, text: &str) {
+    pub(super) fn line(&self, text: &str) {
         match self.mode {
             ProgressMode::Silent => {}
             ProgressMode::Lines => eprintln!("{text}"),
@@ -98,7 +98,7 @@ impl Report {
         }
     }
 
-    fn show(&self, event: DownloadEvent) {
+    pub(super) fn show(&self, event: DownloadEvent) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
         let file = |index: usize| {
@@ -108,7 +108,9 @@ impl Report {
         match event {
             DownloadEvent::Listed(listing) => {
                 let (files, size) = (listing.files.len(), BinaryBytes(listing.size()));
-                self.line(&format!("commit {}: {files} files, {size}", &listing.commit));
+                if !listing.commit.is_empty() {
+                    self.line(&format!("commit {}: {files} files, {size}", &listing.commit));
+                }
                 state.listing = Some(listing);
             }
             DownloadEvent::Kept { file: index } => self.line(&format!("{}: is here", file(index).0)),

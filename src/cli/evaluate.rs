@@ -3,6 +3,7 @@
 use super::args::EvaluateArgs;
 use super::bench::reporter;
 use super::download::{adapter_folder, model_folder};
+use super::named_data::NamedData;
 use crate::error::Error;
 use crate::train::evaluator::{EvaluateEvent, EvaluateReport, evaluate};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,7 +11,11 @@ use std::io::{self, IsTerminal};
 
 pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
     let json = args.json;
+    let named = NamedData::of(&args.data)?;
     let mut options = args.resolve()?;
+    if let Some(named) = named {
+        named.resolve(&mut options.data, quiet)?;
+    }
     options.model_dir = model_folder(&options.model_dir, quiet)?;
     options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
     let bar = match !quiet && io::stderr().is_terminal() {

@@ -2,6 +2,7 @@
 
 use super::args::{FinetuneArgs, FinetuneFullArgs};
 use super::download::{adapter_folder, model_folder};
+use super::named_data::NamedData;
 use super::progress::{Progress, ProgressMode};
 use super::tui::{self, Tui};
 use crate::error::Error;
@@ -13,19 +14,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Trains an adapter.
 pub fn lora(args: FinetuneArgs, quiet: bool) -> Result<(), Error> {
-    let tui = args.training.logging.tui;
-    run(args.resolve()?, quiet, tui)
+    let (tui, named) = (args.training.logging.tui, NamedData::of(&args.data)?);
+    run(args.resolve()?, named, quiet, tui)
 }
 
 /// Trains every weight.
 pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
-    let tui = args.training.logging.tui;
-    run(args.resolve()?, quiet, tui)
+    let (tui, named) = (args.training.logging.tui, NamedData::of(&args.data)?);
+    run(args.resolve()?, named, quiet, tui)
 }
 
-fn run(mut options: FinetuneOptions, quiet: bool, tui: bool) -> Result<(), Error> {
+fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui: bool) -> Result<(), Error> {
     options.model_dir = model_folder(&options.model_dir, quiet)?;
     options.init_adapter = adapter_folder(options.init_adapter.as_deref(), quiet)?;
+    if let Some(named) = named {
+        named.resolve(&mut options.data, quiet)?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let mut show: Box<dyn FnMut(&Event)> = if tui {
         let mut tui = Tui::new(&options.out_dir, Arc::clone(&stop), quiet)?;

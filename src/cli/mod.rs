@@ -14,6 +14,7 @@ mod finetune;
 mod generate;
 mod init;
 mod merge;
+mod named_data;
 mod plan;
 mod progress;
 mod report;

@@ -2,6 +2,7 @@
 
 use super::args::PlanArgs;
 use super::download::settings_folder;
+use super::named_data::NamedData;
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::graph::DeviceProfile;
@@ -22,7 +23,11 @@ pub fn run(mut args: PlanArgs, quiet: bool) -> Result<(), Error> {
         args.model.model_dir = Some(settings_folder(&folder, quiet)?);
     }
     let (config, json) = (args.config()?, args.json);
-    let options = args.resolve()?;
+    let named = NamedData::of(&args.data)?;
+    let mut options = args.resolve()?;
+    if let Some(named) = named {
+        named.resolve(&mut options.data, quiet)?;
+    }
     let kind = options.recompute;
     let (device, name, free) = match &options.gpu {
         None => (DeviceProfile::typical_gpu(), "a typical GPU".to_owned(), None),

@@ -58,7 +58,7 @@ pub fn run(args: ServeArgs, quiet: bool) -> Result<(), Error> {
 /// `ORG/NAME` as it is, the last part of a path.
 fn name_of(model: &std::path::Path) -> String {
     match model.to_str() {
-        Some(text) if !model.exists() && text.parse::<crate::hub::ModelName>().is_ok() => text.to_owned(),
+        Some(text) if !model.exists() && text.parse::<crate::hub::RepoName>().is_ok() => text.to_owned(),
         _ => {
             let whole = model.canonicalize();
             let name = whole.as_deref().unwrap_or(model).file_name();

@@ -3,7 +3,7 @@
 //! Redirects are followed here rather than by the HTTP client, because large files are redirected to other hosts, which
 //! must not see the token.
 
-use super::{HubError, ModelName};
+use super::{HubError, RepoName};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -112,16 +112,44 @@ impl Client {
         &self.options
     }
 
-    /// The body of `url`, from byte `from` on where the server can; a status of 200 or 206.
-    pub(super) fn get(&self, name: &ModelName, url: &str, from: u64) -> Result<Response<Body>, HubError> {
+    /// The address of a file of a repository at one commit.
+    pub(super) fn address(&self, name: &RepoName, commit: &str, file: &str) -> String {
+        format!("{}/{}/resolve/{commit}/{file}", self.options.endpoint, name.page())
+    }
+
+    /// The body of `url`, from byte `from` on where the server can; a status of 200 or 206. `name` is the repository that
+    /// messages blame, where the address is one of the Hub's.
+    pub(super) fn get(
+        &self,
+        name: Option<&RepoName>,
+        url: &str,
+        from: u64,
+    ) -> Result<Response<Body>, HubError> {
+        self.ask(false, name, url, from)
+    }
+
+    /// What `url` says of itself, without its body.
+    pub(super) fn head(&self, url: &str) -> Result<Response<Body>, HubError> {
+        self.ask(true, None, url, 0)
+    }
+
+    fn ask(
+        &self,
+        head: bool,
+        name: Option<&RepoName>,
+        url: &str,
+        from: u64,
+    ) -> Result<Response<Body>, HubError> {
+        let hub = origin(&self.options.endpoint);
         let mut at = url.to_owned();
         for _ in 0..=REDIRECTS {
             let network = |reason: String| HubError::Network { url: host(&at), reason };
-            let mut request = self.agent.get(&at).header("Accept-Encoding", "identity");
+            let request = if head { self.agent.head(&at) } else { self.agent.get(&at) };
+            let mut request = request.header("Accept-Encoding", "identity");
             if from > 0 {
                 request = request.header("Range", format!("bytes={from}-"));
             }
-            if let Some(token) = self.options.token.as_ref().filter(|_| origin(&at) == origin(url)) {
+            if let Some(token) = self.options.token.as_ref().filter(|_| origin(&at) == hub) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
             let response = request.call().map_err(|error| network(error.to_string()))?;
@@ -141,10 +169,21 @@ impl Client {
     }
 
     /// What a status means. The Hub says 401 of a repository that is not there, unless the token shows otherwise.
-    fn refusal(&self, name: &ModelName, url: &str, status: u16, response: &Response<Body>) -> HubError {
-        let (name, endpoint) = (name.clone(), self.options.endpoint.clone());
-        let token = self.options.token.is_some();
+    fn refusal(
+        &self,
+        name: Option<&RepoName>,
+        url: &str,
+        status: u16,
+        response: &Response<Body>,
+    ) -> HubError {
         let message = header(response, "X-Error-Message").unwrap_or_default();
+        let seconds = header(response, "Retry-After").and_then(|text| text.parse().ok());
+        let retry_after = seconds.map(Duration::from_secs);
+        let Some(name) = name.cloned() else {
+            return HubError::Status { url: host(url), status, message, retry_after };
+        };
+        let endpoint = self.options.endpoint.clone();
+        let token = self.options.token.is_some();
         let code = header(response, "X-Error-Code").unwrap_or_default();
         match (code.as_str(), status) {
             ("GatedRepo", _) => HubError::Gated { name, endpoint, token },
@@ -154,11 +193,7 @@ impl Client {
             ("", 401 | 404) if message.is_empty() || message.contains("Repository not found") => {
                 HubError::NotFound { name, endpoint, token }
             }
-            _ => {
-                let seconds = header(response, "Retry-After").and_then(|text| text.parse().ok());
-                let retry_after = seconds.map(Duration::from_secs);
-                HubError::Status { url: url.to_owned(), status, message, retry_after }
-            }
+            _ => HubError::Status { url: url.to_owned(), status, message, retry_after },
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::fetch::{FetchEvent, fetch, is_here};
-use super::{Digest, HubError, Listing, ModelName, RemoteFile};
+use super::{Digest, HubError, Listing, RemoteFile, RepoName};
 use crate::checkpoint::atomic::write_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ const AT_ONCE: usize = 4;
 /// What is to be downloaded, and where to.
 #[derive(Clone, Debug)]
 pub struct Download {
-    pub name: ModelName,
+    pub name: RepoName,
     /// The folder that the files go to.
     pub folder: PathBuf,
     /// With the weights; without, the folder serves for plans and for data, and is not a whole model.
@@ -59,7 +59,51 @@ pub(super) struct Record {
     files: Vec<RemoteFile>,
 }
 
-const OWN: &str = ".engraft";
+/// The folder beside the files that belongs to downloads.
+pub(super) const OWN: &str = ".engraft";
+
+/// Asks again, later each time, as long as that can help.
+pub(super) fn retried<T>(
+    client: &Client,
+    tell: &(dyn Fn(DownloadEvent) + Sync),
+    ask: impl Fn() -> Result<T, HubError>,
+) -> Result<T, HubError> {
+    let mut pause = client.options().pause;
+    for _ in 1..client.options().tries {
+        match ask() {
+            Err(error) if error.passes() => {
+                tell(DownloadEvent::Retry { file: None, reason: error.to_string(), pause });
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            result => return result,
+        }
+    }
+    ask()
+}
+
+/// Makes the folder, and keeps other processes from downloading to it while the file is held.
+pub(super) fn lock(folder: &Path) -> Result<File, HubError> {
+    let own = folder.join(OWN);
+    fs::create_dir_all(&own).map_err(|source| HubError::Write { path: own.clone(), source })?;
+    let path = own.join("lock");
+    let file = File::create(&path).map_err(|source| HubError::Write { path, source })?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Err(HubError::Busy { folder: folder.to_owned() }),
+        // a file system without locks: as without this
+        _ => Ok(file),
+    }
+}
+
+impl FetchEvent {
+    /// As the event of the file of this index.
+    pub(super) fn of(self, file: usize) -> DownloadEvent {
+        match self {
+            FetchEvent::At(bytes) => DownloadEvent::At { file, bytes },
+            FetchEvent::Retry { reason, pause } => DownloadEvent::Retry { file: Some(file), reason, pause },
+        }
+    }
+}
 
 impl Record {
     fn path(folder: &Path) -> PathBuf {
@@ -89,9 +133,7 @@ impl Download {
     pub fn run(&self, client: &Client, tell: &(dyn Fn(DownloadEvent) + Sync)) -> Result<Outcome, HubError> {
         let listing = self.listing(client, tell)?;
         tell(DownloadEvent::Listed(listing.clone()));
-        let own = self.folder.join(OWN);
-        fs::create_dir_all(&own).map_err(|source| HubError::Write { path: own.clone(), source })?;
-        let _lock = self.lock(&own)?;
+        let _lock = lock(&self.folder)?;
 
         let here = self.each(&listing, |index, file| {
             let here = is_here(&self.folder.join(&file.name), file);
@@ -133,28 +175,7 @@ impl Download {
     }
 
     fn listing(&self, client: &Client, tell: &(dyn Fn(DownloadEvent) + Sync)) -> Result<Listing, HubError> {
-        let mut pause = client.options().pause;
-        for _ in 1..client.options().tries {
-            match Listing::of(client, &self.name, self.weights) {
-                Err(error) if error.passes() => {
-                    tell(DownloadEvent::Retry { file: None, reason: error.to_string(), pause });
-                    std::thread::sleep(pause);
-                    pause *= 2;
-                }
-                result => return result,
-            }
-        }
-        Listing::of(client, &self.name, self.weights)
-    }
-
-    fn lock(&self, own: &Path) -> Result<File, HubError> {
-        let path = own.join("lock");
-        let file = File::create(&path).map_err(|source| HubError::Write { path, source })?;
-        match file.try_lock() {
-            Err(fs::TryLockError::WouldBlock) => Err(HubError::Busy { folder: self.folder.clone() }),
-            // a file system without locks: as without this
-            _ => Ok(file),
-        }
+        retried(client, tell, || Listing::of(client, &self.name, self.weights))
     }
 
     fn file(
@@ -177,12 +198,8 @@ impl Download {
         };
         let partial = format!("{}.{content}.partial", file.name.replace('/', "--"));
         let partial = self.folder.join(OWN).join(partial);
-        fetch(client, (&self.name, commit), file, &target, &partial, &|event| match event {
-            FetchEvent::At(bytes) => tell(DownloadEvent::At { file: index, bytes }),
-            FetchEvent::Retry { reason, pause } => {
-                tell(DownloadEvent::Retry { file: Some(index), reason, pause });
-            }
-        })?;
+        let url = client.address(&self.name, commit, &file.name);
+        fetch(client, (Some(&self.name), &url), file, &target, &partial, &|event| tell(event.of(index)))?;
         tell(DownloadEvent::Done { file: index });
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What can go wrong between here and the Hub, and what to do about it.
 
-use super::ModelName;
+use super::RepoName;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,27 +21,42 @@ pub enum HubError {
         "{name} is no folder here and was not downloaded yet, and HF_HUB_OFFLINE forbids it now: unset that, or copy the \
          model to {}", folder.display()
     )]
-    Offline { name: ModelName, folder: PathBuf },
+    Offline { name: RepoName, folder: PathBuf },
     #[error(
-        "there is no model {} at {endpoint}, or it is private; is the name spelled as there?{}",
-        name.repository(), token_hint(*token)
+        "there is no {} {} at {endpoint}, or it is private; is the name spelled as there?{}",
+        name.kind(), name.repository(), token_hint(*token)
     )]
-    NotFound { name: ModelName, endpoint: String, token: bool },
+    NotFound { name: RepoName, endpoint: String, token: bool },
     #[error("{} has no revision {:?}: give a branch, a tag or a commit", name.repository(), name.revision())]
-    NoRevision { name: ModelName },
+    NoRevision { name: RepoName },
     #[error(
-        "{} is gated: accept its conditions at {endpoint}/{}{}", name.repository(), name.repository(),
+        "{} is gated: accept its conditions at {endpoint}/{}{}", name.repository(), name.page(),
         if *token { ", with the account of the token that is set here, and wait until access is granted" }
         else { ", then make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it" }
     )]
-    Gated { name: ModelName, endpoint: String, token: bool },
+    Gated { name: RepoName, endpoint: String, token: bool },
     #[error(
         "the Hub does not accept the token of HF_TOKEN or ~/.cache/huggingface/token; make one at \
          https://huggingface.co/settings/tokens"
     )]
     BadToken,
     #[error("{} has no *.safetensors ({found}): only these can be read; convert its weights first", name.repository())]
-    NoWeights { name: ModelName, found: String },
+    NoWeights { name: RepoName, found: String },
+    #[error("{} has no file {file:?} with rows; it has {}", name.repository(), list_of(files))]
+    NoFile { name: RepoName, file: String, files: Vec<String> },
+    #[error("{} has not one file of rows but {}; name one with --data.file_name", name.repository(), list_of(files))]
+    WhichFile { name: RepoName, files: Vec<String> },
+    #[error("{url} is nothing that can be downloaded; an address begins with http:// or https://")]
+    BadAddress { url: String },
+    #[error(
+        "{url} does not tell how long it is: download it with another program, and give it as --data FILE"
+    )]
+    NoSize { url: String },
+    #[error(
+        "{from} was not downloaded to {} yet, and HF_HUB_OFFLINE forbids it now: unset that, or put the file there",
+        place.display()
+    )]
+    OfflineFile { from: String, place: PathBuf },
     #[error("{url}: {status}{}", if message.is_empty() { String::new() } else { format!(", {message}") })]
     Status { url: String, status: u16, message: String, retry_after: Option<Duration> },
     #[error(
@@ -59,6 +74,15 @@ pub enum HubError {
     Busy { folder: PathBuf },
     #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
     Write { path: PathBuf, source: io::Error },
+}
+
+/// A few names, so that one can be chosen.
+fn list_of(files: &[String]) -> String {
+    match files {
+        [] => "none that can be read".into(),
+        files if files.len() > 8 => format!("{}, …", files[..8].join(", ")),
+        files => files.join(", "),
+    }
 }
 
 fn token_hint(token: bool) -> &'static str {
@@ -91,6 +115,11 @@ impl HubError {
                 | HubError::Gated { .. }
                 | HubError::BadToken
                 | HubError::NoWeights { .. }
+                | HubError::NoFile { .. }
+                | HubError::WhichFile { .. }
+                | HubError::BadAddress { .. }
+                | HubError::NoSize { .. }
+                | HubError::OfflineFile { .. }
         )
     }
 }

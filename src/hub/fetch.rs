@@ -1,7 +1,7 @@
 //! One file from the Hub: resumed where it was broken off, checked, and only then under its name.
 
 use super::client::{Client, header};
-use super::{Digest, HubError, ModelName, RemoteFile};
+use super::{Digest, HubError, RemoteFile, RepoName};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -21,23 +21,23 @@ pub(super) enum FetchEvent {
 /// The longest pause between tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Downloads `file` to `target`; `partial` holds what is there until all is.
+/// Downloads `file` from `url`, which is of the repository `name` where there is one, to `target`; `partial` holds what is
+/// there until all is.
 pub(super) fn fetch(
     client: &Client,
-    (name, commit): (&ModelName, &str),
+    (name, url): (Option<&RepoName>, &str),
     file: &RemoteFile,
     target: &Path,
     partial: &Path,
     tell: &dyn Fn(FetchEvent),
 ) -> Result<(), HubError> {
-    let url = format!("{}/{}/resolve/{commit}/{}", client.options().endpoint, name.repository(), file.name);
     let mut part = Part::open(partial, file)?;
     let mut resumed = part.length > 0;
     let (mut failures, mut pause) = (0, client.options().pause);
     loop {
         tell(FetchEvent::At(part.length));
         let before = part.length;
-        match part.extend(client, name, &url, tell) {
+        match part.extend(client, name, url, tell) {
             Ok(()) if part.length == file.size => match part.finish(target) {
                 // what was here before may have been something else
                 Err(HubError::Checksum { .. }) if resumed => {
@@ -49,7 +49,7 @@ pub(super) fn fetch(
             },
             result => {
                 let short =
-                    || HubError::Network { url: url.clone(), reason: "the connection broke off".into() };
+                    || HubError::Network { url: url.to_owned(), reason: "the connection broke off".into() };
                 let error = result.err().unwrap_or_else(short);
                 if part.length > before {
                     (failures, pause) = (0, client.options().pause);
@@ -107,7 +107,7 @@ impl<'f> Part<'f> {
     fn extend(
         &mut self,
         client: &Client,
-        name: &ModelName,
+        name: Option<&RepoName>,
         url: &str,
         tell: &dyn Fn(FetchEvent),
     ) -> Result<(), HubError> {

@@ -1,12 +1,14 @@
-//! What files a model on the Hub has, and which of them engraft reads.
+//! What files a repository on the Hub has, and which of them engraft reads.
 
 use super::client::Client;
-use super::{HubError, ModelName};
+use super::{HubError, RepoName};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
-/// The files of a model at one commit that are worth having.
+/// The files of a repository at one commit that are worth having.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
+    /// Empty for a file that is in no repository.
     pub commit: String,
     pub files: Vec<RemoteFile>,
 }
@@ -33,7 +35,7 @@ pub enum Digest {
     Unknown,
 }
 
-/// The answer to `/api/models/ORG/NAME/revision/REVISION?blobs=true`, as far as it matters.
+/// The answer to `/api/models/ORG/NAME/revision/REVISION?blobs=true` (or `datasets`), as far as it matters.
 #[derive(Deserialize)]
 struct Answer {
     sha: String,
@@ -56,22 +58,54 @@ struct Lfs {
     size: u64,
 }
 
+fn url_of(client: &Client, name: &RepoName) -> String {
+    let (endpoint, revision) = (&client.options().endpoint, name.revision().replace('/', "%2F"));
+    format!("{endpoint}/{}/revision/{revision}?blobs=true", name.api())
+}
+
+impl Answer {
+    fn of(client: &Client, name: &RepoName) -> Result<Self, HubError> {
+        let url = url_of(client, name);
+        let bad = |reason: String| HubError::BadAnswer { url: url.clone(), reason };
+        let body = client.get(Some(name), &url, 0)?.into_body().into_with_config().limit(MOST).read_to_vec();
+        let body = body.map_err(|error| HubError::Network { url: url.clone(), reason: error.to_string() })?;
+        let answer: Answer = serde_json::from_slice(&body).map_err(|error| bad(error.to_string()))?;
+        match is_hash(&answer.sha) {
+            true => Ok(answer),
+            false => Err(bad(format!("sha is {:?}", answer.sha))),
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.siblings.iter().map(|file| file.rfilename.as_str()).collect()
+    }
+
+    /// The files of these names.
+    fn listing(self, wanted: &[String], client: &Client, name: &RepoName) -> Result<Listing, HubError> {
+        let bad = |reason: String| HubError::BadAnswer { url: url_of(client, name), reason };
+        let files = self.siblings.into_iter().filter(|file| wanted.contains(&file.rfilename));
+        let file = |file: Sibling| {
+            let digest = match (&file.lfs, &file.blob_id) {
+                (Some(lfs), _) if is_hash(&lfs.sha256) => Digest::Sha256(lfs.sha256.clone()),
+                (None, Some(blob)) if is_hash(blob) => Digest::GitBlob(blob.clone()),
+                _ => Digest::Unknown,
+            };
+            let size = file.lfs.map(|lfs| lfs.size).or(file.size);
+            let size = size.ok_or_else(|| bad(format!("{} has no size", file.rfilename)))?;
+            Ok(RemoteFile { name: file.rfilename, size, digest })
+        };
+        Ok(Listing { commit: self.sha, files: files.map(file).collect::<Result<_, _>>()? })
+    }
+}
+
 impl Listing {
-    /// Asks the Hub.
+    /// Asks the Hub for a model.
     ///
     /// # Errors
     /// No such model or revision, no access, no weights that can be read.
-    pub(super) fn of(client: &Client, name: &ModelName, weights: bool) -> Result<Self, HubError> {
-        let (endpoint, revision) = (&client.options().endpoint, name.revision().replace('/', "%2F"));
-        let url = format!("{endpoint}/api/models/{}/revision/{revision}?blobs=true", name.repository());
-        let bad = |reason: String| HubError::BadAnswer { url: url.clone(), reason };
-        let body = client.get(name, &url, 0)?.into_body().into_with_config().limit(MOST).read_to_vec();
-        let body = body.map_err(|error| HubError::Network { url: url.clone(), reason: error.to_string() })?;
-        let answer: Answer = serde_json::from_slice(&body).map_err(|error| bad(error.to_string()))?;
-        if !is_hash(&answer.sha) {
-            return Err(bad(format!("sha is {:?}", answer.sha)));
-        }
-        let names: Vec<&str> = answer.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+    pub(super) fn of(client: &Client, name: &RepoName, weights: bool) -> Result<Self, HubError> {
+        let answer = Answer::of(client, name)?;
+        let names = answer.names();
         let mut wanted = wanted(&names);
         if !weights {
             wanted.retain(|name| !is_weights(name));
@@ -83,18 +117,27 @@ impl Listing {
             return Err(HubError::NoWeights { name: name.clone(), found });
         }
         let wanted: Vec<String> = wanted.into_iter().map(str::to_owned).collect();
-        let files = answer.siblings.into_iter().filter(|file| wanted.contains(&file.rfilename));
-        let file = |file: Sibling| {
-            let digest = match (&file.lfs, &file.blob_id) {
-                (Some(lfs), _) if is_hash(&lfs.sha256) => Digest::Sha256(lfs.sha256.clone()),
-                (None, Some(blob)) if is_hash(blob) => Digest::GitBlob(blob.clone()),
-                _ => Digest::Unknown,
-            };
-            let size = file.lfs.map(|lfs| lfs.size).or(file.size);
-            let size = size.ok_or_else(|| bad(format!("{} has no size", file.rfilename)))?;
-            Ok(RemoteFile { name: file.rfilename, size, digest })
+        answer.listing(&wanted, client, name)
+    }
+
+    /// Asks the Hub for one file of rows of a data set: `file`, or the only one that there is.
+    ///
+    /// # Errors
+    /// No such data set or revision, no access, no such file, more than one where none is named.
+    pub(super) fn of_rows(client: &Client, name: &RepoName, file: Option<&str>) -> Result<Self, HubError> {
+        let answer = Answer::of(client, name)?;
+        let files = row_files(&answer.names());
+        let wanted = match file {
+            Some(file) if files.iter().any(|known| known == file) => file.to_owned(),
+            Some(file) => {
+                return Err(HubError::NoFile { name: name.clone(), file: file.to_owned(), files });
+            }
+            None => match files.as_slice() {
+                [only] => only.clone(),
+                _ => return Err(HubError::WhichFile { name: name.clone(), files }),
+            },
         };
-        Ok(Listing { commit: answer.sha, files: files.map(file).collect::<Result<_, _>>()? })
+        answer.listing(&[wanted], client, name)
     }
 
     /// In bytes.
@@ -158,6 +201,18 @@ const OTHERS: [&str; 10] = [
     "merges.txt",
 ];
 
+/// The files of a data set that can be read, with plain names.
+fn row_files(names: &[&str]) -> Vec<String> {
+    let readable = names.iter().filter(|name| is_rows(Path::new(name)) && name.split('/').all(is_plain));
+    readable.map(|name| (*name).to_owned()).collect()
+}
+
+/// Whether a file's ending says that it holds rows.
+pub(super) fn is_rows(path: &Path) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    ending.is_some_and(|ending| ["json", "jsonl", "csv", "parquet"].contains(&ending))
+}
+
 /// A file's name that means the same on every system and cannot leave its folder.
 fn is_plain(name: &str) -> bool {
     !name.starts_with('.') && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
@@ -205,6 +260,8 @@ mod tests {
         ];
         assert_eq!(wanted(&names), kept);
         assert_eq!(wanted(&["other.safetensors", "a/model.safetensors"]), ["other.safetensors"]);
+        let rows = ["README.md", "data/train.parquet", "../x.json", ".x.json", "a b.csv", "rows.jsonl"];
+        assert_eq!(row_files(&rows), ["data/train.parquet", "rows.jsonl"]);
         let adapter = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"];
         assert_eq!(wanted(&adapter), [adapter[0], adapter[2]]);
     }

@@ -1,4 +1,4 @@
-//! Models by name: found on this machine, or downloaded from the Hugging Face Hub.
+//! Models and data sets by name: found on this machine, or downloaded from the Hugging Face Hub.
 //!
 //! A download is a folder like any other, and nothing but this room knows that it came from the Hub. Beside the files it
 //! has a folder `.engraft` with the record of what was downloaded, the lock of whoever is downloading, and parts of
@@ -8,6 +8,7 @@ mod client;
 mod download;
 mod error;
 mod fetch;
+mod file;
 mod listing;
 mod name;
 mod place;
@@ -15,6 +16,7 @@ mod place;
 pub use client::{Client, HubOptions};
 pub use download::{Download, DownloadEvent, Outcome};
 pub use error::HubError;
+pub use file::{FileDownload, FileOrigin};
 pub use listing::{Digest, Listing, RemoteFile};
-pub use name::ModelName;
+pub use name::{RepoKind, RepoName};
 pub use place::{downloaded, model_folder, models_folder};

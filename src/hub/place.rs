@@ -2,7 +2,7 @@
 
 use super::client::{Client, HubOptions};
 use super::download::{Download, DownloadEvent, Record};
-use super::{HubError, ModelName};
+use super::{HubError, RepoName};
 use std::path::{Path, PathBuf};
 
 /// The folder of all models: `ENGRAFT_MODELS`, or `engraft/models` in the system's folder for caches.
@@ -17,7 +17,7 @@ pub fn models_folder() -> Result<PathBuf, HubError> {
 }
 
 /// The folder of a model that is on this machine, whole.
-pub fn downloaded(models: &Path, name: &ModelName) -> Option<PathBuf> {
+pub fn downloaded(models: &Path, name: &RepoName) -> Option<PathBuf> {
     let folder = models.join(name.folder());
     Record::read(&folder)?.is_whole(&folder).then_some(folder)
 }
@@ -31,10 +31,10 @@ pub fn downloaded(models: &Path, name: &ModelName) -> Option<PathBuf> {
 pub fn model_folder(
     model: &Path,
     weights: bool,
-    found: &mut dyn FnMut(&ModelName, &Path, bool),
+    found: &mut dyn FnMut(&RepoName, &Path, bool),
     tell: &(dyn Fn(DownloadEvent) + Sync),
 ) -> Result<PathBuf, HubError> {
-    let name = model.to_str().and_then(|text| text.parse::<ModelName>().ok());
+    let name = model.to_str().and_then(|text| text.parse::<RepoName>().ok());
     let Some(name) = name.filter(|_| !model.exists()) else { return Ok(model.to_owned()) };
     let models = models_folder()?;
     if let Some(folder) = downloaded(&models, &name) {

@@ -1,6 +1,8 @@
 //! What several test files share.
 #![allow(dead_code)]
 
+pub mod http;
+
 use engraft::data::MicroBatch;
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
 //! What data a command takes, and `engraft data`.
 
+use super::named::{NamedSet, PlaceArgs, refusal};
 use super::{EXIT_CODES, boolean, count};
 use crate::data::{DataSource, Format, PromptStyle};
+use crate::hub::FileDownload;
 use crate::train::options::{Checks, DataOptions, OptionsError};
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
@@ -9,12 +11,14 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Data")]
 pub struct DataArgs {
-    /// Files or folders FILE:WEIGHT,… of rows; or JSON, LitGPT's word, for the file at --data.json_path
+    /// Files or folders FILE:WEIGHT,… of rows; Alpaca, Alpaca2k, AlpacaGPT4; JSON for the one of --data.json_path
     #[arg(long, alias = "data.files", value_name = "FILES", value_parser = data_kind)]
     pub data: Option<DataKind>,
     /// One file or folder of rows
     #[arg(long = "data.json_path", alias = "data.json-path", value_name = "FILE")]
     pub json_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Shuffle the rows, in the split and in each epoch: true or false
     #[arg(
         long = "data.shuffle",
@@ -40,13 +44,38 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
+    /// The named data set, and where its file is and comes from.
+    ///
+    /// # Errors
+    /// A file beside it, options that do not go with it.
+    pub fn named(&self) -> Result<Option<(NamedSet, FileDownload)>, OptionsError> {
+        let Some(DataKind::Named(set)) = self.data else { return Ok(None) };
+        let mut checks = Checks::default();
+        if let Some(file) = &self.json_path {
+            let reason = format!("names a file, and --data {set} another: give one of the two");
+            checks.require(false, "--data.json_path", file.display(), reason);
+        }
+        checks.finish()?;
+        Ok(Some((set, self.place.of(set)?)))
+    }
+
+    /// The share of the rows to hold out where none is said.
+    pub(super) fn usual_fraction(&self) -> f64 {
+        match self.data {
+            Some(DataKind::Named(set)) => set.val_split_fraction(),
+            _ => DataOptions::default().val_split_fraction,
+        }
+    }
+
     pub(super) fn options(self, val_split_fraction: f64) -> DataOptions {
+        // where the file of a named set will be
+        let place = self.named().ok().flatten().map(|(_, download)| download.place());
         let sources = match self.data {
-            None | Some(DataKind::Json) => Vec::new(),
+            None | Some(DataKind::Json | DataKind::Named(_)) => Vec::new(),
             Some(DataKind::Sources(sources)) => sources,
         };
         DataOptions {
-            json_path: self.json_path.unwrap_or_default(),
+            json_path: place.or(self.json_path).unwrap_or_default(),
             sources,
             val_split_fraction,
             shuffle: self.shuffle,
@@ -63,6 +92,8 @@ impl DataArgs {
 pub enum DataKind {
     /// The file is named by `--data.json_path`.
     Json,
+    /// A data set that is downloaded where it is not here.
+    Named(NamedSet),
     Sources(Vec<DataSource>),
 }
 
@@ -165,9 +196,11 @@ fn sources(word: &str) -> Result<Sources, String> {
 }
 
 fn data_kind(word: &str) -> Result<DataKind, String> {
-    match word {
-        "JSON" => Ok(DataKind::Json),
-        _ => sources(word).map(|sources| DataKind::Sources(sources.0)),
+    match (word, NamedSet::find(word), refusal(word)) {
+        ("JSON", ..) => Ok(DataKind::Json),
+        (_, Some(set), _) => Ok(DataKind::Named(set)),
+        (_, None, Some(reason)) => Err(reason),
+        (_, None, None) => sources(word).map(|sources| DataKind::Sources(sources.0)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What `engraft download` takes.
 
 use super::EXIT_CODES;
-use crate::hub::{HubError, ModelName};
+use crate::hub::{HubError, RepoName};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -24,8 +24,8 @@ impl DownloadArgs {
     ///
     /// # Errors
     /// A name or a revision that is none.
-    pub fn model(&self) -> Result<ModelName, HubError> {
-        let name: ModelName = self.name.parse()?;
+    pub fn model(&self) -> Result<RepoName, HubError> {
+        let name: RepoName = self.name.parse()?;
         match &self.revision {
             Some(revision) => name.at(revision),
             None => Ok(name),

@@ -177,6 +177,10 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         let elsewhere = [
             "data",
             "data.json_path",
+            "data.download_dir",
+            "data.file_url",
+            "data.file_name",
+            "data.repo_id",
             "quiet",
             "help",
             "config",
