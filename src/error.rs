@@ -43,7 +43,7 @@ pub enum Error {
     #[error(transparent)]
     Generate(#[from] GenerateError),
     #[error(transparent)]
-    Hub(#[from] HubError),
+    Hub(Box<HubError>),
     #[error(transparent)]
     LossScale(#[from] LossScaleError),
     #[error(transparent)]
@@ -136,6 +136,12 @@ impl From<FitError> for Error {
             FitError::Memory(e) => Error::Memory(e),
             FitError::Graph(e) => Error::Trainer(e.into()),
         }
+    }
+}
+
+impl From<HubError> for Error {
+    fn from(error: HubError) -> Self {
+        Error::Hub(Box::new(error))
     }
 }
 

@@ -130,7 +130,7 @@ impl Listing {
         let wanted = match file {
             Some(file) if files.iter().any(|known| known == file) => file.to_owned(),
             Some(file) => {
-                return Err(HubError::NoFile { name: name.clone(), file: file.to_owned(), files });
+                return Err(HubError::NoFile { name: Box::new(name.clone()), file: file.to_owned(), files });
             }
             None => match files.as_slice() {
                 [only] => only.clone(),
@@ -168,7 +168,7 @@ fn wanted<'n>(names: &[&'n str]) -> Vec<&'n str> {
             })
     };
     // other names than these are copies in another layout or precision, unless an index tells of nothing else
-    let indexed = names.iter().any(|name| *name == "model.safetensors.index.json");
+    let indexed = names.contains(&"model.safetensors.index.json");
     let named = names.iter().any(|name| weights(name) || *name == "adapter_model.safetensors");
     let wants = |name: &&&str| match name.split_once('/') {
         Some((folder, file)) => {
