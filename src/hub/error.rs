@@ -42,8 +42,8 @@ pub enum HubError {
     BadToken,
     #[error("{} has no *.safetensors ({found}): only these can be read; convert its weights first", name.repository())]
     NoWeights { name: RepoName, found: String },
-    #[error("{} has no file {file:?} with rows; it has {}", name.repository(), list_of(files))]
-    NoFile { name: RepoName, file: String, files: Vec<String> },
+    #[error("{repository} has no file {file:?} with rows; it has {}", list_of(files))]
+    NoFile { repository: String, file: String, files: Vec<String> },
     #[error("{} has not one file of rows but {}; name one with --data.file_name", name.repository(), list_of(files))]
     WhichFile { name: RepoName, files: Vec<String> },
     #[error("{url} is nothing that can be downloaded; an address begins with http:// or https://")]

@@ -130,7 +130,7 @@ impl Listing {
         let wanted = match file {
             Some(file) if files.iter().any(|known| known == file) => file.to_owned(),
             Some(file) => {
-                return Err(HubError::NoFile { name: name.clone(), file: file.to_owned(), files });
+                return Err(HubError::NoFile { repository: name.repository(), file: file.to_owned(), files });
             }
             None => match files.as_slice() {
                 [only] => only.clone(),
