@@ -123,7 +123,8 @@ impl Histogram {
             // a bin that is not empty shows at least a sliver
             let eighths = (count * COLUMNS * 8).div_ceil(most);
             let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
-            let lengths = if from == to { from.to_string() } else { format!("{from:>digits$}-{to:>digits$}") };
+            let lengths =
+                if from == to { from.to_string() } else { format!("{from:>digits$}-{to:>digits$}") };
             let _ = writeln!(out, "{lengths:>columns$}  {bar} {count}");
         }
         out
