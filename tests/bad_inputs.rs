@@ -58,7 +58,7 @@ const MODELS: &[Case] = &[
         s.finetune(&s.model_with("model.safetensors", &bytes), &[])
     }),
     case("header of 2^64 - 1 bytes", 2, &["model.safetensors", "again"], |s| {
-        s.finetune(&s.model_with("model.safetensors", &[0xff; 64]), &[])
+        s.finetune(&s.model_with("model.safetensors", [0xff; 64]), &[])
     }),
     case("header is not JSON", 2, &["model.safetensors", "not a safetensors file"], |s| {
         generate(&s.model_with("model.safetensors", safetensors("{oops", &[])))
