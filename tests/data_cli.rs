@@ -72,6 +72,17 @@ fn text_shows_what_is_learned() {
     assert!(!text.contains('\x1b'));
 }
 
+/// Decoders of SentencePiece's kind take the blank from a text's start, but no token has lost it.
+#[test]
+fn blanks_of_sentencepiece_tokens_are_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder, "rows.jsonl", "{\"prompt\": \"one two\", \"completion\": \" three four\"}\n");
+    let model = fixtures().join("tokenizers/mistral");
+    let text = stdout(&[&file, "--model", model.to_str().unwrap()]);
+    let shown: String = text.lines().last().unwrap().replace(['|', '[', ']'], "");
+    assert_eq!(shown, "<s> one two three four</s>", "{text}");
+}
+
 #[test]
 fn mixtures_cuts_and_mistakes() {
     let folder = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use crate::error::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, CommandFactory, Parser};
 use saphyr::{MarkedYaml, Scalar, ScalarStyle, YamlData, YamlLoader};
-use saphyr_parser::{Parser as YamlParser, ScanError};
+use saphyr_parser::{Event, Parser as YamlParser, ScanError};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -110,14 +110,22 @@ fn read(path: &Path) -> Result<Vec<Setting>, Error> {
 
 /// The options of a text; an error is a line, where one is to blame, and what is wrong.
 fn settings(text: &str) -> Result<Vec<Setting>, (usize, String)> {
-    let deepest = text.lines().map(|line| line.len() - line.trim_start().len()).max().unwrap_or(0);
-    let brackets = text.bytes().filter(|b| b"[{".contains(b)).count();
-    if deepest > 100 * MAX_DEPTH || brackets > 10_000 {
-        return Err((0, "is nested too deeply for a configuration".into()));
+    let scan = |e: &ScanError| (e.marker().line(), format!("is no YAML: {}", e.info()));
+    // the loader recurses, events do not
+    let mut depth = 0usize;
+    for event in YamlParser::new_from_str(text) {
+        let (event, span) = event.map_err(|e| scan(&e))?;
+        match event {
+            Event::MappingStart(..) | Event::SequenceStart(..) => depth += 1,
+            Event::MappingEnd | Event::SequenceEnd => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > 4 * MAX_DEPTH {
+            return Err((span.start.line(), "is nested too deeply for a configuration".into()));
+        }
     }
     let mut loader = YamlLoader::<MarkedYaml<'_>>::default();
     loader.early_parse(false);
-    let scan = |e: &ScanError| (e.marker().line(), format!("is no YAML: {}", e.info()));
     YamlParser::new_from_str(text).load(&mut loader, false).map_err(|e| scan(&e))?;
     if let Some(error) = loader.error() {
         return Err(scan(error));
@@ -163,6 +171,9 @@ fn flatten(
                     }
                 }
             }
+        }
+        YamlData::Sequence(_) if prefix.is_empty() => {
+            return Err((line, "a list is no configuration: key: value is expected".into()));
         }
         YamlData::Sequence(items) => {
             let words: Option<Vec<String>> = items.iter().map(scalar).collect();

@@ -115,12 +115,17 @@ impl Histogram {
         const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
         let most = self.counts.iter().copied().max().unwrap_or(0).max(1);
         let digits = self.bins().last().map_or(1, |(_, to, _)| to.to_string().len());
-        let mut out = format!("{:>width$}  samples\n", "tokens", width = 2 * digits + 1);
+        // a bin of one length is that length
+        let range = if self.width == 1 { digits } else { 2 * digits + 1 };
+        let columns = range.max("tokens".len());
+        let mut out = format!("{:>columns$}  samples\n", "tokens");
         for (from, to, count) in self.bins() {
             // a bin that is not empty shows at least a sliver
             let eighths = (count * COLUMNS * 8).div_ceil(most);
             let bar = "█".repeat(eighths / 8) + EIGHTHS[eighths % 8];
-            let _ = writeln!(out, "{from:>digits$}-{to:>digits$}  {bar} {count}");
+            let lengths =
+                if from == to { from.to_string() } else { format!("{from:>digits$}-{to:>digits$}") };
+            let _ = writeln!(out, "{lengths:>columns$}  {bar} {count}");
         }
         out
     }
@@ -152,15 +157,22 @@ fn sample_text(tokenizer: &Tokenizer, i: usize, sample: &Sample, colour: bool) -
 }
 
 /// The text of each token, or of the few that make up a character together, and whether it is a label.
+///
+/// A token is decoded behind the one before it: decoders of SentencePiece's kind take a blank from the start of a text.
 fn pieces(tokenizer: &Tokenizer, sample: &Sample) -> Result<Vec<(String, bool)>, Error> {
-    let labels = sample.labels();
+    let (tokens, labels) = (&sample.tokens, sample.labels());
     let label = |i: usize| labels[i] != IGNORE_INDEX;
-    let (mut out, mut from) = (Vec::new(), 0);
-    for i in 0..sample.tokens.len() {
-        let text = tokenizer.decode_all(&sample.tokens[from..=i])?;
+    let (mut out, mut from) = (Vec::new(), 0usize);
+    for i in 0..tokens.len() {
+        let before = from.saturating_sub(1);
+        let text = tokenizer.decode_all(&tokens[before..=i])?;
+        let text = match text.strip_prefix(&tokenizer.decode_all(&tokens[before..from])?) {
+            Some(text) => text.to_owned(),
+            None => tokenizer.decode_all(&tokens[from..=i])?,
+        };
         let next = i + 1;
         let whole = !text.ends_with(char::REPLACEMENT_CHARACTER) || next - from == 4;
-        if whole || next == sample.tokens.len() || label(next) != label(from) {
+        if whole || next == tokens.len() || label(next) != label(from) {
             let visible = text.replace('\n', "⏎\n").replace('\t', "⇥").replace('\x1b', "␛");
             out.push((visible, label(from)));
             from = next;
@@ -186,10 +198,12 @@ mod tests {
                 assert_eq!(lengths.iter().filter(|&&l| (from..=to).contains(&l)).count(), count);
             }
         }
+        let text = Histogram::new([9, 10].into_iter()).to_text();
+        assert!(text.contains("\n     9  █") && text.contains("\n    10  █"), "{text}");
         let text = Histogram::new([10, 11, 12, 12, 31].into_iter()).to_text();
         assert_eq!(
             text.lines().nth(1).unwrap(),
-            "10-11  ██████████████████████████████████████████████████ 2"
+            " 10-11  ██████████████████████████████████████████████████ 2"
         );
     }
 }

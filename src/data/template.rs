@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::thread;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
@@ -17,6 +18,13 @@ use super::python;
 /// Instructions that one rendering may execute: a conversation of ten thousand messages takes less, and an endless
 /// loop ends within a second.
 const FUEL: u64 = 5_000_000;
+
+/// Bytes of a template: chat templates have some thousands.
+const MAX_BYTES: usize = 128 << 10;
+
+/// Stack of the compiler, which recurses over the links of a chain (`a.a.a…`, `elif`) without a limit. Chains of
+/// [`MAX_BYTES`] fit, in unoptimised builds too; it is only mapped where it is used.
+const STACK: usize = 64 << 20;
 
 /// Marks of the beginning and end of `{% generation %}`: code points that Unicode keeps for such internal use, so that
 /// no text that is interchanged holds them.
@@ -79,10 +87,10 @@ impl Template {
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let (source, marks_generation) = mark_generation(&source);
         let tells_time = source.contains("strftime_now");
-        environment.add_template_owned(NAME, source).map_err(|error| DataError::BadTemplate {
+        compile(&mut environment, source).map_err(|(line, reason)| DataError::BadTemplate {
             origin: origin.clone(),
-            line: error.line().unwrap_or(1),
-            reason: reason(&error),
+            line,
+            reason,
         })?;
         let special_tokens =
             special_tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str()))).collect();
@@ -130,6 +138,21 @@ impl Template {
 }
 
 const NAME: &str = "template";
+
+/// Adds the template on a stack of its own; an error is a line, and what is wrong.
+fn compile(environment: &mut Environment<'static>, source: String) -> Result<(), (usize, String)> {
+    if source.len() > MAX_BYTES {
+        return Err((1, format!("it has {} bytes, more than the limit of {MAX_BYTES}", source.len())));
+    }
+    let failed = |error: Error| (error.line().unwrap_or(1), reason(&error));
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().stack_size(STACK);
+        let compiler = builder
+            .spawn_scoped(scope, || environment.add_template_owned(NAME, source).map_err(failed))
+            .map_err(|error| (1, format!("no thread can be started to compile it: {error}")))?;
+        compiler.join().unwrap_or_else(|_| Err((1, "the compiler failed".into())))
+    })
+}
 
 fn reason(error: &Error) -> String {
     let own = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);

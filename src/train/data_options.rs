@@ -56,7 +56,12 @@ impl Default for DataOptions {
 impl DataOptions {
     pub(super) fn check(&self, checks: &mut Checks) {
         if self.sources.is_empty() {
-            checks.path("--data.json_path", &self.json_path);
+            checks.require(
+                !self.json_path.as_os_str().is_empty(),
+                "--data.json_path",
+                "\"\"",
+                "must be given: a file or folder of rows, here or as --data FILE",
+            );
         } else {
             let names: Vec<_> = self.sources.iter().map(|source| source.path.display().to_string()).collect();
             checks.require(

@@ -118,9 +118,14 @@ impl Progress {
     pub fn read(folder: &Path, options: &FinetuneOptions, data: &Dataset) -> Result<Self, Error> {
         let path = folder.join(PROGRESS);
         let said = |reason: String| Error::input(format!("{}: {reason}", path.display()));
-        let text = std::fs::read(&path).map_err(|e| said(format!("cannot be read: {e}")))?;
-        let found: Progress =
-            serde_json::from_slice(&text).map_err(|e| said(format!("not the state of a run: {e}")))?;
+        let text = std::fs::read(&path).map_err(|e| {
+            said(format!("cannot be read: {e}; --resume takes the folder of a saved step, step-NNNNNN"))
+        })?;
+        let found: Progress = serde_json::from_slice(&text).map_err(|e| {
+            said(format!(
+                "not the state of a run: {e}; give another step-NNNNNN, or begin anew without --resume"
+            ))
+        })?;
         if found.format != FORMAT {
             return Err(said(format!("of format {}, this version reads {FORMAT}", found.format)));
         }

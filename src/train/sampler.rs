@@ -46,7 +46,7 @@ impl Prompts {
             ));
         }
         if let Some(path) = &options.eval_prompts {
-            let said = |reason: &str| Error::input(format!("--eval.prompts {}: {reason}", path.display()));
+            let said = |reason: &str| Error::input(format!("--eval_prompts {}: {reason}", path.display()));
             let text =
                 std::fs::read_to_string(path).map_err(|e| said(&format!("cannot be read as text: {e}")))?;
             let style = options.data.prompt_style.parse()?;

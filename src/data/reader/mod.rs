@@ -109,9 +109,16 @@ fn read_text<R: Read>(
         Some(found) => return Err(DataError::NotRecords { file: path.to_owned(), found }),
     };
     read.map_err(|stop| match stop {
-        json::Stop::Syntax(error) => error,
-        json::Stop::Text => failed(&mut text),
+        // damaged packing shows as broken JSON long before its checksum
+        json::Stop::Syntax(error) if packing.is_none() || !is_damaged(&mut text) => error,
+        _ => failed(&mut text),
     })
+}
+
+/// Whether what follows cannot be unpacked.
+fn is_damaged<R: Read>(text: &mut TextReader<R>) -> bool {
+    const MOST: u64 = 256 << 20;
+    io::copy(&mut text.take(MOST), &mut io::sink()).is_err()
 }
 
 /// What separates the columns, where the name says that the file is a table.
