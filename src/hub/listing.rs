@@ -259,7 +259,10 @@ mod tests {
             "additional_chat_templates/rag.jinja",
         ];
         assert_eq!(wanted(&names), kept);
-        assert_eq!(wanted(&["other.safetensors", "a/model.safetensors"]), ["other.safetensors"]);
+        // without an index nobody reads other names
+        assert!(wanted(&["other.safetensors", "a/model.safetensors"]).is_empty());
+        let indexed = ["other.safetensors", "model.safetensors.index.json"];
+        assert_eq!(wanted(&indexed), indexed);
         let rows = ["README.md", "data/train.parquet", "../x.json", ".x.json", "a b.csv", "rows.jsonl"];
         assert_eq!(row_files(&rows), ["data/train.parquet", "rows.jsonl"]);
         let adapter = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"];
