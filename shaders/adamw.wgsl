@@ -8,17 +8,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = group_index(group, groups) * 256u + lane;
-    // by its bits: compilers may assume that floats are finite
-    let finite = (bitcast<u32>(norm2[0]) & 0x7f800000u) != 0x7f800000u;
-    if (i >= params.count || !finite) {
-        return;
-    }
-    let norm = sqrt(norm2[0]) * hyper[6];
-    var factor = hyper[6];
-    if (hyper[5] > 0.0) {
-        factor *= min(1.0, hyper[5] / (norm + 1e-6));
-    }
+{% include "shared/clipped.wgsl" %}
     var rate = hyper[0];
     var decay = hyper[4];
     if (i >= params.second_from) {

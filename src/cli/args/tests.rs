@@ -5,8 +5,9 @@ use crate::autograd::Recompute;
 use crate::data::{DataSource, Format};
 use crate::generate::sampling::SamplingOptions;
 use crate::train::logging::LoggerKind;
-use crate::train::options::TuneMode;
+use crate::train::options::{Example, LayerRange, LoraOptions, OptimizerKind, RecomputeKind, TuneMode};
 use crate::train::quantize::Quantize;
+use crate::train::schedule::ScheduleKind;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
