@@ -100,6 +100,13 @@ fn a_validation_row_is_continued_where_no_file_is_given() {
     assert!(first.len() == 2 && first[0].prompt.contains("say "), "{first:?}");
     options.evaluate_example = Some(Example::Index(1));
     assert_ne!(samples(&options)[0].prompt, first[0].prompt);
+    // where prompts are learned too, nothing says where the answer begins
+    options.data.mask_prompt = false;
+    let error = Finetune::new(options.clone()).run().unwrap_err().to_string();
+    assert!(error.contains("--eval_prompts FILE"), "{error}");
+    options.evaluate_example = None;
+    assert!(samples(&options).is_empty());
+    options.data.mask_prompt = true;
     options.evaluate_example = Some(Example::Index(99));
     let error = Finetune::new(options.clone()).run().unwrap_err().to_string();
     assert!(error.contains("4 validation rows"), "{error}");

@@ -181,6 +181,13 @@ impl<'a> Finetune<'a> {
         let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
         let adapter = adapter.map(|(_, start, settings)| (start, settings));
         let prompts = Prompts::of(options, &tokenizer, &data, limit)?;
+        if prompts.is_none() && options.eval_max_new_tokens.is_some_and(|tokens| tokens > 0) {
+            notes.push(
+                "no text is written at evaluations: there is no validation row whose prompt has no labels \
+                 (--data.mask_prompt false?); --eval_prompts FILE names prompts"
+                    .into(),
+            );
+        }
         let written = prompts.as_ref().map_or(0, Prompts::longest);
         let network = network_of(&config, options, spec, longest(&data).max(written));
         let steps = steps(&data, options);

@@ -114,11 +114,9 @@ fn example_prompt(
     let end = sample.labels().iter().position(|&label| label >= 0).unwrap_or(0);
     // where the prompt has labels too, there is no telling where the answer begins
     let tokens = sample.tokens[..end].to_vec();
-    if tokens.is_empty() {
-        return Ok(None);
-    }
     let text = tokenizer.decode(&tokens)?;
-    Ok(Some(Prompt { text, tokens }))
+    // a token that begins every text says nothing
+    Ok((!text.trim().is_empty()).then_some(Prompt { text, tokens }))
 }
 
 /// What [`Sampler::new`] takes on a device for texts of so many tokens.
