@@ -18,5 +18,6 @@ pub mod plan;
 pub mod serve;
 pub mod train;
 pub mod validate;
+mod word;
 
 pub use error::Error;

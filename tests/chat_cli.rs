@@ -87,14 +87,16 @@ fn a_second_turn_runs_its_own_tokens_alone() {
     history.push_user("the cat");
     let (prompt, dropped) = chat.fit(&mut history, 10).unwrap();
     assert_eq!(dropped, 0);
-    let mut pieces = String::new();
+    let (mut pieces, mut calls) = (String::new(), 0);
     let mut collect = |piece: &str| {
+        calls += 1;
         pieces.push_str(piece);
         ControlFlow::Continue(())
     };
     let answer = chat.answer(&prompt, &options(10), &mut collect).unwrap();
     assert_eq!((answer.finish, answer.tokens, answer.reused), (Finish::Length, 10, 0));
     assert_eq!(answer.text, pieces);
+    assert!(calls >= answer.tokens, "called {calls} times: every token can end the answer");
 
     history.push_assistant(&answer.text);
     history.push_user("and the dog");

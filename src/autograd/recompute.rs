@@ -5,11 +5,14 @@
 //! the plan frees the originals after the forward pass, and drops the copies that nobody reads.
 
 use crate::graph::Node;
+use crate::word::serialised_as_word;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use thiserror::Error;
+
+serialised_as_word!(Recompute);
 
 /// Which activations are kept for the reverse pass (Chen et al. 2016, arXiv:1604.06174; selective: Korthikanti et al.
 /// 2022, arXiv:2205.05198). The last group of blocks is always kept: its reverse pass follows at once.
@@ -102,20 +105,6 @@ impl FromStr for Recompute {
                 Recompute::every(blocks).map_err(|_| unknown())
             }
         }
-    }
-}
-
-impl TryFrom<String> for Recompute {
-    type Error = UnknownPolicy;
-
-    fn try_from(word: String) -> Result<Self, UnknownPolicy> {
-        word.parse()
-    }
-}
-
-impl From<Recompute> for String {
-    fn from(policy: Recompute) -> Self {
-        policy.to_string()
     }
 }
 

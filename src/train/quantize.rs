@@ -6,10 +6,13 @@ use crate::error::Error;
 use crate::graph::DType;
 use crate::models::{ModelConfig, Network};
 use crate::nn::Storage;
+use crate::word::serialised_as_word;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
+
+serialised_as_word!(Quantize);
 
 /// What the frozen linear layers of the blocks are held in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -131,20 +134,6 @@ impl FromStr for Quantize {
                 Quantize::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| unknown(""))
             }
         }
-    }
-}
-
-impl TryFrom<String> for Quantize {
-    type Error = UnknownQuantize;
-
-    fn try_from(word: String) -> Result<Self, UnknownQuantize> {
-        word.parse()
-    }
-}
-
-impl From<Quantize> for String {
-    fn from(kind: Quantize) -> Self {
-        kind.to_string()
     }
 }
 

@@ -28,8 +28,11 @@ def main(model_dir, adapter_dir, input_json):
     with warnings.catch_warnings():
         # PEFT only warns about keys that are missing or left over; here that is a failure.
         warnings.simplefilter("error", UserWarning)
-        # a tied head may carry an adapter: it is for who merges that to beware
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        with open(f"{adapter_dir}/adapter_config.json", encoding="utf-8") as file:
+            on_head = "lm_head" in json.load(file)["target_modules"]
+        if on_head and base.config.tie_word_embeddings:
+            # it is for who merges a tied head's adapter to beware
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         model = PeftModel.from_pretrained(base, adapter_dir).eval()
 
     with safe_open(f"{adapter_dir}/adapter_model.safetensors", "pt") as file:

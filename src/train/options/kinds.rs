@@ -3,11 +3,14 @@
 use crate::autograd::Recompute;
 use crate::graph::DType;
 use crate::train::schedule::ScheduleKind;
+use crate::word::serialised_as_word;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use thiserror::Error;
+
+serialised_as_word!(RecomputeKind, Example, LayerRange);
 
 /// What a run trains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,20 +89,6 @@ impl FromStr for RecomputeKind {
     }
 }
 
-impl TryFrom<String> for RecomputeKind {
-    type Error = UnknownName;
-
-    fn try_from(word: String) -> Result<Self, UnknownName> {
-        word.parse()
-    }
-}
-
-impl From<RecomputeKind> for String {
-    fn from(kind: RecomputeKind) -> Self {
-        kind.to_string()
-    }
-}
-
 /// What changes the parameters from their gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OptimizerKind {
@@ -170,20 +159,6 @@ impl FromStr for Example {
     }
 }
 
-impl TryFrom<String> for Example {
-    type Error = UnknownName;
-
-    fn try_from(word: String) -> Result<Self, UnknownName> {
-        word.parse()
-    }
-}
-
-impl From<Example> for String {
-    fn from(example: Example) -> Self {
-        example.to_string()
-    }
-}
-
 /// Some of a model's layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -235,20 +210,6 @@ impl FromStr for LayerRange {
             given: text.into(),
             allowed: "last-16, first-4, 8-15 (both included) or one layer's number".into(),
         })
-    }
-}
-
-impl TryFrom<String> for LayerRange {
-    type Error = UnknownName;
-
-    fn try_from(word: String) -> Result<Self, UnknownName> {
-        word.parse()
-    }
-}
-
-impl From<LayerRange> for String {
-    fn from(range: LayerRange) -> Self {
-        range.to_string()
     }
 }
 
