@@ -4,7 +4,7 @@
 mod common;
 
 use common::{engraft, fixtures, python, text};
-use engraft::checkpoint::{Adapter, AdapterTensor, Checkpoint};
+use engraft::checkpoint::{Adapter, AdapterTensor, Checkpoint, SavedModule};
 use engraft::data::Tokenizer;
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -371,6 +371,12 @@ fn what_cannot_be_exported_is_refused_before_anything_is_written() {
     tied.tensors.push(AdapterTensor { module: "lm_head".into(), a, b, r, inputs: 64, outputs: 512 });
     tied.write(Path::new(&path("tied"))).unwrap();
     refused(&[&path("tied"), "--model_dir", base, "--gguf", &out], &["head", "engraft merge_lora"]);
+
+    let mut whole = Adapter::read(Path::new(adapter)).unwrap();
+    whole.saved = vec![SavedModule { module: "model.norm".into(), shape: vec![64], values: vec![1.0; 64] }];
+    whole.config.modules_to_save = Some(vec!["model.norm".into()]);
+    whole.write(Path::new(&path("whole"))).unwrap();
+    refused(&[&path("whole"), "--model_dir", base, "--gguf", &out], &["model.norm", "engraft merge_lora"]);
 
     // a tokenizer that llama.cpp has not
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo/model");

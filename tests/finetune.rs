@@ -771,40 +771,122 @@ fn python(script: &str, arguments: &[&str]) -> Option<String> {
 
 #[test]
 fn losses_equal_pytorch_and_the_adapter_loads_in_peft() {
-    equals_pytorch("all-linear");
+    equals_pytorch("llama", "all-linear", "");
 }
 
 /// The head's weight is the token embedding here, and its adapter changes the logits alone.
 #[test]
 fn an_adapter_on_the_head_equals_pytorchs() {
-    equals_pytorch("q_proj,down_proj,lm_head");
+    equals_pytorch("llama", "q_proj,down_proj,lm_head", "");
 }
 
-fn equals_pytorch(targets: &str) {
+/// Whole modules beside the adapter: a head that is no longer the embedding, norms, and a layer that would carry an adapter else.
+#[test]
+fn modules_trained_in_full_equal_pytorchs() {
+    equals_pytorch("llama", "all-linear", "lm_head,input_layernorm,layers.1.mlp.down_proj");
+    equals_pytorch("llama_untied", "q_proj,v_proj", "embed_tokens,lm_head,model.norm");
+}
+
+/// What `--modules_to_save` begins with is the model's own, is stored as PEFT stores it, and is used wherever the adapter is.
+#[test]
+fn modules_trained_in_full_begin_as_the_models_and_are_used() {
+    use engraft::checkpoint::{Adapter, Checkpoint};
+    if common::gpu().is_none() {
+        return;
+    }
+    for (model, saved, kept) in [
+        ("llama", "lm_head,model.norm", vec!["lm_head", "model.norm"]),
+        ("llama_untied", "embed_tokens,lm_head", vec!["lm_head", "embed_tokens"]),
+    ] {
+        let folder = common::fixtures().join("models").join(model);
+        let base = Checkpoint::open(&folder).unwrap();
+        let mut run =
+            Run::new(&[("modules_to_save", saved), ("weight_decay", "0"), ("learning_rate", "1e-12")]);
+        assert!(run.start(&folder).status.success());
+        let adapter = Adapter::read(&run.out()).unwrap();
+        let mut names = adapter.config.modules_to_save.clone().unwrap();
+        names.sort();
+        assert_eq!(names, {
+            let mut kept = kept;
+            kept.sort_unstable();
+            kept
+        });
+        assert_eq!(adapter.saved.len(), 2);
+        for saved in &adapter.saved {
+            let own = format!("{}.weight", saved.module);
+            let name = if base.contains(&own) { own } else { "model.embed_tokens.weight".to_owned() };
+            let begin = base.tensor(&name).unwrap();
+            assert_eq!(begin.shape, saved.shape);
+            for (a, b) in saved.values.iter().zip(begin.to_f32()) {
+                assert!((a - b).abs() <= 1e-9 + 1e-6 * b.abs(), "{name}: {a} from {b}");
+            }
+        }
+
+        run.set("learning_rate", "1e-2");
+        run.set("quantize", "nf4");
+        assert!(run.start(&folder).status.success());
+        let trained = Adapter::read(&run.out()).unwrap();
+        assert!(trained.saved.iter().zip(&adapter.saved).all(|(a, b)| a.values != b.values));
+        let data = run.folder.path().join("data.json");
+        let (out, data) = (run.out(), data.to_str().unwrap().to_owned());
+        let words = [
+            "evaluate",
+            folder.to_str().unwrap(),
+            "--lora",
+            out.to_str().unwrap(),
+            "--data",
+            "JSON",
+            "--data.json_path",
+            &data,
+            "--data.val_split_fraction",
+            "0.2",
+            "--data.shuffle",
+            "false",
+            "--max_seq_length",
+            "100",
+            "--micro_batch_size",
+            "2",
+            "--precision",
+            "32-true",
+            "--quantize",
+            "nf4",
+            "--json",
+        ];
+        let output = engraft(&words);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let known = numbers(&run.metrics(), "val_loss");
+        close(
+            report["loss"].as_f64().unwrap(),
+            *known.last().unwrap(),
+            1e-6,
+            "validation loss of the saved adapter",
+        );
+    }
+}
+
+#[test]
+fn modules_that_cannot_be_trained_in_full_are_refused() {
+    let linear = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
+    for (names, words) in [
+        ("embed_tokens", ["it is the head as well", "lm_head can be trained alone"]),
+        ("wte", ["--modules_to_save wte", "lm_head, norm, o_proj"]),
+        (linear, ["no layer is left", "finetune_full"]),
+    ] {
+        check_refused(&Run::new(&[("modules_to_save", names)]), &model(), &words);
+    }
+}
+
+fn equals_pytorch(model: &str, targets: &str, saved: &str) {
     if common::gpu().is_none() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
     let start = scratch.path().join("start").display().to_string();
-    let model = model();
+    let model = common::fixtures().join("models").join(model);
     let name = model.to_str().unwrap();
-    let made = python(
-        "make_adapter.py",
-        &[
-            "--model",
-            name,
-            "--out",
-            &start,
-            "--r",
-            "4",
-            "--alpha",
-            "8",
-            "--b_std",
-            "0.02",
-            "--targets",
-            targets,
-        ],
-    );
+    let base = ["--model", name, "--out", &start, "--r", "4", "--alpha", "8", "--b_std", "0.02"];
+    let made = python("make_adapter.py", &[&base[..], &["--targets", targets, "--save", saved]].concat());
     if made.is_none() {
         return;
     }
@@ -816,7 +898,9 @@ fn equals_pytorch(targets: &str) {
         ("batch_size", "4"),
         ("data.mask_prompt", "true"),
     ]);
-    let metrics = run.finish();
+    let output = run.start(&model);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let metrics = run.metrics();
     let data = run.folder.path().join("data.json").display().to_string();
     let reference = python(
         "reference_finetune.py",

@@ -3,6 +3,8 @@
 //! The adapted layer is `y = W x + scale * B (A x)` with A `[r, in]` and B `[out, r]`. PEFT has many
 //! variants that change this formula or the base weights; they are refused by key and value, because
 //! an adapter that is read without its variant gives plausible and wrong answers.
+//!
+//! Modules that were trained in full (`modules_to_save`) lie beside the matrices as `<module>.weight` and replace the base's.
 
 use super::weights::{Checkpoint, encode, write_safetensors};
 use super::{CheckpointError, atomic};
@@ -25,6 +27,17 @@ const MAX_RANK: usize = 1 << 16;
 pub struct Adapter {
     pub config: AdapterConfig,
     pub tensors: Vec<AdapterTensor>,
+    /// Weights that replace those of the base model.
+    pub saved: Vec<SavedModule>,
+}
+
+/// The weight of a module that was trained in full, row-major f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedModule {
+    /// Path of the module in the base model, as `lm_head`.
+    pub module: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
 }
 
 /// The two matrices of one adapted linear layer, row-major f32.
@@ -57,6 +70,9 @@ pub struct AdapterConfig {
     pub revision: Option<String>,
     #[serde(default)]
     pub use_rslora: bool,
+    /// Modules that are trained in full, by full paths or their ends.
+    #[serde(default)]
+    pub modules_to_save: Option<Vec<String>>,
 }
 
 /// The layers that an adapter sits on, as PEFT says it.
@@ -92,8 +108,25 @@ impl Adapter {
                 hint: hint.to_owned(),
             });
         }
-        let tensors = read_pairs(&Checkpoint::open_file(&path)?, &path, config.r)?;
-        Ok(Adapter { config, tensors })
+        let (tensors, saved) = read_tensors(&Checkpoint::open_file(&path)?, &path, &config)?;
+        Ok(Adapter { config, tensors, saved })
+    }
+
+    /// A module with a value that is not finite.
+    pub fn not_finite(&self) -> Option<&str> {
+        let bad = |values: &[f32]| values.iter().any(|value| !value.is_finite());
+        let low_rank = self.tensors.iter().find(|t| bad(&t.a) || bad(&t.b)).map(|t| t.module.as_str());
+        low_rank.or_else(|| self.saved.iter().find(|s| bad(&s.values)).map(|s| s.module.as_str()))
+    }
+
+    /// The values of every trained parameter, by its name in a network.
+    pub fn parameters(&self) -> impl Iterator<Item = (String, &[f32])> {
+        let low_rank = self.tensors.iter().flat_map(|tensor| {
+            let AdapterTensor { module, a, b, .. } = tensor;
+            [(format!("{module}.lora_A.weight"), a.as_slice()), (format!("{module}.lora_B.weight"), b)]
+        });
+        let saved = self.saved.iter().map(|s| (format!("{}.weight", s.module), s.values.as_slice()));
+        low_rank.chain(saved)
     }
 
     /// Writes the two files as PEFT does.
@@ -120,7 +153,11 @@ impl Adapter {
                 (key(&tensor.module, 'B'), DType::F32, vec![tensor.outputs, tensor.r], bytes(&tensor.b)),
             ]
         });
-        write_safetensors(&dir.join(ADAPTER_WEIGHTS), tensors, &[("format", "pt")])?;
+        let saved = self.saved.iter().map(|saved| {
+            let name = format!("{KEY_PREFIX}{}.weight", saved.module);
+            (name, DType::F32, saved.shape.clone(), bytes(&saved.values))
+        });
+        write_safetensors(&dir.join(ADAPTER_WEIGHTS), tensors.chain(saved), &[("format", "pt")])?;
         let path = dir.join(ADAPTER_CONFIG);
         let json = self.config.to_json();
         atomic::write_file(&path, |out| write!(out, "{json:#}")).map_err(CheckpointError::write(&path))
@@ -238,7 +275,7 @@ impl AdapterConfig {
             "lora_ga_config": null,
             "megatron_config": null,
             "megatron_core": "megatron.core",
-            "modules_to_save": null,
+            "modules_to_save": self.modules_to_save,
             "monteclora_config": null,
             "peft_type": "LORA",
             "peft_version": PEFT_VERSION,
@@ -327,6 +364,7 @@ fn keys_to_config(keys: &Map<String, Value>) -> Result<AdapterConfig, (&'static 
         base_model_name_or_path: get(keys, "base_model_name_or_path")?,
         revision: get(keys, "revision")?,
         use_rslora: get(keys, "use_rslora")?.unwrap_or(false),
+        modules_to_save: get(keys, "modules_to_save")?,
     })
 }
 
@@ -349,9 +387,6 @@ fn refuse_unsupported(keys: &Map<String, Value>, file: &Path) -> Result<(), Chec
                 return refuse(key, "it changes the base weights; save the adapter converted to plain LoRA");
             }
             "lora_bias" => return refuse(key, "adapters have no bias"),
-            "modules_to_save" => {
-                return refuse(key, "fully trained modules beside the adapter cannot be read");
-            }
             "rank_pattern" | "alpha_pattern" => {
                 return refuse(key, "all layers have the same rank and alpha");
             }
@@ -399,25 +434,45 @@ fn keeps_base_weights(init: &Value) -> bool {
     matches!(init, Value::Bool(_)) || matches!(init.as_str(), Some("gaussian" | "orthogonal" | "eva"))
 }
 
-/// Pairs the tensors of an adapter file by layer, in alphabetical order.
-fn read_pairs(weights: &Checkpoint, file: &Path, r: usize) -> Result<Vec<AdapterTensor>, CheckpointError> {
+/// The tensors of an adapter file: pairs by layer, and modules that were trained in full, both in alphabetical order.
+fn read_tensors(
+    weights: &Checkpoint,
+    file: &Path,
+    config: &AdapterConfig,
+) -> Result<(Vec<AdapterTensor>, Vec<SavedModule>), CheckpointError> {
+    let r = config.r;
     let wrong = |tensor: &str, reason: String| {
         let (file, tensor) = (file.to_path_buf(), tensor.to_owned());
         CheckpointError::AdapterTensor { file, tensor, reason }
     };
-    let mut modules = BTreeSet::new();
+    let (mut modules, mut saved) = (BTreeSet::new(), BTreeSet::new());
+    let full = config.modules_to_save.as_deref().unwrap_or_default();
     // PEFT writes the base weight beside an adapter on the head; where its vocabulary was changed, B does not fit the model
     for name in weights.names().filter(|name| !name.ends_with(".base_layer.weight")) {
         let Some(module) = name.strip_prefix(KEY_PREFIX).and_then(|rest| {
             rest.strip_suffix(".lora_A.weight").or_else(|| rest.strip_suffix(".lora_B.weight"))
         }) else {
+            // PEFT compares ends of names
+            let whole = name.strip_prefix(KEY_PREFIX).and_then(|rest| rest.strip_suffix(".weight"));
+            if let Some(module) = whole.filter(|module| full.iter().any(|end| module.ends_with(end.as_str())))
+            {
+                saved.insert(module);
+                continue;
+            }
             let form = format!("expected {KEY_PREFIX}<layer>.lora_A.weight or .lora_B.weight");
             return Err(wrong(name, format!("{form}; other kinds of trained tensors are not supported")));
         };
         modules.insert(module);
     }
     if modules.is_empty() {
-        return Err(wrong("", "the file has no tensors".into()));
+        return Err(wrong("", "the file has no adapter matrices".into()));
+    }
+    for end in full {
+        if !saved.iter().any(|module| module.ends_with(end.as_str())) {
+            let reason =
+                format!("no weight of it is there, but modules_to_save in {ADAPTER_CONFIG} names it");
+            return Err(wrong(end, reason));
+        }
     }
     let matrix = |name: &str| -> Result<(usize, usize, Vec<f32>), CheckpointError> {
         let view = weights.tensor(name)?;
@@ -445,7 +500,15 @@ fn read_pairs(weights: &Checkpoint, file: &Path, r: usize) -> Result<Vec<Adapter
         }
         tensors.push(AdapterTensor { module: module.to_owned(), a, b, r, inputs, outputs });
     }
-    Ok(tensors)
+    let whole = |module: &str| {
+        let name = format!("{KEY_PREFIX}{module}.weight");
+        let view = weights.tensor(&name)?;
+        if !view.dtype.is_float() {
+            return Err(wrong(&name, format!("is {}, expected floats", view.dtype)));
+        }
+        Ok(SavedModule { module: module.to_owned(), shape: view.shape.clone(), values: view.to_f32() })
+    };
+    Ok((tensors, saved.into_iter().map(whole).collect::<Result<_, _>>()?))
 }
 
 fn key(module: &str, matrix: char) -> String {
@@ -497,7 +560,6 @@ mod tests {
         let cases = [
             ("use_dora", json!(true)),
             ("bias", json!("lora_only")),
-            ("modules_to_save", json!(["lm_head"])),
             ("rank_pattern", json!({"q_proj": 8})),
             ("alpha_pattern", json!({"q_proj": 2})),
             ("fan_in_fan_out", json!(true)),
@@ -595,8 +657,10 @@ mod tests {
             inputs: 2,
             outputs: 3,
         };
-        assert!(Adapter { config: config.clone(), tensors: vec![tensor] }.write(&dir).is_err());
-        assert!(Adapter { config, tensors: vec![] }.write(&dir).is_err());
+        assert!(
+            Adapter { config: config.clone(), tensors: vec![tensor], saved: vec![] }.write(&dir).is_err()
+        );
+        assert!(Adapter { config, tensors: vec![], saved: vec![] }.write(&dir).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -12,7 +12,9 @@ pub mod gguf;
 mod shards;
 mod weights;
 
-pub use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, AdapterConfig, AdapterTensor, TargetModules};
+pub use adapter::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, AdapterConfig, AdapterTensor, SavedModule, TargetModules,
+};
 pub use bitsandbytes::StoredBlocks;
 pub use companions::{COMPANIONS, copy_companions};
 pub use error::CheckpointError;

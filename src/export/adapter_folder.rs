@@ -41,11 +41,8 @@ impl AdapterFolder {
             found = step;
         }
         let adapter = Adapter::read(&found)?;
-        let bad = |values: &[f32]| values.iter().any(|value| !value.is_finite());
-        match adapter.tensors.iter().find(|tensor| bad(&tensor.a) || bad(&tensor.b)) {
-            Some(tensor) => {
-                Err(ExportError::NotFinite { adapter_dir: found, module: tensor.module.clone() }.into())
-            }
+        match adapter.not_finite().map(str::to_owned) {
+            Some(module) => Err(ExportError::NotFinite { adapter_dir: found, module }.into()),
             None => Ok(AdapterFolder { path: found, adapter, notes }),
         }
     }

@@ -62,6 +62,11 @@ pub enum ExportError {
     )]
     TiedHead { model_dir: PathBuf },
     #[error(
+        "the adapter has modules that were trained in full ({modules}): a GGUF adapter holds none; merge it with engraft \
+         merge_lora, and export the model"
+    )]
+    SavedModules { modules: String },
+    #[error(
         "{}: neither config.json of a model nor adapter_config.json is there; give the folder of a model or of an adapter",
         path.display()
     )]

@@ -1,7 +1,9 @@
 //! The weights of a model as they are to be written: as stored, out of blocks of few bits, with an adapter added.
 
 use super::{AdapterFolder, ExportError};
-use crate::checkpoint::{AdapterTensor, Checkpoint, CheckpointError, StoredBlocks, TensorSpec, encode};
+use crate::checkpoint::{
+    AdapterTensor, Checkpoint, CheckpointError, SavedModule, StoredBlocks, TensorSpec, encode,
+};
 use crate::error::Error;
 use crate::graph::blocks::{Quantiser, fits};
 use crate::graph::{DType, Shape, TensorType};
@@ -83,6 +85,8 @@ pub struct ModelWeights {
     checkpoint: Checkpoint,
     /// By the name of the weight.
     adapter: HashMap<String, AdapterTensor>,
+    /// What replaces weights, by their names.
+    saved: HashMap<String, SavedModule>,
     /// Factor of the adapter's output.
     scale: f32,
     /// What weights become before anything is added, by name.
@@ -110,8 +114,8 @@ impl ModelWeights {
         if let Some(folder) = &options.adapter {
             notes.clone_from(&folder.notes);
             let (blocks, on_head) = folder.without_head(&config)?;
-            spec_of_adapter(&config, &blocks)?;
-            untied = on_head && config.tied_head;
+            let own_head = spec_of_adapter(&config, &blocks)?.saves(HEAD);
+            untied = (on_head || own_head) && config.tied_head;
         }
         let checkpoint = Checkpoint::open(model_dir)?;
         let shapes = config.expected_shapes();
@@ -130,9 +134,17 @@ impl ModelWeights {
         let tensors = found.into_iter().flat_map(|adapter| &adapter.tensors);
         let adapter: HashMap<_, _> =
             tensors.map(|tensor| (format!("{}.weight", tensor.module), tensor.clone())).collect();
+        let saved = found.into_iter().flat_map(|adapter| &adapter.saved);
+        let saved: HashMap<_, _> = saved.map(|s| (format!("{}.weight", s.module), s.clone())).collect();
+        if !saved.is_empty() {
+            let mut names: Vec<&str> = saved.values().map(|s| s.module.as_str()).collect();
+            names.sort_unstable();
+            notes.push(format!("trained in full, and written as the adapter has them: {}", names.join(", ")));
+        }
         Ok(ModelWeights {
             config,
             adapted: adapter.len(),
+            saved,
             notes,
             quantised: stored.is_some(),
             untied,
@@ -180,8 +192,9 @@ impl ModelWeights {
     /// A failed write; within [`io::Error::other`] a [`CheckpointError`] or an [`ExportError`].
     pub(super) fn write(&self, spec: &TensorSpec, out: &mut dyn Write) -> io::Result<()> {
         let stored = self.checkpoint.spec(self.source(&spec.name)).map_err(io::Error::other)?;
-        let changed =
-            self.adapter.contains_key(&spec.name) || self.image.contains_key(self.source(&spec.name));
+        let changed = self.adapter.contains_key(&spec.name)
+            || self.saved.contains_key(&spec.name)
+            || self.image.contains_key(self.source(&spec.name));
         if !changed && (stored.dtype, &stored.shape) == (spec.dtype, &spec.shape) {
             return self.copy(&spec.name, stored.bytes(), out);
         }
@@ -205,6 +218,9 @@ impl ModelWeights {
     /// # Errors
     /// What `each` reports; within [`io::Error::other`] a [`CheckpointError`].
     pub(super) fn rows(&self, name: &str, each: &mut dyn FnMut(&[f32]) -> io::Result<()>) -> io::Result<()> {
+        if let Some(saved) = self.saved.get(name) {
+            return saved.values.chunks(CHUNK).try_for_each(each);
+        }
         let source = self.source(name);
         let (shape, values) = match self.checkpoint.blocks(source).map_err(io::Error::other)? {
             Some(stored) => (stored.ty.shape.dims().to_vec(), Values::Blocks(stored)),

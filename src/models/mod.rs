@@ -81,6 +81,17 @@ impl Network {
         Network::linear_modules(config).into_iter().chain([head]).collect()
     }
 
+    /// Modules that can be trained in full beside an adapter, with the shapes of their weights: all that have one. The head has
+    /// one of its own then, also where it is the token embedding in the files; that embedding cannot be trained alone.
+    pub fn savable_modules(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        let tied = config.tied_head;
+        let head = tied.then(|| (HEAD.to_owned(), vec![config.vocab_size, config.hidden_size]));
+        let weights = config.expected_shapes().into_iter().filter(|(name, _)| !(tied && name == EMBEDDING));
+        let module =
+            |(name, dims): (String, Vec<usize>)| Some((name.strip_suffix(".weight")?.to_owned(), dims));
+        weights.filter_map(module).chain(head).collect()
+    }
+
     /// Forward, loss and gradients for T tokens of which at most L carry a label.
     ///
     /// # Errors
@@ -194,7 +205,12 @@ impl Network {
     /// Whether the token embedding stays in host memory in training and evaluation.
     pub fn embeds_on_host(&self) -> bool {
         let asked = matches!(self.weights, WeightMode::Frozen(Storage { host_embedding: true, .. }));
-        asked && !self.config.tied_head
+        asked && !self.config.tied_head && !self.trains(EMBEDDING)
+    }
+
+    /// Whether a weight of the base is trained.
+    fn trains(&self, weight: &str) -> bool {
+        self.weights == WeightMode::Trainable || self.adapter.as_ref().is_some_and(|a| a.saves(weight))
     }
 
     /// The block of a weight that stays in host memory.
@@ -213,7 +229,7 @@ impl Network {
             false => {
                 let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
                 let ids = input("tokens")?;
-                let trained = self.weights == WeightMode::Trainable;
+                let trained = self.trains(EMBEDDING);
                 TokenSource::Tokens(ids, trained.then(|| input("order")).transpose()?)
             }
         };
@@ -238,7 +254,10 @@ impl Network {
     }
 
     fn head(&self, b: &mut Builder<'_>) -> Result<Value, GraphError> {
-        let name = if self.config.tied_head { EMBEDDING.to_owned() } else { format!("{HEAD}.weight") };
+        let own = format!("{HEAD}.weight");
+        // a head that is trained alone is no longer the embedding
+        let tied = self.config.tied_head && !self.adapter.as_ref().is_some_and(|a| a.saves(&own));
+        let name = if tied { EMBEDDING.to_owned() } else { own };
         b.weight(&name, &[self.config.vocab_size, self.config.hidden_size])
     }
 }

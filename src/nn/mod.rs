@@ -19,6 +19,15 @@ pub struct AdapterSpec {
     pub dropout: f64,
     /// Full names of the modules that carry an adapter, e.g. `model.layers.0.self_attn.q_proj`.
     pub modules: Vec<String>,
+    /// Full names of the modules that are trained in full instead, e.g. `lm_head` (PEFT's `modules_to_save`).
+    pub saved: Vec<String>,
+}
+
+impl AdapterSpec {
+    /// Whether the weight of this name is trained in full.
+    pub fn saves(&self, weight: &str) -> bool {
+        weight.strip_suffix(".weight").is_some_and(|module| self.saved.iter().any(|saved| saved == module))
+    }
 }
 
 /// How a layer with an adapter is built.
@@ -129,6 +138,9 @@ impl<'a> Builder<'a> {
         let shape = Shape::new(dims);
         let value = match self.weights {
             WeightMode::Trainable => self.graph.trainable(name, shape)?,
+            WeightMode::Frozen(_) if self.adapter.is_some_and(|adapter| adapter.saves(name)) => {
+                self.graph.trainable(name, shape)?
+            }
             WeightMode::Frozen(_) if dims.len() == 1 => self.graph.frozen(name, shape, DType::F32)?,
             WeightMode::Frozen(storage) => {
                 let wanted = dtype(storage);

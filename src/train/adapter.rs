@@ -2,8 +2,8 @@
 
 use super::optimiser::{Optimiser, OptimiserError};
 use super::options::LayerRange;
-use crate::checkpoint::{Adapter, AdapterConfig, AdapterTensor, TargetModules};
-use crate::models::{ModelConfig, Network};
+use crate::checkpoint::{Adapter, AdapterConfig, AdapterTensor, SavedModule, TargetModules};
+use crate::models::{EMBEDDING, ModelConfig, Network};
 use crate::nn::AdapterSpec;
 use globset::Glob;
 use std::collections::HashMap;
@@ -19,6 +19,8 @@ pub enum AdapterError {
     NoLayer { layers: LayerRange, count: usize },
     #[error("--lora_layers and --freeze leave no layer with an adapter; name fewer")]
     NothingLeft,
+    #[error("--modules_to_save {wanted}: {reason}")]
+    NothingToSave { wanted: String, reason: String },
     #[error(
         "the adapter has the module {module}, which this model has not or which cannot carry an adapter; \
              is it an adapter of another model?"
@@ -29,6 +31,16 @@ pub enum AdapterError {
              is it an adapter of another model?"
     )]
     Shape { module: String, found_out: usize, found_in: usize, outputs: usize, inputs: usize },
+    #[error(
+        "the adapter has a whole weight of {module}, {found:?}, the model has {expected:?}; is it an adapter of another model, \
+             or was the vocabulary resized?"
+    )]
+    SavedShape { module: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error(
+        "the adapter has a whole weight of {module}, which this model has not or which is the head as well; is it an adapter of \
+             another model?"
+    )]
+    UnknownSaved { module: String },
     #[error("the adapter has rank {found} in {module}, its configuration says {expected}")]
     Rank { module: String, expected: usize, found: usize },
 }
@@ -50,9 +62,8 @@ pub fn spec_of_targets(
         true => names(Network::linear_modules(config)).collect(),
         false => names(Network::adaptable_modules(config)).collect(),
     };
-    let matches = |module: &str, target: &str| module == target || module.ends_with(&format!(".{target}"));
     for target in targets {
-        if !all.iter().any(|m| matches(m, target)) {
+        if !all.iter().any(|m| is_called(m, target)) {
             let mut known: Vec<&str> = all.iter().filter_map(|m| m.rsplit('.').next()).collect();
             known.sort_unstable();
             known.dedup();
@@ -60,8 +71,55 @@ pub fn spec_of_targets(
         }
     }
     let modules =
-        all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| matches(m, t))).collect();
-    Ok(AdapterSpec { rank, scale: alpha / rank as f64, dropout, modules })
+        all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| is_called(m, t))).collect();
+    Ok(AdapterSpec { rank, scale: alpha / rank as f64, dropout, modules, saved: Vec::new() })
+}
+
+/// The same adapter beside modules that are trained in full (last parts or full names). They carry no adapter.
+///
+/// # Errors
+/// A name that is no module's, the embedding of a model whose head it is, nothing left for the adapter.
+pub fn with_saved(
+    config: &ModelConfig,
+    mut spec: AdapterSpec,
+    names: &[String],
+) -> Result<AdapterSpec, AdapterError> {
+    let all = Network::savable_modules(config);
+    for name in names {
+        let found =
+            all.iter().filter(|(module, _)| is_called(module, name)).map(|(module, _)| module.clone());
+        let before = spec.saved.len();
+        spec.saved.extend(found);
+        if spec.saved.len() > before {
+            continue;
+        }
+        let embedding = EMBEDDING.strip_suffix(".weight").unwrap_or(EMBEDDING);
+        let reason = if config.tied_head && is_called(embedding, name) {
+            "in this model it is the head as well, and both would come apart; lm_head can be trained alone"
+                .into()
+        } else {
+            let mut known: Vec<&str> = all.iter().filter_map(|(m, _)| m.rsplit('.').next()).collect();
+            known.sort_unstable();
+            known.dedup();
+            format!("no module is called so; they are called {}", known.join(", "))
+        };
+        return Err(AdapterError::NothingToSave { wanted: name.clone(), reason });
+    }
+    // in the network's order, once each
+    let wanted = std::mem::take(&mut spec.saved);
+    spec.saved = all.into_iter().map(|(module, _)| module).filter(|module| wanted.contains(module)).collect();
+    spec.modules.retain(|module| !spec.saved.contains(module));
+    if spec.modules.is_empty() {
+        let reason =
+            "no layer is left that carries an adapter; engraft finetune_full trains everything".into();
+        return Err(AdapterError::NothingToSave { wanted: names.join(","), reason });
+    }
+    Ok(spec)
+}
+
+/// Whether a name means a module: its full name or the end of it, in whole parts.
+fn is_called(module: &str, name: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// The same adapter on fewer modules: those in `layers` that none of the patterns (`*`, `?`, `[0-7]`) matches by full name.
@@ -121,11 +179,24 @@ pub fn spec_of_adapter(config: &ModelConfig, adapter: &Adapter) -> Result<Adapte
             return Err(AdapterError::Rank { module, expected: adapter.config.r, found: tensor.r });
         }
     }
+    let savable: HashMap<String, Vec<usize>> = Network::savable_modules(config).into_iter().collect();
+    for saved in &adapter.saved {
+        let module = saved.module.clone();
+        match savable.get(&module) {
+            None => return Err(AdapterError::UnknownSaved { module }),
+            Some(expected) if *expected != saved.shape => {
+                let (found, expected) = (saved.shape.clone(), expected.clone());
+                return Err(AdapterError::SavedShape { module, found, expected });
+            }
+            Some(_) => {}
+        }
+    }
     Ok(AdapterSpec {
         rank: adapter.config.r,
         scale: adapter.config.scale(),
         dropout: adapter.config.lora_dropout,
         modules: adapter.tensors.iter().map(|t| t.module.clone()).collect(),
+        saved: adapter.saved.iter().map(|s| s.module.clone()).collect(),
     })
 }
 
@@ -134,11 +205,7 @@ pub fn spec_of_adapter(config: &ModelConfig, adapter: &Adapter) -> Result<Adapte
 /// # Errors
 /// A module that is not trained.
 pub fn load(optimiser: &Optimiser, adapter: &Adapter) -> Result<(), OptimiserError> {
-    for tensor in &adapter.tensors {
-        optimiser.set(&format!("{}.lora_A.weight", tensor.module), &tensor.a)?;
-        optimiser.set(&format!("{}.lora_B.weight", tensor.module), &tensor.b)?;
-    }
-    Ok(())
+    adapter.parameters().try_for_each(|(name, values)| optimiser.set(&name, values))
 }
 
 /// The trainable parameters as a PEFT adapter.
@@ -159,7 +226,13 @@ pub fn extract(
             tensors.push(AdapterTensor { module, a, b, r: settings.r, inputs, outputs });
         }
     }
-    Ok(Adapter { config: settings, tensors })
+    let mut saved = Vec::new();
+    for (module, shape) in Network::savable_modules(config) {
+        if let Some(values) = values.remove(&format!("{module}.weight")) {
+            saved.push(SavedModule { module, shape, values });
+        }
+    }
+    Ok(Adapter { config: settings, tensors, saved })
 }
 
 /// PEFT's configuration of an adapter on these modules: last parts of their names where they say the same as the full
@@ -176,7 +249,9 @@ pub fn settings_of(
     short.dedup();
     let covered =
         Network::adaptable_modules(config).iter().filter(|(name, _, _)| short.contains(&last(name))).count();
-    let names = if covered == spec.modules.len() { short } else { spec.modules.clone() };
+    // modules that are trained in full may be named too, as PEFT does
+    let saved = spec.saved.iter().filter(|m| short.contains(&last(m))).count();
+    let names = if covered == spec.modules.len() + saved { short } else { spec.modules.clone() };
     AdapterConfig {
         r: spec.rank,
         lora_alpha: alpha,
@@ -186,7 +261,24 @@ pub fn settings_of(
         base_model_name_or_path: base,
         revision: None,
         use_rslora: false,
+        modules_to_save: (!spec.saved.is_empty()).then(|| saved_names(config, &spec.saved)),
     }
+}
+
+/// Names of modules that are trained in full, as PEFT reads them: it compares ends of names, so that `norm` would mean all
+/// norms.
+fn saved_names(config: &ModelConfig, saved: &[String]) -> Vec<String> {
+    let all = Network::savable_modules(config);
+    let mut names: Vec<String> = Vec::new();
+    for module in saved {
+        let last = module.rsplit('.').next().unwrap_or(module);
+        let whole = all.iter().filter(|(m, _)| m.ends_with(last)).all(|(m, _)| saved.contains(m));
+        let name = if whole { last } else { module };
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
 }
 
 #[cfg(test)]
@@ -212,6 +304,26 @@ mod tests {
         let upper = modules(None, &["model.layers.[0-7].*"]).unwrap();
         assert!(upper.len() == 8 && upper.iter().all(|m| layer_of(m).unwrap() > 7), "{upper:?}");
         assert_eq!(modules(None, &["model.layers.?.self_attn.q_proj.weight"]).unwrap().len(), 14);
+    }
+
+    #[test]
+    fn whole_modules_are_named_so_that_peft_finds_the_same() {
+        let config = ModelConfig { layers: 2, ..small_config() };
+        let names = |wanted: &str| {
+            let wanted: Vec<String> = wanted.split(',').map(str::to_owned).collect();
+            let spec = spec_of_targets(&config, &[], 8, 16.0, 0.0).unwrap();
+            let spec = with_saved(&config, spec, &wanted).map_err(|e| e.to_string())?;
+            assert!(spec.saved.iter().all(|module| !spec.modules.contains(module)));
+            Ok::<_, String>((spec.saved.len(), saved_names(&config, &spec.saved).join(",")))
+        };
+        // PEFT takes ends of names, and `norm` would be the end of all of them
+        assert_eq!(names("norm").unwrap(), (1, "model.norm".into()));
+        assert_eq!(names("input_layernorm,lm_head,lm_head").unwrap(), (3, "input_layernorm,lm_head".into()));
+        assert_eq!(names("layers.1.mlp.up_proj").unwrap(), (1, "model.layers.1.mlp.up_proj".into()));
+        assert_eq!(names("up_proj").unwrap(), (2, "up_proj".into()));
+        for (wanted, said) in [("proj", "no module is called so"), ("mlp", "no module is called so")] {
+            assert!(names(wanted).unwrap_err().contains(said));
+        }
     }
 
     #[test]

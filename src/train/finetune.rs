@@ -2,7 +2,7 @@
 //!
 //! Everything that can be wrong with the input is found before the device is opened and before anything is written.
 
-use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_targets};
+use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_targets, with_saved};
 use super::logging::METRICS_FILE;
 use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
@@ -349,6 +349,9 @@ fn not_used(asked: &LoraOptions, options: &FinetuneOptions) -> Option<String> {
     if !asked.freeze.is_empty() {
         names.push("--freeze".into());
     }
+    if !asked.modules_to_save.is_empty() && asked.modules_to_save != kept.modules_to_save {
+        names.push("--modules_to_save".into());
+    }
     let folder = folder.display();
     (!names.is_empty())
         .then(|| format!("not used, since the adapter of {folder} goes on: {}", names.join(", ")))
@@ -369,12 +372,14 @@ pub(super) fn adapter_of(
         options.lora.alpha = adapter.config.lora_alpha;
         options.lora.dropout = spec.dropout;
         options.lora.targets.clone_from(&spec.modules);
+        options.lora.modules_to_save.clone_from(&spec.saved);
         let settings = AdapterConfig { lora_dropout: spec.dropout, ..adapter.config.clone() };
         return Ok((spec, Some(adapter), settings));
     }
     let lora = &options.lora;
     let spec = spec_of_targets(config, &lora.targets, lora.rank, lora.alpha, lora.dropout)?;
     let spec = restricted(config, spec, lora.layers, &lora.freeze)?;
+    let spec = with_saved(config, spec, &lora.modules_to_save)?;
     let base = options.model_dir.canonicalize().unwrap_or_else(|_| options.model_dir.clone());
     let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));
     Ok((spec, None, settings))

@@ -156,11 +156,7 @@ pub fn bind_adapter(
     bindings: &mut Bindings,
 ) -> Result<u64, GpuError> {
     let Some(adapter) = adapter.filter(|_| !space.entries().is_empty()) else { return Ok(0) };
-    let mut values: HashMap<String, &[f32]> = HashMap::new();
-    for tensor in &adapter.tensors {
-        values.insert(format!("{}.lora_A.weight", tensor.module), &tensor.a);
-        values.insert(format!("{}.lora_B.weight", tensor.module), &tensor.b);
-    }
+    let values: HashMap<String, &[f32]> = adapter.parameters().collect();
     let buffer = gpu.allocate("the adapter", space.bytes())?;
     for (name, ty, offset) in space.entries() {
         if let Some(values) = values.get(name).filter(|values| values.len() == ty.shape.elements()) {

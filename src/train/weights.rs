@@ -6,12 +6,15 @@ use crate::checkpoint::{Checkpoint, CheckpointError, StoredBlocks, encode};
 use crate::gpu::{Buffer, Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
-use crate::models::{ModelConfig, Network, ROPE_TABLE};
+use crate::models::{EMBEDDING, ModelConfig, Network, ROPE_TABLE};
 use crate::ops::rope::rope_table;
 use crate::plan::{Bindings, StreamLayout, Streamed};
 use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
+
+/// Name of a head's own weight.
+const OWN_HEAD: &str = "lm_head.weight";
 
 #[derive(Debug, Error)]
 pub enum WeightError {
@@ -83,6 +86,9 @@ impl WeightSource {
     ) -> Result<(), WeightError> {
         let seed = match self {
             WeightSource::Checkpoint(checkpoint) => {
+                // a head that is trained by itself begins as the embedding that it is tied to
+                let tied = name == OWN_HEAD && !checkpoint.contains(name);
+                let name = if tied { EMBEDDING } else { name };
                 if let Some(stored) = checkpoint.blocks(name)? {
                     encode(&stored.blocks.dequantise_range(stored.ty, elements), dtype, out);
                     return Ok(());

@@ -133,13 +133,16 @@ fn check_adapter(all: &mut Validation, dir: &Path, config: &ModelConfig) {
     match spec_of_adapter(config, &adapter) {
         Ok(spec) => {
             let (modules, rank, scale) = (spec.modules.len(), spec.rank, spec.scale);
-            all.add(name, Status::Passed, format!("{modules} layers, rank {rank}, scale {scale}"), None);
+            let mut text = format!("{modules} layers, rank {rank}, scale {scale}");
+            if !spec.saved.is_empty() {
+                text += &format!("; trained in full: {}", spec.saved.join(", "));
+            }
+            all.add(name, Status::Passed, text, None);
         }
         Err(error) => all.add(name, Status::Failed, error.to_string(), None),
     }
-    let bad = |values: &[f32]| values.iter().any(|value| !value.is_finite());
-    if let Some(tensor) = adapter.tensors.iter().find(|tensor| bad(&tensor.a) || bad(&tensor.b)) {
-        let found = format!("{} has values that are not finite", tensor.module);
+    if let Some(module) = adapter.not_finite() {
+        let found = format!("{module} has values that are not finite");
         all.add(name, Status::Failed, found, Some("the training diverged: take an earlier step-NNNNNN"));
     }
 }

@@ -29,7 +29,8 @@ def main(model_dir, adapter_dir, input_json):
         # PEFT only warns about keys that are missing or left over; here that is a failure.
         warnings.simplefilter("error", UserWarning)
         with open(f"{adapter_dir}/adapter_config.json", encoding="utf-8") as file:
-            on_head = "lm_head" in json.load(file)["target_modules"]
+            config = json.load(file)
+            on_head = "lm_head" in [*config["target_modules"], *(config["modules_to_save"] or [])]
         if on_head and base.config.tie_word_embeddings:
             # it is for who merges a tied head's adapter to beware
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
@@ -37,7 +38,9 @@ def main(model_dir, adapter_dir, input_json):
 
     with safe_open(f"{adapter_dir}/adapter_model.safetensors", "pt") as file:
         stored = set(file.keys())
-    expected = {name.replace(".default.", ".") for name, _ in model.named_parameters() if ".lora_" in name}
+    # modules that are trained in full are stored under the names of those that they replace
+    trained = [name for name, _ in model.named_parameters() if ".lora_" in name or ".modules_to_save." in name]
+    expected = {name.replace(".modules_to_save.default.", ".").replace(".default.", ".") for name in trained}
     adapted = {name: module for name, module in base.named_modules() if hasattr(module, "lora_A")}
 
     labels = batch.pop("labels", None)

@@ -23,6 +23,7 @@ def parse_args():
     cli.add_argument("--r", type=int, default=8)
     cli.add_argument("--alpha", type=float, default=16)
     cli.add_argument("--targets", default="all-linear", help="all-linear, or module names joined by commas")
+    cli.add_argument("--save", help="modules that are trained in full, joined by commas")
     cli.add_argument("--b_std", type=float, default=0.0, help="standard deviation of B; 0 leaves B zero")
     cli.add_argument("--seed", type=int, default=0)
     return cli.parse_args()
@@ -34,7 +35,10 @@ def main():
     base = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     targets = args.targets if args.targets == "all-linear" else args.targets.split(",")
     alpha = int(args.alpha) if args.alpha == int(args.alpha) else args.alpha
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=args.r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+    save = args.save.split(",") if args.save else None
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=args.r, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, modules_to_save=save
+    )
     model = peft.get_peft_model(base, config)
     generator = torch.Generator().manual_seed(args.seed)
     trainable = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
@@ -42,7 +46,7 @@ def main():
         for name, p in trainable:
             if "lora_A" in name:
                 torch.nn.init.kaiming_uniform_(p, a=math.sqrt(5), generator=generator)
-            else:
+            elif "lora_B" in name:
                 p.copy_(args.b_std * torch.randn(p.shape, generator=generator))
     model.save_pretrained(args.out)
     print(f"{args.out}: {len(trainable)} tensors, {sum(p.numel() for _, p in trainable)} parameters")

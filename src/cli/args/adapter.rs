@@ -32,6 +32,9 @@ pub struct LoraArgs {
     /// Patterns of modules without an adapter, such as 'model.layers.[0-7].*' [default: none]
     #[arg(long, value_name = "PATTERNS", value_parser = words)]
     pub freeze: Option<Words>,
+    /// Modules that are trained in full instead, such as lm_head,embed_tokens [default: none]
+    #[arg(long, alias = "modules-to-save", value_name = "NAMES", value_parser = words)]
+    pub modules_to_save: Option<Words>,
     #[command(flatten)]
     pub switches: LoraSwitches,
     /// PEFT adapter to go on from; rank, alpha and targets are then its own [default: a new adapter]
@@ -55,6 +58,7 @@ impl LoraArgs {
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
             layers: self.lora_layers,
+            modules_to_save: self.modules_to_save.map(|Words(names)| names).unwrap_or_default(),
             freeze: self.freeze.map(|Words(patterns)| patterns).unwrap_or_default(),
             targets: match (self.switches.targets(), self.lora_targets) {
                 (Some(switched), _) => switched,

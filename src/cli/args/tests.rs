@@ -90,6 +90,9 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--freeze", "model.layers.[0-7].*,*.o_proj", |o| {
             o.lora.freeze = vec!["model.layers.[0-7].*".into(), "*.o_proj".into()];
         }),
+        ("--modules_to_save", "lm_head,model.norm", |o| {
+            o.lora.modules_to_save = vec!["lm_head".into(), "model.norm".into()];
+        }),
         ("--init_adapter", "old", |o| o.init_adapter = Some("old".into())),
         ("--learning_rate", "1e-3", |o| o.learning_rate = 1e-3),
         ("--batch_size", "4", |o| o.batch_size = 4),

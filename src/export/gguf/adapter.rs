@@ -25,7 +25,10 @@ pub fn export_adapter(
     options.check()?;
     let config = ModelConfig::read(model_dir)?;
     let (blocks, on_head) = folder.without_head(&config)?;
-    spec_of_adapter(&config, &blocks)?;
+    let spec = spec_of_adapter(&config, &blocks)?;
+    if !spec.saved.is_empty() {
+        return Err(ExportError::SavedModules { modules: spec.saved.join(", ") }.into());
+    }
     if on_head && config.tied_head {
         return Err(ExportError::TiedHead { model_dir: model_dir.to_path_buf() }.into());
     }

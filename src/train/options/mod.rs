@@ -141,6 +141,8 @@ pub struct LoraOptions {
     pub layers: Option<LayerRange>,
     /// Patterns of modules without one, by their full names.
     pub freeze: Vec<String>,
+    /// Modules that are trained in full instead, as PEFT names them.
+    pub modules_to_save: Vec<String>,
 }
 
 /// What decides an evaluation.
@@ -233,6 +235,7 @@ impl Default for LoraOptions {
             targets: Vec::new(),
             layers: None,
             freeze: Vec::new(),
+            modules_to_save: Vec::new(),
         }
     }
 }
