@@ -113,18 +113,23 @@ fn weights_in_host_memory_change_no_bit() {
             }
             let loss = trainer.evaluate([&batch]).unwrap();
             assert_eq!(trainer.memory(), plan.memory, "{storage:?}");
-            (loss, results, plan.memory)
+            assert_eq!(trainer.host_bytes(), plan.host_bytes, "{storage:?}");
+            (loss, results, plan.memory, plan.host_bytes)
         };
         for recompute in [Recompute::None, Recompute::Layer, Recompute::every(2).unwrap()] {
             let on_device = Storage { host_embedding: false, ..resident };
             let expected = run(on_device, recompute);
             let mut weights = vec![expected.2.weights];
+            assert_eq!(expected.3, 0);
+            let mut on_host = Vec::new();
             for offload in [0, 1, 3, 6] {
                 let found = run(Storage { offload, ..resident }, recompute);
                 assert!(expected.0 == found.0, "{kind}, offload {offload}: loss {} {}", expected.0, found.0);
                 assert!(expected.1 == found.1, "{kind}, offload {offload}, {recompute}: gradients");
                 weights.push(found.2.weights);
+                on_host.push(found.3);
             }
+            assert!(on_host[0] > 0 && on_host.is_sorted() && on_host[3] > on_host[2], "{on_host:?}");
             // one block gains nothing over a slot for it; all six leave two slots
             assert!(
                 weights[1] < weights[0] && weights[3] < weights[1] && weights[4] < weights[3],
@@ -199,6 +204,8 @@ fn activations_in_host_memory_change_no_bit() {
         }
         trainer.evaluate([&batch]).unwrap();
         assert_eq!(trainer.memory(), plan.memory, "{recompute}");
+        assert_eq!(trainer.host_bytes(), plan.host_bytes, "{recompute}");
+        assert_eq!(plan.host_bytes > 0, host_activations, "{recompute}");
         (results, plan.memory.activations)
     };
     for recompute in [Recompute::Layer, Recompute::every(2).unwrap(), Recompute::every(4).unwrap()] {

@@ -96,6 +96,9 @@ fn table(report: &PlanReport, device: &str, kind: RecomputeKind, limit: Option<M
         (None, _) => String::new(),
     };
     line("peak", format!("{:>12}{verdict}", memory_text(report.peak_bytes)));
+    if report.host_bytes > 0 {
+        line("in host memory", format!("{:>12}", memory_text(report.host_bytes)));
+    }
     if let Some(advice) = &report.advice {
         line("to fit", advice.clone());
     }

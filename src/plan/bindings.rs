@@ -53,6 +53,11 @@ impl Bindings {
         blocks
     }
 
+    /// Bytes of host memory that wait to be streamed.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.streamed.values().map(|s| s.bytes.len() as u64).sum()
+    }
+
     /// What a graph's weights and parameters are bound to here, without its inputs.
     pub fn weights_of(&self, graph: &Graph) -> Bindings {
         let mut own = Bindings::new();

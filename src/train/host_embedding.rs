@@ -14,6 +14,18 @@ pub(super) struct HostEmbedding {
 }
 
 impl HostEmbedding {
+    /// Bytes that the table of a network takes on the host; 0 where it lies on the device.
+    pub fn planned_bytes(network: &Network) -> u64 {
+        match network.embeds_on_host() {
+            true => table_type(network).bytes(),
+            false => 0,
+        }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
     /// Reads the table of a network that looks tokens up on the host; `None` for others.
     ///
     /// # Errors
@@ -22,12 +34,11 @@ impl HostEmbedding {
         if !network.embeds_on_host() {
             return Ok(None);
         }
-        let shape = Shape::matrix(network.config.vocab_size, network.config.hidden_size);
-        let ty = TensorType::new(shape, network.activations);
+        let ty = table_type(network);
         let bytes = match network.weights {
             // the values that a device would read from blocks
             WeightMode::Frozen(storage) if storage.outer.is_quantised() => {
-                let blocks_type = TensorType::new(shape, storage.outer);
+                let blocks_type = TensorType::new(ty.shape, storage.outer);
                 let blocks = match source.stored_blocks(EMBEDDING)?.filter(|stored| stored.ty == blocks_type)
                 {
                     Some(stored) => stored.blocks,
@@ -47,4 +58,9 @@ impl HostEmbedding {
         let row = |&token: &u32| &self.bytes[token as usize * self.row_bytes..][..self.row_bytes];
         tokens.iter().flat_map(row).copied().collect()
     }
+}
+
+fn table_type(network: &Network) -> TensorType {
+    let shape = Shape::matrix(network.config.vocab_size, network.config.hidden_size);
+    TensorType::new(shape, network.activations)
 }

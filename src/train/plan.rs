@@ -2,11 +2,12 @@
 //! [`Trainer`](super::trainer::Trainer) plans it.
 
 use super::bench::visible_share;
+use super::host_embedding::HostEmbedding;
 use super::optimiser::plan_update;
 use super::options::OptimizerKind;
 use super::sampler::plan_sampler;
 use super::trainer::{Capacity, bucket, training_graph};
-use super::weights::weight_bytes;
+use super::weights::{streamed_bytes, weight_bytes};
 use crate::autograd::Recompute;
 use crate::gpu::GpuError;
 use crate::graph::{DeviceProfile, Graph, GraphError, LeafKind};
@@ -56,6 +57,8 @@ pub struct TrainingPlan {
     pub(super) layouts: [Layout; 2],
     /// Peak bytes on the device, all plans of the run made.
     pub memory: MemoryReport,
+    /// Bytes of host memory that stand in for the device's: weights that are streamed, a token embedding, kept activations.
+    pub host_bytes: u64,
     /// FLOPs of the largest training micro-batch, forward and reverse.
     pub flops: f64,
 }
@@ -94,7 +97,11 @@ impl TrainingPlan {
             parameters: parameters + update.parameters + writing.parameters,
             ..update
         };
-        Ok(TrainingPlan { network: network.clone(), optimizer, capacity, graph, layouts, memory, flops })
+        let host_bytes = streamed_bytes(&graph, network)
+            + HostEmbedding::planned_bytes(network)
+            + leaf_bytes(&graph, &[LeafKind::Host]);
+        let network = network.clone();
+        Ok(TrainingPlan { network, optimizer, capacity, graph, layouts, memory, host_bytes, flops })
     }
 
     /// Whether a device can run it at all, however much memory it has.

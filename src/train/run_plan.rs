@@ -34,6 +34,8 @@ pub struct PlanReport {
     /// Most bytes on the device at a time, and what they are.
     pub peak_bytes: u64,
     pub bytes: MemoryReport,
+    /// Bytes of host memory that stand in for the device's.
+    pub host_bytes: u64,
     /// FLOPs of an optimiser step of the largest micro-batches, forward and reverse.
     pub step_flops: f64,
     /// FLOPs beyond those of a step that keeps all activations, as a share of these.
@@ -154,6 +156,7 @@ fn report(
         trainable_parameters: trainable,
         peak_bytes: plan.memory.total(),
         bytes: plan.memory,
+        host_bytes: plan.host_bytes,
         step_flops: plan.flops * (options.batch_size / micro_batch) as f64,
         extra_flops: plan.flops / kept.flops - 1.0,
         memory_limit: limit.map(|limit| limit.bytes),

@@ -12,7 +12,7 @@ use super::weights::{WeightError, WeightSource, write_initial_values};
 use crate::data::MicroBatch;
 use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, Readback};
 use crate::graph::layout::{pack_u32, unpack};
-use crate::graph::{Cost, DType, Graph, GraphError, Shape, TensorType};
+use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
 use crate::ops::adamw::Hyper;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
@@ -89,6 +89,8 @@ pub struct Trainer {
     slots: Slots,
     memory: MemoryReport,
     loaded: LoadReport,
+    /// What was allocated on the host for activations.
+    kept_bytes: u64,
     micro_batches: u32,
     seed: u64,
 }
@@ -140,6 +142,8 @@ impl Trainer {
         (memory.trainables, memory.optimiser) = optimiser.bytes();
         write_initial_values(gpu, &optimiser, source, seed)?;
         memory.inputs = bindings.allocate_inputs(gpu, &graph)? + optimiser.input_bytes();
+        let kept = graph.leaves().iter().filter(|leaf| leaf.kind == LeafKind::Host);
+        let kept_bytes = kept.filter_map(|leaf| bindings.leaf(&leaf.name)).map(|slice| slice.size).sum();
         let [layout, eval_layout] = layouts;
         let slots = Slots::allocate(gpu, &layout)?;
         memory.activations = slots.bytes() + optimiser.slot_bytes();
@@ -159,6 +163,7 @@ impl Trainer {
             slots,
             memory,
             loaded,
+            kept_bytes,
             micro_batches: 0,
             seed,
         })
@@ -202,6 +207,12 @@ impl Trainer {
         let programs = self.training.programs.values().chain(self.evaluation.programs.values());
         let parameters = programs.map(|p| p.recording().parameter_bytes()).sum::<u64>();
         MemoryReport { parameters: parameters + self.optimiser.recording().parameter_bytes(), ..self.memory }
+    }
+
+    /// Host memory that stands in for the device's: weights that are streamed, a token embedding, kept activations.
+    pub fn host_bytes(&self) -> u64 {
+        let embedding = self.embedding.as_ref().map_or(0, HostEmbedding::bytes);
+        self.bindings.streamed_bytes() + embedding + self.kept_bytes
     }
 
     /// Estimated work of the largest training micro-batch.

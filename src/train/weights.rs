@@ -38,6 +38,13 @@ pub(super) fn weight_bytes(graph: &Graph, network: &Network) -> u64 {
     resident + streams.slots as u64 * allocation(streams.slot_bytes)
 }
 
+/// Bytes of the weights that stay in host memory, but for a token embedding.
+pub(super) fn streamed_bytes(graph: &Graph, network: &Network) -> u64 {
+    let streams = stream_layout(graph, network);
+    let leaves = graph.leaves().iter().filter(|leaf| streams.place(&leaf.name).is_some());
+    leaves.map(|leaf| graph.type_of(leaf.value).bytes()).sum()
+}
+
 /// Where base weights come from.
 pub enum WeightSource {
     Checkpoint(Checkpoint),
