@@ -4,6 +4,7 @@
 //! wrong is reported as a [`CheckpointError`] with the file and the tensor or key.
 
 mod adapter;
+mod adapter_config;
 pub mod atomic;
 mod bitsandbytes;
 mod companions;
@@ -12,9 +13,8 @@ pub mod gguf;
 mod shards;
 mod weights;
 
-pub use adapter::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, AdapterConfig, AdapterTensor, SavedModule, TargetModules,
-};
+pub use adapter::{ADAPTER_WEIGHTS, Adapter, AdapterTensor, SavedModule};
+pub use adapter_config::{ADAPTER_CONFIG, AdapterConfig, TargetModules};
 pub use bitsandbytes::StoredBlocks;
 pub use companions::{COMPANIONS, copy_companions};
 pub use error::CheckpointError;
