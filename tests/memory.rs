@@ -11,7 +11,7 @@ use engraft::fuse::Fusions;
 use engraft::gpu::{Gpu, GpuError};
 use engraft::graph::DeviceProfile;
 use engraft::models::{ModelConfig, Network};
-use engraft::nn::{Storage, WeightMode};
+use engraft::nn::{PlainLayers, Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
 use engraft::plan::tune::{measure, unmeasured};
 use engraft::train::adapter::spec_of_targets;
@@ -45,6 +45,7 @@ fn network(precision: Precision, dropout: f64) -> Network {
         weights: WeightMode::Frozen(precision.weights().into()),
         activations: precision.activations(),
         recompute: Recompute::None,
+        plain_layers: PlainLayers::default(),
         positions: SEQ,
         fusions: Fusions::default(),
         host_activations: false,

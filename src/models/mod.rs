@@ -16,7 +16,7 @@ pub use shapes::{shape, shape_names};
 use crate::autograd::{Recompute, differentiate};
 use crate::fuse::{Fusions, fuse};
 use crate::graph::{DType, Graph, GraphError, Shape, Value};
-use crate::nn::{AdapterForm, AdapterSpec, Builder, Storage, WeightMode};
+use crate::nn::{AdapterForm, AdapterSpec, Builder, PlainLayers, Storage, WeightMode};
 use crate::ops;
 use crate::ops::attention::Visibility;
 use crate::ops::matmul::{Layout, matmul};
@@ -26,6 +26,8 @@ use crate::ops::matmul::{Layout, matmul};
 pub struct Network {
     pub config: ModelConfig,
     pub weights: WeightMode,
+    /// Linear layers that are not in blocks though the others are.
+    pub plain_layers: PlainLayers,
     pub activations: DType,
     pub adapter: Option<AdapterSpec>,
     pub recompute: Recompute,
@@ -188,7 +190,9 @@ impl Network {
             Fusions { adapter: true, dropout, .. } => AdapterForm::Fused { dropout },
             _ => AdapterForm::Separate,
         };
-        Builder::new(self.weights, self.activations, adapter, form)
+        let mut builder = Builder::new(self.weights, self.activations, adapter, form);
+        builder.plain_layers = PlainLayers::clone(&self.plain_layers);
+        builder
     }
 
     /// Whether the token embedding stays in host memory in training and evaluation.

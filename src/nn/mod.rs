@@ -6,7 +6,7 @@ use crate::ops;
 use crate::ops::dropout::Dropout;
 use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Where adapters sit and how they scale.
@@ -53,6 +53,10 @@ pub struct Storage {
     pub offload: usize,
 }
 
+/// Linear layers that stay plain while the others are in blocks, such as `model.layers.0.mlp.down_proj`: those that a checkpoint
+/// of blocks stores as they are.
+pub type PlainLayers = Arc<BTreeSet<String>>;
+
 impl From<DType> for Storage {
     fn from(dtype: DType) -> Self {
         Storage { plain: dtype, linear: dtype, outer: dtype, host_embedding: false, offload: 0 }
@@ -70,6 +74,8 @@ pub struct Builder<'a> {
     pub rng: Option<Value>,
     /// Blocks whose input waits in host memory for the reverse pass.
     pub kept_blocks: Vec<bool>,
+    /// Linear layers that are not in blocks though the others are.
+    pub plain_layers: PlainLayers,
     /// How layers with an adapter are built.
     form: AdapterForm,
     known: HashMap<String, Value>,
@@ -90,6 +96,7 @@ impl<'a> Builder<'a> {
             adapter,
             rng: None,
             kept_blocks: Vec::new(),
+            plain_layers: PlainLayers::default(),
             form,
             known: HashMap::new(),
             dropouts: 0,
@@ -151,8 +158,11 @@ impl<'a> Builder<'a> {
         outputs: usize,
         inputs: usize,
     ) -> Result<Value, GraphError> {
-        let weight =
-            self.stored(&format!("{module}.weight"), &[outputs, inputs], |storage| storage.linear)?;
+        let dtype = match self.plain_layers.contains(module) {
+            true => |storage: Storage| storage.plain,
+            false => |storage: Storage| storage.linear,
+        };
+        let weight = self.stored(&format!("{module}.weight"), &[outputs, inputs], dtype)?;
         let adapter = self.adapter.filter(|spec| spec.modules.iter().any(|m| m == module));
         let Some(spec) = adapter else {
             return matmul(&mut self.graph, Layout::NT, x, weight, 1.0, self.activations);

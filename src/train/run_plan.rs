@@ -13,6 +13,7 @@ use crate::data::{Dataset, Tokenizer};
 use crate::error::Error;
 use crate::graph::{DeviceProfile, LeafKind};
 use crate::models::ModelConfig;
+use crate::nn::PlainLayers;
 use crate::plan::MemoryReport;
 use serde::Serialize;
 
@@ -88,10 +89,14 @@ pub fn plan_run(
             return Err(Error::input("a plan without --data.json_path needs --max_seq_length"));
         }
     };
+    let mut plain_layers = PlainLayers::default();
     if options.method == Method::Lora {
         // weights that cannot be read are for the run to complain of
-        let quantize = match Checkpoint::open(&options.model_dir) {
-            Ok(weights) => options.quantize().for_source(&WeightSource::Checkpoint(weights), config)?,
+        let quantize = match Checkpoint::open(&options.model_dir).map(WeightSource::Checkpoint) {
+            Ok(source) => {
+                plain_layers = source.plain_layers(config)?;
+                options.quantize().for_source(&source, config)?
+            }
             Err(_) => options.quantize().complete()?,
         };
         options.quantize = quantize.kind;
@@ -100,7 +105,7 @@ pub fn plan_run(
         Method::Lora => Some(adapter_of(&mut options, config)?.0),
         Method::Full { .. } => None,
     };
-    let network = network_of(config, &options, adapter, length.max(sampled));
+    let network = network_of(config, &options, adapter, plain_layers, length.max(sampled));
     let demand = demand_by_size(|micro_batch| match &data {
         Some(data) => Demand { sampled, ..run_demand(data, &options, micro_batch, steps(data, &options)) },
         None => Demand { optimizer: options.optimizer, ..Demand::uniform(micro_batch, length) },

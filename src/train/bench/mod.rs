@@ -10,7 +10,7 @@ use crate::fuse::Fusions;
 use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
 use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
-use crate::nn::{Storage, WeightMode};
+use crate::nn::{PlainLayers, Storage, WeightMode};
 use crate::ops::adamw::Hyper;
 use crate::train::adapter::spec_of_targets;
 use crate::train::memory::{MemoryLimit, Planner};
@@ -166,6 +166,7 @@ impl BenchTrain {
             activations: options.precision.activations(),
             adapter: Some(adapter),
             recompute: Recompute::None,
+            plain_layers: PlainLayers::default(),
             positions: options.seq,
             fusions: options.fusions,
             host_activations: options.offload_activations,
