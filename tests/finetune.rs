@@ -912,6 +912,7 @@ fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
         positions: 128,
         fusions: engraft::fuse::Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
         config,
     };
     let source = engraft::train::weights::WeightSource::Checkpoint(Checkpoint::open(model).unwrap());

@@ -144,6 +144,7 @@ fn network(folder: &Path, adapter: Option<&Path>, recompute: Recompute) -> (Netw
         positions: 128,
         fusions: engraft::fuse::Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
     };
     (network, peft)
 }

@@ -74,6 +74,7 @@ fn network(hidden: usize) -> Network {
         positions: 32,
         fusions: Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
     }
 }
 

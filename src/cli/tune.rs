@@ -73,5 +73,6 @@ fn network(
         positions: tokens,
         fusions: Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
     })
 }

@@ -36,6 +36,9 @@ pub struct Network {
     pub fusions: Fusions,
     /// What enters blocks that are made again waits in host memory for the reverse pass.
     pub host_activations: bool,
+    /// In training and evaluation, gated MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1:
+    /// all at once.
+    pub mlp_chunks: usize,
 }
 
 /// The inputs that every graph over a token stream has.
@@ -105,6 +108,7 @@ impl Network {
         if train && self.adapter.as_ref().is_some_and(|a| a.dropout > 0.0) {
             b.rng = Some(b.graph.input("rng", Shape::vector(4), DType::U32)?);
         }
+        b.mlp_chunks = self.mlp_chunks;
         let blocks = self.config.layers as u32;
         b.kept_blocks = (0..blocks)
             .map(|l| train && self.host_activations && self.recompute.starts_group(l, blocks))

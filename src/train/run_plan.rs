@@ -128,7 +128,7 @@ fn report(
     sizes.sort_unstable();
     sizes.dedup();
     for &size in &sizes {
-        let all = planner.plan(size, Recompute::None).map_err(FitError::from)?.flops;
+        let all = planner.kept_flops(size).map_err(FitError::from)?;
         for policy in planner.policies() {
             let combination = planner.combination(size, policy).map_err(FitError::from)?;
             combinations.push(CombinationReport {
@@ -144,7 +144,7 @@ fn report(
         Err(other) => return Err(other.into()),
     };
     let plan = planner.plan(micro_batch, recompute).map_err(FitError::from)?;
-    let kept = planner.plan(micro_batch, Recompute::None).map_err(FitError::from)?;
+    let kept = planner.kept_flops(micro_batch).map_err(FitError::from)?;
     let leaves = plan.graph.leaves().iter().filter(|leaf| leaf.kind == LeafKind::Trainable);
     let trainable = leaves.map(|leaf| plan.graph.shape_of(leaf.value).elements() as u64).sum();
     Ok(PlanReport {
@@ -160,7 +160,7 @@ fn report(
         peak_bytes: plan.memory.total(),
         bytes: plan.memory,
         step_flops: plan.flops * (options.batch_size / micro_batch) as f64,
-        extra_flops: plan.flops / kept.flops - 1.0,
+        extra_flops: plan.flops / kept - 1.0,
         memory_limit: limit.map(|limit| limit.bytes),
         fits: fits(plan.memory.total()),
         advice: advice.as_ref().map(Advice::to_string),

@@ -45,6 +45,7 @@ pub fn open_network(
         positions: config.max_position_embeddings,
         fusions: Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
         config,
     };
     Ok((network, source))
@@ -74,6 +75,7 @@ pub fn network_of(
         positions,
         fusions: Fusions::default(),
         host_activations: options.offload_activations,
+        mlp_chunks: options.mlp_chunks,
         config: config.clone(),
     }
 }

@@ -171,6 +171,7 @@ fn estimate_memory(
             positions: tokens,
             fusions: Fusions::default(),
             host_activations: false,
+            mlp_chunks: 1,
         };
         let demand = |samples| Demand::uniform(samples, tokens);
         let planner = Planner { network, device: &device, batch_size: 1, resumed: false, demand: &demand };
