@@ -991,10 +991,12 @@ fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
         weights: engraft::nn::WeightMode::Frozen(engraft::graph::DType::F32.into()),
         activations: engraft::graph::DType::F32,
         adapter: Some(engraft::train::adapter::spec_of_adapter(&config, &peft).unwrap()),
+        plain_layers: engraft::nn::PlainLayers::default(),
         recompute: engraft::autograd::Recompute::None,
         positions: 128,
         fusions: engraft::fuse::Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
         config,
     };
     let source = engraft::train::weights::WeightSource::Checkpoint(Checkpoint::open(model).unwrap());

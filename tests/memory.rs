@@ -11,7 +11,7 @@ use engraft::fuse::Fusions;
 use engraft::gpu::{Gpu, GpuError};
 use engraft::graph::DeviceProfile;
 use engraft::models::{ModelConfig, Network};
-use engraft::nn::{Storage, WeightMode};
+use engraft::nn::{PlainLayers, Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
 use engraft::plan::tune::{measure, unmeasured};
 use engraft::train::adapter::spec_of_targets;
@@ -45,9 +45,11 @@ fn network(precision: Precision, dropout: f64) -> Network {
         weights: WeightMode::Frozen(precision.weights().into()),
         activations: precision.activations(),
         recompute: Recompute::None,
+        plain_layers: PlainLayers::default(),
         positions: SEQ,
         fusions: Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
         config,
     }
 }
@@ -90,6 +92,56 @@ fn no_policy_changes_a_bit() {
             let first = first.get_or_insert_with(|| gradients.clone());
             assert!(*first == gradients, "{precision}, recompute {recompute}");
         }
+    }
+}
+
+/// An MLP in chunks sums its adapters' gradients in another order, and is otherwise the same; chunks are made again with the same
+/// bits, whatever else is.
+#[test]
+fn mlps_in_chunks_give_the_same_loss_and_gradients() {
+    let Some(gpu) = common::gpu() else { return };
+    // the second size is planned onto the slots of the first
+    let batches = [batch(2), batch(1)];
+    let run = |network: &Network, mlp_chunks, recompute| {
+        let network = Network { mlp_chunks, ..network.clone() };
+        let (mut trainer, plan) = trainer(&gpu, &network, 2, recompute);
+        trainer.begin().unwrap();
+        trainer.accumulate(&batches[0], 1.0).unwrap();
+        let gradients = trainer.optimiser().gradients().unwrap();
+        let loss = trainer.evaluate([&batches[0]]).unwrap();
+        assert_eq!(trainer.memory(), plan.memory, "{mlp_chunks} chunks, {recompute}");
+        trainer.begin().unwrap();
+        trainer.accumulate(&batches[1], 1.0).unwrap();
+        (loss, gradients, trainer.optimiser().gradients().unwrap())
+    };
+    let short = |network: Network| Network { config: ModelConfig { layers: 3, ..network.config }, ..network };
+    let adapted = short(network(Precision::F32True, 0.0));
+    let full = Network { adapter: None, weights: WeightMode::Trainable, ..adapted.clone() };
+    for (network, counts) in [(&adapted, &[2, 5, 32][..]), (&full, &[5])] {
+        let expected = run(network, 1, Recompute::None);
+        for &chunks in counts {
+            let found = run(network, chunks, Recompute::None);
+            let apart = (found.0 - expected.0).abs() / expected.0;
+            assert!(apart < 1e-5, "{chunks} chunks: loss {} and {}", found.0, expected.0);
+            let pairs = [(&found.1, &expected.1), (&found.2, &expected.2)];
+            for ((name, g), (_, e)) in
+                pairs.into_iter().flat_map(|(found, expected)| found.iter().zip(expected))
+            {
+                let size = e.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let worst = g.iter().zip(e).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(worst <= 1e-4 * size, "{chunks} chunks: {name} differs by {worst} of {size}");
+            }
+        }
+    }
+    let network = short(network(Precision::BF16True, 0.2));
+    let expected = run(&network, 5, Recompute::None);
+    assert!(expected.1.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)), "there are gradients");
+    for recompute in [Recompute::Selective, Recompute::Layer, Recompute::every(2).unwrap()] {
+        assert!(expected == run(&network, 5, recompute), "recompute {recompute}");
+    }
+    if gpu.profile().host_buffers {
+        let on_host = Network { host_activations: true, ..network };
+        assert!(expected == run(&on_host, 5, Recompute::Layer), "activations in host memory");
     }
 }
 
@@ -385,6 +437,35 @@ fn planned(length: usize, recompute: &str, kind: &str) -> f64 {
     let report = json(&plan(&[&words[..], &["--recompute", recompute, "--json"]].concat()));
     assert_eq!(report["recompute"], recompute);
     report["bytes"][kind].as_u64().unwrap() as f64
+}
+
+/// At 8,192 tokens the width of the MLP is most of what a block makes again.
+#[test]
+fn chunks_of_mlps_lower_the_peak_of_a_long_sequence() {
+    let report = |chunks: &str, recompute: &str| {
+        let shape =
+            ["--shape", "llama-3.2-1b", "--micro_batch_size", "1", "--max_seq_length", "8192", "--json"];
+        json(&plan(&[&shape[..], &["--recompute", recompute, "--mlp_chunks", chunks]].concat()))
+    };
+    let activations = |report: &Value| report["bytes"]["activations"].as_u64().unwrap() as f64;
+    let flops = |report: &Value| report["step_flops"].as_f64().unwrap();
+    for (recompute, share) in [("none", 0.35), ("layer", 0.75), ("every-4", 0.45)] {
+        let [whole, two, eight] = ["1", "2", "8"].map(|chunks| report(chunks, recompute));
+        let shares = [&two, &eight].map(|report| activations(report) / activations(&whole));
+        println!("{recompute}: activations {shares:?}, FLOPs {}", flops(&eight) / flops(&whole));
+        assert!(shares[1] < shares[0] && shares[0] < 1.0 && shares[1] < share, "{recompute}: {shares:?}");
+        assert!(eight["peak_bytes"].as_u64() < whole["peak_bytes"].as_u64());
+        // gate and up are made once more, and cost the same however many the chunks
+        assert!((flops(&eight) / flops(&two) - 1.0).abs() < 1e-6, "{} {}", flops(&two), flops(&eight));
+        let more = flops(&eight) / flops(&whole) - 1.0;
+        assert!(more > 0.0 && more < 0.2, "{recompute}: {more}");
+        let kept = flops(&whole) / (1.0 + whole["extra_flops"].as_f64().unwrap());
+        let extra = eight["extra_flops"].as_f64().unwrap();
+        assert!((flops(&eight) / kept - 1.0 - extra).abs() < 1e-6, "beyond a step without chunks: {extra}");
+    }
+    let refused = plan(&["--shape", "llama-3.2-1b", "--max_seq_length", "512", "--mlp_chunks", "33"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("--mlp_chunks 33: must be 1 to 32"), "{said}");
 }
 
 #[test]

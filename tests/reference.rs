@@ -10,7 +10,7 @@ use engraft::data::MicroBatch;
 use engraft::gpu::Gpu;
 use engraft::graph::DType;
 use engraft::models::{ModelConfig, Network};
-use engraft::nn::WeightMode;
+use engraft::nn::{PlainLayers, WeightMode};
 use engraft::ops::adamw::Hyper;
 use engraft::train::adapter;
 use engraft::train::options::Precision;
@@ -140,9 +140,11 @@ fn network(folder: &Path, adapter: Option<&Path>, recompute: Recompute) -> (Netw
         activations: DType::F32,
         adapter: spec,
         recompute,
+        plain_layers: PlainLayers::default(),
         positions: 128,
         fusions: engraft::fuse::Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
     };
     (network, peft)
 }

@@ -9,7 +9,7 @@ use engraft::fuse::Fusions;
 use engraft::graph::DType;
 use engraft::graph::layout::unpack;
 use engraft::models::{ModelConfig, Network};
-use engraft::nn::WeightMode;
+use engraft::nn::{PlainLayers, WeightMode};
 use engraft::plan::Bindings;
 use engraft::train::bench::small_config;
 use engraft::train::weights::WeightSource;
@@ -70,9 +70,11 @@ fn network(hidden: usize) -> Network {
         activations: DType::BF16,
         adapter: None,
         recompute: Recompute::None,
+        plain_layers: PlainLayers::default(),
         positions: 32,
         fusions: Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
     }
 }
 

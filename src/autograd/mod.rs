@@ -4,7 +4,8 @@
 //! one value are summed, and what reaches a trainable leaf is added to that parameter's gradient. Recomputation is the
 //! same walk over copies of forward nodes, those that the policy names, appended just before the reverse nodes of their
 //! group of blocks: the plan then frees the originals after the forward pass. The copies run the same kernels on the same
-//! numbers, so gradients are bit-equal.
+//! numbers, so gradients are bit-equal. A piece of a block is copied just before its own reverse nodes, once more where its
+//! block was: the first copy makes what comes after the piece, and is dead code where nothing does.
 
 mod recompute;
 
@@ -44,6 +45,7 @@ pub fn differentiate(
         gradients: HashMap::from([(loss, seed)]),
         copies: HashMap::new(),
         copied: HashSet::new(),
+        copied_pieces: HashSet::new(),
         claimed: HashSet::new(),
         kept: kept_on_host(&nodes),
     };
@@ -82,6 +84,8 @@ struct Reverse {
     copies: HashMap<Value, Value>,
     /// Groups of blocks whose copies stand already.
     copied: HashSet<u32>,
+    /// Pieces whose copies stand already.
+    copied_pieces: HashSet<u32>,
     /// Values that already are somebody's parameter gradient.
     claimed: HashSet<Value>,
     /// Values that wait in host memory for the reverse pass.
@@ -105,7 +109,15 @@ impl Reverse {
         if let Some(group) = self.group(node)
             && self.copied.insert(group)
         {
-            self.copy_group(graph, nodes, group)?;
+            let recompute = self.recompute;
+            let last = self.last_block;
+            let of_group = |n: &Node| recompute.group(n.block?, last?);
+            self.copy_nodes(graph, nodes, |n| recompute.rebuilds(n) && of_group(n) == Some(group))?;
+        }
+        if let Some(piece) = node.piece
+            && self.copied_pieces.insert(piece)
+        {
+            self.copy_nodes(graph, nodes, |n| n.piece == Some(piece))?;
         }
         let current = |v: &Value| self.copies.get(v).copied().unwrap_or(*v);
         let inputs: Vec<Value> = node.inputs.iter().map(current).collect();
@@ -125,11 +137,13 @@ impl Reverse {
         self.recompute.group(node.block?, self.last_block?)
     }
 
-    fn copy_group(&mut self, graph: &mut Graph, nodes: &[Node], group: u32) -> Result<(), GraphError> {
-        for node in nodes.iter().filter(|n| self.recompute.rebuilds(n)) {
-            if self.group(node) != Some(group) {
-                continue;
-            }
+    fn copy_nodes(
+        &mut self,
+        graph: &mut Graph,
+        nodes: &[Node],
+        which: impl Fn(&Node) -> bool,
+    ) -> Result<(), GraphError> {
+        for node in nodes.iter().filter(|n| which(n)) {
             for input in &node.inputs {
                 if let (Some(&kept), false) = (self.kept.get(input), self.copies.contains_key(input)) {
                     let dtype = graph.type_of(kept).dtype;

@@ -437,6 +437,9 @@ pub struct MemoryArgs {
     /// Keep the inputs of blocks that are made again in host memory until the reverse pass
     #[arg(long, alias = "offload-activations")]
     pub offload_activations: bool,
+    /// Run each MLP on so many chunks of the tokens, one after the other, and make each again in the reverse pass
+    #[arg(long, alias = "mlp-chunks", value_name = "N", default_value_t = 1)]
+    pub mlp_chunks: usize,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::Gpu;
 use crate::models::{ModelConfig, Network};
-use crate::nn::WeightMode;
+use crate::nn::{PlainLayers, WeightMode};
 use crate::train::adapter::spec_of_targets;
 use crate::train::options::Precision;
 use crate::train::quantize::QuantizeOptions;
@@ -66,11 +66,13 @@ fn network(
     Ok(Network {
         config,
         weights: WeightMode::Frozen(quantize.storage(precision)),
+        plain_layers: PlainLayers::default(),
         activations: precision.activations(),
         adapter: Some(adapter),
         recompute: crate::autograd::Recompute::None,
         positions: tokens,
         fusions: Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
     })
 }

@@ -82,6 +82,8 @@ pub struct Node {
     pub outputs: Vec<Value>,
     /// The unit of recomputation this node belongs to.
     pub block: Option<u32>,
+    /// The part of a block that it belongs to, if that is always made again by itself.
+    pub piece: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +110,8 @@ pub struct Graph {
     accumulations: Vec<Accumulation>,
     block: Option<u32>,
     blocks: u32,
+    piece: Option<u32>,
+    pieces: u32,
 }
 
 impl Graph {
@@ -168,7 +172,8 @@ impl Graph {
             .enumerate()
             .map(|(output, ty)| self.value(ty, Origin::Node { node, output }))
             .collect();
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), block: self.block });
+        let (inputs, block, piece) = (inputs.to_vec(), self.block, self.piece);
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), block, piece });
         Ok(outputs)
     }
 
@@ -195,6 +200,17 @@ impl Graph {
 
     pub fn end_block(&mut self) {
         self.block = None;
+    }
+
+    /// Nodes appended from here to [`Graph::end_piece`] are made again by themselves in the reverse pass, whatever the policy of
+    /// recomputation: what they leave for one another lives during their own reverse pass only.
+    pub fn begin_piece(&mut self) {
+        self.piece = Some(self.pieces);
+        self.pieces += 1;
+    }
+
+    pub fn end_piece(&mut self) {
+        self.piece = None;
     }
 
     pub fn type_of(&self, value: Value) -> TensorType {

@@ -38,7 +38,7 @@ impl Graph {
                 let (inputs, outputs) = (node.inputs.clone(), node.outputs.clone());
                 vec![NewNode { op: Arc::clone(&node.op), inputs, outputs }]
             };
-            new.block = node.block;
+            (new.block, new.piece) = (node.block, node.piece);
             for NewNode { op, inputs, outputs } in changes.get(&n).cloned().unwrap_or_else(same) {
                 let moved = |v: &Value| {
                     let early = || GraphError::invalid(op.name(), "reads what is not made yet");
@@ -49,8 +49,8 @@ impl Graph {
                 map.extend(outputs.iter().copied().zip(made));
             }
         }
-        new.block = None;
-        new.blocks = self.blocks;
+        (new.block, new.piece) = (None, None);
+        (new.blocks, new.pieces) = (self.blocks, self.pieces);
         let moved = |v: &Value| {
             map.get(v).copied().ok_or_else(|| GraphError::invalid("graph", "an output is made by no node"))
         };

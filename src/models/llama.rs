@@ -73,7 +73,9 @@ fn block(
     let projected = b.linear(attended, &name("self_attn.o_proj"), d, q_width)?;
     let x = ops::add::add(&mut b.graph, x, projected)?;
 
-    let normed = b.rms_norm(x, &name("post_attention_layernorm"), d, config.rms_norm_eps)?;
-    let mlp = b.gated_mlp(normed, &name("mlp"), d, config.intermediate_size)?;
-    ops::add::add(&mut b.graph, x, mlp)
+    b.in_chunks(x, |b, x| {
+        let normed = b.rms_norm(x, &name("post_attention_layernorm"), d, config.rms_norm_eps)?;
+        let mlp = b.gated_mlp(normed, &name("mlp"), d, config.intermediate_size)?;
+        ops::add::add(&mut b.graph, x, mlp)
+    })
 }

@@ -16,7 +16,7 @@ pub use shapes::{shape, shape_names};
 use crate::autograd::{Recompute, differentiate};
 use crate::fuse::{Fusions, fuse};
 use crate::graph::{DType, Graph, GraphError, Shape, Value};
-use crate::nn::{AdapterForm, AdapterSpec, Builder, Storage, WeightMode};
+use crate::nn::{AdapterForm, AdapterSpec, Builder, PlainLayers, Storage, WeightMode};
 use crate::ops;
 use crate::ops::attention::Visibility;
 use crate::ops::matmul::{Layout, matmul};
@@ -26,6 +26,8 @@ use crate::ops::matmul::{Layout, matmul};
 pub struct Network {
     pub config: ModelConfig,
     pub weights: WeightMode,
+    /// Linear layers that are not in blocks though the others are.
+    pub plain_layers: PlainLayers,
     pub activations: DType,
     pub adapter: Option<AdapterSpec>,
     pub recompute: Recompute,
@@ -34,6 +36,9 @@ pub struct Network {
     pub fusions: Fusions,
     /// What enters blocks that are made again waits in host memory for the reverse pass.
     pub host_activations: bool,
+    /// In training and evaluation, gated MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1:
+    /// all at once.
+    pub mlp_chunks: usize,
 }
 
 /// The inputs that every graph over a token stream has.
@@ -114,6 +119,7 @@ impl Network {
         if train && self.adapter.as_ref().is_some_and(|a| a.dropout > 0.0) {
             b.rng = Some(b.graph.input("rng", Shape::vector(4), DType::U32)?);
         }
+        b.mlp_chunks = self.mlp_chunks;
         let blocks = self.config.layers as u32;
         b.kept_blocks = (0..blocks)
             .map(|l| train && self.host_activations && self.recompute.starts_group(l, blocks))
@@ -199,7 +205,9 @@ impl Network {
             Fusions { adapter: true, dropout, .. } => AdapterForm::Fused { dropout },
             _ => AdapterForm::Separate,
         };
-        Builder::new(self.weights, self.activations, adapter, form)
+        let mut builder = Builder::new(self.weights, self.activations, adapter, form);
+        builder.plain_layers = PlainLayers::clone(&self.plain_layers);
+        builder
     }
 
     /// Whether the token embedding stays in host memory in training and evaluation.

@@ -6,7 +6,8 @@ use crate::ops;
 use crate::ops::dropout::Dropout;
 use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
-use std::collections::HashMap;
+use crate::ops::split_rows;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Where adapters sit and how they scale.
@@ -62,6 +63,10 @@ pub struct Storage {
     pub offload: usize,
 }
 
+/// Linear layers that stay plain while the others are in blocks, such as `model.layers.0.mlp.down_proj`: those that a checkpoint
+/// of blocks stores as they are.
+pub type PlainLayers = Arc<BTreeSet<String>>;
+
 impl From<DType> for Storage {
     fn from(dtype: DType) -> Self {
         Storage { plain: dtype, linear: dtype, outer: dtype, host_embedding: false, offload: 0 }
@@ -79,6 +84,10 @@ pub struct Builder<'a> {
     pub rng: Option<Value>,
     /// Blocks whose input waits in host memory for the reverse pass.
     pub kept_blocks: Vec<bool>,
+    /// Linear layers that are not in blocks though the others are.
+    pub plain_layers: PlainLayers,
+    /// Gated MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1: all at once.
+    pub mlp_chunks: usize,
     /// How layers with an adapter are built.
     form: AdapterForm,
     known: HashMap<String, Value>,
@@ -99,6 +108,8 @@ impl<'a> Builder<'a> {
             adapter,
             rng: None,
             kept_blocks: Vec::new(),
+            plain_layers: PlainLayers::default(),
+            mlp_chunks: 1,
             form,
             known: HashMap::new(),
             dropouts: 0,
@@ -152,6 +163,16 @@ impl<'a> Builder<'a> {
         Ok(value)
     }
 
+    /// A matrix of an adapter: one leaf, however often it is asked for.
+    fn parameter(&mut self, name: String, rows: usize, cols: usize) -> Result<Value, GraphError> {
+        if let Some(&value) = self.known.get(&name) {
+            return Ok(value);
+        }
+        let value = self.graph.trainable(name.clone(), Shape::matrix(rows, cols))?;
+        self.known.insert(name, value);
+        Ok(value)
+    }
+
     /// `x·Wᵀ` with the weight `{module}.weight` `[outputs, inputs]`, and the module's adapter where it has one.
     ///
     /// # Errors
@@ -163,14 +184,17 @@ impl<'a> Builder<'a> {
         outputs: usize,
         inputs: usize,
     ) -> Result<Value, GraphError> {
-        let weight =
-            self.stored(&format!("{module}.weight"), &[outputs, inputs], |storage| storage.linear)?;
+        let dtype = match self.plain_layers.contains(module) {
+            true => |storage: Storage| storage.plain,
+            false => |storage: Storage| storage.linear,
+        };
+        let weight = self.stored(&format!("{module}.weight"), &[outputs, inputs], dtype)?;
         let adapter = self.adapter.filter(|spec| spec.modules.iter().any(|m| m == module));
         let Some(spec) = adapter else {
             return matmul(&mut self.graph, Layout::NT, x, weight, 1.0, self.activations);
         };
-        let a = self.graph.trainable(format!("{module}.lora_A.weight"), Shape::matrix(spec.rank, inputs))?;
-        let b = self.graph.trainable(format!("{module}.lora_B.weight"), Shape::matrix(outputs, spec.rank))?;
+        let a = self.parameter(format!("{module}.lora_A.weight"), spec.rank, inputs)?;
+        let b = self.parameter(format!("{module}.lora_B.weight"), outputs, spec.rank)?;
         let dropped = match self.rng {
             Some(rng) if spec.dropout > 0.0 => {
                 self.dropouts += 1;
@@ -207,8 +231,8 @@ impl<'a> Builder<'a> {
     ) -> Result<Option<(Value, Value)>, GraphError> {
         let adapter = self.adapter.filter(|spec| spec.modules.iter().any(|m| m == module));
         let Some(spec) = adapter else { return Ok(None) };
-        let a = self.graph.trainable(format!("{module}.lora_A.weight"), Shape::matrix(spec.rank, inputs))?;
-        let b = self.graph.trainable(format!("{module}.lora_B.weight"), Shape::matrix(outputs, spec.rank))?;
+        let a = self.parameter(format!("{module}.lora_A.weight"), spec.rank, inputs)?;
+        let b = self.parameter(format!("{module}.lora_B.weight"), outputs, spec.rank)?;
         let dropped = match self.rng {
             Some(rng) if spec.dropout > 0.0 => {
                 self.dropouts += 1;
@@ -219,6 +243,30 @@ impl<'a> Builder<'a> {
         };
         let u = matmul(&mut self.graph, Layout::NT, dropped, a, spec.scale, DType::F32)?;
         Ok(Some((u, b)))
+    }
+
+    /// What `layer` makes of x `[T, d]`, of which every row depends on the row of x alone: in [`Builder::mlp_chunks`] of T.
+    ///
+    /// # Errors
+    /// What `layer` reports.
+    pub fn in_chunks(
+        &mut self,
+        x: Value,
+        mut layer: impl FnMut(&mut Self, Value) -> Result<Value, GraphError>,
+    ) -> Result<Value, GraphError> {
+        let rows = self.graph.shape_of(x).rows();
+        let count = self.mlp_chunks.min(rows);
+        if count < 2 {
+            return layer(self, x);
+        }
+        let ranges = split_rows::chunks(rows, count);
+        let mut parts = split_rows::split_rows(&mut self.graph, x, ranges.clone())?;
+        for part in &mut parts {
+            self.graph.begin_piece();
+            *part = layer(self, *part)?;
+            self.graph.end_piece();
+        }
+        split_rows::join_rows(&mut self.graph, &parts, rows, ranges)
     }
 
     /// RMS normalisation with the weight `{module}.weight` `[width]`.

@@ -19,6 +19,7 @@ pub mod norm_squared;
 pub mod rms_norm;
 pub mod rope;
 pub mod sgd;
+pub mod split_rows;
 pub mod swiglu;
 
 use crate::graph::{Case, Dispatch, GraphError, Operation, Shader, TensorType};
@@ -57,6 +58,8 @@ operations![
     rms_norm::RmsNormWeightGradient,
     rope::Rope,
     sgd::Sgd,
+    split_rows::SplitRows,
+    split_rows::JoinRows,
     swiglu::SwiGlu,
     swiglu::SwiGluGradient,
 ];

@@ -189,7 +189,8 @@ impl<'a> Finetune<'a> {
             );
         }
         let written = prompts.as_ref().map_or(0, Prompts::longest);
-        let network = network_of(&config, options, spec, longest(&data).max(written));
+        let plain_layers = source.plain_layers(&config)?;
+        let network = network_of(&config, options, spec, plain_layers, longest(&data).max(written));
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         options.lr_warmup_fraction = None;

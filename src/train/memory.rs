@@ -150,6 +150,15 @@ impl Planner<'_> {
         TrainingPlan::new(&network, &(self.demand)(micro_batch), self.device)
     }
 
+    /// FLOPs of a micro-batch where nothing is made again, chunks of MLPs neither.
+    ///
+    /// # Errors
+    /// As [`Planner::plan`].
+    pub fn kept_flops(&self, micro_batch: usize) -> Result<f64, GraphError> {
+        let network = Network { mlp_chunks: 1, ..self.network.clone() };
+        Ok(Planner { network, ..*self }.plan(micro_batch, Recompute::None)?.flops)
+    }
+
     /// # Errors
     /// As [`Planner::plan`].
     pub fn combination(&self, micro_batch: usize, recompute: Recompute) -> Result<Combination, GraphError> {
@@ -175,7 +184,10 @@ impl Planner<'_> {
     ) -> Result<Choice, FitError> {
         let bytes = limit.map_or(u64::MAX, |l| l.bytes);
         let kept = self.plan(micro_batch, Recompute::None)?;
-        let all = kept.flops;
+        let all = match self.network.mlp_chunks {
+            1 => kept.flops,
+            _ => self.kept_flops(micro_batch)?,
+        };
         let choice = |plan: TrainingPlan| Choice { extra_flops: plan.flops / all - 1.0, plan, limit };
         let chosen = match kind {
             RecomputeKind::Policy(Recompute::None) => kept,

@@ -76,10 +76,11 @@ impl QuantizeOptions {
         }
     }
 
-    /// The same for the weights of a source: one that bitsandbytes quantised stays as it is.
+    /// The same for the weights of a source: one that bitsandbytes quantised stays as it is, layers that it left out as well
+    /// ([`WeightSource::plain_layers`]).
     ///
     /// # Errors
-    /// Another kind than the source has, a source that is quantised in part or in another way, and as
+    /// Another kind than the source has, a source of several kinds or quantised in another way, and as
     /// [`QuantizeOptions::complete`].
     pub fn for_source(self, source: &WeightSource, config: &ModelConfig) -> Result<Self, Error> {
         let WeightSource::Checkpoint(checkpoint) = source else { return self.complete() };
@@ -93,10 +94,11 @@ impl QuantizeOptions {
         }
         for (module, _, _) in Network::linear_modules(config) {
             let stored = checkpoint.quantised_type(&format!("{module}.weight")).map_err(Error::from)?;
-            if stored.is_none_or(|ty| ty.dtype != dtype) {
+            if let Some(ty) = stored.filter(|ty| ty.dtype != dtype) {
                 return Err(Error::input(format!(
-                    "{module}.weight is not in {found} while other layers are: engraft reads models whose linear layers are \
-                     quantised alike; give the folder of the original and --quantize {found}"
+                    "{module}.weight is in {} while other weights are in {found}: engraft reads models whose layers are quantised \
+                     alike or not at all; give the folder of the original and --quantize {found}",
+                    ty.dtype
                 )));
             }
         }

@@ -13,6 +13,7 @@ use crate::data::{Dataset, Tokenizer};
 use crate::error::Error;
 use crate::graph::{DeviceProfile, LeafKind};
 use crate::models::ModelConfig;
+use crate::nn::PlainLayers;
 use crate::plan::MemoryReport;
 use serde::Serialize;
 
@@ -90,10 +91,14 @@ pub fn plan_run(
             return Err(Error::input("a plan without --data.json_path needs --max_seq_length"));
         }
     };
+    let mut plain_layers = PlainLayers::default();
     if options.method == Method::Lora {
         // weights that cannot be read are for the run to complain of
-        let quantize = match Checkpoint::open(&options.model_dir) {
-            Ok(weights) => options.quantize().for_source(&WeightSource::Checkpoint(weights), config)?,
+        let quantize = match Checkpoint::open(&options.model_dir).map(WeightSource::Checkpoint) {
+            Ok(source) => {
+                plain_layers = source.plain_layers(config)?;
+                options.quantize().for_source(&source, config)?
+            }
             Err(_) => options.quantize().complete()?,
         };
         options.quantize = quantize.kind;
@@ -102,7 +107,7 @@ pub fn plan_run(
         Method::Lora => Some(adapter_of(&mut options, config)?.0),
         Method::Full { .. } => None,
     };
-    let network = network_of(config, &options, adapter, length.max(sampled));
+    let network = network_of(config, &options, adapter, plain_layers, length.max(sampled));
     let demand = demand_by_size(|micro_batch| match &data {
         Some(data) => Demand { sampled, ..run_demand(data, &options, micro_batch, steps(data, &options)) },
         None => Demand { optimizer: options.optimizer, ..Demand::uniform(micro_batch, length) },
@@ -125,7 +130,7 @@ fn report(
     sizes.sort_unstable();
     sizes.dedup();
     for &size in &sizes {
-        let all = planner.plan(size, Recompute::None).map_err(FitError::from)?.flops;
+        let all = planner.kept_flops(size).map_err(FitError::from)?;
         for policy in planner.policies() {
             let combination = planner.combination(size, policy).map_err(FitError::from)?;
             combinations.push(CombinationReport {
@@ -141,7 +146,7 @@ fn report(
         Err(other) => return Err(other.into()),
     };
     let plan = planner.plan(micro_batch, recompute).map_err(FitError::from)?;
-    let kept = planner.plan(micro_batch, Recompute::None).map_err(FitError::from)?;
+    let kept = planner.kept_flops(micro_batch).map_err(FitError::from)?;
     let leaves = plan.graph.leaves().iter().filter(|leaf| leaf.kind == LeafKind::Trainable);
     let trainable = leaves.map(|leaf| plan.graph.shape_of(leaf.value).elements() as u64).sum();
     Ok(PlanReport {
@@ -158,7 +163,7 @@ fn report(
         bytes: plan.memory,
         host_bytes: plan.host_bytes,
         step_flops: plan.flops * (options.batch_size / micro_batch) as f64,
-        extra_flops: plan.flops / kept.flops - 1.0,
+        extra_flops: plan.flops / kept - 1.0,
         memory_limit: limit.map(|limit| limit.bytes),
         fits: fits(plan.memory.total()),
         advice: advice.as_ref().map(Advice::to_string),

@@ -14,7 +14,7 @@ use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuError};
 use crate::graph::layout::pack;
 use crate::models::{ModelConfig, Network};
-use crate::nn::{AdapterSpec, Storage, WeightMode};
+use crate::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use crate::plan::{Bindings, ParameterSpace};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -38,23 +38,26 @@ pub fn open_network(
     let quantize = quantize.for_source(&source, &config)?;
     let network = Network {
         weights: WeightMode::Frozen(quantize.storage(precision)),
+        plain_layers: source.plain_layers(&config)?,
         activations: precision.activations(),
         adapter: adapter.map(|adapter| spec_of_adapter(&config, adapter)).transpose()?,
         recompute: Recompute::None,
         positions: config.max_position_embeddings,
         fusions: Fusions::default(),
         host_activations: false,
+        mlp_chunks: 1,
         config,
     };
     Ok((network, source))
 }
 
 /// The network that a run trains, with an adapter or, in full training, without. `positions` is the longest sample; the
-/// policy of recomputation is left to a plan.
+/// policy of recomputation is left to a plan. `plain_layers` are those of the weights' source.
 pub fn network_of(
     config: &ModelConfig,
     options: &FinetuneOptions,
     adapter: Option<AdapterSpec>,
+    plain_layers: PlainLayers,
     positions: usize,
 ) -> Network {
     Network {
@@ -65,12 +68,14 @@ pub fn network_of(
             }
             Method::Full { .. } => WeightMode::Trainable,
         },
+        plain_layers,
         activations: options.precision.activations(),
         adapter,
         recompute: Recompute::None,
         positions,
         fusions: Fusions::default(),
         host_activations: options.offload_activations,
+        mlp_chunks: options.mlp_chunks,
         config: config.clone(),
     }
 }

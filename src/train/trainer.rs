@@ -388,9 +388,12 @@ impl PendingStep {
     }
 }
 
+/// The smallest size that gets a plan of its own.
+pub const SMALLEST_BUCKET: usize = 32;
+
 /// Sizes that get a plan of their own: multiples of 32 up to 256, then steps of an eighth.
 pub fn bucket(n: usize) -> usize {
-    let step = (n.next_power_of_two() / 8).max(32);
+    let step = (n.next_power_of_two() / 8).max(SMALLEST_BUCKET);
     n.max(1).next_multiple_of(step)
 }
 

@@ -7,8 +7,10 @@ use crate::gpu::{Buffer, Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
 use crate::models::{EMBEDDING, ModelConfig, Network, ROPE_TABLE};
+use crate::nn::PlainLayers;
 use crate::ops::rope::rope_table;
 use crate::plan::{Bindings, StreamLayout, Streamed};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
@@ -65,6 +67,25 @@ impl WeightSource {
             checkpoint.check(expected.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         }
         Ok(())
+    }
+
+    /// The linear layers that a checkpoint of blocks stores plain (`llm_int8_skip_modules` of its config.json names them, its
+    /// headers decide); none for all other sources.
+    ///
+    /// # Errors
+    /// Blocks that cannot be read.
+    pub fn plain_layers(&self, config: &ModelConfig) -> Result<PlainLayers, WeightError> {
+        let mut plain = BTreeSet::new();
+        if let WeightSource::Checkpoint(checkpoint) = self
+            && checkpoint.quantised()?.is_some()
+        {
+            for (module, _, _) in Network::linear_modules(config) {
+                if checkpoint.quantised_type(&format!("{module}.weight"))?.is_none() {
+                    plain.insert(module);
+                }
+            }
+        }
+        Ok(Arc::new(plain))
     }
 
     /// A weight as a checkpoint of blocks stores it; `None` for all others.

@@ -9,7 +9,7 @@ use crate::checkpoint::Adapter;
 use crate::fuse::Fusions;
 use crate::graph::DeviceProfile;
 use crate::models::{ModelConfig, Network};
-use crate::nn::WeightMode;
+use crate::nn::{PlainLayers, WeightMode};
 use crate::train::adapter::{spec_of_adapter, spec_of_targets};
 use crate::train::memory::Planner;
 use crate::train::memory_size::memory_text;
@@ -95,13 +95,13 @@ pub fn validate(model_dir: &Path, adapter: Option<&Path>) -> Validation {
         // everything else would say the same
         return all;
     }
-    let quantised = check_weights(&mut all, model_dir, config.as_ref());
+    let (quantised, plain_layers) = check_weights(&mut all, model_dir, config.as_ref());
     check_tokenizer(&mut all, model_dir, config.as_ref());
     if let (Some(dir), Some(config)) = (adapter, &config) {
         check_adapter(&mut all, dir, config);
     }
     match &config {
-        Some(config) => estimate_memory(&mut all, config, quantised),
+        Some(config) => estimate_memory(&mut all, config, quantised, &plain_layers),
         None => all.add("memory", Status::Skipped, "needs a configuration that can be read", None),
     }
     all
@@ -148,7 +148,12 @@ fn check_adapter(all: &mut Validation, dir: &Path, config: &ModelConfig) {
 }
 
 /// Plans of a run with the default adapter, one sample at a time.
-fn estimate_memory(all: &mut Validation, config: &ModelConfig, quantised: Quantize) {
+fn estimate_memory(
+    all: &mut Validation,
+    config: &ModelConfig,
+    quantised: Quantize,
+    plain_layers: &PlainLayers,
+) {
     let lora = LoraOptions::default();
     let tokens = config.max_position_embeddings.min(TOKENS);
     let kinds = match quantised {
@@ -165,9 +170,11 @@ fn estimate_memory(all: &mut Validation, config: &ModelConfig, quantised: Quanti
             activations: precision.activations(),
             adapter: adapter.ok(),
             recompute: Recompute::None,
+            plain_layers: PlainLayers::clone(plain_layers),
             positions: tokens,
             fusions: Fusions::default(),
             host_activations: false,
+            mlp_chunks: 1,
         };
         let demand = |samples| Demand::uniform(samples, tokens);
         let planner = Planner { network, device: &device, batch_size: 1, resumed: false, demand: &demand };

@@ -3,6 +3,7 @@
 use super::{Status, Validation};
 use crate::checkpoint::Checkpoint;
 use crate::models::ModelConfig;
+use crate::nn::PlainLayers;
 use crate::train::memory_size::memory_text;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::weights::WeightSource;
@@ -12,24 +13,25 @@ use std::path::Path;
 /// Problems of one kind that are listed; more are counted.
 const LISTED: usize = 8;
 
-/// The headers of the files of the files; gives how they are quantised.
+/// The headers of the files; gives how the linear layers are quantised, and which are not though others are.
 pub(super) fn check_weights(
     all: &mut Validation,
     model_dir: &Path,
     config: Option<&ModelConfig>,
-) -> Quantize {
+) -> (Quantize, PlainLayers) {
     let name = "weights";
+    let unknown = (Quantize::None, PlainLayers::default());
     let checkpoint = match Checkpoint::open(model_dir) {
         Ok(checkpoint) => checkpoint,
         Err(error) => {
             all.add(name, Status::Failed, error.to_string(), None);
-            return Quantize::None;
+            return unknown;
         }
     };
     let Some(config) = config else {
         let found = format!("{} tensors, whose shapes are not known", checkpoint.names().count());
         all.add(name, Status::Skipped, found, None);
-        return Quantize::None;
+        return unknown;
     };
     let shapes = config.expected_shapes();
     let check = |(name, dims): &(String, Vec<usize>)| {
@@ -47,9 +49,10 @@ pub(super) fn check_weights(
         Ok(dtype) => Quantize::ALL.into_iter().find(|kind| kind.dtype() == dtype).unwrap_or_default(),
         Err(error) => {
             all.add(name, Status::Failed, error.to_string(), None);
-            return Quantize::None;
+            return unknown;
         }
     };
+    let mut plain_layers = PlainLayers::default();
     if problems.is_empty() {
         let mut types: BTreeMap<String, usize> = BTreeMap::new();
         for (tensor, _) in &shapes {
@@ -64,10 +67,12 @@ pub(super) fn check_weights(
         let found = format!("all {} tensors have their shapes ({}), {bytes}", shapes.len(), types.join(", "));
         all.add(name, Status::Passed, found, None);
         let source = WeightSource::Checkpoint(checkpoint);
-        if let Err(error) = QuantizeOptions::default().for_source(&source, config) {
-            all.add(name, Status::Failed, error.to_string(), None);
+        let stored = QuantizeOptions::default().for_source(&source, config);
+        match stored.and_then(|_| Ok(source.plain_layers(config)?)) {
+            Ok(plain) => plain_layers = plain,
+            Err(error) => all.add(name, Status::Failed, error.to_string(), None),
         }
-        let WeightSource::Checkpoint(checkpoint) = &source else { return quantised };
+        let WeightSource::Checkpoint(checkpoint) = &source else { return unknown };
         let known: HashSet<&str> =
             shapes.iter().map(|(name, _)| name.as_str()).chain(checkpoint.block_parts()).collect();
         // buffers that some exporters store, and the copy of a tied head, say nothing about the model
@@ -83,5 +88,5 @@ pub(super) fn check_weights(
             );
         }
     }
-    quantised
+    (quantised, plain_layers)
 }

@@ -289,6 +289,7 @@ impl BenchTrainArgs {
         }
         checks.below_one("--lora_dropout", self.lora_dropout);
         checks.offload_activations(self.memory.offload_activations, self.recompute);
+        checks.mlp_chunks(self.memory.mlp_chunks);
         if self.heads > 0 && self.kv_heads() > 0 {
             checks.require(
                 self.hidden.is_multiple_of(2 * self.heads),

@@ -147,6 +147,7 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--quantize", "bnb.nf4-dq", |o| o.quantize = Quantize::Nf4Double),
         ("--recompute", "layer", |o| o.recompute = RecomputeKind::Policy(Recompute::Layer)),
         ("--offload", "3", |o| o.offload = 3),
+        ("--mlp_chunks", "4", |o| o.mlp_chunks = 4),
         ("--memory_limit", "2GiB", |o| o.memory_limit = Some(2 << 30)),
         ("--out_dir", "there", |o| o.out_dir = "there".into()),
         ("--gpu", "1", |o| o.gpu = Some("1".into())),

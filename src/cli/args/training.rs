@@ -275,6 +275,7 @@ impl TrainingArgs {
             recompute: self.recompute,
             offload: self.memory.offload,
             offload_activations: self.memory.offload_activations,
+            mlp_chunks: self.memory.mlp_chunks,
             memory_limit: self.memory.memory_limit,
             gpu: device.gpu,
             no_coop: device.no_coop,

@@ -10,7 +10,7 @@ use crate::fuse::Fusions;
 use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
 use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
-use crate::nn::{Storage, WeightMode};
+use crate::nn::{PlainLayers, Storage, WeightMode};
 use crate::ops::adamw::Hyper;
 use crate::train::adapter::spec_of_targets;
 use crate::train::memory::{MemoryLimit, Planner};
@@ -53,6 +53,8 @@ pub struct BenchTrainOptions {
     pub offload: usize,
     /// What blocks that are made again begin from waits in host memory.
     pub offload_activations: bool,
+    /// Chunks of tokens that an MLP takes one after the other.
+    pub mlp_chunks: usize,
     pub tune: TuneMode,
     pub fusions: Fusions,
 }
@@ -73,6 +75,7 @@ impl Default for BenchTrainOptions {
             memory_limit: None,
             offload: 0,
             offload_activations: false,
+            mlp_chunks: 1,
             tune: TuneMode::default(),
             fusions: Fusions::default(),
         }
@@ -166,9 +169,11 @@ impl BenchTrain {
             activations: options.precision.activations(),
             adapter: Some(adapter),
             recompute: Recompute::None,
+            plain_layers: PlainLayers::default(),
             positions: options.seq,
             fusions: options.fusions,
             host_activations: options.offload_activations,
+            mlp_chunks: options.mlp_chunks,
         };
         let batch = random_batch(options);
         let limit = MemoryLimit::of(options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());

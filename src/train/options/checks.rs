@@ -3,6 +3,7 @@
 use super::RecomputeKind;
 use crate::autograd::Recompute;
 use crate::data::PromptStyle;
+use crate::train::trainer::SMALLEST_BUCKET;
 use std::fmt;
 use std::path::Path;
 use thiserror::Error;
@@ -81,6 +82,12 @@ impl Checks {
             given,
             "keeps what blocks are made again from; give --recompute layer, every-N or auto",
         );
+    }
+
+    pub(crate) fn mlp_chunks(&mut self, given: usize) {
+        let most = SMALLEST_BUCKET;
+        let allowed = format!("must be 1 to {most}: the smallest micro-batch is planned as {most} tokens");
+        self.require((1..=most).contains(&given), "--mlp_chunks", given, allowed);
     }
 
     pub(crate) fn path(&mut self, option: &'static str, given: &Path) {

@@ -115,6 +115,8 @@ pub struct FinetuneOptions {
     pub offload: usize,
     /// What blocks that are made again begin from waits in host memory for the reverse pass.
     pub offload_activations: bool,
+    /// Chunks of tokens that an MLP takes one after the other; 1: all at once.
+    pub mlp_chunks: usize,
     pub recompute: RecomputeKind,
     /// Bytes of device memory that the run may take; `None`: what is free, where the platform tells.
     pub memory_limit: Option<u64>,
@@ -217,6 +219,7 @@ impl Default for FinetuneOptions {
             quantize_head: false,
             offload: 0,
             offload_activations: false,
+            mlp_chunks: 1,
             recompute: RecomputeKind::default(),
             memory_limit: None,
             gpu: None,
@@ -317,6 +320,7 @@ impl FinetuneOptions {
             }
         }
         checks.offload_activations(self.offload_activations, self.recompute);
+        checks.mlp_chunks(self.mlp_chunks);
         checks.positive("--learning_rate", self.learning_rate);
         if self.min_lr > self.learning_rate && self.learning_rate > 0.0 {
             let allowed = format!("must be at most --learning_rate ({})", self.learning_rate);
