@@ -234,6 +234,41 @@ fn a_runs_own_file_is_the_same_run_again() {
     assert_eq!(one, other);
 }
 
+/// `true` and `false` behind a flag are its value, as LitGPT's command line has them.
+#[test]
+fn flags_of_a_file_are_switched_off_by_what_is_typed() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (rows(folder.path(), "rows.json"), folder.path().join("out"));
+    let file = folder.path().join("run.yaml");
+    let flags = ["keep_best", "quantize_head", "no_coop", "offload_activations"];
+    let on = flags.map(|flag| format!("{flag}: true\n")).concat();
+    let text = format!(
+        "data: {}\nout_dir: {}\nmax_steps: 1\nbatch_size: 2\nquantize: nf4\n{on}",
+        data.display(),
+        out.display()
+    );
+    fs::write(&file, text).unwrap();
+    let model = model();
+    let run = |file: &Path, typed: &[&str]| {
+        stdout(&[&["finetune", "--config", file.to_str().unwrap()], typed].concat());
+        flags.map(|flag| hyperparameters(&out)[flag].as_bool().unwrap())
+    };
+    // a bare flag takes no word that is not its own
+    assert_eq!(run(&file, &["--no_coop", &model]), [true; 4]);
+    let off = ["--keep_best", "false", "--quantize-head=false", "--no_coop", "False"];
+    assert_eq!(run(&file, &[&off[..], &["--offload_activations=false", &model]].concat()), [false; 4]);
+    // the last one counts, and a run's own file is no other
+    let words =
+        ["--no_coop", "false", "--keep_best=false", "--no_coop=true", &model, "--quantize_head", "true"];
+    assert_eq!(run(&file, &words), [false, true, true, true]);
+    let own = out.join("hyperparameters.yaml");
+    assert_eq!(run(&own, &["--no_coop=false"]), [false, true, false, true]);
+    assert!(refused(&["finetune", &model, "--no_coop=perhaps"]).contains("--no_coop must be true or false"));
+}
+
 #[test]
 fn mistakes_name_file_line_and_key() {
     let folder = tempfile::tempdir().unwrap();
@@ -249,6 +284,7 @@ fn mistakes_name_file_line_and_key() {
         ("data:\n  ignore_index: 0\n", 2, "always -100"),
         ("no_coop: perhaps\n", 1, "must be true or false"),
         ("epochs: [3\n", 2, "is no YAML"),
+        ("seed: 1\nepochs: 3\nseed: 2\n", 3, "seed is said before, in line 1"),
         ("config: other.yaml\n", 1, "config is no option"),
     ] {
         fs::write(&file, text).unwrap();
