@@ -48,6 +48,7 @@ fn network(precision: Precision, dropout: f64) -> Network {
         positions: SEQ,
         fusions: Fusions::default(),
         host_activations: false,
+        frozen: Vec::new(),
         config,
     }
 }

@@ -189,10 +189,9 @@ fn data_shows_a_set_by_its_name() {
         fs::remove_file(at.join("d/x.json")).unwrap();
     }
 
-    for (words, said) in [
-        (&["Dolly"][..], "context"),
-        (&["Alpaca", "--data.repo_id", "a/b"], "--data.file_url"),
-    ] {
+    for (words, said) in
+        [(&["Dolly"][..], "context"), (&["Alpaca", "--data.repo_id", "a/b"], "--data.file_url")]
+    {
         let (code, _, err) = engraft(&hub.url, at, &[&["data"], words, &["--model", &model]].concat());
         assert!(code == 2 && err.contains(said), "{words:?}: {err}");
     }

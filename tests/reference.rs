@@ -143,6 +143,7 @@ fn network(folder: &Path, adapter: Option<&Path>, recompute: Recompute) -> (Netw
         positions: 128,
         fusions: engraft::fuse::Fusions::default(),
         host_activations: false,
+        frozen: Vec::new(),
     };
     (network, peft)
 }

@@ -73,6 +73,7 @@ fn network(hidden: usize) -> Network {
         positions: 32,
         fusions: Fusions::default(),
         host_activations: false,
+        frozen: Vec::new(),
     }
 }
 

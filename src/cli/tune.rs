@@ -72,5 +72,6 @@ fn network(
         positions: tokens,
         fusions: Fusions::default(),
         host_activations: false,
+        frozen: Vec::new(),
     })
 }

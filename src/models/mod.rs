@@ -34,6 +34,8 @@ pub struct Network {
     pub fusions: Fusions,
     /// What enters blocks that are made again waits in host memory for the reverse pass.
     pub host_activations: bool,
+    /// Parameters that stay as they are where all others are trained, by their full names.
+    pub frozen: Vec<String>,
 }
 
 /// The inputs that every graph over a token stream has.
@@ -188,7 +190,9 @@ impl Network {
             Fusions { adapter: true, dropout, .. } => AdapterForm::Fused { dropout },
             _ => AdapterForm::Separate,
         };
-        Builder::new(self.weights, self.activations, adapter, form)
+        let mut builder = Builder::new(self.weights, self.activations, adapter, form);
+        builder.frozen = &self.frozen;
+        builder
     }
 
     /// Whether the token embedding stays in host memory in training and evaluation.
@@ -213,7 +217,8 @@ impl Network {
             false => {
                 let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
                 let ids = input("tokens")?;
-                let trained = self.weights == WeightMode::Trainable;
+                let trained = self.weights == WeightMode::Trainable
+                    && !self.frozen.iter().any(|name| name == EMBEDDING);
                 TokenSource::Tokens(ids, trained.then(|| input("order")).transpose()?)
             }
         };

@@ -189,7 +189,7 @@ impl<'a> Finetune<'a> {
             );
         }
         let written = prompts.as_ref().map_or(0, Prompts::longest);
-        let network = network_of(&config, options, spec, longest(&data).max(written));
+        let network = network_of(&config, options, spec, longest(&data).max(written))?;
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         options.lr_warmup_fraction = None;
@@ -346,7 +346,7 @@ fn not_used(asked: &LoraOptions, options: &FinetuneOptions) -> Option<String> {
     if asked.layers.is_some() {
         names.push("--lora_layers".into());
     }
-    if !asked.freeze.is_empty() {
+    if !options.freeze.is_empty() {
         names.push("--freeze".into());
     }
     let folder = folder.display();
@@ -374,7 +374,7 @@ pub(super) fn adapter_of(
     }
     let lora = &options.lora;
     let spec = spec_of_targets(config, &lora.targets, lora.rank, lora.alpha, lora.dropout)?;
-    let spec = restricted(config, spec, lora.layers, &lora.freeze)?;
+    let spec = restricted(config, spec, lora.layers, &options.freeze)?;
     let base = options.model_dir.canonicalize().unwrap_or_else(|_| options.model_dir.clone());
     let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));
     Ok((spec, None, settings))

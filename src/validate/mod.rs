@@ -165,6 +165,7 @@ fn estimate_memory(all: &mut Validation, config: &ModelConfig, quantised: Quanti
             positions: tokens,
             fusions: Fusions::default(),
             host_activations: false,
+            frozen: Vec::new(),
         };
         let demand = |samples| Demand::uniform(samples, tokens);
         let planner = Planner { network, device: &device, batch_size: 1, resumed: false, demand: &demand };

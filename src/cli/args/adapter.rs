@@ -29,9 +29,6 @@ pub struct LoraArgs {
     /// Layers with an adapter: last-16, first-4, or 8-15, counted from 0 [default: all]
     #[arg(long, alias = "lora-layers", value_name = "LAYERS")]
     pub lora_layers: Option<LayerRange>,
-    /// Patterns of modules without an adapter, such as 'model.layers.[0-7].*' [default: none]
-    #[arg(long, value_name = "PATTERNS", value_parser = words)]
-    pub freeze: Option<Words>,
     #[command(flatten)]
     pub switches: LoraSwitches,
     /// PEFT adapter to go on from; rank, alpha and targets are then its own [default: a new adapter]
@@ -55,7 +52,6 @@ impl LoraArgs {
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
             layers: self.lora_layers,
-            freeze: self.freeze.map(|Words(patterns)| patterns).unwrap_or_default(),
             targets: match (self.switches.targets(), self.lora_targets) {
                 (Some(switched), _) => switched,
                 (None, Some(Words(names))) => targets(&names),

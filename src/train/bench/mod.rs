@@ -169,6 +169,7 @@ impl BenchTrain {
             positions: options.seq,
             fusions: options.fusions,
             host_activations: options.offload_activations,
+            frozen: Vec::new(),
         };
         let batch = random_batch(options);
         let limit = MemoryLimit::of(options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());

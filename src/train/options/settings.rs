@@ -22,10 +22,7 @@ impl FinetuneOptions {
                     }
                 }
                 ("lora", Value::Object(lora)) if self.method == Method::Lora => {
-                    settings.extend(lora.into_iter().map(|(key, value)| match key.as_str() {
-                        "freeze" => (key, value),
-                        _ => (format!("lora_{key}"), value),
-                    }));
+                    settings.extend(lora.into_iter().map(|(key, value)| (format!("lora_{key}"), value)));
                 }
                 ("lora", _) => {}
                 ("data", Value::Object(mut data)) => {
