@@ -201,7 +201,7 @@ pub struct TrainingArgs {
     pub recompute: RecomputeKind,
     #[command(flatten)]
     pub memory: MemoryArgs,
-    /// Patterns of what is not trained, such as 'model.layers.[0-7].*': modules, or parameters of full training [default: none]
+    /// Patterns of modules to leave as they are, such as 'model.layers.[0-7].*' [default: none]
     #[arg(long, value_name = "PATTERNS", value_parser = words)]
     pub freeze: Option<Words>,
     /// Optimiser steps between printed lines; the metrics have every step [default: about fifty lines]
