@@ -44,6 +44,10 @@ const fn case(
 /// Adapters, weights, configurations and tokenizers.
 const MODELS: &[Case] = &[
     case("no model folder", 2, &["nowhere", "no such folder"], |s| s.finetune(&s.path("nowhere"), &[])),
+    // nor is a device looked for first
+    case("no folder to talk to", 2, &["nowhere", "no such folder"], |s| {
+        call(&["chat", &s.path("nowhere"), "--gpu", "no such device"])
+    }),
     case("weights cut short", 2, &["model.safetensors", "truncated", "again"], |s| {
         let bytes = weights();
         generate(&s.model_with("model.safetensors", &bytes[..bytes.len() / 2]))
@@ -404,9 +408,12 @@ const OPTIONS: &[Case] = &[
     case("a configuration with unknown keys", 2, &["run.yaml:2", "lora_rnak", "lora_rank"], |s| {
         s.configuration("lora_alpha: 4\nlora_rnak: 4\n")
     }),
-    case("a configuration with a key twice", 2, &["run.yaml:2", "duplicated key"], |s| {
-        s.configuration("lora_rank: 4\nlora_rank: 8\n")
-    }),
+    case(
+        "a configuration with a key twice",
+        2,
+        &["run.yaml:2", "lora_rank is said before, in line 1"],
+        |s| s.configuration("lora_rank: 4\nlora_rank: 8\n"),
+    ),
     case("a configuration that nests deeply", 2, &["run.yaml:1", "recursion limit"], |s| {
         s.configuration(deep("[", "]"))
     }),

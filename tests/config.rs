@@ -173,6 +173,95 @@ fn litgpts_files_run_and_what_is_typed_wins() {
     }
 }
 
+/// What the files that LitGPT ships for models of Llama's shape differ in: name, share of the rows that is held out and whether
+/// `download_dir` is said, micro-batch, epochs. Those whose name ends in `qlora` are quantised; TinyLlama's have all targets.
+const LLAMA_FILES: [(&str, Option<f64>, bool, usize, usize); 12] = [
+    ("tiny-llama/lora", Some(0.03847), false, 8, 3),
+    ("tiny-llama/qlora", Some(0.03847), false, 8, 3),
+    ("llama-2-7b/lora", None, false, 2, 4),
+    ("llama-2-7b/qlora", Some(0.05), true, 2, 4),
+    ("llama-3-8b/lora", None, false, 1, 2),
+    ("llama-3-8b/qlora", Some(0.05), true, 2, 4),
+    ("llama-3.1-8b/lora", None, false, 1, 2),
+    ("llama-3.1-8b/qlora", Some(0.05), true, 2, 2),
+    ("llama-3.2-1B/lora", None, false, 1, 2),
+    ("llama-3.2-1B/qlora", Some(0.05), true, 2, 2),
+    ("llama-3.2-3B/lora", None, false, 1, 2),
+    ("llama-3.2-3B/qlora", Some(0.05), true, 2, 2),
+];
+
+#[test]
+fn every_file_of_litgpts_for_llama_runs() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lora.yaml");
+    let (data, out) = (rows(folder.path(), "rows.json"), folder.path().join("out"));
+    for (name, fraction, place, micro_batch, epochs) in LLAMA_FILES {
+        let (quantised, tiny) = (name.ends_with("qlora"), name.starts_with("tiny"));
+        let mut text = litgpt_yaml(true);
+        let mut set = |from: &str, to: &str| {
+            assert_eq!(text.matches(from).count(), 1, "{from}");
+            text = text.replace(from, to);
+        };
+        set("litgpt.data.JSON", "litgpt.data.Alpaca2k");
+        set("    json_path: nowhere.json\n", if place { "    download_dir: data/alpaca2k\n" } else { "" });
+        let held = fraction.map_or(String::new(), |share| format!("    val_split_fraction: {share}\n"));
+        set("    val_split_fraction: 0.05\n", &held);
+        set("quantize: bnb.nf4\n", if quantised { "quantize: bnb.nf4\n" } else { "quantize:\n" });
+        set("\n  micro_batch_size: 2\n", &format!("\n  micro_batch_size: {micro_batch}\n"));
+        set("epochs: 2\n", &format!("epochs: {epochs}\n"));
+        let interval = if tiny { 800 } else { 200 };
+        set("save_interval: 200\n", &format!("save_interval: {interval}\n"));
+        if tiny {
+            ["key", "projection", "mlp", "head"]
+                .iter()
+                .for_each(|part| set(&format!("lora_{part}: false"), &format!("lora_{part}: true")));
+        }
+        fs::write(&file, text).unwrap();
+        let model = model();
+        let words = ["finetune_lora", &model, "--config", file.to_str().unwrap(), "--train.max_steps", "2"];
+        let typed = ["--data.json_path", data.to_str().unwrap(), "--out_dir", out.to_str().unwrap()];
+        stdout(&[&words[..], &typed].concat());
+
+        let found = hyperparameters(&out);
+        let targets = match tiny {
+            true => json!([
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "o_proj",
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+                "lm_head"
+            ]),
+            false => json!(["q_proj", "v_proj"]),
+        };
+        for (key, value) in [
+            ("/lora/rank", json!(32)),
+            ("/lora/targets", targets),
+            ("/quantize", json!(if quantised { "nf4" } else { "none" })),
+            ("/micro_batch_size", json!(micro_batch)),
+            ("/epochs", json!(epochs)),
+            ("/save_interval", json!(interval)),
+            ("/learning_rate", json!(2e-4)),
+            ("/beta2", json!(0.95)),
+            ("/data/json_path", json!(data)),
+        ] {
+            assert_eq!(found.pointer(key), Some(&value), "{name}: {key}");
+        }
+        if let Some(share) = fraction {
+            assert_eq!(found.pointer("/data/val_split_fraction"), Some(&json!(share)), "{name}");
+        }
+        let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let losses: Vec<f64> = lines.filter_map(|line| line["loss"].as_f64()).collect();
+        assert!(losses.len() == 2 && losses.iter().all(|loss| loss.is_finite()), "{name}: {losses:?}");
+    }
+}
+
 /// The line of LitGPT's documentation, with a step limit.
 #[test]
 fn the_line_of_litgpts_documentation_runs() {
@@ -234,6 +323,41 @@ fn a_runs_own_file_is_the_same_run_again() {
     assert_eq!(one, other);
 }
 
+/// `true` and `false` behind a flag are its value, as LitGPT's command line has them.
+#[test]
+fn flags_of_a_file_are_switched_off_by_what_is_typed() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (rows(folder.path(), "rows.json"), folder.path().join("out"));
+    let file = folder.path().join("run.yaml");
+    let flags = ["keep_best", "quantize_head", "no_coop", "offload_activations"];
+    let on = flags.map(|flag| format!("{flag}: true\n")).concat();
+    let text = format!(
+        "data: {}\nout_dir: {}\nmax_steps: 1\nbatch_size: 2\nquantize: nf4\n{on}",
+        data.display(),
+        out.display()
+    );
+    fs::write(&file, text).unwrap();
+    let model = model();
+    let run = |file: &Path, typed: &[&str]| {
+        stdout(&[&["finetune", "--config", file.to_str().unwrap()], typed].concat());
+        flags.map(|flag| hyperparameters(&out)[flag].as_bool().unwrap())
+    };
+    // a bare flag takes no word that is not its own
+    assert_eq!(run(&file, &["--no_coop", &model]), [true; 4]);
+    let off = ["--keep_best", "false", "--quantize-head=false", "--no_coop", "False"];
+    assert_eq!(run(&file, &[&off[..], &["--offload_activations=false", &model]].concat()), [false; 4]);
+    // the last one counts, and a run's own file is no other
+    let words =
+        ["--no_coop", "false", "--keep_best=false", "--no_coop=true", &model, "--quantize_head", "true"];
+    assert_eq!(run(&file, &words), [false, true, true, true]);
+    let own = out.join("hyperparameters.yaml");
+    assert_eq!(run(&own, &["--no_coop=false"]), [false, true, false, true]);
+    assert!(refused(&["finetune", &model, "--no_coop=perhaps"]).contains("--no_coop must be true or false"));
+}
+
 #[test]
 fn mistakes_name_file_line_and_key() {
     let folder = tempfile::tempdir().unwrap();
@@ -249,6 +373,7 @@ fn mistakes_name_file_line_and_key() {
         ("data:\n  ignore_index: 0\n", 2, "always -100"),
         ("no_coop: perhaps\n", 1, "must be true or false"),
         ("epochs: [3\n", 2, "is no YAML"),
+        ("seed: 1\nepochs: 3\nseed: 2\n", 3, "seed is said before, in line 1"),
         ("config: other.yaml\n", 1, "config is no option"),
     ] {
         fs::write(&file, text).unwrap();

@@ -12,6 +12,7 @@ use engraft::train::metrics::Event;
 use engraft::train::options::TuneMode;
 use engraft::train::options::{DataOptions, FinetuneOptions, LoraOptions, Precision, RecomputeKind};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -755,6 +756,72 @@ fn full_training_makes_a_model_that_loads() {
     assert!(first < 0.7 * losses[0], "{first} after {losses:?}");
 }
 
+/// The values of a safetensors file by name, as they are stored.
+fn tensors(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
+}
+
+#[test]
+fn full_training_leaves_frozen_parameters_as_they_are() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let before = tensors(&model().join("model.safetensors"));
+    let run = |freeze: &str, more: &[(&str, &str)]| {
+        let mut run = Run::new(&[("max_steps", "3"), ("freeze", freeze), ("save_interval", "2")]);
+        more.iter().for_each(|(name, value)| run.set(name, value));
+        run.command = "finetune_full";
+        run
+    };
+    let frozen = |name: &str| {
+        name.contains("embed_tokens") || name.contains("layers.0.") || name.ends_with("o_proj.weight")
+    };
+    let patterns = "model.embed_tokens,model.layers.0.*,*.o_proj.weight";
+    let first = run(patterns, &[]);
+    let losses = numbers(&first.finish(), "loss");
+    let after = tensors(&first.out().join("model.safetensors"));
+    assert!(before.keys().eq(after.keys()));
+    for (name, values) in &before {
+        assert_eq!(values == &after[name], frozen(name), "{name}");
+    }
+    // neither gradient nor moments
+    let saved = tensors(&first.out().join("step-000002/training_state.safetensors"));
+    for name in before.keys() {
+        let of = |kind: &str| saved.contains_key(&format!("{kind}.{name}"));
+        assert_eq!([of("values"), of("first"), of("second")], [!frozen(name); 3], "{name}");
+    }
+    let own = fs::read_to_string(first.out().join("hyperparameters.yaml")).unwrap();
+    assert!(own.contains("freeze: [\"model.embed_tokens\","), "{own}");
+    // what a saved step lacks comes from the model again
+    let again = run(patterns, &[("resume", first.out().join("step-000002").to_str().unwrap())]);
+    again.finish();
+    assert!(after == tensors(&again.out().join("model.safetensors")));
+
+    // the blocks alone, the head alone, and half-width activations
+    let head = run("model.layers.*", &[("precision", "bf16-mixed")]);
+    head.finish();
+    for (name, values) in tensors(&head.out().join("model.safetensors")) {
+        assert_eq!(values == before[&name], name.contains(".layers."), "{name}");
+    }
+    let whole = run("model.norm", &[]);
+    assert!(numbers(&whole.finish(), "loss")[2] < losses[2], "fewer parameters learn less");
+
+    for (freeze, said) in [
+        (
+            "model.blocks.*",
+            "--freeze model.blocks.*: matches no parameter; they have names such as model.layers.0.",
+        ),
+        ("*", "--freeze leaves no parameter to train"),
+        ("model.layers.[0-", "--freeze model.layers.[0-"),
+    ] {
+        let output = run(freeze, &[]).start(&model());
+        let message = text(&output.stderr);
+        assert!(output.status.code() == Some(2) && message.contains(said), "{message}");
+    }
+}
+
 /// Runs a script of tests/python; `None`, said loudly, where Python or a package is missing.
 fn python(script: &str, arguments: &[&str]) -> Option<String> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
@@ -997,6 +1064,7 @@ fn our_logits(model: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
         fusions: engraft::fuse::Fusions::default(),
         host_activations: false,
         mlp_chunks: 1,
+        frozen: Vec::new(),
         config,
     };
     let source = engraft::train::weights::WeightSource::Checkpoint(Checkpoint::open(model).unwrap());

@@ -50,6 +50,7 @@ fn network(precision: Precision, dropout: f64) -> Network {
         fusions: Fusions::default(),
         host_activations: false,
         mlp_chunks: 1,
+        frozen: Vec::new(),
         config,
     }
 }

@@ -159,6 +159,45 @@ fn a_file_at_an_address_is_gone_on_with_and_split_as_litgpt_does() {
 }
 
 #[test]
+fn data_shows_a_set_by_its_name() {
+    let hub = hub("mhenrichsen/alpaca_2k_test", vec![("alpaca_2000.parquet", alpaca_2k())]);
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let model = model();
+    let words = ["data", "Alpaca2k", "--model", &model];
+    let (code, out, err) = engraft(&hub.url, at, &words);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("Alpaca2k is not here: downloading alpaca_2000.parquet of mhenrichsen/"), "{err}");
+    assert!(out.contains("format alpaca, prompt style ") && out.contains("\nsample 0: "), "{out}");
+    // the same rows as those of the file, which is not asked for again
+    let file = "data/alpaca2k/alpaca_2000.parquet";
+    hub.forget();
+    assert_eq!(engraft(&hub.url, at, &words).1, out);
+    assert!(hub.requests().is_empty());
+    assert_eq!(engraft(&hub.url, at, &["data", file, "--model", &model]).1, out);
+
+    let server = Server::start(|request| send(request, &rows(12)));
+    let url = format!("{}/rows.json", server.url);
+    let place = ["--data.download_dir", "d", "--data.file_name", "x.json", "--data.file_url", &url, "--json"];
+    for name in ["Alpaca", "AlpacaGPT4"] {
+        let (code, out, err) =
+            engraft(&hub.url, at, &[&["data", name, "--model", &model], &place[..]].concat());
+        assert_eq!(code, 0, "{err}");
+        let out: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(out["samples"].as_array().unwrap().len(), 3);
+        assert_eq!(fs::read(at.join("d/x.json")).unwrap(), rows(12));
+        fs::remove_file(at.join("d/x.json")).unwrap();
+    }
+
+    for (words, said) in
+        [(&["Dolly"][..], "context"), (&["Alpaca", "--data.repo_id", "a/b"], "--data.file_url")]
+    {
+        let (code, _, err) = engraft(&hub.url, at, &[&["data"], words, &["--model", &model]].concat());
+        assert!(code == 2 && err.contains(said), "{words:?}: {err}");
+    }
+}
+
+#[test]
 fn another_repository_has_a_folder_of_its_own() {
     let own = hub("org/rows", vec![("README.md", b"x".to_vec()), ("data/train.json", rows(30))]);
     let folder = tempfile::tempdir().unwrap();

@@ -145,6 +145,7 @@ fn network(folder: &Path, adapter: Option<&Path>, recompute: Recompute) -> (Netw
         fusions: engraft::fuse::Fusions::default(),
         host_activations: false,
         mlp_chunks: 1,
+        frozen: Vec::new(),
     };
     (network, peft)
 }

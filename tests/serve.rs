@@ -277,3 +277,30 @@ fn an_address_that_cannot_be_had_is_told_before_the_model_is_loaded() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && text.starts_with("warning: 0.0.0.0:"), "{text}");
 }
+
+/// Connections that never finish a request (slow loris) are closed, and those that wait behind them have their turn.
+#[test]
+fn half_requests_are_cut_and_take_no_place_for_long() {
+    // as many as the server has open at a time, and some more
+    const CONNECTIONS: usize = 128 + 8;
+    let Some(server) = Server::start(&[]) else { return };
+    let began = Instant::now();
+    let half = |_| {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").unwrap();
+        stream
+    };
+    let streams: Vec<_> = (0..CONNECTIONS).map(half).collect();
+    let (status, _) = server.call("GET", "/health", "", "");
+    let waited = began.elapsed();
+    assert_eq!(status, 200);
+    assert!(waited > Duration::from_secs(5), "answered after {waited:?}: no limit of connections");
+    for mut stream in streams {
+        let mut answer = Vec::new();
+        // a reset is an end too
+        let _ = stream.read_to_end(&mut answer);
+        assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    }
+    assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
+}

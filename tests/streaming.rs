@@ -75,6 +75,7 @@ fn network(hidden: usize) -> Network {
         fusions: Fusions::default(),
         host_activations: false,
         mlp_chunks: 1,
+        frozen: Vec::new(),
     }
 }
 

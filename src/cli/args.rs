@@ -465,7 +465,7 @@ fn targets(names: &[String]) -> Vec<String> {
     }
 }
 
-fn boolean(word: &str) -> Result<bool, String> {
+pub(super) fn boolean(word: &str) -> Result<bool, String> {
     match word.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),

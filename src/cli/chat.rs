@@ -9,6 +9,7 @@ use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::generate::{Answer, AnswerOptions, Chat, Finish, History};
 use crate::gpu::Gpu;
+use crate::models::ModelConfig;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,8 @@ pub fn run(args: ChatArgs, quiet: bool) -> Result<(), Error> {
     let mut options = args.talk.resolve()?;
     options.model_dir = model_folder(&options.model_dir, quiet)?;
     options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
+    // what is wrong with a folder is said without a device
+    ModelConfig::read(&options.model_dir)?;
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let gpu = Gpu::open(&args.talk.device.options())?;
     note(&format!("device {}", describe(gpu.info())));

@@ -2,15 +2,17 @@
 //!
 //! Keys are the options' names, nested at dots as one likes: `data: {json_path: rows.json}` is `--data.json_path rows.json`.
 //! The files of LitGPT and jsonargparse are such files: a `class_path` stands for its last word, and `init_args` for the keys
-//! in it. Options on the command line win, since the last one counts.
+//! in it. Options on the command line win, since the last one counts; a flag of the file is switched off by `--flag false`.
 
 use super::args::Cli;
+use super::args::boolean;
 use super::args::litgpt::Foreign;
 use crate::error::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, CommandFactory, Parser};
 use saphyr::{MarkedYaml, Scalar, ScalarStyle, YamlData, YamlLoader};
 use saphyr_parser::{Event, Parser as YamlParser, ScanError};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -38,13 +40,14 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
         return Ok(Cli::parse_from(argv));
     };
     let (file, typed) = split(&argv[at + 1..])?;
+    let (typed, off) = flags(command, typed)?;
     let settings = match &file {
         Some(path) => read(path)?,
         None => Vec::new(),
     };
     let mut words = argv[..=at].to_vec();
     let said: Vec<&str> = typed.iter().filter_map(|word| long_of(command, word)).collect();
-    for setting in settings.iter().filter(|setting| !yields(command, setting, &said)) {
+    for setting in settings.iter().filter(|setting| !yields(command, setting, &said, &off)) {
         let origin = || format!("{}:{}", file.as_deref().unwrap_or(Path::new("")).display(), setting.line);
         // a run's file serves its plan too, which has no use for some of it
         let runs = ["finetune", "finetune_full"];
@@ -90,6 +93,47 @@ fn split(words: &[OsString]) -> Result<(Option<PathBuf>, Vec<OsString>), Error> 
     Ok((file, rest))
 }
 
+/// The typed words with flags bare, as clap knows them, and the flags that are switched off by their first names.
+///
+/// `--flag true|false` and `--flag=true|false` are jsonargparse's; clap's own values for a flag would take a word behind a
+/// bare one, such as the model's folder.
+fn flags(command: &Command, typed: Vec<OsString>) -> Result<(Vec<OsString>, Vec<String>), Error> {
+    let flag = |word: &OsString| {
+        let name = word.to_str()?.strip_prefix("--")?;
+        let (name, value) = name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
+        let arg = find(command, name).filter(|arg| matches!(arg.get_action(), ArgAction::SetTrue))?;
+        Some((name.to_owned(), arg.get_long()?.to_owned(), value.map(boolean)))
+    };
+    let mut said: Vec<(OsString, Option<String>, bool)> = Vec::new();
+    let mut words = typed.into_iter().peekable();
+    while let Some(word) = words.next() {
+        if word == "--" {
+            said.push((word, None, true));
+            said.extend(words.map(|word| (word, None, true)));
+            break;
+        }
+        let Some((name, long, value)) = flag(&word) else {
+            said.push((word, None, true));
+            continue;
+        };
+        let on = match value {
+            Some(value) => value.map_err(|reason| Error::input(format!("--{name} {reason}")))?,
+            None => {
+                let next = words.peek().and_then(|word| boolean(word.to_str()?).ok());
+                if next.is_some() {
+                    words.next();
+                }
+                next.unwrap_or(true)
+            }
+        };
+        // the last one counts
+        said.retain(|(_, before, _)| before.as_ref() != Some(&long));
+        said.push((format!("--{name}").into(), Some(long), on));
+    }
+    let off = said.iter().filter(|(.., on)| !on).filter_map(|(_, long, _)| long.clone()).collect();
+    Ok((said.into_iter().filter(|(.., on)| *on).map(|(word, ..)| word).collect(), off))
+}
+
 /// Longest file and deepest nesting that are looked at: beyond them it is no configuration.
 const MAX_BYTES: u64 = 1 << 20;
 const MAX_DEPTH: usize = 16;
@@ -113,8 +157,10 @@ fn settings(text: &str) -> Result<Vec<Setting>, (usize, String)> {
     let scan = |e: &ScanError| (e.marker().line(), format!("is no YAML: {}", e.info()));
     // the loader recurses, events do not
     let mut depth = 0usize;
+    let mut keys = Keys::default();
     for event in YamlParser::new_from_str(text) {
         let (event, span) = event.map_err(|e| scan(&e))?;
+        keys.see(&event, span.start.line())?;
         match event {
             Event::MappingStart(..) | Event::SequenceStart(..) => depth += 1,
             Event::MappingEnd | Event::SequenceEnd => depth = depth.saturating_sub(1),
@@ -135,6 +181,55 @@ fn settings(text: &str) -> Result<Vec<Setting>, (usize, String)> {
         flatten("", &document, 0, &mut found)?;
     }
     Ok(found)
+}
+
+/// The mappings and lists around an event, and the keys of each mapping with their lines.
+#[derive(Default)]
+struct Keys {
+    around: Vec<Node>,
+}
+
+enum Node {
+    List,
+    /// `at_key`: what comes next is a key.
+    Mapping {
+        seen: HashMap<String, usize>,
+        at_key: bool,
+    },
+}
+
+impl Keys {
+    /// An error is a key that its mapping has had.
+    fn see(&mut self, event: &Event<'_>, line: usize) -> Result<(), (usize, String)> {
+        match event {
+            Event::MappingStart(..) => self.around.push(Node::Mapping { seen: HashMap::new(), at_key: true }),
+            Event::SequenceStart(..) => self.around.push(Node::List),
+            Event::MappingEnd | Event::SequenceEnd => {
+                self.around.pop();
+                self.next();
+            }
+            Event::Scalar(text, ..) => {
+                if let Some(Node::Mapping { seen, at_key: true }) = self.around.last_mut()
+                    && let Some(first) = seen.insert(text.to_string(), line)
+                {
+                    return Err((
+                        line,
+                        format!("{text} is said before, in line {first}; keep one of the two"),
+                    ));
+                }
+                self.next();
+            }
+            Event::Alias(_) => self.next(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) {
+        if let Some(Node::Mapping { at_key, .. }) = self.around.last_mut() {
+            *at_key = !*at_key;
+        }
+    }
 }
 
 fn flatten(
@@ -238,8 +333,11 @@ const SAME: [&[&str]; 4] = [
 ];
 
 /// Whether a setting of a file gives way to what was typed.
-fn yields(command: &Command, setting: &Setting, said: &[&str]) -> bool {
+fn yields(command: &Command, setting: &Setting, said: &[&str], off: &[String]) -> bool {
     let Some(long) = find(command, &setting.key).and_then(Arg::get_long) else { return false };
+    if off.iter().any(|flag| flag == long) {
+        return true;
+    }
     // the switches of a file stay where others of them are typed
     let switch = |name: &str| name.starts_with("lora_") && name != "lora_targets";
     let rows = SAME.iter().filter(|row| row.contains(&long));
@@ -352,7 +450,8 @@ eval.interval: 10
         for (text, line, reason) in [
             ("a: 1\nb: [", 3, "is no YAML"),
             ("just words", 1, "key: value"),
-            ("a: 1\na: 2", 2, "is no YAML"),
+            ("a: 1\na: 2", 2, "a is said before, in line 1"),
+            ("b: {a: 1}\nc:\n  a: 1\n  d: [a, a]\n  a: 2", 5, "a is said before, in line 3"),
             ("a: [[1]]", 1, "list of words"),
             ("[a]: 1", 1, "must be a word"),
             ("a:\n\tb: 1", 2, "is no YAML"),

@@ -2,6 +2,7 @@
 
 use super::args::DataCommandArgs;
 use super::download::settings_folder;
+use super::named_data::NamedData;
 use crate::data::{Dataset, IGNORE_INDEX, Sample, Tokenizer, detect_format};
 use crate::error::Error;
 use crate::models::ModelConfig;
@@ -10,14 +11,17 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 pub fn run(mut args: DataCommandArgs, quiet: bool) -> Result<(), Error> {
-    let options = args.options()?;
+    let mut options = args.options()?;
     args.model = settings_folder(&args.model, quiet)?;
+    if let Some(named) = args.named()?.map(NamedData::from) {
+        named.resolve(&mut options, quiet)?;
+    }
     let tokenizer = Tokenizer::open(&args.model)?;
     let data = options.open(&tokenizer, 0, args.max_seq_length, None)?;
     let text = match args.json {
         true => format!("{:#}\n", as_json(&data, args.show)),
         false => {
-            let first = &args.files.0[0].path;
+            let first = options.sources.first().map_or(&options.json_path, |source| &source.path);
             let format = match options.format {
                 Some(format) => Some(format),
                 None => detect_format(first).ok().filter(|_| first.is_file()),

@@ -1,6 +1,7 @@
 //! Data sets by name: the file of one, downloaded where it is not here yet.
 
 use super::args::DataArgs;
+use super::args::NamedSet;
 use super::download::Report;
 use crate::error::Error;
 use crate::hub::{Client, FileDownload, HubOptions};
@@ -12,14 +13,19 @@ pub struct NamedData {
     download: FileDownload,
 }
 
+impl From<(NamedSet, FileDownload)> for NamedData {
+    fn from((set, download): (NamedSet, FileDownload)) -> Self {
+        NamedData { name: set.to_string(), download }
+    }
+}
+
 impl NamedData {
     /// The set that was named, if one was; nothing is looked at.
     ///
     /// # Errors
     /// Options that do not go with it.
     pub fn of(args: &DataArgs) -> Result<Option<Self>, OptionsError> {
-        let Some((set, download)) = args.named()? else { return Ok(None) };
-        Ok(Some(NamedData { name: set.to_string(), download }))
+        Ok(args.named()?.map(Self::from))
     }
 
     /// Has the file in its place, and the options read it.

@@ -7,6 +7,7 @@ use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::generate::Chat;
 use crate::gpu::Gpu;
+use crate::models::ModelConfig;
 use crate::serve::{ServeOptions, Stop, serve};
 use std::net::TcpListener;
 
@@ -34,6 +35,8 @@ pub fn run(args: ServeArgs, quiet: bool) -> Result<(), Error> {
     }
     options.model_dir = model_folder(&options.model_dir, quiet)?;
     options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
+    // what is wrong with a folder is said without a device
+    ModelConfig::read(&options.model_dir)?;
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let gpu = Gpu::open(&args.talk.device.options())?;
     note(&format!("device {}", describe(gpu.info())));

@@ -74,5 +74,6 @@ fn network(
         fusions: Fusions::default(),
         host_activations: false,
         mlp_chunks: 1,
+        frozen: Vec::new(),
     })
 }

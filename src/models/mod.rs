@@ -39,6 +39,8 @@ pub struct Network {
     /// In training and evaluation, gated MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1:
     /// all at once.
     pub mlp_chunks: usize,
+    /// Parameters that stay as they are where all others are trained, by their full names.
+    pub frozen: Vec<String>,
 }
 
 /// The inputs that every graph over a token stream has.
@@ -207,6 +209,7 @@ impl Network {
         };
         let mut builder = Builder::new(self.weights, self.activations, adapter, form);
         builder.plain_layers = PlainLayers::clone(&self.plain_layers);
+        builder.frozen = &self.frozen;
         builder
     }
 
@@ -218,7 +221,8 @@ impl Network {
 
     /// Whether a weight of the base is trained.
     fn trains(&self, weight: &str) -> bool {
-        self.weights == WeightMode::Trainable || self.adapter.as_ref().is_some_and(|a| a.saves(weight))
+        let full = self.weights == WeightMode::Trainable && !self.frozen.iter().any(|name| name == weight);
+        full || self.adapter.as_ref().is_some_and(|a| a.saves(weight))
     }
 
     /// The block of a weight that stays in host memory.

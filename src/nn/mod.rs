@@ -44,7 +44,7 @@ pub enum AdapterForm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightMode {
     Frozen(Storage),
-    /// Trained, in f32.
+    /// Trained, in f32, but for [`Builder::frozen`].
     Trainable,
 }
 
@@ -80,6 +80,8 @@ pub struct Builder<'a> {
     /// Storage type of activations and of their gradients.
     pub activations: DType,
     pub adapter: Option<&'a AdapterSpec>,
+    /// Weights that stay as they are where all others are trained.
+    pub frozen: &'a [String],
     /// The generator input, where dropout is on.
     pub rng: Option<Value>,
     /// Blocks whose input waits in host memory for the reverse pass.
@@ -106,6 +108,7 @@ impl<'a> Builder<'a> {
             weights,
             activations,
             adapter,
+            frozen: &[],
             rng: None,
             kept_blocks: Vec::new(),
             plain_layers: PlainLayers::default(),
@@ -148,6 +151,10 @@ impl<'a> Builder<'a> {
         }
         let shape = Shape::new(dims);
         let value = match self.weights {
+            // in f32 too, so that what is saved is what was read
+            WeightMode::Trainable if self.frozen.iter().any(|frozen| frozen == name) => {
+                self.graph.frozen(name, shape, DType::F32)?
+            }
             WeightMode::Trainable => self.graph.trainable(name, shape)?,
             WeightMode::Frozen(_) if self.adapter.is_some_and(|adapter| adapter.saves(name)) => {
                 self.graph.trainable(name, shape)?

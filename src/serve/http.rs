@@ -1,13 +1,16 @@
 //! The thread that speaks HTTP.
 
 use super::api::{ApiError, Head, Request as ChatRequest};
-use super::{Event, Job, ServeOptions, Stop};
+use super::{Event, Job, QUEUE, ServeOptions, Stop};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::io;
@@ -16,7 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -24,6 +30,12 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 const BODY: usize = 4 << 20;
 /// In which a body has to come.
 const BODY_TIME: Duration = Duration::from_secs(30);
+/// In which the head of a request has to come, from when its connection stands or the answer before it is sent.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Connections at a time: all that may wait for the device, and as many beside them. More are not accepted until one ends.
+const CONNECTIONS: usize = 2 * QUEUE;
+/// Rest after a connection that cannot be accepted: a process out of file handles would ask without end.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// In which open connections have to end once the server is stopped.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -44,15 +56,57 @@ pub(super) async fn run(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let shared = Shared { jobs, options: options.clone(), started: now(), requests: AtomicU64::new(0) };
     let app = Router::new().fallback(answer).with_state(Arc::new(shared));
-    let ended = Arc::new(tokio::sync::Notify::new());
-    let (wake, tell) = (Arc::clone(&stop.wake), Arc::clone(&ended));
-    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
-        wake.notified().await;
-        tell.notify_one();
-    });
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (end, ending) = watch::channel(());
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.wake.notified() => break,
+            (place, stream) = accept(&listener, &places) => {
+                let (app, ending) = (app.clone(), ending.clone());
+                open.spawn(async move {
+                    speak(stream, app, ending).await;
+                    drop(place);
+                });
+            }
+            Some(_) = open.join_next() => {}
+        }
+    }
+    drop((listener, end));
+    let ended = async { while open.join_next().await.is_some() {} };
+    // what has not ended by then is cut with the runtime
+    let _ = tokio::time::timeout(FAREWELL, ended).await;
+    Ok(())
+}
+
+/// The next connection, once there is a place for it.
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    places: &Arc<Semaphore>,
+) -> (Option<OwnedSemaphorePermit>, TcpStream) {
+    // the semaphore is never closed
+    let place = Arc::clone(places).acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (place, stream),
+            Err(_) => tokio::time::sleep(ACCEPT_REST).await,
+        }
+    }
+}
+
+/// Answers the requests of one connection, until it ends or, after the current one, the server does.
+async fn speak(stream: TcpStream, app: Router, mut ending: watch::Receiver<()>) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        result = async { server.await } => result,
-        () = async { ended.notified().await; tokio::time::sleep(FAREWELL).await } => Ok(()),
+        // a client that breaks off is no error of the server
+        _ = connection.as_mut() => {}
+        _ = ending.changed() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::checkpoint::{Adapter, AdapterConfig, AdapterTensor, SavedModule, Targ
 use crate::models::{EMBEDDING, ModelConfig, Network};
 use crate::nn::AdapterSpec;
 use globset::Glob;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -21,6 +21,8 @@ pub enum AdapterError {
     NothingLeft,
     #[error("--modules_to_save {wanted}: {reason}")]
     NothingToSave { wanted: String, reason: String },
+    #[error("--freeze leaves no parameter to train; name fewer")]
+    NothingTrained,
     #[error(
         "the adapter has the module {module}, which this model has not or which cannot carry an adapter; \
              is it an adapter of another model?"
@@ -139,20 +141,48 @@ pub fn restricted(
     }
     let all = Network::adaptable_modules(config);
     for pattern in freeze {
-        let said = |reason: String| AdapterError::Freeze { pattern: pattern.clone(), reason };
-        let glob = Glob::new(pattern).map_err(|e| said(e.kind().to_string()))?.compile_matcher();
-        // a parameter's name freezes its module as well
-        let hit = |module: &str| glob.is_match(module) || glob.is_match(format!("{module}.weight"));
-        if !all.iter().any(|(module, _, _)| hit(module)) {
-            let example = all.first().map(|(module, _, _)| module.clone()).unwrap_or_default();
-            return Err(said(format!("matches no module; they have names such as {example}")));
-        }
-        modules.retain(|module| !hit(module));
+        let hits = hits(pattern, "module", all.iter().map(|(module, _, _)| module.as_str()))?;
+        modules.retain(|module| !hits.contains(&module.as_str()));
     }
     if modules.is_empty() {
         return Err(AdapterError::NothingLeft);
     }
     Ok(AdapterSpec { modules, ..spec })
+}
+
+/// The parameters that one of the patterns matches by full name or by that of their module.
+///
+/// # Errors
+/// A pattern that cannot be read or matches no parameter, nothing left to train.
+pub fn frozen_parameters(config: &ModelConfig, freeze: &[String]) -> Result<Vec<String>, AdapterError> {
+    let shapes = config.expected_shapes();
+    let modules = || shapes.iter().map(|(name, _)| name.strip_suffix(".weight").unwrap_or(name));
+    let mut frozen = HashSet::new();
+    for pattern in freeze {
+        frozen.extend(hits(pattern, "parameter", modules())?);
+    }
+    if modules().all(|module| frozen.contains(module)) {
+        return Err(AdapterError::NothingTrained);
+    }
+    let names = shapes.iter().zip(modules()).filter(|(_, module)| frozen.contains(module));
+    Ok(names.map(|((name, _), _)| name.clone()).collect())
+}
+
+/// The modules that a pattern of `--freeze` matches, by their names or those of their weights.
+fn hits<'m>(
+    pattern: &str,
+    what: &str,
+    modules: impl Iterator<Item = &'m str> + Clone,
+) -> Result<Vec<&'m str>, AdapterError> {
+    let said = |reason: String| AdapterError::Freeze { pattern: pattern.to_owned(), reason };
+    let glob = Glob::new(pattern).map_err(|e| said(e.kind().to_string()))?.compile_matcher();
+    let hit = |module: &&str| glob.is_match(module) || glob.is_match(format!("{module}.weight"));
+    let found: Vec<&str> = modules.clone().filter(hit).collect();
+    if found.is_empty() {
+        let example = modules.clone().find(|name| name.contains(".layers.")).unwrap_or_default();
+        return Err(said(format!("matches no {what}; they have names such as {example}")));
+    }
+    Ok(found)
 }
 
 /// The layer that a module belongs to; `None` for those outside of the blocks.

@@ -190,7 +190,7 @@ impl<'a> Finetune<'a> {
         }
         let written = prompts.as_ref().map_or(0, Prompts::longest);
         let plain_layers = source.plain_layers(&config)?;
-        let network = network_of(&config, options, spec, plain_layers, longest(&data).max(written));
+        let network = network_of(&config, options, spec, plain_layers, longest(&data).max(written))?;
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         options.lr_warmup_fraction = None;
@@ -347,7 +347,7 @@ fn not_used(asked: &LoraOptions, options: &FinetuneOptions) -> Option<String> {
     if asked.layers.is_some() {
         names.push("--lora_layers".into());
     }
-    if !asked.freeze.is_empty() {
+    if !options.freeze.is_empty() {
         names.push("--freeze".into());
     }
     if !asked.modules_to_save.is_empty() && asked.modules_to_save != kept.modules_to_save {
@@ -379,7 +379,7 @@ pub(super) fn adapter_of(
     }
     let lora = &options.lora;
     let spec = spec_of_targets(config, &lora.targets, lora.rank, lora.alpha, lora.dropout)?;
-    let spec = restricted(config, spec, lora.layers, &lora.freeze)?;
+    let spec = restricted(config, spec, lora.layers, &options.freeze)?;
     let spec = with_saved(config, spec, &lora.modules_to_save)?;
     let base = options.model_dir.canonicalize().unwrap_or_else(|_| options.model_dir.clone());
     let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));

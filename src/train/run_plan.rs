@@ -107,7 +107,7 @@ pub fn plan_run(
         Method::Lora => Some(adapter_of(&mut options, config)?.0),
         Method::Full { .. } => None,
     };
-    let network = network_of(config, &options, adapter, plain_layers, length.max(sampled));
+    let network = network_of(config, &options, adapter, plain_layers, length.max(sampled))?;
     let demand = demand_by_size(|micro_batch| match &data {
         Some(data) => Demand { sampled, ..run_demand(data, &options, micro_batch, steps(data, &options)) },
         None => Demand { optimizer: options.optimizer, ..Demand::uniform(micro_batch, length) },

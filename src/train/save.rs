@@ -23,7 +23,7 @@ pub fn save_adapter(trainer: &Trainer, settings: AdapterConfig, folder: &Path) -
     Ok(())
 }
 
-/// Writes the trained weights in the storage type that the model's configuration names, with the tokenizer.
+/// Writes the weights, those that `--freeze` kept as they were too, in the storage type that the model's configuration names, with the tokenizer.
 ///
 /// # Errors
 /// As [`save_adapter`].
@@ -46,7 +46,8 @@ pub fn save_model(trainer: &Trainer, model_dir: &Path, folder: &Path) -> Result<
     }
     let dtype = stored_dtype(model_dir);
     let shapes = trainer.network().config.expected_shapes();
-    let tensors = trainer.optimiser().parameters()?.into_iter().filter_map(|(name, values)| {
+    let parameters = trainer.optimiser().parameters()?.into_iter().chain(trainer.frozen_parameters()?);
+    let tensors = parameters.filter_map(|(name, values)| {
         let dims = shapes.iter().find(|(n, _)| *n == name)?.1.clone();
         let mut bytes = Vec::new();
         encode(&values, dtype, &mut bytes);

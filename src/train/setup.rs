@@ -1,6 +1,6 @@
 //! From folders on disk to a network that can be loaded onto a device.
 
-use super::adapter::spec_of_adapter;
+use super::adapter::{AdapterError, frozen_parameters, spec_of_adapter};
 use super::options::{FinetuneOptions, Method, Precision};
 use super::plan::Demand;
 use super::quantize::QuantizeOptions;
@@ -46,6 +46,7 @@ pub fn open_network(
         fusions: Fusions::default(),
         host_activations: false,
         mlp_chunks: 1,
+        frozen: Vec::new(),
         config,
     };
     Ok((network, source))
@@ -53,14 +54,17 @@ pub fn open_network(
 
 /// The network that a run trains, with an adapter or, in full training, without. `positions` is the longest sample; the
 /// policy of recomputation is left to a plan. `plain_layers` are those of the weights' source.
+///
+/// # Errors
+/// Patterns of [`FinetuneOptions::freeze`] that full training cannot follow.
 pub fn network_of(
     config: &ModelConfig,
     options: &FinetuneOptions,
     adapter: Option<AdapterSpec>,
     plain_layers: PlainLayers,
     positions: usize,
-) -> Network {
-    Network {
+) -> Result<Network, AdapterError> {
+    Ok(Network {
         weights: match options.method {
             Method::Lora => {
                 let offload = options.offload.min(config.layers);
@@ -76,8 +80,12 @@ pub fn network_of(
         fusions: Fusions::default(),
         host_activations: options.offload_activations,
         mlp_chunks: options.mlp_chunks,
+        frozen: match options.method {
+            Method::Lora => Vec::new(),
+            Method::Full { .. } => frozen_parameters(config, &options.freeze)?,
+        },
         config: config.clone(),
-    }
+    })
 }
 
 /// The samples of a run, cut at `max_seq_length`.

@@ -197,6 +197,21 @@ impl Trainer {
         &self.optimiser
     }
 
+    /// What full training leaves as it is ([`Network::frozen`]), row-major.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn frozen_parameters(&self) -> Result<Vec<(String, Vec<f32>)>, TrainerError> {
+        let shapes = self.network.config.expected_shapes();
+        let frozen = shapes.into_iter().filter(|(name, _)| self.network.frozen.contains(name));
+        let read = |(name, dims): (String, Vec<usize>)| {
+            let slice = self.bindings.leaf(&name).ok_or_else(|| PlanError::Unbound { name: name.clone() })?;
+            let bytes = self.gpu.read(std::slice::from_ref(slice))?;
+            Ok((name, unpack(TensorType::new(Shape::new(&dims), DType::F32), &bytes[0])))
+        };
+        frozen.map(read).collect()
+    }
+
     /// The memory that graphs of the network read, and the embedding where the host looks tokens up.
     pub(super) fn bound(&self) -> (&Bindings, Option<&HostEmbedding>) {
         (&self.bindings, self.embedding.as_ref())

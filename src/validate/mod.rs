@@ -175,6 +175,7 @@ fn estimate_memory(
             fusions: Fusions::default(),
             host_activations: false,
             mlp_chunks: 1,
+            frozen: Vec::new(),
         };
         let demand = |samples| Demand::uniform(samples, tokens);
         let planner = Planner { network, device: &device, batch_size: 1, resumed: false, demand: &demand };

@@ -29,9 +29,6 @@ pub struct LoraArgs {
     /// Layers with an adapter: last-16, first-4, or 8-15, counted from 0 [default: all]
     #[arg(long, alias = "lora-layers", value_name = "LAYERS")]
     pub lora_layers: Option<LayerRange>,
-    /// Patterns of modules without an adapter, such as 'model.layers.[0-7].*' [default: none]
-    #[arg(long, value_name = "PATTERNS", value_parser = words)]
-    pub freeze: Option<Words>,
     /// Modules that are trained in full instead, such as lm_head,embed_tokens [default: none]
     #[arg(long, alias = "modules-to-save", value_name = "NAMES", value_parser = words)]
     pub modules_to_save: Option<Words>,
@@ -59,7 +56,6 @@ impl LoraArgs {
             dropout: self.lora_dropout,
             layers: self.lora_layers,
             modules_to_save: self.modules_to_save.map(|Words(names)| names).unwrap_or_default(),
-            freeze: self.freeze.map(|Words(patterns)| patterns).unwrap_or_default(),
             targets: match (self.switches.targets(), self.lora_targets) {
                 (Some(switched), _) => switched,
                 (None, Some(Words(names))) => targets(&names),

@@ -151,9 +151,11 @@ impl RowTextArgs {
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", after_help = EXIT_CODES)]
 pub struct DataCommandArgs {
-    /// Files or folders of rows, FILE:WEIGHT,…
-    #[arg(value_name = "FILES", value_parser = sources)]
-    pub files: Sources,
+    /// Files or folders of rows, FILE:WEIGHT,…; or Alpaca, Alpaca2k, AlpacaGPT4
+    #[arg(value_name = "FILES", value_parser = data_kind)]
+    pub files: DataKind,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Hugging Face folder whose tokenizer and chat template are used
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
@@ -171,6 +173,15 @@ pub struct DataCommandArgs {
 }
 
 impl DataCommandArgs {
+    /// The named data set, and where its file is and comes from.
+    ///
+    /// # Errors
+    /// Options that do not go with it.
+    pub fn named(&self) -> Result<Option<(NamedSet, FileDownload)>, OptionsError> {
+        let DataKind::Named(set) = self.files else { return Ok(None) };
+        Ok(Some((set, self.place.of(set)?)))
+    }
+
     /// The data that were asked for, none of them held out, in the order of the files.
     ///
     /// # Errors
@@ -182,17 +193,21 @@ impl DataCommandArgs {
             checks.at_least("--max_seq_length", length, 2);
         }
         checks.finish()?;
-        let sources = self.files.0.clone();
-        Ok(DataOptions { sources, val_split_fraction: 0.0, shuffle: false, ..self.text.clone().options() })
+        let (sources, json_path) = match &self.files {
+            DataKind::Sources(sources) => (sources.clone(), PathBuf::new()),
+            // a file of this name
+            DataKind::Json => (Vec::new(), "JSON".into()),
+            // where the file of a named set will be
+            DataKind::Named(set) => (Vec::new(), self.place.of(*set)?.place()),
+        };
+        Ok(DataOptions {
+            sources,
+            json_path,
+            val_split_fraction: 0.0,
+            shuffle: false,
+            ..self.text.clone().options()
+        })
     }
-}
-
-/// A list of files, as one argument.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sources(pub Vec<DataSource>);
-
-fn sources(word: &str) -> Result<Sources, String> {
-    DataSource::parse_list(word).map(Sources).map_err(|error| error.to_string())
 }
 
 fn data_kind(word: &str) -> Result<DataKind, String> {
@@ -200,7 +215,9 @@ fn data_kind(word: &str) -> Result<DataKind, String> {
         ("JSON", ..) => Ok(DataKind::Json),
         (_, Some(set), _) => Ok(DataKind::Named(set)),
         (_, None, Some(reason)) => Err(reason),
-        (_, None, None) => sources(word).map(|sources| DataKind::Sources(sources.0)),
+        (_, None, None) => {
+            DataSource::parse_list(word).map(DataKind::Sources).map_err(|error| error.to_string())
+        }
     }
 }
 

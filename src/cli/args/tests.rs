@@ -88,7 +88,7 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--lora_targets", "q_proj,v_proj", |o| o.lora.targets = vec!["q_proj".into(), "v_proj".into()]),
         ("--lora_layers", "last-4", |o| o.lora.layers = Some(LayerRange::Last(4))),
         ("--freeze", "model.layers.[0-7].*,*.o_proj", |o| {
-            o.lora.freeze = vec!["model.layers.[0-7].*".into(), "*.o_proj".into()];
+            o.freeze = vec!["model.layers.[0-7].*".into(), "*.o_proj".into()];
         }),
         ("--modules_to_save", "lm_head,model.norm", |o| {
             o.lora.modules_to_save = vec!["lm_head".into(), "model.norm".into()];

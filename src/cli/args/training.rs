@@ -1,7 +1,8 @@
 //! How a run trains, evaluates, saves and ends.
 
 use super::{
-    DataArgs, DeviceArgs, LoggingArgs, MemoryArgs, PrecisionArgs, SplitArgs, TuneArgs, boolean, count,
+    DataArgs, DeviceArgs, LoggingArgs, MemoryArgs, PrecisionArgs, SplitArgs, TuneArgs, Words, boolean, count,
+    words,
 };
 use crate::train::duration::parse_duration;
 use crate::train::options::{Example, FinetuneOptions, OptimizerKind, RecomputeKind};
@@ -200,6 +201,9 @@ pub struct TrainingArgs {
     pub recompute: RecomputeKind,
     #[command(flatten)]
     pub memory: MemoryArgs,
+    /// Patterns of modules to leave as they are, such as 'model.layers.[0-7].*' [default: none]
+    #[arg(long, value_name = "PATTERNS", value_parser = words)]
+    pub freeze: Option<Words>,
     /// Optimiser steps between printed lines; the metrics have every step [default: about fifty lines]
     #[arg(long, aliases = ["log-interval", "train.log_interval"], value_name = "N", value_parser = count)]
     pub log_interval: Option<usize>,
@@ -247,6 +251,7 @@ impl TrainingArgs {
             lr_warmup_fraction: self.lr_warmup_fraction,
             lr_schedule: self.lr_schedule,
             min_lr: self.min_lr,
+            freeze: self.freeze.map(|Words(patterns)| patterns).unwrap_or_default(),
             optimizer: self.optimizer,
             momentum: self.momentum,
             loraplus_lr_ratio: self.loraplus_lr_ratio,

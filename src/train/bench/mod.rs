@@ -174,6 +174,7 @@ impl BenchTrain {
             fusions: options.fusions,
             host_activations: options.offload_activations,
             mlp_chunks: options.mlp_chunks,
+            frozen: Vec::new(),
         };
         let batch = random_batch(options);
         let limit = MemoryLimit::of(options.memory_limit.or(gpu.memory_limit()), gpu.free_memory());

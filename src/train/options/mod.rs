@@ -37,6 +37,8 @@ pub struct FinetuneOptions {
     pub method: Method,
     /// Used by [`Method::Lora`] alone.
     pub lora: LoraOptions,
+    /// Patterns of what is not trained, by full names: modules without an adapter, or, in full training, parameters.
+    pub freeze: Vec<String>,
     /// The folder of a step to go on from, or `auto`: the newest whole one that the run in `out_dir` saved, and from the start
     /// where there is none.
     #[serde(skip)]
@@ -141,8 +143,6 @@ pub struct LoraOptions {
     pub targets: Vec<String>,
     /// Layers with an adapter; `None` for all.
     pub layers: Option<LayerRange>,
-    /// Patterns of modules without one, by their full names.
-    pub freeze: Vec<String>,
     /// Modules that are trained in full instead, as PEFT names them.
     pub modules_to_save: Vec<String>,
 }
@@ -178,6 +178,7 @@ impl Default for FinetuneOptions {
             precision: Precision::default(),
             method: Method::default(),
             lora: LoraOptions::default(),
+            freeze: Vec::new(),
             resume: None,
             init_adapter: None,
             learning_rate: 3e-4,
@@ -237,7 +238,6 @@ impl Default for LoraOptions {
             dropout: 0.0,
             targets: Vec::new(),
             layers: None,
-            freeze: Vec::new(),
             modules_to_save: Vec::new(),
         }
     }

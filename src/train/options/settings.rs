@@ -23,7 +23,7 @@ impl FinetuneOptions {
                 }
                 ("lora", Value::Object(lora)) if self.method == Method::Lora => {
                     settings.extend(lora.into_iter().map(|(key, value)| match key.as_str() {
-                        "freeze" | "modules_to_save" => (key, value),
+                        "modules_to_save" => (key, value),
                         _ => (format!("lora_{key}"), value),
                     }));
                 }
