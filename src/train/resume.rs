@@ -129,7 +129,8 @@ impl Progress {
         if found.format != FORMAT {
             return Err(said(format!("of format {}, this version reads {FORMAT}", found.format)));
         }
-        if let Some((name, was, is)) = difference("", &found.options, &deciding(options)) {
+        let begun_with = completed(found.options.clone(), &deciding(&FinetuneOptions::default()));
+        if let Some((name, was, is)) = difference("", &begun_with, &deciding(options)) {
             return Err(said(format!(
                 "the run was begun with --{name} {was}, now it is {is}; give what it was begun with, or begin anew without \
                  --resume"
@@ -233,6 +234,17 @@ fn deciding(options: &FinetuneOptions) -> Value {
     all
 }
 
+/// Options of an earlier version: those that it did not know were what they are by default.
+fn completed(mut options: Value, defaults: &Value) -> Value {
+    if let (Some(options), Some(defaults)) = (options.as_object_mut(), defaults.as_object()) {
+        for (name, default) in defaults {
+            let own = options.remove(name);
+            options.insert(name.clone(), own.map_or_else(|| default.clone(), |own| completed(own, default)));
+        }
+    }
+    options
+}
+
 /// The first option that differs, by name, with both values.
 fn difference(name: &str, was: &Value, is: &Value) -> Option<(String, String, String)> {
     match (was.as_object(), is.as_object()) {
@@ -296,4 +308,23 @@ fn model_hash(model_dir: &Path) -> String {
         bytes(&size.to_le_bytes());
     }
     hash.text()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_was_not_known_had_its_default() {
+        let now = FinetuneOptions::default();
+        let mut earlier = deciding(&now);
+        let map = earlier.as_object_mut().unwrap();
+        assert!(map.remove("mlp_chunks").is_some());
+        assert!(map["lora"].as_object_mut().unwrap().remove("modules_to_save").is_some());
+        let begun_with = completed(earlier, &deciding(&FinetuneOptions::default()));
+        assert_eq!(difference("", &begun_with, &deciding(&now)), None);
+        let changed = deciding(&FinetuneOptions { mlp_chunks: 4, ..now });
+        let (name, was, is) = difference("", &begun_with, &changed).unwrap();
+        assert_eq!((name.as_str(), was.as_str(), is.as_str()), ("mlp_chunks", "1", "4"));
+    }
 }
