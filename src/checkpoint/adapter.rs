@@ -176,7 +176,7 @@ fn read_tensors(
         modules.insert(module);
     }
     if modules.is_empty() {
-        return Err(wrong("", "the file has no adapter matrices".into()));
+        return Err(wrong("", "the file has no tensors of an adapter, lora_A and lora_B".into()));
     }
     for end in full {
         if !saved.iter().any(|module| module.ends_with(end.as_str())) {
