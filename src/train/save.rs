@@ -23,7 +23,8 @@ pub fn save_adapter(trainer: &Trainer, settings: AdapterConfig, folder: &Path) -
     Ok(())
 }
 
-/// Writes the weights, those that `--freeze` kept as they were too, in the storage type that the model's configuration names, with the tokenizer.
+/// Writes the weights, those that `--freeze` kept as they were too, in the storage type that the model's configuration names,
+/// with the tokenizer.
 ///
 /// # Errors
 /// As [`save_adapter`].
