@@ -79,11 +79,14 @@
 {% endfor %}
 {% endfor %}
 {% else %}
+{% for row4 in range(ROW4) %}
 {% for u in range(UNROLL) %}
-{% for e in range(ROWS) %}
+{% for j in range(4) %}
+{% set e = j * ROW4 + row4 %}
 {{ piece(r, k, u, e) }}
 {% for q in ["x", "y", "z", "w"] %}
-        s{{ 4 * (e % ROW4) + loop.index0 }} = fma(vec4<f32>(a{{ u }}_{{ e }}.{{ q }}), w{{ u }}_{{ e // ROW4 }}, s{{ 4 * (e % ROW4) + loop.index0 }});
+        s{{ 4 * row4 + loop.index0 }} = fma(vec4<f32>(a{{ u }}_{{ e }}.{{ q }}), w{{ u }}_{{ j }}, s{{ 4 * row4 + loop.index0 }});
+{% endfor %}
 {% endfor %}
 {% endfor %}
 {% endfor %}

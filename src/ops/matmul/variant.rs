@@ -84,7 +84,7 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let (rows, cols) = (extents.rows, extents.cols);
     let broadcast = device.broadcast_lanes();
     let lanes = broadcast.unwrap_or(8);
-    // 32 rows per tile measured fastest; fewer where the product is thin or would leave a core idle
+    // 32 rows per tile are the default: they compile fast; fewer where the product is thin or would leave a core idle
     let tiles = |height: u32| rows.div_ceil(height as usize) * cols.div_ceil(4 * lanes as usize);
     let best =
         [32, 16, 8].into_iter().find(|&h| rows > h as usize / 2 && tiles(h) >= 8).unwrap_or(8).max(lanes);
@@ -100,6 +100,9 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         variant(best, true, 1),
         variant(other, true, 2),
     ];
+    // taller ones load columns less often, and outgrow the processor's cache of instructions when they are unrolled
+    let tall = [64, 48].into_iter().filter(|&h| rows >= h as usize && tiles(h) >= 8);
+    all.extend(tall.map(|h| variant(h, broadcast.is_none(), 1)));
     let mut seen = Vec::new();
     all.retain(|v| {
         !seen.contains(v) && {
