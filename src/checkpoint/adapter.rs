@@ -4,8 +4,7 @@
 //! (`modules_to_save`) lie beside the matrices as `<module>.weight` and replace the base's.
 
 use super::adapter_config::{ADAPTER_CONFIG, AdapterConfig};
-use super::weights::{Checkpoint, encode, write_safetensors};
-use super::{CheckpointError, atomic};
+use super::{Checkpoint, CheckpointError, atomic, encode, write_safetensors};
 use crate::graph::DType;
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -3,7 +3,8 @@
 //! Only one tensor's bytes pass through memory at a time, and they need not be there as a whole: whoever fills a
 //! tensor writes to a stream.
 
-use super::weights::{byte_count, file_dtype, header_bytes};
+use super::mapped::byte_count;
+use super::single::{file_dtype, header_bytes};
 use super::{CheckpointError, atomic};
 use crate::graph::DType;
 use safetensors::Dtype as FileDtype;

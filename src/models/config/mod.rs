@@ -1,0 +1,300 @@
+//! `config.json` of a Hugging Face model to a checked description.
+//!
+//! transformers 4 and 5 spell the same settings differently (`rope_theta` and `rope_scaling` against
+//! `rope_parameters`, `torch_dtype` against `dtype`); both give equal values here. A setting that
+//! changes the mathematics is either understood or refused: none is passed over.
+
+mod keys;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+pub use rope::{Rope, RopeScaling};
+
+use crate::graph::DType;
+use keys::{Keys, MAX_SIZE, same};
+use rope::read_rope;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::io;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+const CONFIG: &str = "config.json";
+const ARCHITECTURES: [(&str, Family); 1] = [("LlamaForCausalLM", Family::Llama)];
+/// No model comes near; it keeps a broken file from filling the memory with names.
+const MAX_LAYERS: usize = 1 << 14;
+
+/// A configuration that cannot be read or is not supported.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("{path}: {}; give the folder of a Hugging Face model", if path.exists() { "is a file, not a folder" } else { "no such folder" })]
+    FolderMissing { path: PathBuf },
+    #[error("{folder}: config.json not found; give the folder of a Hugging Face model")]
+    FileMissing { folder: PathBuf },
+    #[error("{file}: cannot be read: {source}")]
+    Read { file: PathBuf, source: io::Error },
+    #[error("{file}: line {line} column {column}: {reason}")]
+    Json { file: PathBuf, line: usize, column: usize, reason: String },
+    #[error("{file}: the key {key:?} is missing")]
+    KeyMissing { file: PathBuf, key: String },
+    #[error("{file}: {key} is {value}, expected {expected}")]
+    Value { file: PathBuf, key: String, value: String, expected: String },
+    #[error("{file}: the architecture {found} is not supported; supported: {supported}")]
+    Architecture { file: PathBuf, found: String, supported: String },
+    #[error("{file}: {key} = {value} is not supported: {reason}")]
+    Unsupported { file: PathBuf, key: String, value: String, reason: &'static str },
+    #[error("{file}: {reason}")]
+    Inconsistent { file: PathBuf, reason: String },
+}
+
+/// Families of networks that engraft builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    Llama,
+}
+
+/// Sizes and constants of a decoder-only transformer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelConfig {
+    pub family: Family,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub layers: usize,
+    pub heads: usize,
+    /// Divides `heads`.
+    pub kv_heads: usize,
+    /// A multiple of 8.
+    pub head_dim: usize,
+    pub rms_norm_eps: f64,
+    pub rope: Rope,
+    pub max_position_embeddings: usize,
+    /// The head uses the embedding matrix.
+    pub tied_head: bool,
+}
+
+impl ModelConfig {
+    /// Reads `config.json` of a model folder.
+    ///
+    /// # Errors
+    /// A missing folder or file, JSON that is not understood, a value out of range, or a model that
+    /// is not supported; the message names file and key.
+    pub fn read(model_dir: &Path) -> Result<Self, ConfigError> {
+        if !model_dir.is_dir() {
+            return Err(ConfigError::FolderMissing { path: model_dir.to_path_buf() });
+        }
+        let file = model_dir.join(CONFIG);
+        if !file.is_file() {
+            return Err(ConfigError::FileMissing { folder: model_dir.to_path_buf() });
+        }
+        match std::fs::read_to_string(&file) {
+            Ok(text) => ModelConfig::parse(&text, &file),
+            Err(source) => Err(ConfigError::Read { file, source }),
+        }
+    }
+
+    /// Reads the text of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::read`].
+    pub fn parse(json: &str, path: &Path) -> Result<Self, ConfigError> {
+        let object: Map<String, Value> = serde_json::from_str(json).map_err(|error| ConfigError::Json {
+            file: path.to_path_buf(),
+            line: error.line(),
+            column: error.column(),
+            // Without the position, which the message has already.
+            reason: error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
+        })?;
+        let keys = Keys { file: path, object: &object, prefix: "" };
+        let family = family(&keys)?;
+        refuse_unsupported(&keys)?;
+
+        let (hidden_size, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
+        if hidden_size % heads != 0 {
+            let sizes = format!("hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}");
+            return Err(keys.inconsistent(sizes));
+        }
+        let max_position_embeddings = keys.optional("max_position_embeddings", Keys::size)?.unwrap_or(2048);
+        let config = ModelConfig {
+            family,
+            vocab_size: keys.size("vocab_size")?,
+            hidden_size,
+            intermediate_size: keys.size("intermediate_size")?,
+            layers: keys.size("num_hidden_layers")?,
+            heads,
+            kv_heads: keys.optional("num_key_value_heads", Keys::size)?.unwrap_or(heads),
+            head_dim: keys.optional("head_dim", Keys::size)?.unwrap_or(hidden_size / heads),
+            rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(1e-6),
+            rope: read_rope(&keys, max_position_embeddings)?,
+            max_position_embeddings,
+            tied_head: keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(false),
+        };
+        config.check(&keys)?;
+        Ok(config)
+    }
+
+    /// Parameters of the whole model; a tied head counts once.
+    pub fn parameter_count(&self) -> u64 {
+        let product = |shape: &[usize]| shape.iter().fold(1u64, |n, &dim| n.saturating_mul(dim as u64));
+        let total = |shapes: &[(&str, Vec<usize>)]| {
+            shapes.iter().fold(0u64, |sum, (_, shape)| sum.saturating_add(product(shape)))
+        };
+        let layers = total(&self.layer_shapes()).saturating_mul(self.layers as u64);
+        layers.saturating_add(total(&self.outer_shapes()))
+    }
+
+    /// Every weight of the model as it is named in the checkpoint, with its shape.
+    pub fn expected_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let layer = self.layer_shapes();
+        let layers = (0..self.layers).flat_map(|i| {
+            layer.iter().map(move |(name, shape)| (format!("model.layers.{i}.{name}"), shape.clone()))
+        });
+        let outer = self.outer_shapes().into_iter().map(|(name, shape)| (name.to_owned(), shape));
+        layers.chain(outer).collect()
+    }
+
+    /// A `config.json` for weights of the given type that transformers 4 and 5 both read.
+    pub fn to_json(&self, dtype: DType) -> Value {
+        let dtype = match dtype {
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            _ => "float32",
+        };
+        let (architecture, model_type) = match self.family {
+            Family::Llama => ("LlamaForCausalLM", "llama"),
+        };
+        let scaling = match self.rope.scaling {
+            RopeScaling::None => None,
+            RopeScaling::Linear { factor } => Some(json!({ "rope_type": "linear", "factor": factor })),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => Some(json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            })),
+        };
+        let mut rope_parameters = scaling.clone().unwrap_or_else(|| json!({ "rope_type": "default" }));
+        rope_parameters["rope_theta"] = json!(self.rope.theta);
+        json!({
+            "architectures": [architecture],
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "dtype": dtype,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "mlp_bias": false,
+            "model_type": model_type,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "num_key_value_heads": self.kv_heads,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": rope_parameters,
+            "rope_scaling": scaling,
+            "rope_theta": self.rope.theta,
+            "tie_word_embeddings": self.tied_head,
+            "torch_dtype": dtype,
+            "vocab_size": self.vocab_size,
+        })
+    }
+
+    fn layer_shapes(&self) -> [(&'static str, Vec<usize>); 9] {
+        let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        [
+            ("input_layernorm.weight", vec![hidden]),
+            ("self_attn.q_proj.weight", vec![queries, hidden]),
+            ("self_attn.k_proj.weight", vec![keys, hidden]),
+            ("self_attn.v_proj.weight", vec![keys, hidden]),
+            ("self_attn.o_proj.weight", vec![hidden, queries]),
+            ("post_attention_layernorm.weight", vec![hidden]),
+            ("mlp.gate_proj.weight", vec![ffn, hidden]),
+            ("mlp.up_proj.weight", vec![ffn, hidden]),
+            ("mlp.down_proj.weight", vec![hidden, ffn]),
+        ]
+    }
+
+    fn outer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let mut shapes = vec![
+            ("model.embed_tokens.weight", vec![self.vocab_size, self.hidden_size]),
+            ("model.norm.weight", vec![self.hidden_size]),
+        ];
+        if !self.tied_head {
+            shapes.push(("lm_head.weight", vec![self.vocab_size, self.hidden_size]));
+        }
+        shapes
+    }
+
+    fn check(&self, keys: &Keys<'_>) -> Result<(), ConfigError> {
+        let ModelConfig { hidden_size, heads, kv_heads, head_dim, layers, .. } = *self;
+        let reason = if heads % kv_heads != 0 {
+            format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        } else if !head_dim.is_multiple_of(8) {
+            format!("head_dim {head_dim} is not a multiple of 8, which the attention kernels need")
+        } else if !hidden_size.is_multiple_of(4) {
+            format!("hidden_size {hidden_size} is not a multiple of 4, which the kernels need")
+        } else if (heads as u64).saturating_mul(head_dim as u64) > MAX_SIZE {
+            format!("num_attention_heads {heads} times head_dim {head_dim} is more than {MAX_SIZE}")
+        } else if layers > MAX_LAYERS {
+            format!("num_hidden_layers {layers} is more than {MAX_LAYERS}")
+        } else {
+            return Ok(());
+        };
+        Err(keys.inconsistent(reason))
+    }
+}
+
+fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
+    let found: Vec<&str> = match keys.required("architectures")? {
+        Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
+        value => return Err(keys.wrong("architectures", value, "a list of names".into())),
+    };
+    let known = found.iter().find_map(|name| ARCHITECTURES.iter().find(|(known, _)| known == name));
+    known.map(|(_, family)| *family).ok_or_else(|| ConfigError::Architecture {
+        file: keys.file.to_path_buf(),
+        found: if found.is_empty() { "(none named)".to_owned() } else { found.join(", ") },
+        supported: ARCHITECTURES.map(|(name, _)| name).join(", "),
+    })
+}
+
+fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
+    for key in ["attention_bias", "mlp_bias"] {
+        if keys.optional(key, Keys::flag)? == Some(true) {
+            return Err(keys.refused(key, &Value::Bool(true), "linear layers have no bias"));
+        }
+    }
+    let expected = [
+        ("hidden_act", json!("silu"), "the gated MLP uses silu"),
+        ("partial_rotary_factor", json!(1.0), "the rotary embedding turns whole heads"),
+        (
+            "attention_dropout",
+            json!(0.0),
+            "attention weights are not dropped; set it to 0.0 to go on without",
+        ),
+    ];
+    for (key, expected, reason) in expected {
+        if let Some(value) = keys.get(key)
+            && !same(value, &expected)
+        {
+            return Err(keys.refused(key, value, reason));
+        }
+    }
+    match keys.get("quantization_config") {
+        Some(value) if value["quant_method"] != "bitsandbytes" || value["load_in_4bit"] != true => {
+            let reason = "of quantised models engraft reads those that bitsandbytes saved in nf4; give the folder of the \
+                          unquantised model";
+            Err(keys.refused("quantization_config", value, reason))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,274 @@
+use super::*;
+
+const LLAMA: [&str; 3] = ["llama", "llama_untied", "llama_sharded"];
+
+fn fixture(model: &str, file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model).join(file)
+}
+
+fn read_fixture(model: &str, file: &str) -> ModelConfig {
+    let path = fixture(model, file);
+    ModelConfig::parse(&std::fs::read_to_string(&path).unwrap(), &path).unwrap()
+}
+
+fn minimal() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 100,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    })
+}
+
+fn parse_with(changes: &[(&str, Value)]) -> Result<ModelConfig, ConfigError> {
+    let mut json = minimal();
+    for (key, value) in changes {
+        json[*key] = value.clone();
+    }
+    ModelConfig::parse(&json.to_string(), Path::new("config.json"))
+}
+
+fn message(changes: &[(&str, Value)]) -> String {
+    parse_with(changes).unwrap_err().to_string()
+}
+
+#[test]
+fn both_spellings_of_transformers_are_equal() {
+    for model in LLAMA {
+        let config = read_fixture(model, "config.json");
+        assert_eq!(config, read_fixture(model, "config.v4.json"), "{model}");
+        assert_eq!(config, ModelConfig::read(&fixture(model, "")).unwrap());
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 32,
+        };
+        let expected = ModelConfig {
+            family: Family::Llama,
+            vocab_size: 512,
+            hidden_size: 64,
+            intermediate_size: 160,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, scaling },
+            max_position_embeddings: 128,
+            tied_head: model == "llama",
+        };
+        assert_eq!(config, expected, "{model}");
+    }
+}
+
+#[test]
+fn absent_keys_have_the_defaults_of_transformers() {
+    let config = parse_with(&[]).unwrap();
+    assert_eq!((config.kv_heads, config.head_dim, config.tied_head), (4, 16, false));
+    assert_eq!((config.rms_norm_eps, config.max_position_embeddings), (1e-6, 2048));
+    assert_eq!(config.rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
+    let nulls = ["head_dim", "num_key_value_heads", "rope_scaling", "quantization_config"];
+    assert_eq!(parse_with(&nulls.map(|key| (key, Value::Null))).unwrap(), config);
+}
+
+#[test]
+fn rope_is_read_in_every_spelling() {
+    let rope = |changes: &[(&str, Value)]| parse_with(changes).unwrap().rope;
+    let linear = Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } };
+    let old = json!({ "type": "linear", "factor": 2 });
+    assert_eq!(rope(&[("rope_theta", json!(5e5)), ("rope_scaling", old.clone())]), linear);
+    let new = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 5e5 });
+    assert_eq!(rope(&[("rope_parameters", new.clone())]), linear);
+    assert_eq!(rope(&[("rope_parameters", new), ("rope_theta", json!(5e5)), ("rope_scaling", old)]), linear);
+
+    let plain = Rope { theta: 7.0, scaling: RopeScaling::None };
+    assert_eq!(rope(&[("rope_parameters", json!({ "rope_type": "default", "rope_theta": 7 }))]), plain);
+    assert_eq!(rope(&[("rope_parameters", json!({})), ("rope_theta", json!(7))]), plain);
+
+    let llama3 = json!({ "type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4 });
+    let RopeScaling::Llama3 { original_max_position_embeddings, .. } =
+        rope(&[("rope_scaling", llama3), ("max_position_embeddings", json!(99))]).scaling
+    else {
+        panic!("llama3 expected");
+    };
+    assert_eq!(original_max_position_embeddings, 99);
+}
+
+#[test]
+fn frequencies_are_those_of_transformers() {
+    // Printed by transformers 5.23 (`ROPE_INIT_FUNCTIONS["llama3"]`, f32) for Llama 3.1 8B: both ends and
+    // every element of the interpolated middle.
+    let scaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    let ours = Rope { theta: 5e5, scaling }.inverse_frequencies(128);
+    assert_eq!(ours.len(), 64);
+    let expected = [
+        (0, 1.0),
+        (1, 8.146_172e-1),
+        (20, 1.656_044e-2),
+        (28, 3.211_446e-3),
+        (29, 2.166_570_6e-3),
+        (30, 1.371_893_7e-3),
+        (31, 8.567_515e-4),
+        (32, 5.248_46e-4),
+        (33, 3.126_936_5e-4),
+        (34, 1.785_078e-4),
+        (35, 9.556_212e-5),
+        (36, 7.784_655e-5),
+        (40, 3.428_102_4e-5),
+        (63, 3.068_926e-7),
+    ];
+    for (i, theirs) in expected {
+        assert!((ours[i] / theirs - 1.0f32).abs() < 2e-6, "{i}: {} {theirs}", ours[i]);
+    }
+    // The fixture, whose middle band is element 3.
+    let ours = read_fixture("llama", "config.json").rope.inverse_frequencies(16);
+    let theirs =
+        [1.0, 9.583_998e-2, 1.25e-2, 3.952_847_3e-3, 1.25e-3, 3.952_847_3e-4, 1.25e-4, 3.952_847_3e-5];
+    assert!(ours.iter().zip(theirs).all(|(a, b): (&f32, f32)| (a / b - 1.0).abs() < 2e-6), "{ours:?}");
+
+    let plain = Rope { theta: 1e4, scaling: RopeScaling::None }.inverse_frequencies(8);
+    let linear = Rope { theta: 1e4, scaling: RopeScaling::Linear { factor: 4.0 } }.inverse_frequencies(8);
+    assert_eq!(plain, [1.0, 0.1, 0.01, 0.001]);
+    assert_eq!(linear, [0.25, 0.025, 0.0025, 0.00025]);
+}
+
+#[test]
+fn what_is_written_is_read_back_equal() {
+    let scalings = [
+        json!(null),
+        json!({ "rope_type": "linear", "factor": 2.5 }),
+        json!({
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }),
+    ];
+    for scaling in scalings {
+        let config = parse_with(&[("rope_scaling", scaling), ("rope_theta", json!(123.5))]).unwrap();
+        let mut json = config.to_json(DType::F16);
+        assert_eq!((&json["torch_dtype"], &json["dtype"]), (&json!("float16"), &json!("float16")));
+        let read = |json: &Value| ModelConfig::parse(&json.to_string(), Path::new("config.json")).unwrap();
+        assert_eq!(read(&json), config);
+        // Each spelling alone says everything.
+        let older = ["rope_theta", "rope_scaling", "torch_dtype"].map(|key| (key, json[key].take()));
+        assert_eq!(read(&json), config);
+        older.into_iter().for_each(|(key, value)| json[key] = value);
+        ["rope_parameters", "dtype"].iter().for_each(|key| json[*key] = Value::Null);
+        assert_eq!(read(&json), config);
+    }
+}
+
+#[test]
+fn shapes_add_up_to_the_parameter_count() {
+    for (model, parameters) in [("llama", 119_104), ("llama_untied", 151_872)] {
+        let config = read_fixture(model, "config.json");
+        let shapes = config.expected_shapes();
+        let sum: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        assert_eq!((config.parameter_count(), sum), (parameters, parameters as usize), "{model}");
+        assert_eq!(shapes.iter().any(|(name, _)| name == "lm_head.weight"), !config.tied_head);
+    }
+}
+
+#[test]
+fn other_architectures_are_refused_by_name() {
+    let text = message(&[("architectures", json!(["GemmaForCausalLM"]))]);
+    assert_eq!(
+        text,
+        "config.json: the architecture GemmaForCausalLM is not supported; supported: LlamaForCausalLM"
+    );
+    assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
+    assert!(message(&[("architectures", json!("Llama"))]).contains("architectures is \"Llama\""));
+    assert!(message(&[("architectures", Value::Null)]).contains("\"architectures\" is missing"));
+}
+
+#[test]
+fn unsupported_settings_are_refused_by_key_and_value() {
+    for (key, value) in [
+        ("attention_bias", json!(true)),
+        ("mlp_bias", json!(true)),
+        ("hidden_act", json!("gelu")),
+        ("partial_rotary_factor", json!(0.5)),
+        ("attention_dropout", json!(0.1)),
+        ("quantization_config", json!({ "quant_method": "gptq" })),
+    ] {
+        let text = message(&[(key, value.clone())]);
+        assert!(text.starts_with(&format!("config.json: {key} = {value} is not supported")), "{text}");
+    }
+    let yarn = json!({ "rope_type": "yarn", "factor": 4 });
+    let text = message(&[("rope_scaling", yarn.clone())]);
+    assert!(text.contains("rope_scaling.rope_type = \"yarn\" is not supported"), "{text}");
+    let text = message(&[("rope_parameters", yarn)]);
+    assert!(text.contains("rope_parameters.rope_type = \"yarn\" is not supported"), "{text}");
+}
+
+#[test]
+fn values_out_of_range_name_their_key() {
+    for key in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    {
+        assert_eq!(message(&[(key, Value::Null)]), format!("config.json: the key \"{key}\" is missing"));
+        for value in [json!(0), json!(-1), json!(64.5), json!("64"), json!(1u64 << 32), json!([4])] {
+            let text = message(&[(key, value.clone())]);
+            assert!(text.starts_with(&format!("config.json: {key} is {value}, expected a whole")), "{text}");
+        }
+    }
+    for value in [json!(0.0), json!(-1e-5), json!("1e-5"), json!(1e300)] {
+        assert!(message(&[("rms_norm_eps", value.clone())]).contains("rms_norm_eps is"), "{value}");
+        assert!(message(&[("rope_theta", value.clone())]).contains("rope_theta is"), "{value}");
+    }
+    assert!(message(&[("tie_word_embeddings", json!("yes"))]).contains("tie_word_embeddings is \"yes\""));
+    assert!(message(&[("rope_scaling", json!([1]))]).contains("rope_scaling is [1]"));
+    let no_factor = json!({ "rope_type": "linear" });
+    assert!(message(&[("rope_scaling", no_factor)]).contains("\"rope_scaling.factor\" is missing"));
+    let crossed = json!({ "rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4 });
+    assert!(message(&[("rope_scaling", crossed)]).contains("is not below"));
+}
+
+#[test]
+fn sizes_that_do_not_fit_together_are_refused() {
+    for (changes, reason) in [
+        (
+            vec![("num_attention_heads", json!(3))],
+            "hidden_size 64 is not a multiple of num_attention_heads 3",
+        ),
+        (
+            vec![("num_key_value_heads", json!(3))],
+            "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+        ),
+        (vec![("head_dim", json!(12))], "head_dim 12 is not a multiple of 8"),
+        (
+            vec![("hidden_size", json!(6)), ("num_attention_heads", json!(1)), ("head_dim", json!(8))],
+            "hidden_size 6",
+        ),
+        (vec![("head_dim", json!(1u64 << 31))], "times head_dim"),
+        (vec![("num_hidden_layers", json!(1 << 20))], "num_hidden_layers 1048576"),
+    ] {
+        let text = message(&changes);
+        assert!(text.contains(reason), "{text}");
+    }
+    // The largest sizes that pass must not overflow.
+    let large = json!(1u64 << 31);
+    let sizes = ["vocab_size", "hidden_size", "intermediate_size"].map(|key| (key, large.clone()));
+    let config = parse_with(&[&sizes[..], &[("head_dim", json!(8))]].concat()).unwrap();
+    assert!(config.parameter_count() > 1 << 62);
+}
+
+#[test]
+fn files_that_are_no_json_name_the_place() {
+    let parse = |text| ModelConfig::parse(text, Path::new("config.json")).unwrap_err().to_string();
+    assert_eq!(parse("{\n \"rms_norm_eps\": NaN}"), "config.json: line 2 column 18: expected value");
+    assert!(parse("").contains("EOF"));
+    assert!(parse("[1]").contains("expected a map"));
+    assert!(parse("{\"rope_theta\": 1e999}").contains("out of range"));
+    let folder = tempfile::tempdir().unwrap();
+    let text = ModelConfig::read(folder.path()).unwrap_err().to_string();
+    assert!(text.contains("config.json not found"), "{text}");
+    let text = ModelConfig::read(&folder.path().join("x")).unwrap_err().to_string();
+    assert!(text.contains("no such folder"), "{text}");
+}
