@@ -2,7 +2,7 @@
 //
 // Query row t sees the key rows starts[t] .. ends[t]; both only grow with t, so a workgroup of consecutive rows visits
 // the keys from its first row's start to its last row's end and no other. q, o are [T, heads * HEAD_DIM];
-// k, v [S, kv_heads * HEAD_DIM]; query head h reads KV head h / group. An invocation owns one row of one head.
+// k, v [S, kv_heads * HEAD_DIM]; query head h reads KV head h / group. An invocation owns PER rows of one head.
 {% include "shared/attention.wgsl" %}
 
 @compute @workgroup_size({{ WORKGROUP }})
@@ -13,77 +13,99 @@ fn main(
 ) {
     let index = min(group_index(group, groups), params.tiles - 1u);
     let head = index / params.row_tiles;
-    let row0 = index % params.row_tiles * {{ WORKGROUP }}u;
-    let row = min(row0 + lane, params.rows - 1u);
-    let q_base = row * params.q_stride + head * {{ D4 }}u;
+    let first_row = index % params.row_tiles * {{ ROWS }}u;
     let kv_base = head / params.group * {{ D4 }}u;
-    let start = starts[row];
-    let end = ends[row];
-    let last = ends[min(row0 + {{ WORKGROUP - 1 }}u, params.rows - 1u)];
+    let last = ends[min(first_row + {{ ROWS - 1 }}u, params.rows - 1u)];
+{% for r in range(PER) %}
+    let row{{ r }} = min(first_row + {{ r * WORKGROUP }}u + lane, params.rows - 1u);
+    let q_base{{ r }} = row{{ r }} * params.q_stride + head * {{ D4 }}u;
+    let start{{ r }} = starts[row{{ r }}];
+    let end{{ r }} = ends[row{{ r }}];
 {% for d in range(D4) %}
-    let q{{ d }} = load_q(q_base + {{ d }}u) * params.scale;
-    var o{{ d }} = vec4<f32>();
+    let q{{ r }}_{{ d }} = load_q(q_base{{ r }} + {{ d }}u) * params.scale;
+    var o{{ r }}_{{ d }} = vec4<f32>();
 {% endfor %}
-    var largest = -1e30;
-    var sum = 0.0;
-    for (var first = starts[row0]; first < last; first += {{ BLOCK }}u) {
+    var largest{{ r }} = -1e30;
+    var sum{{ r }} = 0.0;
+{% endfor %}
+    for (var first = starts[first_row]; first < last; first += {{ BLOCK }}u) {
 {% if SHARED %}
 {{ stage("k", "v", "params.keys", "params.kv_stride", "kv_base") }}
         for (var j = 0u; j < {{ BLOCK }}u; j += 1u) {
             let at = j * {{ D4 }}u;
             var s = 0.0;
 {% for d in range(D4) %}
-            { let x = block1[at + {{ d }}u]; {{ dot_add("s", "q" ~ d, "x") }} }
+            { let x = block1[at + {{ d }}u]; {{ dot_add("s", "q0_" ~ d, "x") }} }
 {% endfor %}
-            let seen = first + j >= start && first + j < end;
-            let next = select(largest, max(largest, s), seen);
-            let shrink = exp(largest - next);
+            let seen = first + j >= start0 && first + j < end0;
+            let next = select(largest0, max(largest0, s), seen);
+            let shrink = exp(largest0 - next);
             let p = select(0.0, exp(s - next), seen);
-            largest = next;
-            sum = fma(sum, shrink, p);
+            largest0 = next;
+            sum0 = fma(sum0, shrink, p);
 {% for d in range(D4) %}
-            o{{ d }} = fma(vec4<f32>(p), block2[at + {{ d }}u], o{{ d }} * shrink);
+            o0_{{ d }} = fma(vec4<f32>(p), block2[at + {{ d }}u], o0_{{ d }} * shrink);
 {% endfor %}
         }
 {% else %}
+{% for r in range(PER) %}
 {% for j in range(BLOCK) %}
-        var s{{ j }} = 0.0;
+        var s{{ r }}_{{ j }} = 0.0;
+{% endfor %}
 {% endfor %}
 {% for d in range(D4) %}
 {{ piece("k", "params.keys", "params.kv_stride", "kv_base", d) }}
 {% for j in range(BLOCK) %}
-        { let x = {{ get("k", j, d) }}; {{ dot_add("s" ~ j, "q" ~ d, "x") }} }
+        {
+            let x = {{ get("k", j, d) }};
+{% for r in range(PER) %}
+            {{ dot_add("s" ~ r ~ "_" ~ j, "q" ~ r ~ "_" ~ d, "x") }}
+{% endfor %}
+        }
 {% endfor %}
 {% endfor %}
-        var next = largest;
+{% for r in range(PER) %}
+        var next{{ r }} = largest{{ r }};
 {% for j in range(BLOCK) %}
-        let seen{{ j }} = first + {{ j }}u >= start && first + {{ j }}u < end;
-        next = select(next, max(next, s{{ j }}), seen{{ j }});
+        let seen{{ r }}_{{ j }} = first + {{ j }}u >= start{{ r }} && first + {{ j }}u < end{{ r }};
+        next{{ r }} = select(next{{ r }}, max(next{{ r }}, s{{ r }}_{{ j }}), seen{{ r }}_{{ j }});
 {% endfor %}
-        let shrink = exp(largest - next);
-        largest = next;
-        sum *= shrink;
+        let shrink{{ r }} = exp(largest{{ r }} - next{{ r }});
+        largest{{ r }} = next{{ r }};
+        sum{{ r }} *= shrink{{ r }};
 {% for j in range(BLOCK) %}
-        let p{{ j }} = select(0.0, exp(s{{ j }} - largest), seen{{ j }});
-        sum += p{{ j }};
+        let p{{ r }}_{{ j }} = select(0.0, exp(s{{ r }}_{{ j }} - largest{{ r }}), seen{{ r }}_{{ j }});
+        sum{{ r }} += p{{ r }}_{{ j }};
+{% endfor %}
 {% endfor %}
 {% for d in range(D4) %}
 {{ piece("v", "params.keys", "params.kv_stride", "kv_base", d) }}
-        o{{ d }} *= shrink;
+{% for r in range(PER) %}
+        o{{ r }}_{{ d }} *= shrink{{ r }};
+{% endfor %}
 {% for j in range(BLOCK) %}
-        o{{ d }} = fma(vec4<f32>(p{{ j }}), {{ get("v", j, d) }}, o{{ d }});
+        {
+            let x = {{ get("v", j, d) }};
+{% for r in range(PER) %}
+            o{{ r }}_{{ d }} = fma(vec4<f32>(p{{ r }}_{{ j }}), x, o{{ r }}_{{ d }});
+{% endfor %}
+        }
 {% endfor %}
 {% endfor %}
 {% endif %}
     }
-    if (group_index(group, groups) >= params.tiles || row0 + lane >= params.rows) {
+    if (group_index(group, groups) >= params.tiles) {
         return;
     }
-    let inverse = select(0.0, 1.0 / sum, sum > 0.0);
+{% for r in range(PER) %}
+    if (first_row + {{ r * WORKGROUP }}u + lane < params.rows) {
+        let inverse = select(0.0, 1.0 / sum{{ r }}, sum{{ r }} > 0.0);
 {% for d in range(D4) %}
-    store_o(q_base + {{ d }}u, o{{ d }} * inverse);
+        store_o(q_base{{ r }} + {{ d }}u, o{{ r }}_{{ d }} * inverse);
 {% endfor %}
 {% if KEEP %}
-    lse[head * params.lse_stride + row] = largest + log(max(sum, 1e-30));
+        lse[head * params.lse_stride + row{{ r }}] = largest{{ r }} + log(max(sum{{ r }}, 1e-30));
 {% endif %}
+    }
+{% endfor %}
 }

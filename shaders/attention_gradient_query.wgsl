@@ -1,7 +1,7 @@
 // Gradient of attention, first pass: dq, and delta [heads, T] = rowsum(do * o) for the second pass.
 //
 // With p = exp(scale * q kᵀ - lse) and ds = p (do vᵀ - delta): dq = scale * ds k. Rows and keys as in attention.wgsl;
-// an invocation owns one query row of one head.
+// an invocation owns PER query rows of one head.
 {% include "shared/attention.wgsl" %}
 
 @compute @workgroup_size({{ WORKGROUP }})
@@ -12,23 +12,25 @@ fn main(
 ) {
     let index = min(group_index(group, groups), params.tiles - 1u);
     let head = index / params.row_tiles;
-    let row0 = index % params.row_tiles * {{ WORKGROUP }}u;
-    let row = min(row0 + lane, params.rows - 1u);
-    let q_base = row * params.q_stride + head * {{ D4 }}u;
+    let first_row = index % params.row_tiles * {{ ROWS }}u;
     let kv_base = head / params.group * {{ D4 }}u;
-    let start = starts[row];
-    let end = ends[row];
-    let last = ends[min(row0 + {{ WORKGROUP - 1 }}u, params.rows - 1u)];
-    var products = vec4<f32>();
+    let last = ends[min(first_row + {{ ROWS - 1 }}u, params.rows - 1u)];
+{% for r in range(PER) %}
+    let row{{ r }} = min(first_row + {{ r * WORKGROUP }}u + lane, params.rows - 1u);
+    let q_base{{ r }} = row{{ r }} * params.q_stride + head * {{ D4 }}u;
+    let start{{ r }} = starts[row{{ r }}];
+    let end{{ r }} = ends[row{{ r }}];
+    var products{{ r }} = vec4<f32>();
 {% for d in range(D4) %}
-    let q{{ d }} = load_q(q_base + {{ d }}u) * params.scale;
-    let g{{ d }} = load_d_o(q_base + {{ d }}u);
-    products = fma(g{{ d }}, load_o(q_base + {{ d }}u), products);
-    var dq{{ d }} = vec4<f32>();
+    let q{{ r }}_{{ d }} = load_q(q_base{{ r }} + {{ d }}u) * params.scale;
+    let g{{ r }}_{{ d }} = load_d_o(q_base{{ r }} + {{ d }}u);
+    products{{ r }} = fma(g{{ r }}_{{ d }}, load_o(q_base{{ r }} + {{ d }}u), products{{ r }});
+    var dq{{ r }}_{{ d }} = vec4<f32>();
 {% endfor %}
-    let row_delta = products.x + products.y + products.z + products.w;
-    let row_lse = lse[head * params.lse_stride + row];
-    for (var first = starts[row0]; first < last; first += {{ BLOCK }}u) {
+    let row_delta{{ r }} = products{{ r }}.x + products{{ r }}.y + products{{ r }}.z + products{{ r }}.w;
+    let row_lse{{ r }} = lse[head * params.lse_stride + row{{ r }}];
+{% endfor %}
+    for (var first = starts[first_row]; first < last; first += {{ BLOCK }}u) {
 {% if SHARED %}
 {{ stage("k", "v", "params.keys", "params.kv_stride", "kv_base") }}
         for (var j = 0u; j < {{ BLOCK }}u; j += 1u) {
@@ -36,44 +38,63 @@ fn main(
             var s = 0.0;
             var dp = 0.0;
 {% for d in range(D4) %}
-            { let x = block1[at + {{ d }}u]; {{ dot_add("s", "q" ~ d, "x") }} }
-            { let x = block2[at + {{ d }}u]; {{ dot_add("dp", "g" ~ d, "x") }} }
+            { let x = block1[at + {{ d }}u]; {{ dot_add("s", "q0_" ~ d, "x") }} }
+            { let x = block2[at + {{ d }}u]; {{ dot_add("dp", "g0_" ~ d, "x") }} }
 {% endfor %}
-            let seen = first + j >= start && first + j < end;
-            let ds = select(0.0, exp(s - row_lse) * (dp - row_delta), seen);
+            let seen = first + j >= start0 && first + j < end0;
+            let ds = select(0.0, exp(s - row_lse0) * (dp - row_delta0), seen);
 {% for d in range(D4) %}
-            dq{{ d }} = fma(vec4<f32>(ds), block1[at + {{ d }}u], dq{{ d }});
+            dq0_{{ d }} = fma(vec4<f32>(ds), block1[at + {{ d }}u], dq0_{{ d }});
 {% endfor %}
         }
 {% else %}
+{% for r in range(PER) %}
 {% for j in range(BLOCK) %}
-        var s{{ j }} = 0.0;
-        var dp{{ j }} = 0.0;
+        var s{{ r }}_{{ j }} = 0.0;
+        var dp{{ r }}_{{ j }} = 0.0;
+{% endfor %}
 {% endfor %}
 {% for d in range(D4) %}
 {{ piece("k", "params.keys", "params.kv_stride", "kv_base", d) }}
 {{ piece("v", "params.keys", "params.kv_stride", "kv_base", d) }}
 {% for j in range(BLOCK) %}
-        { let x = {{ get("k", j, d) }}; {{ dot_add("s" ~ j, "q" ~ d, "x") }} }
-        { let x = {{ get("v", j, d) }}; {{ dot_add("dp" ~ j, "g" ~ d, "x") }} }
+        {
+            let x = {{ get("k", j, d) }};
+            let y = {{ get("v", j, d) }};
+{% for r in range(PER) %}
+            {{ dot_add("s" ~ r ~ "_" ~ j, "q" ~ r ~ "_" ~ d, "x") }}
+            {{ dot_add("dp" ~ r ~ "_" ~ j, "g" ~ r ~ "_" ~ d, "y") }}
+{% endfor %}
+        }
 {% endfor %}
 {% endfor %}
+{% for r in range(PER) %}
 {% for j in range(BLOCK) %}
-        let seen{{ j }} = first + {{ j }}u >= start && first + {{ j }}u < end;
-        let ds{{ j }} = select(0.0, exp(s{{ j }} - row_lse) * (dp{{ j }} - row_delta), seen{{ j }});
+        let seen{{ r }}_{{ j }} = first + {{ j }}u >= start{{ r }} && first + {{ j }}u < end{{ r }};
+        let ds{{ r }}_{{ j }} = select(0.0, exp(s{{ r }}_{{ j }} - row_lse{{ r }}) * (dp{{ r }}_{{ j }} - row_delta{{ r }}), seen{{ r }}_{{ j }});
+{% endfor %}
 {% endfor %}
 {% for d in range(D4) %}
 {% for j in range(BLOCK) %}
-        dq{{ d }} = fma(vec4<f32>(ds{{ j }}), {{ get("k", j, d) }}, dq{{ d }});
+        {
+            let x = {{ get("k", j, d) }};
+{% for r in range(PER) %}
+            dq{{ r }}_{{ d }} = fma(vec4<f32>(ds{{ r }}_{{ j }}), x, dq{{ r }}_{{ d }});
+{% endfor %}
+        }
 {% endfor %}
 {% endfor %}
 {% endif %}
     }
-    if (group_index(group, groups) >= params.tiles || row0 + lane >= params.rows) {
+    if (group_index(group, groups) >= params.tiles) {
         return;
     }
+{% for r in range(PER) %}
+    if (first_row + {{ r * WORKGROUP }}u + lane < params.rows) {
 {% for d in range(D4) %}
-    store_dq(q_base + {{ d }}u, dq{{ d }} * params.scale);
+        store_dq(q_base{{ r }} + {{ d }}u, dq{{ r }}_{{ d }} * params.scale);
 {% endfor %}
-    delta[head * params.lse_stride + row] = row_delta;
+        delta[head * params.lse_stride + row{{ r }}] = row_delta{{ r }};
+    }
+{% endfor %}
 }

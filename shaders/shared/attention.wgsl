@@ -1,4 +1,5 @@
-// How attention kernels share rows of K, V, Q or dO among the invocations of a workgroup, each of which owns a row.
+// How attention kernels share rows of K, V, Q or dO among the invocations of a workgroup, each of which owns PER rows,
+// WORKGROUP rows apart.
 //
 // LANES > 0 (CPU devices): a workgroup is one subgroup; a block is LANES rows, of which every lane loads one piece at a
 // time (piece) that is broadcast to all (get). Otherwise blocks of BLOCK rows of two tensors lie in workgroup memory
@@ -6,6 +7,7 @@
 {% set D4 = HEAD_DIM // 4 %}
 {% set SHARED = LANES == 0 %}
 {% set WORKGROUP = 64 if SHARED else LANES %}
+{% set ROWS = WORKGROUP * PER %}
 {% set BLOCK = (16 if HEAD_DIM <= 128 else 8) if SHARED else LANES %}
 {% if SHARED %}
 var<workgroup> block1: array<vec4<f32>, {{ BLOCK * D4 }}>;

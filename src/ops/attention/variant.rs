@@ -29,8 +29,8 @@ pub fn source() -> String {
 /// A member of a family. Its text form is its name in the cache of measured choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
-    /// For CPU devices: an invocation owns a row, `lanes` of them hand rows of keys on by subgroup broadcast.
-    Lanes { lanes: u32 },
+    /// For CPU devices: an invocation owns `per` rows, `lanes` of them hand rows of keys on by subgroup broadcast.
+    Lanes { lanes: u32, per: u32 },
     /// An invocation owns a row; 64 of them share rows of keys in workgroup memory.
     Rows,
     /// For GPUs: a workgroup owns `rows` and meets `block` keys at a time (queries, where the rows are keys), an invocation
@@ -78,9 +78,16 @@ pub struct Extents {
     pub rows: usize,
 }
 
-fn on_cpu(device: &DeviceProfile) -> Vec<Variant> {
+fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     // tiles cost more in barriers than they save there, and compile for seconds
-    vec![device.broadcast_lanes().map_or(Variant::Rows, |lanes| Variant::Lanes { lanes })]
+    let Some(lanes) = device.broadcast_lanes() else { return vec![Variant::Rows] };
+    // with more rows a broadcast serves more of them, and the unrolled kernel is longer
+    let per: &[u32] = match extents.head_dim {
+        0..=64 => &[2, 1, 4],
+        65..=128 => &[1, 2],
+        _ => &[1],
+    };
+    per.iter().map(|&per| Variant::Lanes { lanes, per }).collect()
 }
 
 fn on_gpu(extents: &Extents) -> Vec<Variant> {
@@ -111,7 +118,7 @@ impl Variant {
 
     /// Variants that the device can run; the default first.
     pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
-        let mut all = if device.cpu { on_cpu(device) } else { on_gpu(extents) };
+        let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(extents) };
         all.retain(|v| v.fits(device, extents));
         all
     }
@@ -119,7 +126,7 @@ impl Variant {
     /// Whether the device can run it for such a head.
     pub fn fits(&self, device: &DeviceProfile, extents: &Extents) -> bool {
         match *self {
-            Variant::Lanes { lanes } => device.broadcast_lanes() == Some(lanes),
+            Variant::Lanes { lanes, .. } => device.broadcast_lanes() == Some(lanes),
             Variant::Rows => true,
             Variant::Tiled { .. } => {
                 self.invocations() <= device.max_workgroup_invocations
@@ -137,7 +144,10 @@ impl Variant {
             Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))
         };
         let variant = match words.next()? {
-            "lanes" => Variant::Lanes { lanes: words.next()?.parse().ok()? },
+            "lanes" => {
+                let (lanes, per) = pair(words.next()?)?;
+                Variant::Lanes { lanes, per }
+            }
             "rows" => Variant::Rows,
             "tiled" => {
                 let (rows, block) = pair(words.next()?)?;
@@ -154,7 +164,7 @@ impl Variant {
     /// Whether the numbers make a kernel: names come from files.
     fn sound(&self) -> bool {
         match *self {
-            Variant::Lanes { lanes } => (4..=16).contains(&lanes),
+            Variant::Lanes { lanes, per } => (4..=16).contains(&lanes) && (1..=4).contains(&per),
             Variant::Rows => true,
             Variant::Tiled { rows, block, per_rows, per_cols, depth, .. } => {
                 let quads = |n: u32, most: u32| n > 0 && n.is_multiple_of(4) && n <= most;
@@ -172,7 +182,7 @@ impl Variant {
     /// Rows of a workgroup.
     pub fn rows(&self) -> u32 {
         match *self {
-            Variant::Lanes { lanes } => lanes,
+            Variant::Lanes { lanes, per } => lanes * per,
             Variant::Rows => ROW_INVOCATIONS,
             Variant::Tiled { rows, .. } => rows,
         }
@@ -190,8 +200,8 @@ impl Variant {
     pub fn define(&self, dispatch: Dispatch, head_dim: usize) -> Dispatch {
         let dispatch = dispatch.define("HEAD_DIM", head_dim as u32);
         match *self {
-            Variant::Lanes { lanes } => dispatch.define("LANES", lanes),
-            Variant::Rows => dispatch.define("LANES", 0),
+            Variant::Lanes { lanes, per } => dispatch.define("LANES", lanes).define("PER", per),
+            Variant::Rows => dispatch.define("LANES", 0).define("PER", 1),
             Variant::Tiled { rows, block, per_rows, per_cols, depth, resident } => dispatch
                 .define("ROWS", rows)
                 .define("BLOCK", block)
@@ -205,7 +215,7 @@ impl Variant {
 
     fn invocations(&self) -> u32 {
         match *self {
-            Variant::Lanes { lanes } => lanes,
+            Variant::Lanes { lanes, .. } => lanes,
             Variant::Rows => ROW_INVOCATIONS,
             Variant::Tiled { rows, block, per_rows, per_cols, .. } => rows / per_rows * (block / per_cols),
         }
@@ -261,7 +271,7 @@ impl Variant {
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Variant::Lanes { lanes } => write!(f, "lanes {lanes}"),
+            Variant::Lanes { lanes, per } => write!(f, "lanes {lanes}x{per}"),
             Variant::Rows => write!(f, "rows"),
             Variant::Tiled { rows, block, per_rows, per_cols, depth, resident } => {
                 let resident = if *resident { " resident" } else { "" };
@@ -279,13 +289,14 @@ mod tests {
 
     #[test]
     fn names_read_back_and_others_are_refused() {
-        for variant in TILES.into_iter().chain([Variant::Rows, Variant::Lanes { lanes: 8 }]) {
+        for variant in TILES.into_iter().chain([Variant::Rows, Variant::Lanes { lanes: 8, per: 2 }]) {
             assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
         }
         let wrong = [
             "",
             "tiled",
-            "lanes 0",
+            "lanes 8",
+            "lanes 8x0",
             "rows 8",
             "tiled 64x32",
             "tiled 64x32 per=0x4 depth=16",
@@ -312,7 +323,7 @@ mod tests {
                 for head_dim in (4..=256).step_by(4) {
                     for rows in [1, 16, 17, 500] {
                         let extents = Extents { pass, head_dim, rows };
-                        let default = if cpu { on_cpu(&weakest)[0] } else { on_gpu(&extents)[0] };
+                        let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&extents)[0] };
                         let candidates = Variant::candidates(&weakest, &extents);
                         assert_eq!(candidates.first(), Some(&default), "{extents:?}");
                         assert!(cpu || candidates.len() > 1, "{extents:?}");
