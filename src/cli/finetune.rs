@@ -38,21 +38,31 @@ fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui:
         let mut progress = Progress::new(ProgressMode::detect(quiet)).every(options.log_interval);
         Box::new(move |event| progress.show(event))
     };
-    stop_on_signal(&stop);
-    Finetune::new(options).on_event(|event| show(event)).stop_when(stop).run()?;
+    let begun = Arc::new(AtomicBool::new(false));
+    stop_on_signal(&stop, &begun);
+    let watched = |event: &Event| {
+        if matches!(event, Event::Started(_)) {
+            begun.store(true, Ordering::Relaxed);
+        }
+        show(event);
+    };
+    Finetune::new(options).on_event(watched).stop_when(stop).run()?;
     Ok(())
 }
 
-/// Sets the flag at Ctrl-C (or the system's request to end): the run finishes its step and saves. A second one ends it at once.
-fn stop_on_signal(stop: &Arc<AtomicBool>) {
-    let stop = Arc::clone(stop);
+/// Sets the flag at Ctrl-C (or the system's request to end): the run finishes its step and saves, or ends at once where it has not
+/// `begun`. A second one ends the program.
+fn stop_on_signal(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) {
+    let (stop, begun) = (Arc::clone(stop), Arc::clone(begun));
     // where a handler cannot be set, the signal ends the program as before
     let _ = ctrlc::set_handler(move || {
         let first = !stop.load(Ordering::Relaxed);
         tui::interrupt(&stop);
         // the live view says it itself
         if first && !tui::is_taken() {
-            eprintln!("stopping after this step; once more to stop at once");
+            let when =
+                if begun.load(Ordering::Relaxed) { "after this step" } else { "before the first step" };
+            eprintln!("stopping {when}; once more to stop at once");
         }
     });
 }
