@@ -9,8 +9,8 @@ use crate::error::Error;
 use crate::train::finetune::Finetune;
 use crate::train::metrics::Event;
 use crate::train::options::FinetuneOptions;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Trains an adapter.
 pub fn lora(args: FinetuneArgs, quiet: bool) -> Result<(), Error> {
@@ -38,11 +38,16 @@ fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui:
         let mut progress = Progress::new(ProgressMode::detect(quiet)).every(options.log_interval);
         Box::new(move |event| progress.show(event))
     };
-    let begun = Arc::new(AtomicBool::new(false));
-    stop_on_signal(&stop, &begun);
+    let when = Arc::new(Mutex::new("before the first step"));
+    stop_on_signal(&stop, &when);
     let watched = |event: &Event| {
-        if matches!(event, Event::Started(_)) {
-            begun.store(true, Ordering::Relaxed);
+        let now = match event {
+            Event::Started(_) | Event::Step(_) | Event::Evaluation(_) => Some("after this step"),
+            Event::Validating(_) => Some("in this validation"),
+            _ => None,
+        };
+        if let Some(now) = now {
+            *when.lock().unwrap_or_else(PoisonError::into_inner) = now;
         }
         show(event);
     };
@@ -50,18 +55,17 @@ fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui:
     Ok(())
 }
 
-/// Sets the flag at Ctrl-C (or the system's request to end): the run finishes its step and saves, or ends at once where it has not
-/// `begun`. A second one ends the program.
-fn stop_on_signal(stop: &Arc<AtomicBool>, begun: &Arc<AtomicBool>) {
-    let (stop, begun) = (Arc::clone(stop), Arc::clone(begun));
+/// Sets the flag at Ctrl-C (or the system's request to end): the run finishes what it is at and saves; `when` says what that is. A
+/// second one ends it at once.
+fn stop_on_signal(stop: &Arc<AtomicBool>, when: &Arc<Mutex<&'static str>>) {
+    let (stop, when) = (Arc::clone(stop), Arc::clone(when));
     // where a handler cannot be set, the signal ends the program as before
     let _ = ctrlc::set_handler(move || {
         let first = !stop.load(Ordering::Relaxed);
         tui::interrupt(&stop);
         // the live view says it itself
         if first && !tui::is_taken() {
-            let when =
-                if begun.load(Ordering::Relaxed) { "after this step" } else { "before the first step" };
+            let when = when.lock().unwrap_or_else(PoisonError::into_inner);
             eprintln!("stopping {when}; once more to stop at once");
         }
     });

@@ -100,6 +100,7 @@ fn a_validation_that_takes_long_is_shown_until_it_ends() {
     state.apply(progress(2000));
     let text = shown(&state, 120, 40, false);
     assert!(text.contains("step 100/255  validation 2,000/10,000 samples, about 4m 00s left"), "{text}");
+    assert!(shown(&state, 120, 40, true).contains("stopping in this validation"));
     state.apply(progress(10_000));
     assert!(shown(&state, 120, 40, false).contains("epoch 1.18/3"));
 }

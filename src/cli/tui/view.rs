@@ -48,6 +48,9 @@ pub fn draw(frame: &mut Frame, state: &State, stopping: bool) {
         true if state.run.is_none() => {
             Line::from(" stopping before the first step; once more to stop at once".yellow())
         }
+        true if state.validating.is_some() => {
+            Line::from(" stopping in this validation, and saving; once more to stop at once".yellow())
+        }
         true => Line::from(" stopping after this step, and saving; once more to stop at once".yellow()),
         false => Line::from(" q or Ctrl-C: finish the step, save and stop".dark_gray()),
     };
