@@ -350,6 +350,35 @@ fn a_run_that_has_not_begun_leaves_nothing() {
     assert!(before == logged(&options.out_dir));
 }
 
+/// The system's request to end, while the program reads rows.
+#[cfg(unix)]
+#[test]
+fn a_signal_before_the_first_step_ends_the_program_soon() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, cache) = (folder.path().join("many.jsonl"), folder.path().join("cache"));
+    let row = json!({ "instruction": "say it ".repeat(40), "output": "it ".repeat(40) }).to_string() + "\n";
+    fs::write(&rows, row.repeat(100_000)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    child.arg("finetune").arg(common::fixtures().join("models/llama")).arg("--data.json_path").arg(rows);
+    child.arg("--data_cache").arg(&cache).arg("--out_dir").arg(folder.path().join("out"));
+    let child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while fs::read_dir(&cache).map_or(0, Iterator::count) == 0 && begin.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopping before the first step; once more to stop at once"), "{said}");
+    assert!(said.contains("engraft: stopped before the first step: nothing is saved"), "{said}");
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 0, "no file of tokens is left");
+    assert!(!folder.path().join("out").exists());
+}
+
 /// Of weights on their way to the device no further piece is read.
 #[test]
 fn loading_ends_when_it_is_asked_to() {
