@@ -8,6 +8,7 @@ use crate::gpu::GpuError;
 use crate::hub::HubError;
 use crate::models::ConfigError;
 use crate::plan::PlanError;
+use crate::stop::Stopped;
 use crate::train::adapter::AdapterError;
 use crate::train::logging::MetricsError;
 use crate::train::loss_scale::LossScaleError;
@@ -18,7 +19,7 @@ use crate::train::options::OptionsError;
 use crate::train::trainer::TrainerError;
 use crate::train::weights::WeightError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Whatever ends a run early.
@@ -57,9 +58,16 @@ pub enum Error {
         saved.as_ref().map_or(String::new(), |path| format!("; what was saved last is whole: {}", path.display()))
     )]
     OutOfMemory { source: Box<Error>, planned: u64, advice: Advice, saved: Option<PathBuf> },
-    /// The run was asked to stop, and saved what it had.
-    #[error("stopped after step {step} of {steps}, saved in {}; the same command with --resume goes on", folder.display())]
-    Stopped { step: usize, steps: usize, folder: PathBuf },
+    /// The run was asked to stop, and saved what it had. `unfinished`: during the validation after that step, which will be made again.
+    #[error(
+        "stopped after step {step} of {steps}{}, saved in {}; the same command with --resume goes on",
+        if *unfinished { ", its validation unfinished" } else { "" },
+        folder.display()
+    )]
+    Stopped { step: usize, steps: usize, unfinished: bool, folder: PathBuf },
+    /// The run was asked to stop before it had made a step, or a further one where it went on `from` a saved one.
+    #[error("{}", not_begun(from.as_deref()))]
+    NotBegun { from: Option<PathBuf> },
     #[error("{input}")]
     Input { input: String },
     #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
@@ -108,6 +116,8 @@ impl Error {
 
     pub fn failure(&self) -> Failure {
         match self {
+            Error::Data(DataError::Stopped(_))
+            | Error::Trainer(TrainerError::Weights(WeightError::Stopped(_))) => Failure::Stopped,
             Error::Options(_)
             | Error::Config(_)
             | Error::Data(_)
@@ -120,13 +130,19 @@ impl Error {
             }
             Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
             Error::Memory(_) | Error::OutOfMemory { .. } => Failure::Memory,
-            Error::Stopped { .. } => Failure::Stopped,
+            Error::Stopped { .. } | Error::NotBegun { .. } => Failure::Stopped,
             Error::Hub(e) if e.is_input() => Failure::Input,
             Error::Hub(_) => Failure::Run,
             Error::Gpu(e) => of_gpu(e),
             Error::Generate(e) => of_generate(e),
             Error::Trainer(_) => self.gpu().map_or(Failure::Run, of_gpu),
         }
+    }
+}
+
+impl From<Stopped> for Error {
+    fn from(_: Stopped) -> Self {
+        Error::NotBegun { from: None }
     }
 }
 
@@ -162,6 +178,19 @@ impl From<WeightError> for Error {
         match error {
             WeightError::Checkpoint(e) => Error::Checkpoint(e),
             WeightError::Gpu(e) => Error::Gpu(e),
+            WeightError::Stopped(_) => Error::Trainer(error.into()),
+        }
+    }
+}
+
+fn not_begun(from: Option<&Path>) -> String {
+    match from {
+        None => "stopped before the first step: nothing is saved; the same command begins again".into(),
+        Some(folder) => {
+            format!(
+                "stopped before a further step: {} is as it was; the same command goes on",
+                folder.display()
+            )
         }
     }
 }
@@ -175,6 +204,7 @@ fn of_generate(error: &GenerateError) -> Failure {
         | GenerateError::OverLimit { .. }
         | GenerateError::Options(_)
         | GenerateError::Weights(WeightError::Checkpoint(_)) => Failure::Input,
+        GenerateError::Weights(WeightError::Stopped(_)) => Failure::Stopped,
         GenerateError::Gpu(e)
         | GenerateError::Plan(PlanError::Gpu(e))
         | GenerateError::Weights(WeightError::Gpu(e)) => of_gpu(e),

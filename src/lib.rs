@@ -16,6 +16,7 @@ pub mod nn;
 pub mod ops;
 pub mod plan;
 pub mod serve;
+pub mod stop;
 pub mod train;
 pub mod validate;
 mod word;

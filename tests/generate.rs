@@ -356,6 +356,32 @@ fn the_command_evaluates_a_file() {
     assert!(code == 2 && message.contains("data.json"), "{message}");
 }
 
+/// Of kernels that are measured before, it says what a run says.
+#[test]
+fn an_evaluation_that_measures_says_so_as_a_run_does() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo");
+    let (folder, temporary) = (demo.join("model"), tempfile::tempdir().unwrap());
+    let file = temporary.path().join("data.json");
+    std::fs::write(&file, RECORDS).unwrap();
+    let evaluate = [
+        "evaluate",
+        path(&folder),
+        "--data.json_path",
+        path(&file),
+        "--data.prompt_style",
+        "none",
+        "--tune",
+        "full",
+    ];
+    let (_, err) = success(&evaluate, "");
+    assert!(err.starts_with("measuring kernels for ") && !err.contains("GFLOP/s"), "{err}");
+    let (_, err) = success(&[&evaluate[..], &["--quiet"]].concat(), "");
+    assert_eq!(err, "");
+}
+
 #[test]
 fn the_command_lists_devices() {
     let text = engraft(&["devices"], "");

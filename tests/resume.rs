@@ -4,9 +4,15 @@ mod common;
 
 use engraft::Error;
 use engraft::error::Failure;
-use engraft::train::finetune::Finetune;
-use engraft::train::metrics::Event;
+use engraft::models::ModelConfig;
+use engraft::nn::PlainLayers;
+use engraft::plan::Bindings;
+use engraft::stop::StopFlag;
+use engraft::train::finetune::{Finetune, FinetuneReport};
+use engraft::train::metrics::{Event, ValidationProgress};
 use engraft::train::options::{FinetuneOptions, Precision, TuneMode};
+use engraft::train::setup::network_of;
+use engraft::train::weights::{WeightError, WeightSource};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,6 +54,12 @@ fn options(folder: &Path, out: &str, precision: Precision) -> FinetuneOptions {
 
 /// The final adapter and, per step or evaluation, what does not depend on the clock.
 fn result(out: &Path) -> (Vec<u8>, Vec<Value>) {
+    let (adapter, records) = logged(out);
+    (adapter.unwrap(), records)
+}
+
+/// As [`result`], where the adapter may be missing.
+fn logged(out: &Path) -> (Option<Vec<u8>>, Vec<Value>) {
     let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     let records = text.lines().map(|line| {
         let mut record: Value = serde_json::from_str(line).unwrap();
@@ -56,7 +68,22 @@ fn result(out: &Path) -> (Vec<u8>, Vec<Value>) {
         });
         record
     });
-    (fs::read(out.join("adapter_model.safetensors")).unwrap(), records.collect())
+    (fs::read(out.join("adapter_model.safetensors")).ok(), records.collect())
+}
+
+/// A run that is asked to stop at the first event for which `when` holds.
+fn stopped_when(
+    options: FinetuneOptions,
+    mut when: impl FnMut(&Event) -> bool,
+) -> Result<FinetuneReport, Error> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    let run = Finetune::new(options).stop_when(flag).on_event(move |event| {
+        if when(event) {
+            set.store(true, Ordering::Relaxed);
+        }
+    });
+    run.run()
 }
 
 fn hidden(out: &Path) -> Vec<String> {
@@ -183,6 +210,197 @@ fn a_run_ends_when_its_time_is_over() {
     assert_eq!(result(&whole.out_dir).0, result(&short.out_dir).0);
 }
 
+/// Stopped within the first validation, one of an interval, the texts after one, and the last: each is made when the run goes on,
+/// and none that was cut counts as a result.
+#[test]
+fn a_validation_that_is_cut_is_made_again() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = |out: &str| {
+        let mut options = options(folder.path(), out, Precision::F32True);
+        (options.initial_validation, options.keep_best, options.eval_max_new_tokens) = (true, true, Some(3));
+        options.early_stopping_patience = Some(9);
+        options.data.val_split_fraction = 0.2;
+        options.resume = Some("auto".into());
+        options
+    };
+    let (whole, parts) = (options("whole"), options("parts"));
+    let report = Finetune::new(whole.clone()).run().unwrap();
+    let lines = |out: &Path, key: &str, step: usize| {
+        let (_, records) = logged(out);
+        records.iter().filter(|r| r["step"] == step && r.get(key).is_some()).count()
+    };
+    let state = |step: usize| -> Value {
+        let file = parts.out_dir.join(format!("step-{step:06}/training_state.json"));
+        serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+    };
+    let within = |at: usize, samples: usize| move |event: &Event| matches!(event, Event::Validating(ValidationProgress { step, done, .. }) if (*step, *done) == (at, samples));
+
+    let error = stopped_when(parts.clone(), within(0, 2)).unwrap_err();
+    assert!(matches!(error, Error::NotBegun { from: None }), "{error}");
+    // twice in the same one, and once more when its last sample is done: the texts are left
+    for (step, samples, left) in
+        [(5, 2, "evaluation"), (5, 6, "evaluation"), (5, 8, "samples"), (STEPS, 4, "evaluation")]
+    {
+        let error = stopped_when(parts.clone(), within(step, samples)).unwrap_err();
+        let Error::Stopped { step: stopped, unfinished: true, .. } = &error else { panic!("{error}") };
+        assert_eq!(*stopped, step);
+        assert!(error.to_string().contains("its validation unfinished"), "{error}");
+        assert_eq!(state(step)["unfinished"], left);
+        let (evaluated, written) =
+            (lines(&parts.out_dir, "val_loss", step), lines(&parts.out_dir, "prompt", step));
+        assert_eq!(
+            (evaluated, written),
+            (usize::from(left == "samples"), 0),
+            "step {step}, {samples} samples"
+        );
+        let best = state(step)["watch"]["best"][0].as_u64().unwrap() as usize;
+        assert_eq!(best == step, left == "samples", "a part of a validation is no result");
+    }
+    let resumed = Finetune::new(parts.clone()).run().unwrap();
+    assert_eq!((report.steps, report.val_loss), (resumed.steps, resumed.val_loss));
+    assert!(result(&whole.out_dir) == result(&parts.out_dir));
+    for step in [5, STEPS] {
+        assert_eq!((lines(&parts.out_dir, "val_loss", step), lines(&parts.out_dir, "prompt", step)), (1, 1));
+        assert_eq!(state(step)["unfinished"], Value::Null, "what was saved is finished too");
+    }
+    let whole_state = fs::read(whole.out_dir.join("step-000012/training_state.json")).unwrap();
+    let whole_state: Value = serde_json::from_slice(&whole_state).unwrap();
+    assert_eq!(state(STEPS)["watch"], whole_state["watch"]);
+    // from the step whose validation was cut, after all is done
+    let again = FinetuneOptions { resume: Some(parts.out_dir.join("step-000005")), ..parts.clone() };
+    Finetune::new(again).run().unwrap();
+    assert!(result(&whole.out_dir) == result(&parts.out_dir));
+}
+
+/// A run whose time is over is asked to stop in the validation of its end: with more time that one is not due.
+#[test]
+fn the_validation_at_the_end_of_the_time_may_be_cut() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = |out: &str| {
+        let mut options = options(folder.path(), out, Precision::F32True);
+        (options.eval_interval, options.keep_best) = (Some(5), true);
+        options
+    };
+    let whole = options("whole");
+    Finetune::new(whole.clone()).run().unwrap();
+    let mut parts = options("parts");
+    parts.max_time = Some(1e-3);
+    let error = stopped_when(parts.clone(), |event| matches!(event, Event::Validating(_))).unwrap_err();
+    assert!(matches!(error, Error::Stopped { step: 1, unfinished: true, .. }), "{error}");
+    // with the same time it is made up for
+    let ended = FinetuneOptions { out_dir: folder.path().join("ended"), ..parts.clone() };
+    let resume = Some(parts.out_dir.join("step-000001"));
+    let report = Finetune::new(FinetuneOptions { resume: resume.clone(), ..ended.clone() }).run().unwrap();
+    assert_eq!((report.steps, report.val_loss.is_some()), (1, true));
+    assert!(ended.out_dir.join("adapter_model.safetensors").is_file());
+    (parts.max_time, parts.resume) = (None, resume);
+    Finetune::new(parts.clone()).run().unwrap();
+    assert!(result(&whole.out_dir) == result(&parts.out_dir));
+}
+
+/// Asked to stop before there was a step: it ends soon, and nothing is written, half or whole.
+#[test]
+fn a_run_that_has_not_begun_leaves_nothing() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path(), "out", Precision::F32True);
+    let error = Finetune::new(options.clone()).stop_when(Arc::new(AtomicBool::new(true))).run().unwrap_err();
+    assert_eq!((error.failure(), options.out_dir.exists()), (Failure::Stopped, false), "{error}");
+    assert!(error.to_string().contains("before the first step: nothing is saved"), "{error}");
+
+    // in the middle of rows that take long, whose tokens are kept in a file
+    let mut many = options.clone();
+    many.data.json_path = folder.path().join("many.jsonl");
+    many.data.cache = Some(folder.path().join("cache"));
+    let row = json!({ "instruction": "say it ".repeat(40), "output": "it ".repeat(40) }).to_string() + "\n";
+    fs::write(&many.data.json_path, row.repeat(100_000)).unwrap();
+    let flag = Arc::new(AtomicBool::new(false));
+    let (set, begin) = (Arc::clone(&flag), Instant::now());
+    let cache = folder.path().join("cache");
+    let asked = std::thread::spawn(move || {
+        let begun = |cache: &Path| fs::read_dir(cache).is_ok_and(|mut entries| entries.next().is_some());
+        while !begun(&cache) && begin.elapsed() < Duration::from_secs(120) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        set.store(true, Ordering::Relaxed);
+        Instant::now()
+    });
+    let error = Finetune::new(many.clone()).stop_when(flag).run().unwrap_err();
+    let late = asked.join().unwrap().elapsed();
+    assert!(matches!(error, Error::NotBegun { from: None }), "{error}");
+    assert!(late < Duration::from_secs(5), "{late:?}");
+    assert_eq!(fs::read_dir(folder.path().join("cache")).unwrap().count(), 0, "no file of tokens is left");
+    assert!(!many.out_dir.exists());
+
+    // a run that would go on stays as it was
+    Finetune::new(FinetuneOptions { max_steps: Some(3), ..options.clone() }).run().unwrap();
+    let before = logged(&options.out_dir);
+    let again = FinetuneOptions { max_steps: Some(3), resume: Some("auto".into()), ..options.clone() };
+    let error = Finetune::new(again).stop_when(Arc::new(AtomicBool::new(true))).run().unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("step-000003 is as it was") && error.failure() == Failure::Stopped, "{said}");
+    assert!(before == logged(&options.out_dir));
+}
+
+/// The system's request to end, while the program reads rows.
+#[cfg(unix)]
+#[test]
+fn a_signal_before_the_first_step_ends_the_program_soon() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, cache) = (folder.path().join("many.jsonl"), folder.path().join("cache"));
+    let row = json!({ "instruction": "say it ".repeat(40), "output": "it ".repeat(40) }).to_string() + "\n";
+    fs::write(&rows, row.repeat(100_000)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"));
+    child.arg("finetune").arg(common::fixtures().join("models/llama")).arg("--data.json_path").arg(rows);
+    child.arg("--data_cache").arg(&cache).arg("--out_dir").arg(folder.path().join("out"));
+    let child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while fs::read_dir(&cache).map_or(0, Iterator::count) == 0 && begin.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopping before the first step; once more to stop at once"), "{said}");
+    assert!(said.contains("engraft: stopped before the first step: nothing is saved"), "{said}");
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 0, "no file of tokens is left");
+    assert!(!folder.path().join("out").exists());
+}
+
+/// Of weights on their way to the device no further piece is read.
+#[test]
+fn loading_ends_when_it_is_asked_to() {
+    let Some(gpu) = common::gpu() else { return };
+    let config = ModelConfig::read(&common::fixtures().join("models/llama")).unwrap();
+    let mut options = FinetuneOptions { precision: Precision::F32True, ..FinetuneOptions::default() };
+    for offload in [0, 1] {
+        options.offload = offload;
+        let network = network_of(&config, &options, None, PlainLayers::default(), 32).unwrap();
+        let graph = network.evaluation(32, 32).unwrap();
+        let source = WeightSource::Random { seed: 1 };
+        let load = |flag: bool| {
+            let stop = StopFlag::from(Arc::new(AtomicBool::new(flag)));
+            source.upload_until(&gpu, &graph, &network, &mut Bindings::new(), &stop)
+        };
+        let error = load(true).unwrap_err();
+        assert!(matches!(error, WeightError::Stopped(_)), "{error}");
+        assert_eq!(Error::from(error).failure(), Failure::Stopped);
+        assert!(load(false).is_ok());
+    }
+}
+
 /// The evaluation at the end of the time is none of those that patience counts.
 #[test]
 fn the_end_of_the_time_costs_no_patience() {
@@ -204,9 +422,8 @@ fn the_end_of_the_time_costs_no_patience() {
         (parts.max_time, parts.resume) = (Some(1e-3), Some("auto".into()));
         Finetune::new(parts.clone()).run().unwrap();
         parts.max_time = None;
-        let flag = Arc::new(AtomicBool::new(true));
         // stopped after one more
-        let _ = Finetune::new(parts.clone()).stop_when(flag).run();
+        let _ = stopped_when(parts.clone(), |event| matches!(event, Event::Started(_)));
     }
     let resumed = Finetune::new(parts.clone()).run().unwrap();
     assert_eq!((report.steps, report.val_loss), (resumed.steps, resumed.val_loss));
@@ -225,8 +442,8 @@ fn later_steps_are_made_again() {
     let expected = result(&whole.out_dir);
     let mut older = whole.clone();
     older.resume = Some(whole.out_dir.join("step-000003"));
-    let flag = Arc::new(AtomicBool::new(true));
-    assert_eq!(Finetune::new(older).stop_when(flag).run().unwrap_err().failure(), Failure::Stopped);
+    let error = stopped_when(older, |event| matches!(event, Event::Started(_))).unwrap_err();
+    assert_eq!(error.failure(), Failure::Stopped);
     assert!(!whole.out_dir.join("step-000012").exists());
     let auto = FinetuneOptions { resume: Some("auto".into()), ..whole.clone() };
     Finetune::new(auto).run().unwrap();

@@ -1,11 +1,12 @@
 //! `engraft evaluate`: a table or one JSON object on standard output.
 
 use super::args::EvaluateArgs;
-use super::bench::reporter;
 use super::download::{adapter_folder, model_folder};
 use super::named_data::NamedData;
+use super::progress::{Progress, ProgressMode};
 use crate::error::Error;
 use crate::train::evaluator::{EvaluateEvent, EvaluateReport, evaluate};
+use crate::train::metrics::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
 
@@ -26,11 +27,13 @@ pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} samples  ETA {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("=> "));
-    let mut report_tuning = reporter(quiet);
+    // measuring is said as in a run; its bar gives way to that of the samples
+    let mut before = Some(Progress::new(ProgressMode::detect(quiet)));
     let result = evaluate(&options, |event| match event {
-        EvaluateEvent::Tuned(progress) => report_tuning(&progress),
-        EvaluateEvent::Note(text) => eprintln!("{text}"),
+        EvaluateEvent::Tuned(progress) => show(&mut before, &Event::Tuned(progress)),
+        EvaluateEvent::Note(text) => show(&mut before, &Event::Note(text)),
         EvaluateEvent::Samples { done, all } => {
+            before = None;
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         }
@@ -42,6 +45,12 @@ pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
         false => println!("{}", table(&report)),
     }
     Ok(())
+}
+
+fn show(progress: &mut Option<Progress>, event: &Event) {
+    if let Some(progress) = progress {
+        progress.show(event);
+    }
 }
 
 fn table(report: &EvaluateReport) -> String {

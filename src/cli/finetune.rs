@@ -9,8 +9,8 @@ use crate::error::Error;
 use crate::train::finetune::Finetune;
 use crate::train::metrics::Event;
 use crate::train::options::FinetuneOptions;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Trains an adapter.
 pub fn lora(args: FinetuneArgs, quiet: bool) -> Result<(), Error> {
@@ -38,21 +38,35 @@ fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui:
         let mut progress = Progress::new(ProgressMode::detect(quiet)).every(options.log_interval);
         Box::new(move |event| progress.show(event))
     };
-    stop_on_signal(&stop);
-    Finetune::new(options).on_event(|event| show(event)).stop_when(stop).run()?;
+    let when = Arc::new(Mutex::new("before the first step"));
+    stop_on_signal(&stop, &when);
+    let watched = |event: &Event| {
+        let now = match event {
+            Event::Started(_) | Event::Step(_) | Event::Evaluation(_) => Some("after this step"),
+            Event::Validating(_) => Some("in this validation"),
+            _ => None,
+        };
+        if let Some(now) = now {
+            *when.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        }
+        show(event);
+    };
+    Finetune::new(options).on_event(watched).stop_when(stop).run()?;
     Ok(())
 }
 
-/// Sets the flag at Ctrl-C (or the system's request to end): the run finishes its step and saves. A second one ends it at once.
-fn stop_on_signal(stop: &Arc<AtomicBool>) {
-    let stop = Arc::clone(stop);
+/// Sets the flag at Ctrl-C (or the system's request to end): the run finishes what it is at and saves; `when` says what that is. A
+/// second one ends it at once.
+fn stop_on_signal(stop: &Arc<AtomicBool>, when: &Arc<Mutex<&'static str>>) {
+    let (stop, when) = (Arc::clone(stop), Arc::clone(when));
     // where a handler cannot be set, the signal ends the program as before
     let _ = ctrlc::set_handler(move || {
         let first = !stop.load(Ordering::Relaxed);
         tui::interrupt(&stop);
         // the live view says it itself
         if first && !tui::is_taken() {
-            eprintln!("stopping after this step; once more to stop at once");
+            let when = when.lock().unwrap_or_else(PoisonError::into_inner);
+            eprintln!("stopping {when}; once more to stop at once");
         }
     });
 }

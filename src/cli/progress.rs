@@ -3,14 +3,18 @@
 //! Everything goes to standard error, so that standard output holds results alone. A failed write is
 //! ignored: a closed terminal must not end a run.
 
+use crate::data::grouped;
 use crate::train::duration::duration_text;
-use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord};
+use crate::train::metrics::{EvalRecord, Event, RunSummary, StepRecord, ValidationProgress};
 use crate::train::tuning::TuneProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
 
 /// Plain lines of steps in a whole run, about.
 const LINES: usize = 50;
+/// Seconds of a validation until it is spoken of, and from one word of it to the next.
+const UNTIL_FIRST_WORD: f64 = 10.0;
+const BETWEEN_WORDS: f64 = 15.0;
 const GIB: f64 = (1u64 << 30) as f64;
 const MIB: f64 = (1u64 << 20) as f64;
 
@@ -41,6 +45,10 @@ pub struct Progress {
     steps: usize,
     /// Steps between lines, where the user set them.
     every: Option<usize>,
+    /// What the bar says of the last step.
+    last_step: String,
+    /// Seconds of the validation under way at which it is spoken of next.
+    next_word: f64,
 }
 
 impl Progress {
@@ -51,7 +59,8 @@ impl Progress {
 
     /// Progress whose plain lines go to `out`; a bar is drawn on standard error always.
     pub fn to_writer(mode: ProgressMode, out: Box<dyn Write + Send>) -> Self {
-        Progress { mode, out, bar: None, steps: 0, every: None }
+        let (last_step, next_word) = (String::new(), UNTIL_FIRST_WORD);
+        Progress { mode, out, bar: None, steps: 0, every: None, last_step, next_word }
     }
 
     /// A line every so many steps, beside the bar too; `None` prints about fifty lines, and none beside a bar.
@@ -69,6 +78,7 @@ impl Progress {
             Event::Tuned(progress) => self.tuned(progress),
             Event::Started(run) => self.start(run),
             Event::Step(record) => self.step(record),
+            Event::Validating(progress) => self.validating(progress),
             Event::Evaluation(record) => self.line(&evaluation_line(record)),
             Event::Sample(record) => self.line(&record.to_string()),
             Event::Saved { step, path } => self.line(&format!("step {step}: saved {}", path.display())),
@@ -120,7 +130,8 @@ impl Progress {
 
     fn step(&mut self, record: &StepRecord) {
         if let Some(bar) = &self.bar {
-            bar.set_message(bar_text(record));
+            self.last_step = bar_text(record);
+            bar.set_message(self.last_step.clone());
             bar.set_position(record.step as u64);
             if self.every.is_none() {
                 return;
@@ -129,6 +140,23 @@ impl Progress {
         let every = self.every.unwrap_or(self.steps.div_ceil(LINES)).max(1);
         if record.step == 1 || record.step == self.steps || record.step.is_multiple_of(every) {
             self.line(&step_line(record, self.steps));
+        }
+    }
+
+    /// A line now and then for a validation that takes long; the bar says it in place of the last step.
+    fn validating(&mut self, progress: &ValidationProgress) {
+        let ValidationProgress { done, all, elapsed_s, .. } = *progress;
+        if done == all {
+            self.next_word = UNTIL_FIRST_WORD;
+            if let Some(bar) = &self.bar {
+                bar.set_message(self.last_step.clone());
+            }
+        } else if elapsed_s >= self.next_word {
+            self.next_word = elapsed_s + BETWEEN_WORDS;
+            match &self.bar {
+                Some(bar) => bar.set_message(validation_text(progress)),
+                None => self.line(&format!("step {}: {}", progress.step, validation_text(progress))),
+            }
         }
     }
 
@@ -208,6 +236,13 @@ fn step_line(record: &StepRecord, steps: usize) -> String {
 
 fn evaluation_line(record: &EvalRecord) -> String {
     format!("step {}: validation loss {:.4}, perplexity {:.3}", record.step, record.val_loss, record.val_ppl)
+}
+
+/// `validation 1,234/10,000 samples, about 4m 05s left`.
+pub(super) fn validation_text(progress: &ValidationProgress) -> String {
+    let ValidationProgress { done, all, elapsed_s, .. } = *progress;
+    let left = elapsed_s / done.max(1) as f64 * all.saturating_sub(done) as f64;
+    format!("validation {}/{} samples, about {} left", grouped(done), grouped(all), duration_text(left))
 }
 
 fn finished_line(steps: usize, tokens: usize, elapsed_s: f64) -> String {
@@ -322,6 +357,47 @@ mod tests {
             .collect();
         assert!((40..=60).contains(&steps.len()), "{}", steps.len());
         assert_eq!((steps[0].as_str(), steps[steps.len() - 1].as_str()), ("1/1003", "1003/1003"));
+    }
+
+    /// A validation of 10,000 samples in micro-batches of 4, `seconds` long.
+    fn validation(seconds: f64) -> Vec<Event> {
+        let all = 10_000;
+        let progress =
+            |done| ValidationProgress { step: 20, done, all, elapsed_s: seconds * done as f64 / all as f64 };
+        let micro_batches = (4..=all).step_by(4).map(|done| Event::Validating(progress(done)));
+        micro_batches.chain([Event::Evaluation(EvalRecord::new(20, 0.5))]).collect()
+    }
+
+    #[test]
+    fn a_long_validation_says_how_far_it_is() {
+        let sink = Sink::default();
+        let mut progress = Progress::to_writer(ProgressMode::Lines, Box::new(sink.clone()));
+        // a short one is not spoken of; of two long ones each begins anew
+        for seconds in [9.9, 60.0, 60.0] {
+            validation(seconds).iter().for_each(|event| progress.show(event));
+        }
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let long = [
+            "step 20: validation 1,668/10,000 samples, about 50s left",
+            "step 20: validation 4,168/10,000 samples, about 35s left",
+            "step 20: validation 6,668/10,000 samples, about 20s left",
+            "step 20: validation 9,168/10,000 samples, about 5s left",
+        ];
+        let loss = ["step 20: validation loss 0.5000, perplexity 1.649"];
+        let expected = [&loss[..], &long, &loss, &long, &loss].concat();
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn the_bar_tells_of_a_validation_and_then_of_steps_again() {
+        let mut progress = Progress::to_writer(ProgressMode::Bar, Box::new(Sink::default()));
+        run(1)[..2].iter().for_each(|event| progress.show(event));
+        let events = validation(60.0);
+        events[..1000].iter().for_each(|event| progress.show(event));
+        let message = |progress: &Progress| progress.bar.as_ref().unwrap().message();
+        assert_eq!(message(&progress), "validation 1,668/10,000 samples, about 50s left");
+        events[1000..].iter().for_each(|event| progress.show(event));
+        assert_eq!(message(&progress), "loss 2.0000  812 tokens/s");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::source::{DataSource, files_of};
 use super::store::{StoreWriter, TokenStore};
 use super::{DataError, Format, Tokenizer};
 use crate::checkpoint::atomic::write_file;
+use crate::stop::StopFlag;
 
 /// Raised whenever rows become other tokens than before, within a version of engraft.
 const ENCODING: u32 = 1;
@@ -75,13 +76,14 @@ impl CacheKey {
     }
 
     /// The key of one file's tokens.
-    fn of_file(&self, path: &Path) -> Result<u128, DataError> {
+    fn of_file(&self, path: &Path, stop: &StopFlag) -> Result<u128, DataError> {
         let mut hash = self.0.clone();
         let mut file = reader::open(path)?;
         // a table is told by its name
         hash.write(&[reader::delimiter(path).unwrap_or(0)]);
         let mut buffer = vec![0; 1 << 20];
         loop {
+            stop.check()?;
             match file.read(&mut buffer) {
                 Ok(0) => return Ok(hash.finish_128()),
                 Ok(length) => hash.write(&buffer[..length]),
@@ -98,17 +100,18 @@ pub(super) fn tokens_of_file(
     encoder: &Encoder<'_>,
     options: &DatasetOptions,
     key: &CacheKey,
+    stop: &StopFlag,
 ) -> Result<TokenStore, DataError> {
     let Some(folder) = &options.cache else {
         let cannot_write = |error| DataError::TokenFile { file: std::env::temp_dir(), error };
         let file = tempfile::tempfile().map_err(cannot_write)?;
         let mut out = BufWriter::with_capacity(1 << 20, &file);
-        tokenize_file(path, encoder, options, 0, &mut out)
+        tokenize_file(path, encoder, options, 0, &mut out, stop)
             .map_err(|failed| failed.in_file(&std::env::temp_dir()))?;
         drop(out);
         return TokenStore::map(&file, 0).map_err(cannot_write);
     };
-    let key = key.of_file(path)?;
+    let key = key.of_file(path, stop)?;
     let cached = folder.join(format!("tokens-{key:032x}.bin"));
     if let Some(store) = TokenStore::open(&cached, key) {
         return Ok(store);
@@ -116,7 +119,7 @@ pub(super) fn tokens_of_file(
     let cannot_write = |error| DataError::TokenFile { file: cached.clone(), error };
     std::fs::create_dir_all(folder).map_err(cannot_write)?;
     let mut refused = None;
-    let written = write_file(&cached, |out| match tokenize_file(path, encoder, options, key, out) {
+    let written = write_file(&cached, |out| match tokenize_file(path, encoder, options, key, out, stop) {
         Ok(()) => Ok(()),
         Err(Failed::Write(error)) => Err(error),
         Err(Failed::Data(error)) => {
@@ -153,6 +156,7 @@ fn tokenize_file(
     options: &DatasetOptions,
     key: u128,
     out: &mut dyn Write,
+    stop: &StopFlag,
 ) -> Result<(), Failed> {
     let mut writer = StoreWriter::new(out, key).map_err(Failed::Write)?;
     let own = encoder.has_own_template();
@@ -186,6 +190,7 @@ fn tokenize_file(
                 };
             }
             let rows = parallel_map(&batch, options.threads, |(place, value)| {
+                stop.check()?;
                 one(path, *place, value, format, own, encoder)
             });
             for row in rows {

@@ -14,6 +14,7 @@ use super::source::{DataSource, files_of};
 use super::split::{split, subset};
 use super::store::{RowEntry, TokenStore};
 use super::{DataError, DataSummary, Format, SampleOptions, SplitSummary, Tokenizer};
+use crate::stop::StopFlag;
 
 /// Training and validation samples, in the order of the files. Every sample has at least one label.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +77,19 @@ impl Dataset {
         tokenizer: &Tokenizer,
         options: &DatasetOptions,
     ) -> Result<Self, DataError> {
+        Self::open_sources_until(sources, tokenizer, options, &StopFlag::default())
+    }
+
+    /// [`Self::open_sources`], unless it is asked to stop before the rows are read.
+    ///
+    /// # Errors
+    /// Those of [`Self::open_sources`]; [`DataError::Stopped`].
+    pub fn open_sources_until(
+        sources: &[DataSource],
+        tokenizer: &Tokenizer,
+        options: &DatasetOptions,
+        stop: &StopFlag,
+    ) -> Result<Self, DataError> {
         options.sample.check()?;
         let files = files_of(sources)?;
         let own = options.prompt_template.as_deref().map(read_template).transpose()?;
@@ -85,7 +99,7 @@ impl Dataset {
         let paths = files.train.iter().map(|source| source.path.as_path());
         let paths = paths.chain(files.validation.iter().map(PathBuf::as_path));
         let stores = paths
-            .map(|path| tokens_of_file(path, &encoder, options, &key))
+            .map(|path| tokens_of_file(path, &encoder, options, &key, stop))
             .collect::<Result<Arc<[TokenStore]>, DataError>>()?;
 
         let rows = |file: usize| {

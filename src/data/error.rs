@@ -4,6 +4,7 @@
 //! the key, and what to do next. The underlying error is part of the text and is therefore not offered as
 //! `source()` again.
 
+use crate::stop::Stopped;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -252,6 +253,10 @@ pub enum DataError {
         /// Tokens of the shortest prompt alone.
         shortest_prompt: usize,
     },
+
+    /// Somebody asked for it; no file of tokens was left.
+    #[error("the data were not read to their end: {0}")]
+    Stopped(#[from] Stopped),
 }
 
 fn line_prefix(line: u64) -> String {

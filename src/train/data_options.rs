@@ -5,6 +5,7 @@ use crate::data::worth_keeping;
 use crate::data::{
     DataError, DataSource, Dataset, DatasetOptions, Format, PromptStyle, SampleOptions, Tokenizer,
 };
+use crate::stop::StopFlag;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -95,6 +96,21 @@ impl DataOptions {
         max_seq_length: Option<usize>,
         beside: Option<&Path>,
     ) -> Result<Dataset, DataError> {
+        self.open_until(tokenizer, seed, max_seq_length, beside, &StopFlag::default())
+    }
+
+    /// [`DataOptions::open`], unless it is asked to stop before the rows are read.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open_sources_until`].
+    pub fn open_until(
+        &self,
+        tokenizer: &Tokenizer,
+        seed: u64,
+        max_seq_length: Option<usize>,
+        beside: Option<&Path>,
+        stop: &StopFlag,
+    ) -> Result<Dataset, DataError> {
         let sources = self.sources();
         let cache = match (&self.cache, beside) {
             (Some(folder), _) => Some(folder.clone()),
@@ -116,6 +132,6 @@ impl DataOptions {
             threads: self.num_workers,
             cache,
         };
-        Dataset::open_sources(&sources, tokenizer, &options)
+        Dataset::open_sources_until(&sources, tokenizer, &options, stop)
     }
 }

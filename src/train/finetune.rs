@@ -21,10 +21,11 @@ use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
 use crate::data::{Dataset, Tokenizer};
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::gpu::{Gpu, GpuError, GpuOptions};
 use crate::models::{ModelConfig, Network};
 use crate::plan::MemoryReport;
+use crate::stop::StopFlag;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -45,7 +46,7 @@ pub struct Finetune<'a> {
     options: FinetuneOptions,
     schedule: Option<Schedule>,
     on_event: Box<dyn FnMut(&Event) + 'a>,
-    stop: Option<Arc<AtomicBool>>,
+    stop: StopFlag,
 }
 
 /// What a run did.
@@ -82,7 +83,7 @@ pub(super) struct Prepared {
 
 impl<'a> Finetune<'a> {
     pub fn new(options: FinetuneOptions) -> Self {
-        Finetune { options, schedule: None, on_event: Box::new(|_| ()), stop: None }
+        Finetune { options, schedule: None, on_event: Box::new(|_| ()), stop: StopFlag::default() }
     }
 
     /// Calls `f` with every event of the run, in order.
@@ -91,9 +92,10 @@ impl<'a> Finetune<'a> {
         self
     }
 
-    /// Ends the run after the step during which the flag is set, with its state saved ([`Error::Stopped`]).
+    /// Ends the run soon after the flag is set: after the step or within the validation under way, with its state saved
+    /// ([`Error::Stopped`]), or before the first step, with nothing written ([`Error::NotBegun`]).
     pub fn stop_when(mut self, flag: Arc<AtomicBool>) -> Self {
-        self.stop = Some(flag);
+        self.stop = flag.into();
         self
     }
 
@@ -107,7 +109,13 @@ impl<'a> Finetune<'a> {
     ///
     /// # Errors
     /// Every kind of [`Error`]; [`Error::failure`] sorts them.
-    pub fn run(mut self) -> Result<FinetuneReport, Error> {
+    pub fn run(self) -> Result<FinetuneReport, Error> {
+        let from = resume_from(&self.options);
+        let run = self.open_and_train();
+        run.map_err(|error| not_begun(error, from))
+    }
+
+    fn open_and_train(mut self) -> Result<FinetuneReport, Error> {
         let prepared = self.prepare()?;
         let (device, no_coop) = (self.options.gpu.clone(), self.options.no_coop);
         let pipelines = if self.options.tune == TuneMode::Off { None } else { pipeline_folder() };
@@ -121,8 +129,9 @@ impl<'a> Finetune<'a> {
     /// # Errors
     /// As [`Finetune::run`].
     pub fn run_on(mut self, gpu: &Gpu) -> Result<FinetuneReport, Error> {
-        let prepared = self.prepare()?;
-        self.plan_and_train(gpu, &prepared)
+        let from = resume_from(&self.options);
+        let prepared = self.prepare().map_err(|error| not_begun(error, from.clone()))?;
+        self.plan_and_train(gpu, &prepared).map_err(|error| not_begun(error, from))
     }
 
     fn prepare(&mut self) -> Result<Prepared, Error> {
@@ -159,7 +168,8 @@ impl<'a> Finetune<'a> {
             self.on_event.as_mut()(&Event::Note(note.clone()));
         }
         options.max_seq_length = Some(options.max_seq_length.unwrap_or(limit).min(limit));
-        let data = open_data(options, &tokenizer)?;
+        let data = open_data(options, &tokenizer, &self.stop)?;
+        self.stop.check()?;
         check_vocabulary(&[data.largest_token()], &config)?;
         notes.push(data.summary.to_string());
 
@@ -221,6 +231,7 @@ impl<'a> Finetune<'a> {
         let mut notes = prepared.notes.clone();
         if options.tune != TuneMode::Off {
             notes.extend(self.tune(gpu, &choice)?);
+            self.stop.check()?;
             // other kernels may need other scratch space
             choice = choose(gpu)?;
         }
@@ -247,9 +258,13 @@ impl<'a> Finetune<'a> {
     /// Measures the kernels that the plan needs; gives what the user should read of it.
     fn tune(&mut self, gpu: &Gpu, choice: &Choice) -> Result<Vec<String>, Error> {
         let mut notes = Vec::new();
-        let tuner = Tuner::new(self.options.tune);
-        let tuned = tuner
-            .prepare(gpu, &choice.plan.graph, &mut |progress| self.emit(Event::Tuned(progress.clone())))?;
+        let (tuner, stop) = (Tuner::new(self.options.tune), self.stop.clone());
+        let tuned = tuner.prepare_until(
+            gpu,
+            &choice.plan.graph,
+            &mut |progress| self.emit(Event::Tuned(progress.clone())),
+            &stop,
+        )?;
         notes.extend(tuned.trouble);
         if tuned.left > 0 {
             let (left, seconds) = (tuned.left, tuned.seconds);
@@ -269,13 +284,15 @@ impl<'a> Finetune<'a> {
         saver: &mut Saver,
         mut notes: Vec<String>,
     ) -> Result<FinetuneReport, Error> {
-        let trainer = Trainer::from_plan(gpu, choice.plan, &prepared.source, self.options.seed)?;
+        let trainer =
+            Trainer::from_plan_until(gpu, choice.plan, &prepared.source, self.options.seed, &self.stop)?;
         if trainer.loaded().bytes > 0 {
             notes.push(trainer.loaded().to_string());
         }
         if let Some((Some(start), _)) = &prepared.adapter {
             adapter::load(trainer.optimiser(), start)?;
         }
+        self.stop.check()?;
         let from = resume_from(&self.options);
         let schedule = self.schedule.take().unwrap_or_else(|| {
             let o = &self.options;
@@ -300,6 +317,12 @@ impl<'a> Finetune<'a> {
     fn emit(&mut self, event: Event) {
         (self.on_event)(&event);
     }
+}
+
+/// What a request to stop means that came before there was anything to save.
+fn not_begun(error: Error, from: Option<PathBuf>) -> Error {
+    let unsaved = error.failure() == Failure::Stopped && !matches!(error, Error::Stopped { .. });
+    if unsaved { Error::NotBegun { from } } else { error }
 }
 
 /// Where the run goes on from, if it was asked to.

@@ -76,6 +76,18 @@ impl fmt::Display for SampleRecord {
     }
 }
 
+/// How far a validation has come.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ValidationProgress {
+    /// Optimiser steps done before it.
+    pub step: usize,
+    /// Validation samples whose loss is known, and those of the whole validation.
+    pub done: usize,
+    pub all: usize,
+    /// Seconds since the validation began.
+    pub elapsed_s: f64,
+}
+
 /// What is known when the first step is about to start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RunSummary {
@@ -106,6 +118,8 @@ pub enum Event {
     Tuned(TuneProgress),
     Started(RunSummary),
     Step(StepRecord),
+    /// A micro-batch of a validation is done.
+    Validating(ValidationProgress),
     Evaluation(EvalRecord),
     /// A prompt was continued.
     Sample(SampleRecord),

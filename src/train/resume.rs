@@ -4,10 +4,11 @@
 //! both moments of AdamW, f32) and `training_state.json` (counters, loss scale, options). The folder appears whole or not at all.
 //! The order of the data, the schedule and dropout follow from seed and step, so they need no state of their own.
 
+use super::logging::Record;
 use super::loss_scale::LossScale;
 use super::metrics::EvalRecord;
 use super::options::FinetuneOptions;
-use super::run_folder::HYPERPARAMETERS_FILE;
+use super::run_folder::{HYPERPARAMETERS_FILE, read_json};
 use super::stopping::Watch;
 use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoint, atomic, write_safetensors};
@@ -22,6 +23,24 @@ const TENSORS: &str = "training_state.safetensors";
 const PROGRESS: &str = "training_state.json";
 /// Version of the format.
 const FORMAT: u32 = 2;
+
+/// What is still to do after a step, before the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Unfinished {
+    /// The whole evaluation: a loss over some of the rows says nothing.
+    Evaluation,
+    /// The texts that are written at evaluations; its loss is known.
+    Samples,
+}
+
+impl Unfinished {
+    /// Whether a line of the log is one that will be made again.
+    fn makes(self, line: &Record) -> bool {
+        let is_evaluation = self == Unfinished::Evaluation && line.get("val_loss").is_some();
+        is_evaluation || line.get("prompt").is_some()
+    }
+}
 
 /// How far a run has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +60,9 @@ pub(super) struct Progress {
     /// The last evaluation, and what is known of all of them.
     pub evaluated: Option<EvalRecord>,
     pub watch: Watch,
+    /// What a request to stop cut short after the last step.
+    #[serde(default)]
+    pub unfinished: Option<Unfinished>,
     options: Value,
     /// A hash of the samples, and one of the model's configuration and the sizes of its files.
     data: String,
@@ -89,6 +111,7 @@ impl Progress {
             scale,
             evaluated: None,
             watch: Watch::default(),
+            unfinished: None,
             options: deciding(options),
             data: data_hash(data),
             model: model_hash(&options.model_dir),
@@ -105,10 +128,25 @@ impl Progress {
             (name, DType::F32, vec![values.len()], bytes)
         });
         write_safetensors(&folder.join(TENSORS), tensors, &[])?;
+        self.write_counters(folder)
+    }
+
+    /// Writes all but parameters and moments.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_counters(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join(PROGRESS);
         let failed = |source| Error::Write { path: path.clone(), source };
         let text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
         atomic::write_file(&path, |out| out.write_all(&text)).map_err(failed)
+    }
+
+    /// Whether a line of the run's log is of what this state has done.
+    pub fn has_written(&self, line: &Record) -> bool {
+        let Some(step) = line.step() else { return false };
+        let unfinished = self.unfinished.filter(|_| step == self.step as u64);
+        step <= self.step as u64 && !unfinished.is_some_and(|unfinished| unfinished.makes(line))
     }
 
     /// Reads the state in a folder, for a run with these options and data.
@@ -176,6 +214,11 @@ pub(super) fn newest(out_dir: &Path) -> Option<PathBuf> {
 pub(super) fn run_of(folder: &Path) -> Option<String> {
     let state: Value = serde_json::from_slice(&std::fs::read(folder.join(PROGRESS)).ok()?).ok()?;
     state["run"].as_str().map(str::to_owned)
+}
+
+/// Whether a saved step waits for the end of its evaluation.
+pub(super) fn is_unfinished(folder: &Path) -> bool {
+    read_json(&folder.join(PROGRESS)).is_some_and(|state| !state["unfinished"].is_null())
 }
 
 /// The step of the best evaluation that a saved step knows of.

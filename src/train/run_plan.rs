@@ -15,6 +15,7 @@ use crate::graph::{DeviceProfile, LeafKind};
 use crate::models::ModelConfig;
 use crate::nn::PlainLayers;
 use crate::plan::MemoryReport;
+use crate::stop::StopFlag;
 use serde::Serialize;
 
 /// What a run would take on a device.
@@ -78,7 +79,7 @@ pub fn plan_run(
         false => {
             options.max_seq_length = Some(options.max_seq_length.unwrap_or(cut).min(cut));
             let tokenizer = Tokenizer::open(&options.model_dir)?;
-            let data = open_data(&options, &tokenizer)?;
+            let data = open_data(&options, &tokenizer, &StopFlag::default())?;
             check_vocabulary(&[data.largest_token()], config)?;
             sampled = Prompts::of(&options, &tokenizer, &data, cut)?.map_or(0, |prompts| prompts.longest());
             Some(data)

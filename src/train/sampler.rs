@@ -10,6 +10,7 @@ use crate::graph::layout::pack_u32;
 use crate::graph::{DeviceProfile, GraphError, LeafKind};
 use crate::models::Network;
 use crate::plan::{Bindings, Layout, MemoryReport, Program, Slots, leaf_bytes};
+use crate::stop::StopFlag;
 
 /// What is continued at evaluations.
 pub(super) struct Prompts {
@@ -179,24 +180,26 @@ impl<'r> Sampler<'r> {
         self.memory
     }
 
-    /// Continues every prompt: prompt and text.
+    /// Continues every prompt: prompt and text. `None` where it was asked to stop before the last token.
     ///
     /// # Errors
     /// What the device reported, tokens that have no text.
-    pub fn write(&self, trainer: &Trainer) -> Result<Vec<(String, String)>, Error> {
-        let prompts = self.prompts.prompts.iter();
-        prompts
-            .map(|prompt| {
-                let answer = self.answer(trainer, &prompt.tokens)?;
-                Ok((prompt.text.clone(), self.tokenizer.decode(&answer)?))
-            })
-            .collect()
+    pub fn write(&self, trainer: &Trainer, stop: &StopFlag) -> Result<Option<Vec<(String, String)>>, Error> {
+        let mut texts = Vec::new();
+        for prompt in &self.prompts.prompts {
+            let Some(answer) = self.answer(trainer, &prompt.tokens, stop)? else { return Ok(None) };
+            texts.push((prompt.text.clone(), self.tokenizer.decode(&answer)?));
+        }
+        Ok(Some(texts))
     }
 
-    fn answer(&self, trainer: &Trainer, prompt: &[u32]) -> Result<Vec<u32>, Error> {
+    fn answer(&self, trainer: &Trainer, prompt: &[u32], stop: &StopFlag) -> Result<Option<Vec<u32>>, Error> {
         let (gpu, embedding) = (trainer.gpu(), trainer.bound().1);
         let mut text = prompt.to_vec();
         while text.len() < prompt.len() + self.prompts.max_new_tokens {
+            if stop.is_set() {
+                return Ok(None);
+            }
             let last = text.len() - 1;
             let batch = MicroBatch::from_samples([Sample::new(text.clone(), text.len())]);
             let size = Capacity { tokens: self.tokens, labels: 1 };
@@ -216,6 +219,6 @@ impl<'r> Sampler<'r> {
             }
             text.push(token);
         }
-        Ok(text.split_off(prompt.len()))
+        Ok(Some(text.split_off(prompt.len())))
     }
 }

@@ -102,12 +102,14 @@ impl Saver {
     ) -> Result<PathBuf, Error> {
         let step = progress.step;
         let path = self.out_dir.join(format!("step-{step:06}"));
-        // a step of this run that is there has the same bits
-        if resume::run_of(&path).as_ref() != Some(&self.run) {
-            self.folder(&path, |folder| {
+        match resume::run_of(&path).as_ref() == Some(&self.run) {
+            // a step of this run that is there has the same bits; what is done after it may have changed
+            true if resume::is_unfinished(&path) => progress.write_counters(&path)?,
+            true => (),
+            false => self.folder(&path, |folder| {
                 self.write(trainer, folder)?;
                 progress.write(trainer, folder)
-            })?;
+            })?,
         }
         let older = resume::steps_of(&self.out_dir, &self.run).into_iter().filter(|(n, _)| *n <= step);
         let mut older: Vec<PathBuf> = older.map(|(_, path)| path).collect();

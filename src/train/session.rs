@@ -4,9 +4,9 @@ use super::finetune::{FinetuneReport, Prepared};
 use super::ledger::{Ledger, Submitted};
 use super::logging::RunLog;
 use super::loss_scale::LossScale;
-use super::metrics::{EvalRecord, Event, RunSummary, SampleRecord};
+use super::metrics::{EvalRecord, Event, RunSummary, SampleRecord, ValidationProgress};
 use super::options::FinetuneOptions;
-use super::resume::Progress;
+use super::resume::{Progress, Unfinished};
 use super::run_folder::RunFacts;
 use super::sampler::Sampler;
 use super::save::save_hyperparameters;
@@ -14,13 +14,12 @@ use super::saver::Saver;
 use super::schedule::Schedule;
 use super::stopping::End;
 use super::trainer::{PendingStep, Trainer};
-use crate::data::{MicroBatch, Sample, Samples, epoch_order};
+use crate::data::{MicroBatch, Sample, epoch_order};
 use crate::error::Error;
 use crate::ops::adamw::Hyper;
 use crate::plan::MemoryReport;
+use crate::stop::{StopFlag, Stopped};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A run under way.
@@ -32,7 +31,7 @@ pub(super) struct Session<'r, 'e> {
     pub sampler: Option<Sampler<'r>>,
     pub saver: &'r mut Saver,
     pub schedule: Schedule,
-    pub stop: Option<Arc<AtomicBool>>,
+    pub stop: StopFlag,
     pub on_event: &'r mut (dyn FnMut(&Event) + 'e),
 }
 
@@ -62,7 +61,9 @@ impl Session<'_, '_> {
         RunFacts::new(out_dir, from.is_some(), &summary, &data.summary, &notes).write(out_dir)?;
         let loggers = &self.options.logger_name;
         let (metrics, losses) = match from {
-            Some(folder) => RunLog::resume(out_dir, folder.parent(), loggers, progress.step)?,
+            Some(folder) => {
+                RunLog::resume(out_dir, folder.parent(), loggers, |line| progress.has_written(line))?
+            }
             None => (RunLog::create(out_dir, loggers)?, Vec::new()),
         };
         notes.into_iter().for_each(|note| self.emit(Event::Note(note)));
@@ -83,7 +84,13 @@ impl Session<'_, '_> {
         let mut end = progress.ended(self.options, steps);
         if self.options.initial_validation && progress.step == 0 && !data.validation.is_empty() {
             self.evaluate(&mut progress, &mut ledger, self.options.eval_max_iters)?;
+            if progress.unfinished.is_some() {
+                return Err(Stopped.into());
+            }
             ledger.since = Instant::now();
+        }
+        if progress.unfinished.is_some() {
+            end = self.after_step(&mut progress, &mut ledger, &mut waiting, end)?;
         }
         while end.is_none() {
             let step = progress.step;
@@ -128,49 +135,7 @@ impl Session<'_, '_> {
             }
             progress.elapsed_s = ledger.start.elapsed().as_secs_f64();
             end = progress.ended(self.options, steps);
-            let done = progress.step;
-            let due = |interval: Option<usize>| interval.is_some_and(|n| done.is_multiple_of(n));
-            let last = end.is_some() && self.options.final_validation;
-            let evaluates = !data.validation.is_empty() && (last || due(self.options.eval_interval));
-            let asked_to_stop = self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
-            let saves = end.is_some() || asked_to_stop || due(self.options.save_interval);
-            // a dynamic loss scale must be known before the next step
-            if (evaluates || saves || ledger.scale.is_dynamic())
-                && let Some(submitted) = waiting.take()
-            {
-                ledger.settle(submitted, self.on_event)?;
-            }
-            let watch = progress.watch.clone();
-            if evaluates {
-                // the best is found among losses of the same rows
-                let rows = self.options.eval_max_iters.filter(|_| !last || self.options.keeps_best());
-                self.evaluate(&mut progress, &mut ledger, rows)?;
-                end = end.or_else(|| progress.ended(self.options, steps));
-            }
-            let stopped = asked_to_stop && end.is_none();
-            if end.is_some() || saves {
-                progress.applied = ledger.applied;
-                progress.micro_batches = self.trainer.micro_batches();
-                progress.elapsed_s = ledger.start.elapsed().as_secs_f64();
-                progress.scale = ledger.scale.clone();
-            }
-            // a run that ended early can go on, where the options let it
-            let early = end.is_some_and(|end| end != End::Steps);
-            if stopped || early || due(self.options.save_interval) {
-                // an evaluation that only the end asked for is none where the run goes on
-                let extra = end == Some(End::Time) && !due(self.options.eval_interval);
-                let mut state = progress.clone();
-                if extra {
-                    state.watch = watch;
-                }
-                let folder = self.saver.step(&self.trainer, &state, self.on_event)?;
-                if stopped {
-                    return Err(Error::Stopped { step: progress.step, steps, folder });
-                }
-            }
-            if evaluates || saves {
-                ledger.since = Instant::now();
-            }
+            end = self.after_step(&mut progress, &mut ledger, &mut waiting, end)?;
         }
         if let Some(note) = end.and_then(|end| end.note(&progress, steps)) {
             self.emit(Event::Note(note));
@@ -189,6 +154,76 @@ impl Session<'_, '_> {
             out_dir: self.options.out_dir.clone(),
             memory: self.memory(),
         })
+    }
+
+    /// What is due after a step, or was cut short by a request to stop when the run was here before: evaluates, saves. `waiting` is a
+    /// step whose outcome is not yet known. Gives why the run ends here, if it does.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn after_step(
+        &mut self,
+        progress: &mut Progress,
+        ledger: &mut Ledger,
+        waiting: &mut Option<Submitted>,
+        mut end: Option<End>,
+    ) -> Result<Option<End>, Error> {
+        let (done, steps) = (progress.step, self.prepared.steps);
+        let due = |interval: Option<usize>| interval.is_some_and(|n| done.is_multiple_of(n));
+        let last = end.is_some() && self.options.final_validation;
+        let has_rows = !self.prepared.data.validation.is_empty();
+        let evaluates = has_rows && (last || due(self.options.eval_interval));
+        let mut asked_to_stop = self.stop.is_set();
+        let saves = end.is_some() || asked_to_stop || due(self.options.save_interval);
+        // a dynamic loss scale must be known before the next step
+        if (evaluates || saves || ledger.scale.is_dynamic())
+            && let Some(submitted) = waiting.take()
+        {
+            ledger.settle(submitted, self.on_event)?;
+        }
+        // what is saved already waits for this evaluation
+        let taken_up = progress.unfinished.is_some();
+        let watch = progress.watch.clone();
+        if evaluates {
+            // the best is found among losses of the same rows
+            let rows = self.options.eval_max_iters.filter(|_| !last || self.options.keeps_best());
+            self.evaluate(progress, ledger, rows)?;
+            asked_to_stop |= self.stop.is_set();
+        } else {
+            progress.unfinished = None;
+        }
+        let cut = progress.unfinished.is_some();
+        if evaluates && !cut {
+            end = end.or_else(|| progress.ended(self.options, steps));
+        }
+        let stopped = cut || (asked_to_stop && end.is_none());
+        let saves = saves || stopped || end.is_some();
+        if saves {
+            progress.applied = ledger.applied;
+            progress.micro_batches = self.trainer.micro_batches();
+            progress.elapsed_s = ledger.start.elapsed().as_secs_f64();
+            progress.scale = ledger.scale.clone();
+        }
+        // a run that ended early can go on, where the options let it
+        let early = end.is_some_and(|end| end != End::Steps);
+        if stopped || early || taken_up || due(self.options.save_interval) {
+            // an evaluation that only the end asked for is none where the run goes on
+            let extra = end == Some(End::Time) && !due(self.options.eval_interval);
+            let mut state = progress.clone();
+            if extra {
+                state.watch = watch;
+                state.unfinished = state.unfinished.map(|_| Unfinished::Evaluation);
+            }
+            let folder = self.saver.step(&self.trainer, &state, self.on_event)?;
+            if stopped {
+                let (step, unfinished) = (progress.step, cut);
+                return Err(Error::Stopped { step, steps, unfinished, folder });
+            }
+        }
+        if evaluates || saves {
+            ledger.since = Instant::now();
+        }
+        Ok(end)
     }
 
     /// Device memory by kind.
@@ -221,33 +256,56 @@ impl Session<'_, '_> {
     }
 
     /// Loss on the validation rows, or the first so many micro-batches of them; keeps what is trained where it is the best so
-    /// far.
+    /// far. What a request to stop leaves undone is in `progress.unfinished`, which also says what is left to do.
     fn evaluate(
         &mut self,
         progress: &mut Progress,
         ledger: &mut Ledger,
         micro_batches: Option<usize>,
     ) -> Result<(), Error> {
-        let (rows, size) = (&self.prepared.data.validation, self.options.micro_batch());
-        let most = micro_batches.map_or(rows.len(), |n| n.saturating_mul(size).min(rows.len()));
-        let labels: usize = (0..most).map(|i| rows.label_count(i)).sum();
-        let loss = self.trainer.evaluate(batches(rows, most, size))? / labels as f64;
-        let record = EvalRecord::new(progress.step, loss);
-        ledger.metrics.write(&record)?;
-        progress.evaluated = Some(record.clone());
-        self.emit(Event::Evaluation(record));
+        let step = progress.step;
+        if progress.unfinished != Some(Unfinished::Samples) {
+            progress.unfinished = Some(Unfinished::Evaluation);
+            let Some(loss) = self.validate(step, micro_batches)? else { return Ok(()) };
+            let record = EvalRecord::new(step, loss);
+            ledger.metrics.write(&record)?;
+            progress.evaluated = Some(record.clone());
+            self.emit(Event::Evaluation(record));
+            let best = progress.watch.observe(step, loss, self.options.early_stopping_min_delta);
+            if best && self.options.keeps_best() {
+                self.saver.best(&self.trainer, step, self.on_event)?;
+            }
+            progress.unfinished = Some(Unfinished::Samples);
+        }
         if let Some(sampler) = &self.sampler {
-            for (prompt, text) in sampler.write(&self.trainer)? {
-                let record = SampleRecord { step: progress.step, prompt, text };
+            let Some(texts) = sampler.write(&self.trainer, &self.stop)? else { return Ok(()) };
+            for (prompt, text) in texts {
+                let record = SampleRecord { step, prompt, text };
                 ledger.metrics.write(&record)?;
                 self.emit(Event::Sample(record));
             }
         }
-        let best = progress.watch.observe(progress.step, loss, self.options.early_stopping_min_delta);
-        if best && self.options.keeps_best() {
-            self.saver.best(&self.trainer, progress.step, self.on_event)?;
-        }
+        progress.unfinished = None;
         Ok(())
+    }
+
+    /// Mean loss of the label tokens of the validation rows; `None` where a request to stop came before the last of them.
+    fn validate(&mut self, step: usize, micro_batches: Option<usize>) -> Result<Option<f64>, Error> {
+        let (rows, size) = (&self.prepared.data.validation, self.options.micro_batch());
+        let all = micro_batches.map_or(rows.len(), |n| n.saturating_mul(size).min(rows.len()));
+        let labels: usize = (0..all).map(|i| rows.label_count(i)).sum();
+        let (start, mut total) = (Instant::now(), 0.0);
+        for first in (0..all).step_by(size) {
+            if self.stop.is_set() {
+                return Ok(None);
+            }
+            let done = all.min(first + size);
+            let batch = MicroBatch::from_samples((first..done).map(|i| rows.get(i)));
+            total += self.trainer.loss_sum(&batch)?;
+            let elapsed_s = start.elapsed().as_secs_f64();
+            self.emit(Event::Validating(ValidationProgress { step, done, all, elapsed_s }));
+        }
+        Ok(Some(total / labels as f64))
     }
 
     /// Submits one optimiser step over a global batch.
@@ -288,10 +346,4 @@ impl Session<'_, '_> {
 fn started(elapsed_s: f64) -> Instant {
     let now = Instant::now();
     now.checked_sub(Duration::from_secs_f64(elapsed_s.max(0.0))).unwrap_or(now)
-}
-
-/// Micro-batches of the first samples in order, each made when it is asked for.
-fn batches(samples: &Samples, count: usize, size: usize) -> impl Iterator<Item = MicroBatch> + '_ {
-    let batch = move |start| (start..count.min(start + size)).map(|i| samples.get(i));
-    (0..count).step_by(size).map(move |start| MicroBatch::from_samples(batch(start)))
 }

@@ -16,6 +16,7 @@ use crate::graph::layout::pack;
 use crate::models::{ModelConfig, Network};
 use crate::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use crate::plan::{Bindings, ParameterSpace};
+use crate::stop::StopFlag;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -91,9 +92,14 @@ pub fn network_of(
 /// The samples of a run, cut at `max_seq_length`.
 ///
 /// # Errors
-/// A file that is missing or broken, and rows that leave nothing to train on.
-pub fn open_data(options: &FinetuneOptions, tokenizer: &Tokenizer) -> Result<Dataset, Error> {
-    Ok(options.data.open(tokenizer, options.seed, options.max_seq_length, Some(&options.out_dir))?)
+/// A file that is missing or broken, rows that leave nothing to train on, and a request to stop meanwhile.
+pub fn open_data(
+    options: &FinetuneOptions,
+    tokenizer: &Tokenizer,
+    stop: &StopFlag,
+) -> Result<Dataset, Error> {
+    let (seed, length) = (options.seed, options.max_seq_length);
+    Ok(options.data.open_until(tokenizer, seed, length, Some(&options.out_dir), stop)?)
 }
 
 /// Tokens of the longest sample.

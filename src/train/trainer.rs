@@ -16,6 +16,7 @@ use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
 use crate::ops::adamw::Hyper;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
+use crate::stop::StopFlag;
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -130,17 +131,31 @@ impl Trainer {
         source: &WeightSource,
         seed: u64,
     ) -> Result<Self, TrainerError> {
+        Trainer::from_plan_until(gpu, plan, source, seed, &StopFlag::default())
+    }
+
+    /// [`Trainer::from_plan`], unless it is asked to stop while weights are loaded.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; [`WeightError::Stopped`].
+    pub fn from_plan_until(
+        gpu: &Gpu,
+        plan: TrainingPlan,
+        source: &WeightSource,
+        seed: u64,
+        stop: &StopFlag,
+    ) -> Result<Self, TrainerError> {
         let TrainingPlan { network, optimizer, capacity, graph, layouts, .. } = plan;
         let mut memory = MemoryReport::default();
         let mut bindings = Bindings::new();
         let start = Instant::now();
-        memory.weights = source.upload(gpu, &graph, &network, &mut bindings)?;
+        memory.weights = source.upload_until(gpu, &graph, &network, &mut bindings, stop)?;
         let embedding = HostEmbedding::read(source, &network)?;
         let loaded = LoadReport { bytes: memory.weights, seconds: start.elapsed().as_secs_f64() };
         let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph), optimizer)?;
         optimiser.bind(&mut bindings);
         (memory.trainables, memory.optimiser) = optimiser.bytes();
-        write_initial_values(gpu, &optimiser, source, seed)?;
+        write_initial_values(gpu, &optimiser, source, seed, stop)?;
         memory.inputs = bindings.allocate_inputs(gpu, &graph)? + optimiser.input_bytes();
         let kept = graph.leaves().iter().filter(|leaf| leaf.kind == LeafKind::Host);
         let kept_bytes = kept.filter_map(|leaf| bindings.leaf(&leaf.name)).map(|slice| slice.size).sum();
@@ -308,15 +323,23 @@ impl Trainer {
         &mut self,
         batches: impl IntoIterator<Item = impl Borrow<MicroBatch>>,
     ) -> Result<f64, TrainerError> {
-        let gpu = self.gpu.clone();
         let mut total = 0.0;
         for batch in batches {
-            gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
-            let size = self.write_inputs(batch.borrow())?;
-            gpu.submit(&[], &[self.program(false, size)?.recording()])?;
-            total += float(&gpu.read(&[self.loss_sum.part(0, 4)])?[0]);
+            total += self.loss_sum(batch.borrow())?;
         }
         Ok(total)
+    }
+
+    /// Sum of the token losses of one micro-batch, in nats, as [`Trainer::evaluate`] adds them up.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn loss_sum(&mut self, batch: &MicroBatch) -> Result<f64, TrainerError> {
+        let gpu = self.gpu.clone();
+        gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
+        let size = self.write_inputs(batch)?;
+        gpu.submit(&[], &[self.program(false, size)?.recording()])?;
+        Ok(float(&gpu.read(&[self.loss_sum.part(0, 4)])?[0]))
     }
 
     /// Logits of every token of a micro-batch, row-major `[T, vocab]`: for small models and tests, since this is the

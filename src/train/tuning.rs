@@ -10,6 +10,7 @@ use crate::graph::{Choices, Class, Graph};
 use crate::ops::fingerprint;
 use crate::plan::PlanError;
 use crate::plan::tune::{Measurement, measure, unmeasured};
+use crate::stop::StopFlag;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -76,6 +77,20 @@ impl Tuner {
         graph: &Graph,
         progress: &mut dyn FnMut(&TuneProgress),
     ) -> Result<TuneReport, PlanError> {
+        self.prepare_until(gpu, graph, progress, &StopFlag::default())
+    }
+
+    /// [`Tuner::prepare`], which measures no further class once it is asked to stop; what was measured is kept.
+    ///
+    /// # Errors
+    /// As [`Tuner::prepare`].
+    pub fn prepare_until(
+        &self,
+        gpu: &Gpu,
+        graph: &Graph,
+        progress: &mut dyn FnMut(&TuneProgress),
+        stop: &StopFlag,
+    ) -> Result<TuneReport, PlanError> {
         let mut report = TuneReport::default();
         if self.mode == TuneMode::Off || self.forced.is_some() {
             gpu.set_choices(self.forced.as_ref().map_or_else(Choices::default, Choices::forced));
@@ -95,7 +110,7 @@ impl Tuner {
         gpu.set_choices(if self.mode == TuneMode::Full { Choices::default() } else { choices(&entries) });
         let candidates = unmeasured(graph, &gpu.profile());
         for (done, candidate) in candidates.iter().enumerate() {
-            if start.elapsed() > self.budget {
+            if start.elapsed() > self.budget || stop.is_set() {
                 report.left = candidates.len() - done;
                 break;
             }

@@ -11,6 +11,7 @@ use crate::gpu::{BufferSlice, Gpu};
 use crate::graph::blocks::{Blocks, Quantiser};
 use crate::graph::layout::pack;
 use crate::graph::{DType, LANE, TensorType};
+use crate::stop::StopFlag;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -38,15 +39,21 @@ struct Piece<'t> {
 /// Uploads every target from `source`, and waits until the device has it all.
 ///
 /// # Errors
-/// A weight that is missing, a file that cannot be read, and what the device reported.
-pub(super) fn upload(gpu: &Gpu, source: &WeightSource, targets: &[Target]) -> Result<(), WeightError> {
+/// A weight that is missing, a file that cannot be read, a request to stop, and what the device reported.
+pub(super) fn upload(
+    gpu: &Gpu,
+    source: &WeightSource,
+    targets: &[Target],
+    stop: &StopFlag,
+) -> Result<(), WeightError> {
     let pieces: Vec<Piece<'_>> = targets.iter().flat_map(pieces).collect();
     let (next, in_flight) = (AtomicUsize::new(0), Mutex::new(0));
     let failed = Mutex::new(None);
     let work = || {
         let mut buffers = Buffers::default();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = piece.send(gpu, source, &mut buffers, &in_flight) {
+            let sent = stop.check().map_err(WeightError::from);
+            if let Err(error) = sent.and_then(|()| piece.send(gpu, source, &mut buffers, &in_flight)) {
                 // the others find nothing left to do
                 next.store(pieces.len(), Ordering::Relaxed);
                 let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

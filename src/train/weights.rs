@@ -10,6 +10,7 @@ use crate::models::{EMBEDDING, ModelConfig, Network, ROPE_TABLE};
 use crate::nn::PlainLayers;
 use crate::ops::rope::rope_table;
 use crate::plan::{Bindings, StreamLayout, Streamed};
+use crate::stop::{StopFlag, Stopped};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub enum WeightError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    #[error("the weights were not loaded to their end: {0}")]
+    Stopped(#[from] Stopped),
 }
 
 /// Where the weights of blocks in host memory come to.
@@ -152,6 +155,21 @@ impl WeightSource {
         network: &Network,
         bindings: &mut Bindings,
     ) -> Result<u64, WeightError> {
+        self.upload_until(gpu, graph, network, bindings, &StopFlag::default())
+    }
+
+    /// [`WeightSource::upload`], unless it is asked to stop on the way.
+    ///
+    /// # Errors
+    /// As [`WeightSource::upload`]; [`WeightError::Stopped`].
+    pub fn upload_until(
+        &self,
+        gpu: &Gpu,
+        graph: &Graph,
+        network: &Network,
+        bindings: &mut Bindings,
+        stop: &StopFlag,
+    ) -> Result<u64, WeightError> {
         let streams = stream_layout(graph, network);
         let slots = (0..streams.slots)
             .map(|_| gpu.allocate_large("weights of a block in host memory", streams.slot_bytes))
@@ -161,6 +179,7 @@ impl WeightSource {
         for leaf in graph.leaves().iter().filter(|l| l.kind == LeafKind::Frozen) {
             let ty = graph.type_of(leaf.value);
             if let Some((block, offset)) = streams.place(&leaf.name) {
+                stop.check()?;
                 let bytes = Arc::new(packed(self, &leaf.name, ty)?);
                 let slot = slots[block % slots.len()].slice(offset, ty.bytes());
                 bindings.stream(leaf.name.clone(), slot, Streamed { block, bytes });
@@ -180,7 +199,7 @@ impl WeightSource {
                 targets.push(Target { name: leaf.name.clone(), ty, slice: buffer.whole() });
             }
         }
-        upload(gpu, self, &targets)?;
+        upload(gpu, self, &targets, stop)?;
         Ok(total)
     }
 }
@@ -195,6 +214,7 @@ pub fn write_initial_values(
     optimiser: &Optimiser,
     source: &WeightSource,
     seed: u64,
+    stop: &StopFlag,
 ) -> Result<(), WeightError> {
     let mut targets = Vec::new();
     for (name, ty, slice) in optimiser.slices() {
@@ -210,7 +230,7 @@ pub fn write_initial_values(
             targets.push(Target { name: name.to_owned(), ty, slice });
         }
     }
-    upload(gpu, source, &targets)
+    upload(gpu, source, &targets, stop)
 }
 
 /// Counter-based generator (SplitMix64: Steele, Lea & Flood 2014), one stream per seed and name.

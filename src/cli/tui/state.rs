@@ -2,7 +2,7 @@
 
 use crate::train::axis::{Axis, Scale, range};
 use crate::train::figures::{smoothed, smoothing_span};
-use crate::train::metrics::{Event, RunSummary, StepRecord};
+use crate::train::metrics::{Event, RunSummary, StepRecord, ValidationProgress};
 use std::path::Path;
 use std::time::Instant;
 
@@ -25,6 +25,8 @@ pub struct State {
     pub notes: Vec<String>,
     /// What is done before the first step.
     pub preparing: Option<String>,
+    /// The validation under way.
+    pub validating: Option<ValidationProgress>,
     /// When this part of the run began, and after which step.
     began: Option<(Instant, usize)>,
     /// Events for the summary after the run.
@@ -70,6 +72,9 @@ impl State {
                 push(|s| &mut s.grad_norm, record.grad_norm);
                 push(|s| &mut s.tokens_per_s, record.tokens_per_s);
                 self.last = Some(record.clone());
+            }
+            Event::Validating(progress) => {
+                self.validating = Some(*progress).filter(|progress| progress.done < progress.all);
             }
             Event::Evaluation(record) => {
                 self.val_loss.push([record.step as f64, record.val_loss]);

@@ -1,7 +1,7 @@
 use super::state::State;
 use super::view;
 use crate::plan::MemoryReport;
-use crate::train::metrics::{EvalRecord, Event, RunSummary, SampleRecord, StepRecord};
+use crate::train::metrics::{EvalRecord, Event, RunSummary, SampleRecord, StepRecord, ValidationProgress};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use std::path::Path;
@@ -93,9 +93,23 @@ fn a_run_is_shown_with_its_curves_and_figures() {
 }
 
 #[test]
+fn a_validation_that_takes_long_is_shown_until_it_ends() {
+    let mut state = state(100);
+    let progress =
+        |done| Event::Validating(ValidationProgress { step: 100, done, all: 10_000, elapsed_s: 60.0 });
+    state.apply(progress(2000));
+    let text = shown(&state, 120, 40, false);
+    assert!(text.contains("step 100/255  validation 2,000/10,000 samples, about 4m 00s left"), "{text}");
+    assert!(shown(&state, 120, 40, true).contains("stopping in this validation"));
+    state.apply(progress(10_000));
+    assert!(shown(&state, 120, 40, false).contains("epoch 1.18/3"));
+}
+
+#[test]
 fn the_time_before_the_first_step_is_explained() {
     let mut state = State::new(Path::new("out"));
     assert!(shown(&state, 80, 24, false).contains("preparing the data"));
+    assert!(shown(&state, 80, 24, true).contains("stopping before the first step"));
     state.apply(started());
     let text = shown(&state, 80, 24, false);
     assert!(text.contains("step 0/255") && text.contains("ETA ?") && text.contains("no step yet"), "{text}");

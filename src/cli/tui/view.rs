@@ -1,5 +1,6 @@
 //! Draws a [`State`] on whatever size of screen there is.
 
+use super::super::progress::validation_text;
 use super::state::{State, axis_over};
 use crate::train::axis::{Axis, Scale, range};
 use crate::train::duration::duration_text;
@@ -44,6 +45,12 @@ pub fn draw(frame: &mut Frame, state: &State, stopping: bool) {
     }
     draw_notes(frame, state, notes);
     let text = match stopping {
+        true if state.run.is_none() => {
+            Line::from(" stopping before the first step; once more to stop at once".yellow())
+        }
+        true if state.validating.is_some() => {
+            Line::from(" stopping in this validation, and saving; once more to stop at once".yellow())
+        }
         true => Line::from(" stopping after this step, and saving; once more to stop at once".yellow()),
         false => Line::from(" q or Ctrl-C: finish the step, save and stop".dark_gray()),
     };
@@ -67,7 +74,11 @@ fn draw_gauge(frame: &mut Frame, state: &State, area: Rect) {
     let done = state.last.as_ref().map_or(0, |record| record.step);
     let eta = state.eta().map_or("?".into(), duration_text);
     let epoch = state.last.as_ref().map_or(0.0, |record| record.epoch);
-    let label = format!("step {done}/{}  epoch {epoch:.2}/{}  ETA {eta}", run.steps, run.epochs);
+    let mut label = format!("step {done}/{}  epoch {epoch:.2}/{}  ETA {eta}", run.steps, run.epochs);
+    // what is over in a moment would only flicker
+    if let Some(validating) = state.validating.filter(|validating| validating.elapsed_s >= 2.0) {
+        label = format!("step {done}/{}  {}", run.steps, validation_text(&validating));
+    }
     let gauge = Gauge::default()
         .ratio((done as f64 / run.steps.max(1) as f64).clamp(0.0, 1.0))
         .label(label)

@@ -69,9 +69,9 @@ impl RunLog {
         RunLog::open(out_dir, kinds, &[])
     }
 
-    /// Goes on with the logs of a run that is taken up after `step`: what is of later steps is dropped. Loggers whose files are
-    /// there go on too, asked for or not. The steps are those of the logs in `earlier`, the run's folder until now, where there
-    /// are any. Gives the losses of the steps that stay.
+    /// Goes on with the logs of a run that is taken up: of its records those stay that `keep` says. Loggers whose files are there
+    /// go on too, asked for or not. The records are those of the logs in `earlier`, the run's folder until now, where there are
+    /// any. Gives the losses of the steps that stay.
     ///
     /// # Errors
     /// A file cannot be read or written.
@@ -79,11 +79,11 @@ impl RunLog {
         out_dir: &Path,
         earlier: Option<&Path>,
         kinds: &[LoggerKind],
-        step: usize,
+        keep: impl Fn(&Record) -> bool,
     ) -> Result<(Self, Vec<f64>), MetricsError> {
         let from = earlier.filter(|folder| folder.join(METRICS_FILE).is_file()).unwrap_or(out_dir);
         let mut records = read(from).map_err(MetricsError::write(&from.join(METRICS_FILE)))?;
-        records.retain(|record| record.step().is_some_and(|s| s <= step as u64));
+        records.retain(keep);
         let losses = records.iter().filter_map(|record| record.get("loss")?.as_f64()).collect();
         let mut kinds = kinds.to_vec();
         if from.join(CSV_FILE).exists() {

@@ -86,7 +86,7 @@ fn a_resumed_run_writes_the_files_of_one_that_never_stopped() {
     let text = fs::read_to_string(&path).unwrap() + "{\"step\":5,\"lo";
     fs::write(&path, text).unwrap();
     // the loggers go on without being named
-    let (mut log, losses) = RunLog::resume(parts.path(), None, &[], 3).unwrap();
+    let (mut log, losses) = RunLog::resume(parts.path(), None, &[], |line| line.step() <= Some(3)).unwrap();
     assert_eq!(losses, [1.0, 0.5, 1.0 / 3.0]);
     (4..=6).for_each(|step| log.write(&record(step, 1.0 / step as f64)).unwrap());
     for name in [METRICS_FILE, CSV_FILE] {
@@ -103,7 +103,8 @@ fn a_resumed_run_writes_the_files_of_one_that_never_stopped() {
 fn a_logger_that_is_added_when_a_run_goes_on_has_all_steps() {
     let folder = tempfile::tempdir().unwrap();
     RunLog::create(folder.path(), &[]).unwrap().write(&record(1, 1.0)).unwrap();
-    let (mut log, _) = RunLog::resume(folder.path(), None, &[LoggerKind::Csv], 1).unwrap();
+    let (mut log, _) =
+        RunLog::resume(folder.path(), None, &[LoggerKind::Csv], |line| line.step() <= Some(1)).unwrap();
     log.write(&record(2, 0.5)).unwrap();
     let csv = fs::read_to_string(folder.path().join(CSV_FILE)).unwrap();
     assert_eq!(csv.lines().count(), 3, "{csv}");
