@@ -290,14 +290,15 @@ pub(super) fn live_launches(graph: &Graph, device: &DeviceProfile) -> Vec<(usize
         let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
         let accumulate: Vec<bool> = node.outputs.iter().map(|v| accumulators.contains_key(v)).collect();
         let alive: Vec<bool> = node.outputs.iter().map(|v| read.contains(v)).collect();
-        node.op.launch(&Launch {
+        let launch = Launch {
             device,
             inputs: &types(&node.inputs),
             outputs: &types(&node.outputs),
             accumulate: &accumulate,
             live: &alive,
             replaces: &replaces,
-        })
+        };
+        launch.plan(&*node.op)
     };
     live.into_iter().map(|n| (n, launch(n))).collect()
 }

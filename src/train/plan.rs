@@ -7,7 +7,7 @@ use super::optimiser::plan_update;
 use super::options::OptimizerKind;
 use super::sampler::plan_sampler;
 use super::trainer::{Capacity, bucket, training_graph};
-use super::weights::{streamed_bytes, weight_bytes};
+use super::weights::{stream_layout, streamed_bytes, weight_bytes};
 use crate::autograd::Recompute;
 use crate::gpu::GpuError;
 use crate::graph::{DeviceProfile, Graph, GraphError, LeafKind};
@@ -107,14 +107,23 @@ impl TrainingPlan {
     /// Whether a device can run it at all, however much memory it has.
     ///
     /// # Errors
-    /// [`GpuError::NoHostMemory`], and [`GpuError::OverLimit`] where a kernel binds more buffers than the device allows.
+    /// [`GpuError::NoHostMemory`], and [`GpuError::OverLimit`] where a buffer is larger than the device can have, or a kernel binds
+    /// more of them, or more at once, than it allows.
     pub fn check(&self, device: &DeviceProfile) -> Result<(), GpuError> {
         if self.network.host_activations && !device.host_buffers {
             return Err(GpuError::NoHostMemory);
         }
-        let limit = device.max_storage_buffers;
-        let mut dispatches = self.layouts.iter().flat_map(Layout::dispatches).filter(|_| limit > 0);
-        dispatches.find_map(|d| GpuError::too_many_buffers(d, limit)).map_or(Ok(()), Err)
+        let leaves = self.graph.leaves().iter().filter(|leaf| leaf.kind != LeafKind::Trainable);
+        let leaves = leaves.map(|leaf| (leaf.name.as_str(), self.graph.type_of(leaf.value).bytes()));
+        let slots = self.layouts[0].sizes.iter().map(|&bytes| ("activations", bytes));
+        let mut buffers = leaves.chain(slots).chain([
+            ("weights of a block in host memory", stream_layout(&self.graph, &self.network).slot_bytes),
+            ("all trainable parameters together", ParameterSpace::of(&self.graph).bytes()),
+        ]);
+        let mut dispatches = self.layouts.iter().flat_map(Layout::dispatches);
+        let refused = buffers.find_map(|(what, bytes)| GpuError::of_buffer(what, bytes, device));
+        let refused = refused.or_else(|| dispatches.find_map(|d| GpuError::of_bindings(d, device)));
+        refused.map_or(Ok(()), Err)
     }
 
     pub fn recompute(&self) -> Recompute {
