@@ -399,7 +399,7 @@ fn a_plan_refuses_what_no_buffer_and_no_kernel_takes() {
     };
     let device = DeviceProfile { max_binding: 512 << 10, ..DeviceProfile::typical_gpu() };
     let said = refused(DeviceProfile { max_buffer: 8 << 20, ..device.clone() });
-    assert!(said.contains("all trainable parameters together") && said.contains("adapters"), "{said}");
+    assert!(said.contains("the buffer of all trainable parameters") && said.contains("adapters"), "{said}");
     let said = refused(DeviceProfile { max_storage_buffers: 8, ..device });
     assert!(said.contains("8 storage buffers") && said.contains("do not train them in full"), "{said}");
 }

@@ -252,7 +252,9 @@ fn tensors_in_pieces_give_the_same_bits() {
     };
     let as_gpu = DeviceProfile { cpu: false, ..DeviceProfile::clone(&own) };
     let products = ["33x70x37", "pair bf16 bf16", " on f32", " on bf16", "thin residual", "times 3"];
-    for case in engraft::ops::cases() {
+    // kernels that software devices compile for minutes, and tensors of gigabytes
+    let slow = ["widest head", "folded grid"];
+    for case in engraft::ops::cases().into_iter().filter(|c| !slow.contains(&c.label.as_str())) {
         let product = case.op.name().starts_with("matmul");
         if !product || products.iter().any(|label| case.label.ends_with(label)) {
             run(&own, &case);

@@ -132,7 +132,7 @@ mod tests {
         let ranges = |n: usize, step| {
             device.ranges(TensorType::new(Shape::vector(n), DType::F32), step).collect::<Vec<_>>()
         };
-        assert_eq!(ranges(256, 1), [0..64]);
+        assert!(ranges(256, 1).into_iter().eq(std::iter::once(0..64)));
         assert_eq!(ranges(600, 1), [0..64, 64..128, 128..150]);
         assert_eq!(ranges(600, 48), [0..48, 48..96, 96..144, 144..150]);
         // a step that no binding holds is a range all the same, which is bound in pieces

@@ -118,7 +118,7 @@ impl TrainingPlan {
         let slots = self.layouts[0].sizes.iter().map(|&bytes| ("activations", bytes));
         let mut buffers = leaves.chain(slots).chain([
             ("weights of a block in host memory", stream_layout(&self.graph, &self.network).slot_bytes),
-            ("all trainable parameters together", ParameterSpace::of(&self.graph).bytes()),
+            ("the buffer of all trainable parameters", ParameterSpace::of(&self.graph).bytes()),
         ]);
         let mut dispatches = self.layouts.iter().flat_map(Layout::dispatches);
         let refused = buffers.find_map(|(what, bytes)| GpuError::of_buffer(what, bytes, device));
