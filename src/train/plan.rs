@@ -113,17 +113,10 @@ impl TrainingPlan {
         if self.network.host_activations && !device.host_buffers {
             return Err(GpuError::NoHostMemory);
         }
-        let leaves = self.graph.leaves().iter().filter(|leaf| leaf.kind != LeafKind::Trainable);
-        let leaves = leaves.map(|leaf| (leaf.name.as_str(), self.graph.type_of(leaf.value).bytes()));
-        let slots = self.layouts[0].sizes.iter().map(|&bytes| ("activations", bytes));
-        let mut buffers = leaves.chain(slots).chain([
-            ("weights of a block in host memory", stream_layout(&self.graph, &self.network).slot_bytes),
-            ("the buffer of all trainable parameters", ParameterSpace::of(&self.graph).bytes()),
-        ]);
-        let mut dispatches = self.layouts.iter().flat_map(Layout::dispatches);
-        let refused = buffers.find_map(|(what, bytes)| GpuError::of_buffer(what, bytes, device));
-        let refused = refused.or_else(|| dispatches.find_map(|d| GpuError::of_bindings(d, device)));
-        refused.map_or(Ok(()), Err)
+        let streams = stream_layout(&self.graph, &self.network);
+        GpuError::of_buffer("weights of a block in host memory", streams.slot_bytes, device)
+            .map_or(Ok(()), Err)?;
+        self.layouts.iter().try_for_each(|layout| layout.check(&self.graph, device))
     }
 
     pub fn recompute(&self) -> Recompute {
