@@ -1,6 +1,9 @@
 // sums[group] = sum of the squares (SQUARE) or of the elements of x that this workgroup visits. 64 invocations walk x
-// with a common stride, then a tree adds their parts in a fixed order.
+// with a common stride, then a tree adds their parts in a fixed order. Where x is a range of a tensor, the sums of the
+// invocations come from the range before (CONTINUED), or are left for the one after it (CONTINUES) in carry.
+{% if not CONTINUES %}
 var<workgroup> partial: array<f32, 64>;
+{% endif %}
 
 @compute @workgroup_size(64)
 fn main(
@@ -9,7 +12,11 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let index = group_index(group, groups);
+{% if CONTINUED %}
+    var sum = load_carry(index * 64u + lane);
+{% else %}
     var sum = vec4<f32>();
+{% endif %}
     for (var i = index * 64u + lane; i < params.count; i += params.stride) {
         let v = load_x(i);
 {% if SQUARE %}
@@ -18,6 +25,9 @@ fn main(
         sum += v;
 {% endif %}
     }
+{% if CONTINUES %}
+    store_carry(index * 64u + lane, sum);
+{% else %}
     partial[lane] = sum.x + sum.y + sum.z + sum.w;
     workgroupBarrier();
     for (var step = 32u; step > 0u; step = step >> 1u) {
@@ -29,4 +39,5 @@ fn main(
     if (lane == 0u) {
         sums[index] = partial[0];
     }
+{% endif %}
 }

@@ -8,17 +8,18 @@ use engraft::autograd::Recompute;
 use engraft::data::{MicroBatch, Sample};
 use engraft::error::Failure;
 use engraft::fuse::Fusions;
+use engraft::generate::{CacheSize, Generator};
 use engraft::gpu::{Gpu, GpuError};
-use engraft::graph::DeviceProfile;
+use engraft::graph::{DeviceProfile, Leaf, LeafKind};
 use engraft::models::{ModelConfig, Network};
-use engraft::nn::{PlainLayers, Storage, WeightMode};
+use engraft::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
 use engraft::plan::tune::{measure, unmeasured};
 use engraft::train::adapter::spec_of_targets;
 use engraft::train::bench::small_config;
 use engraft::train::finetune::Finetune;
 use engraft::train::memory::{FitError, MemoryLimit, Planner};
-use engraft::train::options::{FinetuneOptions, Precision, RecomputeKind, TuneMode};
+use engraft::train::options::{FinetuneOptions, OptimizerKind, Precision, RecomputeKind, TuneMode};
 use engraft::train::plan::{Demand, TrainingPlan};
 use engraft::train::quantize::{Quantize, QuantizeOptions};
 use engraft::train::trainer::Trainer;
@@ -224,7 +225,8 @@ fn weights_over_the_binding_limit_change_no_bit() {
         (trainer.evaluate([&batch]).unwrap(), gradients)
     };
     let graph = network.training(SEQ, SEQ).unwrap();
-    let large = graph.leaves().iter().filter(|l| limited.profile().piece(graph.type_of(l.value)).is_some());
+    let large =
+        graph.leaves().iter().filter(|l| limited.profile().piece(graph.type_of(l.value).bytes()).is_some());
     let names: Vec<&str> = large.map(|l| l.name.as_str()).collect();
     assert_eq!(names.len(), 5, "{names:?}");
     let (expected, found) = (run(&gpu), run(&limited));
@@ -239,6 +241,167 @@ fn weights_over_the_binding_limit_change_no_bit() {
     let plan = TrainingPlan::new(&network, &Demand::uniform(1, SEQ), &few).unwrap();
     let error = plan.check(&few).unwrap_err();
     assert!(error.to_string().contains("limit of 4 storage buffers"), "{error}");
+}
+
+/// A network whose embedding, head and MLP are over small limits.
+fn wide_network(quantize: QuantizeOptions) -> Network {
+    let config = ModelConfig {
+        vocab_size: 3000,
+        hidden_size: 256,
+        intermediate_size: 1600,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        ..small_config()
+    };
+    Network {
+        adapter: Some(spec_of_targets(&config, &[], 8, 16.0, 0.1).unwrap()),
+        weights: WeightMode::Frozen(quantize.storage(Precision::BF16True)),
+        config,
+        ..network(Precision::BF16True, 0.0)
+    }
+}
+
+/// Frozen leaves in blocks and trainable ones that a device with the limit binds in pieces.
+fn in_pieces(network: &Network, limited: &Gpu) -> (usize, usize) {
+    let graph = network.training(SEQ, SEQ).unwrap();
+    let large = |leaf: &&Leaf| limited.profile().piece(graph.type_of(leaf.value).bytes()).is_some();
+    let large: Vec<&Leaf> = graph.leaves().iter().filter(large).collect();
+    let quantised = large.iter().filter(|leaf| graph.type_of(leaf.value).dtype.is_quantised()).count();
+    (quantised, large.iter().filter(|leaf| leaf.kind == LeafKind::Trainable).count())
+}
+
+/// Weights in blocks that no binding holds, on the device and streamed to it, in training, evaluation and generation.
+#[test]
+fn quantised_weights_over_the_binding_limit_change_no_bit() {
+    const LIMIT: u64 = 384 << 10;
+    let (Some(gpu), Some(limited)) = (common::gpu(), common::gpu_limited(false, Some(LIMIT))) else { return };
+    let batch = batch(1);
+    for kind in [Quantize::Nf4, Quantize::Nf4Double, Quantize::Int8] {
+        let resident = wide_network(QuantizeOptions { kind, head: true });
+        let WeightMode::Frozen(storage) = resident.weights else { unreachable!() };
+        // the embedding lies on the device here
+        let storage = Storage { host_embedding: false, ..storage };
+        let resident = Network { weights: WeightMode::Frozen(storage), ..resident };
+        // embedding and head; in eight bits the MLPs too
+        let large = if kind == Quantize::Int8 { 8 } else { 2 };
+        assert_eq!(in_pieces(&resident, &limited), (large, 0), "{kind}");
+        let offloaded = WeightMode::Frozen(Storage { offload: 2, ..storage });
+        let offloaded = Network { weights: offloaded, host_activations: true, ..resident.clone() };
+        let run = |gpu: &Gpu, network: &Network, recompute: Recompute| {
+            let (mut trainer, plan) = trainer(gpu, network, 1, recompute);
+            plan.check(&gpu.profile()).unwrap();
+            trainer.begin().unwrap();
+            trainer.accumulate(&batch, 1.0).unwrap();
+            let gradients = trainer.optimiser().gradients().unwrap();
+            let loss = trainer.evaluate([&batch]).unwrap();
+            assert_eq!(trainer.memory(), plan.memory, "{kind}");
+            (loss, gradients)
+        };
+        let expected = run(&gpu, &resident, Recompute::None);
+        assert!(expected.0.is_finite() && expected.1.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)));
+        assert!(expected == run(&limited, &resident, Recompute::None), "{kind}");
+        if gpu.profile().host_buffers {
+            assert!(expected == run(&limited, &offloaded, Recompute::Layer), "{kind}, offloaded");
+        }
+        // one token at a time: blocks are read inside the product
+        let write = |gpu: &Gpu| {
+            let network = Network { adapter: None, ..resident.clone() };
+            let source = WeightSource::Random { seed: 3 };
+            let cache = CacheSize { tokens: 40, chunk: 32 };
+            let mut generator = Generator::new(gpu, network, &source, None, cache).unwrap();
+            (generator.logits(&[5, 700, 2999]).unwrap(), generator.logits(&[31]).unwrap())
+        };
+        assert!(write(&gpu) == write(&limited), "{kind}: generation");
+    }
+    // they are measured like others
+    let network = wide_network(QuantizeOptions { kind: Quantize::Nf4Double, head: true });
+    let graph = network.training(SEQ, SEQ).unwrap();
+    for candidate in unmeasured(&graph, &limited.profile()) {
+        let measured = measure(&limited, &candidate, Duration::ZERO).unwrap();
+        assert!(measured.default_seconds.is_finite(), "{:?}", measured.class);
+    }
+}
+
+/// Parameters that no binding holds, with their gradients and moments: a head and an embedding beside adapters, and all of a
+/// network; norm, clipping and update are part of it.
+#[test]
+fn trainable_parameters_over_the_binding_limit_change_no_bit() {
+    const LIMIT: u64 = 512 << 10;
+    let (Some(gpu), Some(limited)) = (common::gpu(), common::gpu_limited(false, Some(LIMIT))) else { return };
+    let batches = [batch(1), batch(1)];
+    let saving = |kind, modules: &[&str]| {
+        let mut network = wide_network(QuantizeOptions { kind, head: kind != Quantize::None });
+        let saved = modules.iter().map(ToString::to_string).collect();
+        network.adapter = network.adapter.map(|adapter| AdapterSpec { saved, ..adapter });
+        network
+    };
+    let full = |tied_head: bool| {
+        let network = wide_network(QuantizeOptions::default());
+        let config = ModelConfig { tied_head, ..network.config.clone() };
+        Network { adapter: None, weights: WeightMode::Trainable, config, ..network }
+    };
+    let cases = [
+        ("nf4, lm_head", saving(Quantize::Nf4, &["lm_head"]), OptimizerKind::AdamW, 1),
+        ("int8, both", saving(Quantize::Int8, &["lm_head", "model.embed_tokens"]), OptimizerKind::Sgd, 2),
+        ("bf16, lm_head", saving(Quantize::None, &["lm_head"]), OptimizerKind::Sgd, 1),
+        ("full", full(false), OptimizerKind::AdamW, 8),
+        ("full, tied", full(true), OptimizerKind::Sgd, 7),
+    ];
+    for (name, network, optimizer, large) in cases {
+        assert_eq!(in_pieces(&network, &limited).1, large, "{name}");
+        let run = |gpu: &Gpu| {
+            let demand = Demand { optimizer, ..Demand::uniform(1, SEQ) };
+            let plan = TrainingPlan::new(&network, &demand, &gpu.profile()).unwrap();
+            plan.check(&gpu.profile()).unwrap();
+            let mut trainer =
+                Trainer::from_plan(gpu, plan.clone(), &WeightSource::Random { seed: 3 }, 3).unwrap();
+            let mut outcomes = Vec::new();
+            for step in 1..=2 {
+                trainer.begin().unwrap();
+                for batch in &batches {
+                    trainer.accumulate(batch, 0.01).unwrap();
+                }
+                let hyper =
+                    Hyper { clip: Some(0.5), momentum: 0.9, second_ratio: 4.0, step, ..Hyper::default() };
+                outcomes.push(trainer.step(&hyper).unwrap());
+            }
+            let loss = trainer.evaluate([&batches[0]]).unwrap();
+            let state = trainer.optimiser().state().unwrap();
+            // what was saved goes back in
+            for (name, values) in &state {
+                trainer.optimiser().set_state(name, values).unwrap();
+            }
+            assert!(state == trainer.optimiser().state().unwrap(), "{name}: saved and set");
+            assert_eq!(trainer.memory().optimiser, plan.memory.optimiser, "{name}");
+            let planned = plan.memory.total() - trainer.memory().total();
+            (outcomes, loss, state, planned)
+        };
+        let (expected, found) = (run(&gpu), run(&limited));
+        assert_eq!((expected.3, found.3), (0, 0), "{name}: planned and allocated");
+        assert_eq!(expected.0, found.0, "{name}: loss and norm");
+        assert!(expected.0[0].grad_norm > 0.5, "{name}: clipped, {:?}", expected.0);
+        assert!(expected.1 == found.1 && expected.2 == found.2, "{name}: parameters and moments");
+    }
+}
+
+/// What stays refused is refused by the plan, with a way out.
+#[test]
+fn a_plan_refuses_what_no_buffer_and_no_kernel_takes() {
+    let network =
+        Network { adapter: None, weights: WeightMode::Trainable, ..wide_network(QuantizeOptions::default()) };
+    let refused = |device: DeviceProfile| {
+        let plan = TrainingPlan::new(&network, &Demand::uniform(1, SEQ), &device).unwrap();
+        let error = plan.check(&device).unwrap_err();
+        assert!(matches!(&error, GpuError::OverLimit { .. }), "{error}");
+        error.to_string()
+    };
+    let device = DeviceProfile { max_binding: 512 << 10, ..DeviceProfile::typical_gpu() };
+    let said = refused(DeviceProfile { max_buffer: 8 << 20, ..device.clone() });
+    assert!(said.contains("the buffer of all trainable parameters") && said.contains("adapters"), "{said}");
+    let said = refused(DeviceProfile { max_storage_buffers: 8, ..device });
+    assert!(said.contains("8 storage buffers") && said.contains("do not train them in full"), "{said}");
 }
 
 /// What blocks are made again from can wait in host memory: the same bits with less memory of the device.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::Random;
-use engraft::gpu::{BufferSlice, Gpu, Recording, ShaderKey};
+use engraft::gpu::{BufferSlice, Gpu, GpuError, Recording, ShaderKey};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
@@ -61,14 +61,15 @@ fn plan(case: &Case, device: &DeviceProfile, accumulate: bool, replace: bool) ->
     let (inputs, outputs) = types(case);
     let accumulate: Vec<bool> = (0..outputs.len()).map(|o| accumulate && case.op.accumulates(o)).collect();
     let live = vec![true; outputs.len()];
-    case.op.launch(&Launch {
+    let launch = Launch {
         replaces: &vec![replace; outputs.len()],
         device,
         inputs: &inputs,
         outputs: &outputs,
         accumulate: &accumulate,
         live: &live,
-    })
+    };
+    launch.plan(&*case.op)
 }
 
 /// Runs the case and gives the worst error of its outputs, relative to the largest value and the tolerance.
@@ -80,28 +81,20 @@ fn run(gpu: &Gpu, device: &DeviceProfile, case: &Case, accumulate: bool) -> Resu
     }
 }
 
-/// `replace` puts outputs where the inputs lie that they may replace.
-fn run_placed(
+/// Runs a launch on the case's inputs, with poisoned outputs, and gives the outputs' bytes.
+fn execute(
     gpu: &Gpu,
-    device: &DeviceProfile,
     case: &Case,
+    launch: &LaunchPlan,
     accumulate: bool,
     replace: bool,
-) -> Result<f64, String> {
+) -> Result<Vec<Vec<u8>>, String> {
     let name = format!("{} {}", case.op.name(), case.label);
     let (input_types, output_types) = types(case);
-    let limit = common::max_binding_of_tests().unwrap_or(u64::MAX);
-    if input_types.iter().chain(&output_types).any(|ty| ty.bytes() > limit) {
-        // only weights are bound in pieces
-        eprintln!("SKIPPED: {name}, whose activations are over the limit of the test");
-        return Ok(0.0);
-    }
-    let (stored, reference_inputs): (Vec<Vec<u8>>, Vec<ReferenceTensor>) =
-        stored_inputs(case, &mut Random::new(7)).into_iter().unzip();
-    let expected = case.op.reference(&reference_inputs, &output_types);
+    let stored = stored_inputs(case, &mut Random::new(7));
     let allocate = |size| gpu.allocate(&name, size).map_err(|e| e.to_string()).map(|b| b.whole());
     let mut input_slices: Vec<BufferSlice> = Vec::new();
-    for (ty, bytes) in input_types.iter().zip(&stored) {
+    for (ty, (bytes, _)) in input_types.iter().zip(&stored) {
         let slice = allocate(ty.bytes())?;
         slice.write(bytes);
         input_slices.push(slice);
@@ -120,7 +113,6 @@ fn run_placed(
         }
         output_slices.push(slice);
     }
-    let launch = plan(case, device, accumulate, replace);
     let mut workspaces = Vec::new();
     for size in &launch.workspaces {
         let slice = allocate(*size)?;
@@ -141,7 +133,26 @@ fn run_placed(
         recording.push(gpu.bind(dispatch, &buffers).map_err(|e| format!("{name}: {e}"))?);
     }
     gpu.submit(&[], &[&recording]).map_err(|e| format!("{name}: {e}"))?;
-    let read = gpu.read(&output_slices).map_err(|e| format!("{name}: {e}"))?;
+    gpu.read(&output_slices).map_err(|e| format!("{name}: {e}"))
+}
+
+/// `replace` puts outputs where the inputs lie that they may replace.
+fn run_placed(
+    gpu: &Gpu,
+    device: &DeviceProfile,
+    case: &Case,
+    accumulate: bool,
+    replace: bool,
+) -> Result<f64, String> {
+    let name = format!("{} {}", case.op.name(), case.label);
+    let (_, output_types) = types(case);
+    let launch = plan(case, device, accumulate, replace);
+    if launch.dispatches.iter().any(|d| GpuError::of_bindings(d, &gpu.profile()).is_some()) {
+        eprintln!("SKIPPED: {name}, whose pieces are more than the device binds at once");
+        return Ok(0.0);
+    }
+    let expected = case.op.reference(&inputs(case, &mut Random::new(7)), &output_types);
+    let read = execute(gpu, case, &launch, accumulate, replace)?;
     let mut worst = 0.0f64;
     for (o, (ty, expected)) in output_types.iter().zip(&expected).enumerate() {
         let actual = unpack(*ty, &read[o]);
@@ -204,6 +215,69 @@ fn kernels_equal_their_references() {
 fn kernels_without_subgroups_equal_their_references() {
     if let Some(gpu) = common::gpu_with(true) {
         check_all(&gpu);
+    }
+}
+
+/// What is larger than one binding is bound in pieces, with the bits that it has in one: weights plain and in blocks, activations,
+/// gradients, scratch space.
+#[test]
+fn tensors_in_pieces_give_the_same_bits() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = gpu.profile();
+    let mut pieces: HashMap<&str, usize> = HashMap::new();
+    let mut run = |device: &DeviceProfile, case: &Case| {
+        let name = format!("{} {}", case.op.name(), case.label);
+        let (inputs, outputs) = types(case);
+        let accumulate = (0..outputs.len()).any(|o| case.op.accumulates(o));
+        // the same kernels with and without the limit, however many buffers they bind
+        let whole = DeviceProfile { max_binding: 0, max_storage_buffers: 0, ..device.clone() };
+        let largest = inputs.iter().chain(&outputs).map(TensorType::bytes).max().unwrap_or(0);
+        // a power of two: every limit makes shaders of its own
+        let limit = 1 << (largest / 2).max(256).ilog2();
+        let limited = DeviceProfile { max_binding: limit, ..whole.clone() };
+        let split = plan(case, &limited, accumulate, false);
+        let bindings = split.dispatches.iter().flat_map(|d| &d.bindings);
+        let in_ranges = split.dispatches.len() > plan(case, &whole, accumulate, false).dispatches.len();
+        let in_pieces = in_ranges || bindings.clone().any(|b| b.piece.is_some());
+        let most = split.dispatches.iter().map(|d| d.bindings.len()).max().unwrap_or(0);
+        if !in_pieces || most > own.max_storage_buffers as usize {
+            return;
+        }
+        let result = |launch: &LaunchPlan| {
+            execute(&gpu, case, launch, accumulate, false).unwrap_or_else(|e| panic!("{e}"))
+        };
+        let expected = result(&plan(case, &whole, accumulate, false));
+        assert!(expected == result(&split), "{name} in pieces of {limit} bytes");
+        *pieces.entry(case.op.name()).or_default() += 1;
+    };
+    let as_gpu = DeviceProfile { cpu: false, ..DeviceProfile::clone(&own) };
+    let products = ["33x70x37", "pair bf16 bf16", " on f32", " on bf16", "thin residual", "times 3"];
+    // kernels that software devices compile for minutes, and tensors of gigabytes
+    let slow = ["widest head", "folded grid"];
+    for case in engraft::ops::cases().into_iter().filter(|c| !slow.contains(&c.label.as_str())) {
+        let product = case.op.name().starts_with("matmul");
+        if !product || products.iter().any(|label| case.label.ends_with(label)) {
+            run(&own, &case);
+        }
+        if product && (case.label.ends_with("33x70x37") || case.inputs[1].ty.dtype.is_quantised()) {
+            run(&as_gpu, &case);
+        }
+    }
+    println!("cases in pieces: {pieces:?}");
+    for (op, least) in [
+        ("matmul", 20),
+        ("embedding", 3),
+        ("embedding_gradient", 2),
+        ("linear_cross_entropy", 3),
+        ("linear_cross_entropy_gradient", 3),
+        ("lora_linear", 5),
+        ("adamw", 2),
+        ("sgd", 1),
+        ("norm_squared", 1),
+        ("attention", 3),
+    ] {
+        let count = pieces.get(op).copied().unwrap_or(0);
+        assert!(count >= least, "{op}: {count} cases in pieces");
     }
 }
 
@@ -301,17 +375,20 @@ fn every_shader_variant_is_valid() {
     };
     let profiles = [
         profile(true, Some(8), Some(Cooperative { size: 8, lanes: 8 })),
+        profile(true, Some(4), None),
         DeviceProfile { max_binding: 1 << 12, ..profile(true, Some(4), None) },
         profile(true, Some(16), None),
         profile(true, None, None),
         profile(false, Some(32), Some(Cooperative { size: 16, lanes: 32 })),
+        profile(false, None, None),
         DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
     let mut seen = HashSet::new();
     for device in profiles {
         let products = matmul::Variant::all(&device).into_iter().map(|v| v.to_string());
         let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
-        let forced = products.chain(attention).map(Choices::forced);
+        // in pieces only the generated declarations differ
+        let forced = products.chain(attention).filter(|_| device.max_binding == 0).map(Choices::forced);
         for choices in std::iter::once(Choices::default()).chain(forced) {
             let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
             for case in engraft::ops::cases() {
@@ -352,14 +429,15 @@ fn matrix_units_take_one_scratch_space_for_all_chunks() {
     engraft::ops::cross_entropy::linear_cross_entropy(&mut graph, h, w, targets, None).unwrap();
     let node = &graph.nodes()[0];
     let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<_>>();
-    let plan = node.op.launch(&Launch {
+    let launch = Launch {
         device: &device,
         inputs: &types(&node.inputs),
         outputs: &types(&node.outputs),
         accumulate: &vec![false; node.outputs.len()],
         live: &vec![true; node.outputs.len()],
         replaces: &vec![false; node.outputs.len()],
-    });
+    };
+    let plan = launch.plan(&*node.op);
     let products = plan.dispatches.iter().filter(|d| d.shader.name == "matmul_coop").count();
     assert!(products > 1, "{products} chunks");
     assert_eq!(plan.workspaces.len(), 3, "logits, losses, sums: {:?}", plan.workspaces);

@@ -175,7 +175,9 @@ impl Generator {
         let graph = network.generation(large, cache.tokens)?;
         let mut layouts = Vec::new();
         for rows in sizes {
-            layouts.push(Layout::new(&network.generation(rows, cache.tokens)?, &gpu.profile()));
+            let layout = Layout::new(&network.generation(rows, cache.tokens)?, &gpu.profile());
+            layout.check(&graph, &gpu.profile())?;
+            layouts.push(layout);
         }
         let [a, b, c] = <[Layout; 3]>::try_from(layouts)
             .map_err(|_| GraphError::invalid("plan", "a generator has three sizes"))?;

@@ -47,25 +47,7 @@ impl Gpu {
     pub fn allocate(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
         self.check()?;
         let size = allocation(size);
-        let over = |limit, maximum| {
-            Err(GpuError::OverLimit { what: what.to_string(), limit, requested: size, maximum })
-        };
-        if size > self.shared.info.max_binding_bytes {
-            return over("bytes of one binding", self.shared.info.max_binding_bytes);
-        }
-        self.allocate_large(what, size)
-    }
-
-    /// [`Gpu::allocate`] of what is bound in pieces, where it is larger than one binding.
-    ///
-    /// # Errors
-    /// As [`Gpu::allocate`].
-    pub fn allocate_large(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
-        let (size, maximum) = (allocation(size), self.shared.info.max_buffer_bytes);
-        if size > maximum {
-            let (what, limit) = (what.to_string(), "bytes of one buffer");
-            return Err(GpuError::OverLimit { what, limit, requested: size, maximum });
-        }
+        GpuError::of_buffer(what, size, &self.profile()).map_or(Ok(()), Err)?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         self.create(what, size, usage)
     }
@@ -80,14 +62,7 @@ impl Gpu {
             return Err(GpuError::NoHostMemory);
         }
         let size = allocation(size);
-        if size > self.shared.info.max_binding_bytes {
-            return Err(GpuError::OverLimit {
-                what: what.to_string(),
-                limit: "bytes of one binding",
-                requested: size,
-                maximum: self.shared.info.max_binding_bytes,
-            });
-        }
+        GpuError::of_buffer(what, size, &self.profile()).map_or(Ok(()), Err)?;
         // a buffer that the host could map lies where the host can reach it
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::MAP_READ;
         let raw = self.raw_buffer(what, size, usage)?;

@@ -48,13 +48,26 @@ const SHARED: [(&str, &str); 7] = [
 pub struct ShaderKey {
     pub shader: Shader,
     defines: Vec<(&'static str, Define)>,
-    bindings: Vec<(&'static str, DType, View, bool)>,
+    bindings: Vec<BindingKey>,
     params: Vec<(&'static str, bool)>,
+}
+
+/// What a shader knows of a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct BindingKey {
+    name: &'static str,
+    dtype: DType,
+    view: View,
+    write: bool,
+    piece: Option<u32>,
 }
 
 impl ShaderKey {
     pub fn of(dispatch: &Dispatch) -> Self {
-        let binding = |b: &Binding| (b.name, b.dtype, b.view, b.write);
+        let binding = |b: &Binding| {
+            let Binding { name, dtype, view, write, piece, .. } = *b;
+            BindingKey { name, dtype, view, write, piece }
+        };
         ShaderKey {
             shader: dispatch.shader,
             defines: dispatch.defines.clone(),
@@ -70,7 +83,7 @@ impl ShaderKey {
 
     /// Whether each storage binding may be written, in order.
     pub fn writes(&self) -> impl Iterator<Item = bool> + '_ {
-        self.bindings.iter().map(|b| b.3)
+        self.bindings.iter().map(|b| b.write)
     }
 
     /// The WGSL text. `wide` moves every group of four in 64-bit words: llvmpipe loads and stores lane by lane and
@@ -80,7 +93,7 @@ impl ShaderKey {
     /// A template that does not render: a mistake in `shaders/`.
     pub fn compose(&self, wide: bool) -> Result<String, GpuError> {
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
-        let matrix = self.bindings.iter().any(|b| b.2 == View::Matrix);
+        let matrix = self.bindings.iter().any(|b| b.view == View::Matrix);
         let enable = if matrix { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
         let mut text = format!("{enable}{}", self.declarations(wide));
         text.push_str(COMMON);
@@ -89,7 +102,7 @@ impl ShaderKey {
             text.push_str(WIDE);
             text.push('\n');
         }
-        let quantised = self.bindings.iter().any(|b| b.1.is_quantised());
+        let quantised = self.bindings.iter().any(|b| b.dtype.is_quantised());
         let mut environment = Environment::new();
         environment.set_syntax(syntax().map_err(|e| error(e.to_string()))?);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -133,8 +146,8 @@ impl ShaderKey {
         }
         let mut first = 0;
         while first < self.bindings.len() {
-            let (name, dtype, view, write) = self.bindings[first];
-            let parts = self.bindings[first..].iter().take_while(|b| b.0 == name).count();
+            let BindingKey { name, dtype, view, write, piece } = self.bindings[first];
+            let parts = self.bindings[first..].iter().take_while(|b| b.name == name).count();
             let access = if write { "read_write" } else { "read" };
             let element = element(dtype, view, wide);
             for part in 0..parts {
@@ -145,7 +158,8 @@ impl ShaderKey {
                 ));
             }
             if view == View::Vec4 {
-                line(format_args!("{}", accessors(name, dtype, write, wide, parts)));
+                let parts = Parts { name, count: parts, piece };
+                line(format_args!("{}", accessors(&parts, dtype, write, wide)));
             }
             first += parts;
         }
@@ -166,36 +180,75 @@ fn element(dtype: DType, view: View, wide: bool) -> &'static str {
     }
 }
 
-/// `load_name` of a block-quantised weight, laid out as in [`crate::graph::blocks`].
-fn quantised_accessor(name: &str, dtype: DType) -> String {
-    let float = |word: &str| format!("bitcast<f32>({name}[{word}])");
-    let nf4 = format!("nf4(({name}[4u + (at_ >> 1u)] >> ((at_ & 1u) * 16u)) & 0xffffu)");
+/// The arrays behind one name: one, or several that hold the elements of a tensor one after the other.
+struct Parts {
+    name: &'static str,
+    count: usize,
+    /// Elements of a part; `None` where `params.name_part` says it.
+    piece: Option<u32>,
+}
+
+impl Parts {
+    /// A function's text: `body` of the array that holds the element `at_`, and of the element's index there.
+    fn find(&self, body: &dyn Fn(&str, &str) -> String) -> String {
+        let Parts { name, count, piece } = self;
+        let start = |part: usize| match piece {
+            Some(piece) => format!("{}u", part as u64 * u64::from(*piece)),
+            None => format!("{part}u * params.{name}_part"),
+        };
+        let within = |part: usize| match part {
+            0 => body(name, "at_"),
+            _ => body(&part_name(name, part), &format!("at_ - {}", start(part))),
+        };
+        let earlier =
+            (0..count - 1).map(|part| format!("if (at_ < {}) {{ {} }} ", start(part + 1), within(part)));
+        earlier.collect::<String>() + &within(count - 1)
+    }
+}
+
+/// `load_name` of a block-quantised weight, laid out as in [`crate::graph::blocks`]. The header is in the first part.
+fn quantised_accessor(parts: &Parts, dtype: DType) -> String {
+    let name = parts.name;
+    let word = |at: &str| match parts.count {
+        1 => format!("{name}[{at}]"),
+        _ => format!("word_{name}({at})"),
+    };
+    let float = |at: &str| format!("bitcast<f32>({})", word(at));
+    let nf4 = format!("nf4(({} >> ((at_ & 1u) * 16u)) & 0xffffu)", word("4u + (at_ >> 1u)"));
     let body = match dtype {
         DType::Int8 => {
-            format!("return int8({name}[4u + at_]) * {};", float(&format!("{name}[0] + at_ / {name}[3]")))
+            let (code, scale) = (word("4u + at_"), float(&format!("{name}[0] + at_ / {name}[3]")));
+            format!("return int8({code}) * {scale};")
         }
         DType::Nf4Double => format!(
             "let block_ = at_ >> 4u; \
-             let code_ = ({name}[{name}[0] + (block_ >> 2u)] >> ((block_ & 3u) * 8u)) & 0xffu; \
+             let code_ = ({} >> ((block_ & 3u) * 8u)) & 0xffu; \
              let scale_ = fma({}, {}, {}); return {nf4} * scale_;",
+            word(&format!("{name}[0] + (block_ >> 2u)")),
             float(&format!("{name}[2] + 1u + code_")),
             float(&format!("{name}[1] + (block_ >> 8u)")),
             float(&format!("{name}[2]")),
         ),
         _ => format!("return {nf4} * {};", float(&format!("{name}[0] + (at_ >> 4u)"))),
     };
-    format!("fn load_{name}(at_: u32) -> vec4<f32> {{ {body} }}")
+    let load = format!("fn load_{name}(at_: u32) -> vec4<f32> {{ {body} }}");
+    match parts.count {
+        1 => load,
+        _ => {
+            let found = parts.find(&|array, at| format!("return {array}[{at}];"));
+            format!("fn word_{name}(at_: u32) -> u32 {{ {found} }}\n{load}")
+        }
+    }
 }
 
 fn part_name(name: &str, part: usize) -> String {
     if part == 0 { name.to_string() } else { format!("{name}_{part}") }
 }
 
-/// `load_name` and `store_name`; of a tensor in parts by the index that it would have in one piece, each part holding
-/// `params.name_part` groups of four.
-fn accessors(name: &str, dtype: DType, write: bool, wide: bool, parts: usize) -> String {
+/// `load_name` and `store_name`; of a tensor in parts by the index that it would have in one piece.
+fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
     if dtype.is_quantised() {
-        return quantised_accessor(name, dtype);
+        return quantised_accessor(parts, dtype);
     }
     let (unpack, pack) = match (dtype, wide) {
         (DType::F16, false) => ("unpack_f16", "pack_f16"),
@@ -205,25 +258,11 @@ fn accessors(name: &str, dtype: DType, write: bool, wide: bool, parts: usize) ->
         (_, true) => ("unpack_f32_wide", "pack_f32_wide"),
         (_, false) => ("", ""),
     };
-    let in_parts = |body: &dyn Fn(&str, &str) -> String| {
-        let last = parts - 1;
-        let mut text = String::new();
-        for part in 0..last {
-            let at = format!("at_ - {part}u * params.{name}_part");
-            let _ = write!(
-                text,
-                "if (at_ < {}u * params.{name}_part) {{ {} }} ",
-                part + 1,
-                body(&part_name(name, part), if part == 0 { "at_" } else { &at })
-            );
-        }
-        let at = format!("at_ - {last}u * params.{name}_part");
-        text + &body(&part_name(name, last), if last == 0 { "at_" } else { &at })
-    };
-    let loaded = in_parts(&|array, at| format!("return {unpack}({array}[{at}]);"));
+    let name = parts.name;
+    let loaded = parts.find(&|array, at| format!("return {unpack}({array}[{at}]);"));
     let mut text = format!("fn load_{name}(at_: u32) -> vec4<f32> {{ {loaded} }}");
     if write {
-        let stored = in_parts(&|array, at| format!("{array}[{at}] = {pack}(quad_); return;"));
+        let stored = parts.find(&|array, at| format!("{array}[{at}] = {pack}(quad_); return;"));
         let _ = write!(text, "\nfn store_{name}(at_: u32, quad_: vec4<f32>) {{ {stored} }}");
     }
     text

@@ -270,6 +270,7 @@ impl Gpu {
             max_workgroup_invocations: info.max_workgroup_invocations,
             max_workgroup_storage: info.max_workgroup_storage,
             max_binding: info.max_binding_bytes,
+            max_buffer: info.max_buffer_bytes,
             max_storage_buffers: info.max_storage_buffers,
             host_buffers: device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
             choices: Arc::default(),

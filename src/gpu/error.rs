@@ -1,6 +1,7 @@
 //! What can go wrong with a device, and what to do about it.
 
-use crate::graph::Dispatch;
+use crate::graph::{DeviceProfile, Dispatch};
+use std::fmt;
 use thiserror::Error;
 
 #[derive(Debug, Error, Clone, PartialEq)]
@@ -28,8 +29,8 @@ pub enum GpuError {
          micro-batch or sequence length, or --recompute layer, or raise --memory_limit"
     )]
     OverMemoryLimit { what: String, bytes: u64, allocated: u64, limit: u64 },
-    #[error("{what} needs {requested}, over this device's limit of {maximum} {limit}")]
-    OverLimit { what: String, limit: &'static str, requested: u64, maximum: u64 },
+    #[error("{what} needs {requested}, over this device's limit of {maximum} {limit}; {}", limit.advice())]
+    OverLimit { what: String, limit: Limit, requested: u64, maximum: u64 },
     #[error(
         "the device was lost: {0}; run again (a smaller micro-batch helps where a watchdog ended a long kernel)"
     )]
@@ -40,12 +41,64 @@ pub enum GpuError {
     Shader { shader: String, reason: String },
 }
 
+/// What a device has only so much of, however much memory it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    BindingBytes,
+    BufferBytes,
+    StorageBuffers,
+    Workgroups,
+}
+
+impl Limit {
+    fn advice(self) -> &'static str {
+        match self {
+            Limit::BindingBytes | Limit::Workgroups => {
+                "use a smaller --micro_batch_size or --max_seq_length, or another device (`engraft devices`)"
+            }
+            Limit::BufferBytes => {
+                "train fewer parameters (adapters, fewer --modules_to_save), use a smaller micro-batch, or another device (`engraft \
+                 devices`)"
+            }
+            Limit::StorageBuffers => {
+                "hold large weights in fewer bytes (--quantize_head, a 16-bit --precision), do not train them in full, or use \
+                 another device (`engraft devices`)"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::BindingBytes => "bytes of one binding",
+            Limit::BufferBytes => "bytes of one buffer",
+            Limit::StorageBuffers => "storage buffers of one kernel",
+            Limit::Workgroups => "workgroups",
+        })
+    }
+}
+
 impl GpuError {
-    /// That a dispatch binds more storage buffers than a device has, as one does that takes its weights in many pieces.
-    pub fn too_many_buffers(dispatch: &Dispatch, maximum: u32) -> Option<Self> {
-        let (what, limit) =
-            (format!("{} on weights in pieces", dispatch.shader.name), "storage buffers of one kernel");
-        let (requested, maximum) = (dispatch.bindings.len() as u64, u64::from(maximum));
-        (requested > maximum).then_some(GpuError::OverLimit { what, limit, requested, maximum })
+    /// That a dispatch binds more than a device can: too many buffers, as one does that takes its tensors in many pieces, or too
+    /// many bytes at once of what cannot be in pieces.
+    pub fn of_bindings(dispatch: &Dispatch, device: &DeviceProfile) -> Option<Self> {
+        let (buffers, name) = (dispatch.bindings.len(), dispatch.shader.name);
+        if !device.binds(buffers) {
+            let (requested, maximum) = (buffers as u64, u64::from(device.max_storage_buffers));
+            let what = format!("{name} on tensors in pieces");
+            return Some(GpuError::OverLimit { what, limit: Limit::StorageBuffers, requested, maximum });
+        }
+        let over = |size: &u64| device.max_binding > 0 && *size > device.max_binding;
+        let requested = dispatch.bindings.iter().filter_map(|b| b.size).find(over)?;
+        let (what, maximum) = (format!("an operand of {name}"), device.max_binding);
+        Some(GpuError::OverLimit { what, limit: Limit::BindingBytes, requested, maximum })
+    }
+
+    /// That a buffer is larger than a device can have.
+    pub fn of_buffer(what: &str, requested: u64, device: &DeviceProfile) -> Option<Self> {
+        let (what, limit, maximum) = (what.to_owned(), Limit::BufferBytes, device.max_buffer);
+        let over = maximum > 0 && requested > maximum;
+        over.then_some(GpuError::OverLimit { what, limit, requested, maximum })
     }
 }

@@ -15,6 +15,6 @@ mod timing;
 pub use buffer::{Buffer, BufferSlice, Readback, allocation};
 pub use compose::{ShaderKey, param_bytes};
 pub use device::{DeviceInfo, Gpu, GpuOptions, is_waiting, list_devices};
-pub use error::GpuError;
+pub use error::{GpuError, Limit};
 pub use pipeline::{Bound, Recording, Upload};
 pub use timing::DispatchTime;

@@ -2,7 +2,7 @@
 
 use super::compose::{ShaderKey, param_bytes};
 use super::pipeline_file::PipelineFile;
-use super::{Buffer, BufferSlice, Gpu, GpuError};
+use super::{Buffer, BufferSlice, Gpu, GpuError, Limit};
 use crate::graph::{Cost, Dispatch};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -162,7 +162,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::Shader`] and [`GpuError::OverLimit`].
     pub fn bind(&self, dispatch: &Dispatch, buffers: &[BufferSlice]) -> Result<Bound, GpuError> {
-        GpuError::too_many_buffers(dispatch, self.shared.info.max_storage_buffers).map_or(Ok(()), Err)?;
+        GpuError::of_bindings(dispatch, &self.profile()).map_or(Ok(()), Err)?;
         self.prepare([dispatch])?;
         let key = ShaderKey::of(dispatch);
         let pipeline = self
@@ -180,7 +180,7 @@ impl Gpu {
         if let Some(slice) = slices.iter().find(|s| s.size > self.shared.info.max_binding_bytes) {
             return Err(GpuError::OverLimit {
                 what: format!("an operand of {}", dispatch.shader.name),
-                limit: "bytes of one binding",
+                limit: Limit::BindingBytes,
                 requested: slice.size,
                 maximum: self.shared.info.max_binding_bytes,
             });
@@ -229,7 +229,7 @@ impl Gpu {
         let rows = groups.div_ceil(max).max(1);
         let over = GpuError::OverLimit {
             what: "a dispatch".into(),
-            limit: "workgroups",
+            limit: Limit::Workgroups,
             requested: groups,
             maximum: max * max,
         };

@@ -21,8 +21,10 @@ pub struct DeviceProfile {
     pub cooperative: Option<Cooperative>,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_storage: u32,
-    /// Bytes that one binding can be; 0 where that is not known to matter. Weights that are larger are bound in pieces.
+    /// Bytes that one binding can be; 0 where that is not known to matter. What is larger is bound in pieces.
     pub max_binding: u64,
+    /// Bytes that one buffer can be; 0 where that is not known to matter.
+    pub max_buffer: u64,
     /// Storage buffers that one kernel can bind; 0 where that is not known to matter.
     pub max_storage_buffers: u32,
     /// Kernels can read and write buffers in memory of the host.
@@ -40,9 +42,6 @@ pub struct Cooperative {
     pub lanes: u32,
 }
 
-/// The largest offset alignment that WebGPU lets a device ask for, in bytes.
-pub const OFFSET_ALIGNMENT: u64 = 256;
-
 impl DeviceProfile {
     /// A discrete GPU as most are, for plans without a device: subgroups of 32, no matrix units, nothing measured.
     pub fn typical_gpu() -> Self {
@@ -53,17 +52,6 @@ impl DeviceProfile {
             host_buffers: true,
             ..DeviceProfile::default()
         }
-    }
-
-    /// Bytes of the pieces, whole rows each, that a tensor is bound in; `None` where one binding holds it.
-    pub fn piece(&self, ty: TensorType) -> Option<u64> {
-        if self.max_binding == 0 || ty.bytes() <= self.max_binding || ty.dtype.is_quantised() {
-            return None;
-        }
-        let row = ty.bytes() / ty.rows().max(1) as u64;
-        // the fewest rows that end where a binding may begin
-        let lines = row * (OFFSET_ALIGNMENT >> row.trailing_zeros().min(OFFSET_ALIGNMENT.ilog2()));
-        Some((self.max_binding / lines).max(1) * lines)
     }
 
     /// Subgroup size where sharing through subgroup broadcast is the better way (CPU devices).
@@ -134,6 +122,15 @@ pub struct Binding {
     /// Bytes from the start of the buffer, and how many (`None`: to its end).
     pub offset: u64,
     pub size: Option<u64>,
+    /// Of one of several pieces of a tensor: how many elements of the shader's array all but the last of them hold.
+    pub piece: Option<u32>,
+}
+
+impl Binding {
+    /// All of a buffer.
+    pub fn new(name: &'static str, place: Place, dtype: DType, view: View, write: bool) -> Self {
+        Binding { name, place, dtype, view, write, offset: 0, size: None, piece: None }
+    }
 }
 
 /// Estimated work of a dispatch.
@@ -213,44 +210,19 @@ impl Dispatch {
     }
 
     pub fn read(self, name: &'static str, place: Place, dtype: DType) -> Self {
-        self.bind(Binding { name, place, dtype, view: View::Vec4, write: false, offset: 0, size: None })
-    }
-
-    /// A tensor that may be larger than one binding: then its pieces follow one another under one name, and the parameter `part`
-    /// tells the shader how many groups of four each holds.
-    pub fn read_pieces(
-        self,
-        (name, part): (&'static str, &'static str),
-        place: Place,
-        ty: TensorType,
-        device: &DeviceProfile,
-    ) -> Self {
-        let Some(piece) = device.piece(ty) else { return self.read(name, place, ty.dtype) };
-        let groups = piece / (4 * ty.dtype.size() as u64);
-        (0..ty.bytes()).step_by(piece as usize).fold(self.param(part, groups as usize), |dispatch, offset| {
-            let size = Some(piece.min(ty.bytes() - offset));
-            dispatch.bind(Binding {
-                name,
-                place,
-                dtype: ty.dtype,
-                view: View::Vec4,
-                write: false,
-                offset,
-                size,
-            })
-        })
+        self.bind(Binding::new(name, place, dtype, View::Vec4, false))
     }
 
     pub fn read_scalar(self, name: &'static str, place: Place, dtype: DType) -> Self {
-        self.bind(Binding { name, place, dtype, view: View::Scalar, write: false, offset: 0, size: None })
+        self.bind(Binding::new(name, place, dtype, View::Scalar, false))
     }
 
     pub fn write(self, name: &'static str, place: Place, dtype: DType) -> Self {
-        self.bind(Binding { name, place, dtype, view: View::Vec4, write: true, offset: 0, size: None })
+        self.bind(Binding::new(name, place, dtype, View::Vec4, true))
     }
 
     pub fn write_scalar(self, name: &'static str, place: Place, dtype: DType) -> Self {
-        self.bind(Binding { name, place, dtype, view: View::Scalar, write: true, offset: 0, size: None })
+        self.bind(Binding::new(name, place, dtype, View::Scalar, true))
     }
 
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
@@ -288,7 +260,13 @@ impl LaunchPlan {
 
 impl From<Dispatch> for LaunchPlan {
     fn from(dispatch: Dispatch) -> Self {
-        LaunchPlan { dispatches: vec![dispatch], ..LaunchPlan::default() }
+        vec![dispatch].into()
+    }
+}
+
+impl From<Vec<Dispatch>> for LaunchPlan {
+    fn from(dispatches: Vec<Dispatch>) -> Self {
+        LaunchPlan { dispatches, ..LaunchPlan::default() }
     }
 }
 

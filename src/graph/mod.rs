@@ -10,16 +10,18 @@ pub mod evaluate;
 mod launch;
 pub mod layout;
 mod operation;
+mod pieces;
 mod rewrite;
 mod shape;
 
 pub use choices::{Alternative, Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
 pub use launch::{
-    Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, OFFSET_ALIGNMENT, Param,
-    Place, Shader, View,
+    Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader,
+    View,
 };
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
+pub use pieces::OFFSET_ALIGNMENT;
 pub use rewrite::NewNode;
 pub use shape::{LANE, Shape, TensorType};
 

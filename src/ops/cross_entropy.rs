@@ -14,8 +14,8 @@ use super::matmul::{Layout, Operand, Product, Terms, accumulate_product};
 use super::rms_norm::row_dispatch;
 use super::{FILL, elementwise, expect, expect_inputs};
 use crate::graph::{
-    Binding, Case, CaseInput, DType, DeviceProfile, Dispatch, Graph, GraphError, Launch, LaunchPlan,
-    Operation, Place, ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value, View,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -55,12 +55,9 @@ pub fn loss_of_gradient(graph: &Graph) -> Option<Value> {
 }
 
 /// Rows of logits that exist at once: a multiple of 64, which keeps every chunk's offset aligned.
-fn chunk_rows(rows: usize, vocab: usize, device: &DeviceProfile) -> usize {
-    let limit = if device.max_binding == 0 { usize::MAX } else { device.max_binding as usize };
+fn chunk_rows(rows: usize, vocab: usize) -> usize {
     let row = vocab.div_ceil(4) * 16;
-    let wanted = (CHUNK_BYTES / row / 64 * 64).max(64).min(rows.next_multiple_of(64));
-    // sixteen rows are a multiple of any offset alignment
-    if wanted * row <= limit { wanted } else { (limit / row / 16 * 16).max(16) }
+    (CHUNK_BYTES / row / 64 * 64).max(64).min(rows.next_multiple_of(64))
 }
 
 fn check(op: &'static str, inputs: &[TensorType]) -> Result<(), GraphError> {
@@ -83,7 +80,7 @@ fn check_adapter(op: &'static str, inputs: &[TensorType], first: usize) -> Resul
 fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
     let (h, w) = (launch.inputs[0], launch.inputs[1]);
     let (rows, width, vocab) = (h.rows(), h.cols(), w.rows());
-    let chunk = chunk_rows(rows, vocab, launch.device);
+    let chunk = chunk_rows(rows, vocab);
     let logit_row = (w.rows().div_ceil(4) * 16) as u64;
     let h_row = h.bytes() / rows as u64;
     let logits = Operand::new(Place::Workspace(0), DType::F32);
@@ -160,19 +157,10 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
             product.launch(launch, &mut plan, (logits, u), Terms::default(), db);
         }
     }
-    let losses = Binding {
-        name: "x",
-        place: Place::Workspace(1),
-        dtype: DType::F32,
-        view: View::Scalar,
-        write: false,
-        offset: 0,
-        size: None,
-    };
     let sum = Dispatch::new(SUM, 1)
         .flag("ACCUMULATE", launch.accumulate[0])
         .param("count", rows)
-        .bind(losses)
+        .read_scalar("x", Place::Workspace(1), DType::F32)
         .write_scalar("total", Place::Output(0), DType::F32);
     plan.dispatches.push(sum);
     plan

@@ -79,7 +79,7 @@ impl Operation for Embedding {
         let ty = launch.outputs[0];
         elementwise(SHADER, ty.rows() * ty.cols4())
             .param("cols4", ty.cols4())
-            .read_pieces(("table", "table_part"), Place::Input(0), launch.inputs[0], launch.device)
+            .read("table", Place::Input(0), launch.inputs[0].dtype)
             .read_scalar("tokens", Place::Input(1), DType::U32)
             .write("y", Place::Output(0), ty.dtype)
             .cost(0.0, 2.0 * ty.bytes() as f64)

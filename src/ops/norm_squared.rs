@@ -1,6 +1,7 @@
 //! Sum of squares of a flat f32 tensor `[n]`, as `[1]`: the gradient's norm for clipping.
 //!
-//! Two passes in a fixed order, so the same gradients give the same bits. No gradient: it serves the optimiser.
+//! Two passes in a fixed order, so the same gradients give the same bits. What one binding does not hold is walked in ranges,
+//! from one to the next of which the sums of all invocations are carried. No gradient: it serves the optimiser.
 
 use super::expect_inputs;
 use crate::graph::{
@@ -12,6 +13,8 @@ use std::sync::Arc;
 const SHADER: Shader = crate::shader!("norm_squared");
 /// Workgroups of the first pass: enough to fill a GPU, few enough for one workgroup to add their parts.
 const PARTS: usize = 256;
+/// Invocations of one.
+const WIDTH: usize = 64;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormSquared;
@@ -37,22 +40,36 @@ impl Operation for NormSquared {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let x = launch.inputs[0];
-        let pass = |groups, count, input, output, dtype| {
-            Dispatch::new(SHADER, groups)
+        let pass = |parts: usize, count: usize, (continued, continues)| {
+            Dispatch::new(SHADER, parts)
                 .param("count", count)
-                .param("stride", 64 * groups)
-                .flag("SQUARE", groups == PARTS)
-                .read("x", input, dtype)
-                .write_scalar("sums", output, DType::F32)
+                .param("stride", WIDTH * parts)
+                .flag("SQUARE", parts == PARTS)
+                .flag("CONTINUED", continued)
+                .flag("CONTINUES", continues)
         };
-        let first = pass(PARTS, x.rows() * x.cols4(), Place::Input(0), Place::Workspace(0), x.dtype)
-            .cost(2.0 * x.shape.elements() as f64, x.bytes() as f64);
-        let second = pass(1, PARTS / 4, Place::Workspace(0), Place::Output(0), DType::F32);
-        LaunchPlan {
-            dispatches: vec![first, second],
-            workspaces: vec![4 * PARTS as u64],
-            ..Default::default()
+        let sums = |dispatch: Dispatch, output| dispatch.write_scalar("sums", output, DType::F32);
+        // whole strides: every invocation meets the groups that it meets in one range, in their order
+        let ranges: Vec<_> = launch.device.ranges(x, WIDTH * PARTS).collect();
+        let last = ranges.len() - 1;
+        let mut dispatches: Vec<Dispatch> = Vec::new();
+        for (i, groups) in ranges.iter().enumerate() {
+            let elements = 4.0 * groups.len() as f64;
+            let dispatch = pass(PARTS, groups.len(), (i > 0, i < last))
+                .read("x", Place::Input(0), x.dtype)
+                .within(groups)
+                .cost(2.0 * elements, 4.0 * elements);
+            let dispatch = match last {
+                0 => dispatch,
+                _ => dispatch.write("carry", Place::Workspace(1), DType::F32),
+            };
+            dispatches.push(if i < last { dispatch } else { sums(dispatch, Place::Workspace(0)) });
         }
+        let second = pass(1, PARTS / 4, (false, false)).read("x", Place::Workspace(0), DType::F32);
+        dispatches.push(sums(second, Place::Output(0)));
+        let mut workspaces = vec![4 * PARTS as u64];
+        workspaces.extend((last > 0).then_some(16 * (WIDTH * PARTS) as u64));
+        LaunchPlan { dispatches, workspaces, ..LaunchPlan::default() }
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

@@ -11,6 +11,7 @@ use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shader, TensorType, Value,
 };
+use std::ops::Range;
 use std::sync::Arc;
 
 const SHADER: Shader = crate::shader!("sgd");
@@ -53,15 +54,19 @@ impl Operation for Sgd {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.inputs[0];
-        elementwise(SHADER, ty.rows() * ty.cols4())
-            .write("p", Place::Output(0), DType::F32)
-            .write("m", Place::Output(1), DType::F32)
-            .read("gradient", Place::Input(2), DType::F32)
-            .read_scalar("norm2", Place::Input(3), DType::F32)
-            .read_scalar("hyper", Place::Input(4), DType::F32)
-            .param("second_from", self.second_from / 4)
-            .cost(7.0 * ty.shape.elements() as f64, 5.0 * ty.bytes() as f64)
-            .into()
+        let update = |groups: Range<usize>| {
+            let elements = 4.0 * groups.len() as f64;
+            elementwise(SHADER, groups.len())
+                .write("p", Place::Output(0), DType::F32)
+                .write("m", Place::Output(1), DType::F32)
+                .read("gradient", Place::Input(2), DType::F32)
+                .read_scalar("norm2", Place::Input(3), DType::F32)
+                .read_scalar("hyper", Place::Input(4), DType::F32)
+                .param("second_from", (self.second_from / 4).saturating_sub(groups.start))
+                .cost(7.0 * elements, 20.0 * elements)
+                .within(&groups)
+        };
+        launch.device.ranges(ty, 1).map(update).collect::<Vec<_>>().into()
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

@@ -3,7 +3,8 @@
 //! A slot is a buffer of its own: wgpu orders any two dispatches that share a writable buffer, so one arena would
 //! serialise everything. A slot is reused by values whose lifetimes do not meet.
 
-use crate::gpu::{allocation, param_bytes};
+use super::ParameterSpace;
+use crate::gpu::{GpuError, allocation, param_bytes};
 use crate::graph::{DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -165,6 +166,22 @@ impl Layout {
         self.sizes.iter().copied().map(allocation).sum()
     }
 
+    /// Whether a device has the buffers that the graph and its slots need and binds what the dispatches bind, however much memory
+    /// it has.
+    ///
+    /// # Errors
+    /// [`GpuError::OverLimit`].
+    pub fn check(&self, graph: &Graph, device: &DeviceProfile) -> Result<(), GpuError> {
+        let leaves = graph.leaves().iter().filter(|leaf| leaf.kind != LeafKind::Trainable);
+        let leaves = leaves.map(|leaf| (leaf.name.as_str(), graph.type_of(leaf.value).bytes()));
+        let slots = self.sizes.iter().map(|&bytes| ("activations", bytes));
+        let trained = ("the buffer of all trainable parameters", ParameterSpace::of(graph).bytes());
+        let mut buffers = leaves.chain(slots).chain([trained]);
+        let refused = buffers.find_map(|(what, bytes)| GpuError::of_buffer(what, bytes, device));
+        let refused = refused.or_else(|| self.dispatches().find_map(|d| GpuError::of_bindings(d, device)));
+        refused.map_or(Ok(()), Err)
+    }
+
     /// Bytes that the dispatches' parameters take on a device.
     pub fn parameter_bytes(&self) -> u64 {
         self.dispatches().map(|dispatch| param_bytes(dispatch).len() as u64).sum()
@@ -290,14 +307,15 @@ pub(super) fn live_launches(graph: &Graph, device: &DeviceProfile) -> Vec<(usize
         let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<TensorType>>();
         let accumulate: Vec<bool> = node.outputs.iter().map(|v| accumulators.contains_key(v)).collect();
         let alive: Vec<bool> = node.outputs.iter().map(|v| read.contains(v)).collect();
-        node.op.launch(&Launch {
+        let launch = Launch {
             device,
             inputs: &types(&node.inputs),
             outputs: &types(&node.outputs),
             accumulate: &accumulate,
             live: &alive,
             replaces: &replaces,
-        })
+        };
+        launch.plan(&*node.op)
     };
     live.into_iter().map(|n| (n, launch(n))).collect()
 }

@@ -9,7 +9,8 @@ use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
 use crate::graph::{
-    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape, TensorType,
+    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape,
+    TensorType,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -84,8 +85,7 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     let start = Instant::now();
     let mut buffers = HashMap::new();
     for (&place, &(bytes, _)) in &candidate.buffers {
-        // weights may be over the binding limit: their pieces are bound
-        match gpu.allocate_large("tuning", bytes) {
+        match gpu.allocate("tuning", bytes) {
             Ok(buffer) => buffers.insert(place, buffer.whole()),
             // no room to measure in is no reason to end a run that has room to train in
             Err(
@@ -104,8 +104,11 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         };
     }
     let default = &candidate.variants[0];
-    let read = default.dispatches.iter().flat_map(|d| &d.bindings).filter(|b| !b.write && b.dtype.is_float());
-    for (seed, binding) in read.enumerate() {
+    let bound = default.dispatches.iter().flat_map(|d| &d.bindings);
+    let mut read: Vec<&Binding> = bound.filter(|b| !b.write && b.dtype.is_float()).collect();
+    // pieces of one tensor follow one another
+    read.dedup_by_key(|b| b.place);
+    for (seed, binding) in read.into_iter().enumerate() {
         let Some(buffer) = buffers.get(&binding.place) else { continue };
         match candidate.buffers[&binding.place].1.filter(|ty| ty.dtype.is_quantised()) {
             Some(ty) => buffer.write(&sample(ty)),
@@ -210,8 +213,10 @@ impl Run {
         };
         // what the last dispatch writes is the result
         let written = dispatches.iter().last().into_iter().flat_map(|d| &d.bindings).filter(|b| b.write);
+        let mut written: Vec<&Binding> = written.collect();
+        written.dedup_by_key(|b| b.place);
         let outputs: Vec<(BufferSlice, DType)> =
-            written.map(|b| (buffers[&b.place].clone(), b.dtype)).collect();
+            written.into_iter().map(|b| (buffers[&b.place].clone(), b.dtype)).collect();
         let mut group = Recording::default();
         record(&mut group)?;
         let clears: Vec<BufferSlice> = outputs.iter().map(|(s, _)| s.clone()).collect();

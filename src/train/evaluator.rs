@@ -150,6 +150,8 @@ impl Evaluator {
     ) -> Result<Self, TrainerError> {
         let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
         let graph = network.evaluation(capacity.tokens, capacity.labels)?;
+        let layout = Layout::new(&graph, &gpu.profile());
+        layout.check(&graph, &gpu.profile())?;
         let mut bindings = Bindings::new();
         let mut memory = MemoryReport {
             weights: source.upload(gpu, &graph, &network, &mut bindings)?,
@@ -158,7 +160,6 @@ impl Evaluator {
         let embedding = HostEmbedding::read(source, &network)?;
         memory.trainables = bind_adapter(gpu, &ParameterSpace::of(&graph), adapter, &mut bindings)?;
         memory.inputs = bindings.allocate_inputs(gpu, &graph)?;
-        let layout = Layout::new(&graph, &gpu.profile());
         let slots = Slots::allocate(gpu, &layout)?;
         memory.activations = slots.bytes();
         let loss_sum =

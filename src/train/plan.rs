@@ -7,7 +7,7 @@ use super::optimiser::plan_update;
 use super::options::OptimizerKind;
 use super::sampler::plan_sampler;
 use super::trainer::{Capacity, bucket, training_graph};
-use super::weights::{streamed_bytes, weight_bytes};
+use super::weights::{stream_layout, streamed_bytes, weight_bytes};
 use crate::autograd::Recompute;
 use crate::gpu::GpuError;
 use crate::graph::{DeviceProfile, Graph, GraphError, LeafKind};
@@ -107,14 +107,16 @@ impl TrainingPlan {
     /// Whether a device can run it at all, however much memory it has.
     ///
     /// # Errors
-    /// [`GpuError::NoHostMemory`], and [`GpuError::OverLimit`] where a kernel binds more buffers than the device allows.
+    /// [`GpuError::NoHostMemory`], and [`GpuError::OverLimit`] where a buffer is larger than the device can have, or a kernel binds
+    /// more of them, or more at once, than it allows.
     pub fn check(&self, device: &DeviceProfile) -> Result<(), GpuError> {
         if self.network.host_activations && !device.host_buffers {
             return Err(GpuError::NoHostMemory);
         }
-        let limit = device.max_storage_buffers;
-        let mut dispatches = self.layouts.iter().flat_map(Layout::dispatches).filter(|_| limit > 0);
-        dispatches.find_map(|d| GpuError::too_many_buffers(d, limit)).map_or(Ok(()), Err)
+        let streams = stream_layout(&self.graph, &self.network);
+        GpuError::of_buffer("weights of a block in host memory", streams.slot_bytes, device)
+            .map_or(Ok(()), Err)?;
+        self.layouts.iter().try_for_each(|layout| layout.check(&self.graph, device))
     }
 
     pub fn recompute(&self) -> Recompute {

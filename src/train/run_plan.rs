@@ -147,6 +147,7 @@ fn report(
         Err(other) => return Err(other.into()),
     };
     let plan = planner.plan(micro_batch, recompute).map_err(FitError::from)?;
+    plan.check(planner.device)?;
     let kept = planner.kept_flops(micro_batch).map_err(FitError::from)?;
     let leaves = plan.graph.leaves().iter().filter(|leaf| leaf.kind == LeafKind::Trainable);
     let trainable = leaves.map(|leaf| plan.graph.shape_of(leaf.value).elements() as u64).sum();

@@ -30,7 +30,7 @@ pub enum WeightError {
 }
 
 /// Where the weights of blocks in host memory come to.
-fn stream_layout(graph: &Graph, network: &Network) -> StreamLayout {
+pub(super) fn stream_layout(graph: &Graph, network: &Network) -> StreamLayout {
     StreamLayout::new(graph, |weight| network.offloaded(weight))
 }
 
@@ -172,7 +172,7 @@ impl WeightSource {
     ) -> Result<u64, WeightError> {
         let streams = stream_layout(graph, network);
         let slots = (0..streams.slots)
-            .map(|_| gpu.allocate_large("weights of a block in host memory", streams.slot_bytes))
+            .map(|_| gpu.allocate("weights of a block in host memory", streams.slot_bytes))
             .collect::<Result<Vec<_>, _>>()?;
         let mut total = slots.iter().map(Buffer::size).sum();
         let mut targets = Vec::new();
@@ -185,10 +185,7 @@ impl WeightSource {
                 bindings.stream(leaf.name.clone(), slot, Streamed { block, bytes });
                 continue;
             }
-            let buffer = match gpu.profile().piece(ty) {
-                Some(_) => gpu.allocate_large(&leaf.name, ty.bytes())?,
-                None => gpu.allocate(&leaf.name, ty.bytes())?,
-            };
+            let buffer = gpu.allocate(&leaf.name, ty.bytes())?;
             total += buffer.size();
             bindings.bind(leaf.name.clone(), buffer.whole());
             if leaf.name == ROPE_TABLE {

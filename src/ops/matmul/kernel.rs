@@ -23,18 +23,26 @@ impl Kernel {
     /// What the device can run; the default first.
     pub fn candidates(device: &DeviceProfile, o: &Oriented) -> Vec<Kernel> {
         let all = |staged: bool| {
-            let variants = Variant::candidates(device, &o.extents(staged));
+            let variants = Variant::candidates(device, &o.extents(device, staged));
             variants.into_iter().map(move |variant| Kernel { variant, staged })
         };
         if !o.quantised() {
             return all(false).collect();
         }
         let staged_first = device.cpu && o.rows > DIRECT_ROWS;
-        all(staged_first).chain(all(!staged_first)).collect()
+        let mut ways = vec![staged_first, !staged_first];
+        if ways.iter().any(|&staged| o.has_room(device, staged)) {
+            ways.retain(|&staged| o.has_room(device, staged));
+        }
+        ways.into_iter().flat_map(all).collect()
     }
 
     pub fn fits(&self, device: &DeviceProfile, o: &Oriented) -> bool {
-        (!self.staged || o.quantised()) && self.variant.fits(device, &o.extents(self.staged))
+        let way = match o.quantised() {
+            true => o.has_room(device, self.staged),
+            false => !self.staged,
+        };
+        way && self.variant.fits(device, &o.extents(device, self.staged))
     }
 
     pub fn parse(name: &str) -> Option<Kernel> {
@@ -86,7 +94,9 @@ pub(super) fn staged(
     if !operand.dtype.is_quantised() {
         return (operand, None);
     }
-    let made = Operand::new(scratch.take(Shared::Plain, plain.bytes()), plain.dtype);
+    let place = scratch.take(Shared::Plain, plain.bytes());
+    // what several products share is as large as the largest of them
+    let made = Operand::new(place, plain.dtype).range(0, plain.bytes());
     let stored = TensorType::new(plain.shape, operand.dtype).bytes();
     let copy = elementwise(COPY, plain.rows() * plain.cols4())
         .flag("ACCUMULATE", false)

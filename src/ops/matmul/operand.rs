@@ -1,7 +1,7 @@
 //! The operands of a product: where they lie, what is done to them on the way, which gives the rows.
 
 use super::variant::Extents;
-use crate::graph::{Binding, DType, Launch, Place, Shape, TensorType, View};
+use crate::graph::{Binding, DType, DeviceProfile, Launch, Place, Shape, TensorType, View};
 use crate::ops::dropout::Dropout;
 
 /// One operand of a launch: where it lies and how it is stored. Of several tensors of one type, the place of the first; the
@@ -12,28 +12,24 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
-    /// A whole tensor that is larger than one binding.
-    pub large: Option<TensorType>,
 }
 
 impl Operand {
     pub fn new(place: Place, dtype: DType) -> Self {
-        Operand { place, dtype, offset: 0, size: None, large: None }
+        Operand { place, dtype, offset: 0, size: None }
     }
 
     pub fn input(launch: &Launch<'_>, input: usize) -> Self {
-        let ty = launch.inputs[input];
-        let large = launch.device.piece(ty).map(|_| ty);
-        Operand { large, ..Operand::new(Place::Input(input), ty.dtype) }
+        Operand::new(Place::Input(input), launch.inputs[input].dtype)
     }
 
     pub fn range(self, offset: u64, size: u64) -> Self {
-        Operand { offset, size: Some(size), large: None, ..self }
+        Operand { offset, size: Some(size), ..self }
     }
 
     pub(super) fn binding(self, name: &'static str, view: View, write: bool) -> Binding {
-        let Operand { place, dtype, offset, size, .. } = self;
-        Binding { name, place, dtype, view, write, offset, size }
+        let Operand { place, dtype, offset, size } = self;
+        Binding { offset, size, ..Binding::new(name, place, dtype, view, write) }
     }
 
     pub(super) fn part(self, part: usize) -> Operand {
@@ -126,11 +122,40 @@ impl Oriented {
         TensorType::new(Shape::matrix(rows, cols), self.r.dtype)
     }
 
+    /// Both operands as the product reads them, with or without staging.
+    fn stored(&self, staged: bool) -> [TensorType; 2] {
+        [(self.r, self.r_plain()), (self.c, self.c_plain())].map(|(operand, plain)| {
+            let plain_type = if staged && operand.dtype.is_quantised() { plain.dtype } else { operand.dtype };
+            TensorType::new(plain.shape, plain_type)
+        })
+    }
+
+    fn out_bytes(&self, dtype: DType) -> u64 {
+        let (rows, cols) = if self.swapped { (self.cols, self.rows) } else { (self.rows, self.cols) };
+        TensorType::new(Shape::matrix(rows, cols), dtype).bytes()
+    }
+
+    /// Whether the device can bind all that a kernel reads and writes, in pieces where it is larger than one binding: a staged
+    /// weight takes more of them.
+    pub fn has_room(&self, device: &DeviceProfile, staged: bool) -> bool {
+        let operands = |staged| self.stored(staged).map(|ty| device.bindings(ty.bytes()));
+        let ([r, c], [stored_r, stored_c]) = (operands(staged), operands(false));
+        let out = device.bindings(self.out_bytes(self.out.dtype));
+        let others = 2 * usize::from(self.terms.pair.is_some()) + usize::from(self.terms.mask.is_some());
+        let residual = if self.terms.residual.is_some() { out } else { 0 };
+        let product = (r + c + out).max(2 * self.parts + 1) + others + residual;
+        let staging = if staged { (r + stored_r).max(c + stored_c) } else { 0 };
+        device.binds(product.max(staging))
+    }
+
     /// What decides which variants can serve, with or without staging.
-    pub fn extents(&self, staged: bool) -> Extents {
+    pub fn extents(&self, device: &DeviceProfile, staged: bool) -> Extents {
         // a staged weight has the type of the other operand
         let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
-        let whole = self.parts == 1 && self.r.large.is_none() && self.c.large.is_none();
+        // matrix units reach no pieces
+        let one = |bytes: u64| device.piece(bytes).is_none();
+        let bound = self.stored(staged).iter().all(|ty| one(ty.bytes())) && one(self.out_bytes(DType::F32));
+        let whole = self.parts == 1 && bound;
         let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && whole;
         Extents {
             rows: self.rows,

@@ -5,8 +5,8 @@ use super::kernel::{Kernel, Scratch, Shared, staged};
 use super::operand::{MaskOn, Masked, Operand, Oriented, Terms};
 use super::variant::{FINISH, Variant};
 use crate::graph::{
-    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, Launch, LaunchPlan, Place, Shape,
-    TensorType, View, rounded,
+    Alternative, Alternatives, Class, DType, Dispatch, Launch, LaunchPlan, Place, Shape, TensorType, View,
+    rounded,
 };
 
 /// A product as other operations launch it.
@@ -40,13 +40,12 @@ impl Product {
         let measured = choices.variant(&class).and_then(Kernel::parse);
         let measured = measured.filter(|k| k.fits(launch.device, &oriented));
         let mut scratch = Scratch { shared: plan.shared, next: plan.workspaces.len(), used: Vec::new() };
-        let mut dispatches =
-            self.with(launch.device, measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
+        let mut dispatches = self.with(measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
         let flops: f64 = dispatches.iter().map(|d| d.cost.flops).sum();
         if choices.wants(&class, kernels.len(), flops) {
             let alternative = |kernel: &Kernel| {
                 let mut own = Scratch { used: Vec::new(), ..scratch };
-                let dispatches = self.with(launch.device, *kernel, &oriented, &mut own);
+                let dispatches = self.with(*kernel, &oriented, &mut own);
                 Alternative { name: kernel.to_string(), dispatches, workspaces: own.used }
             };
             let variants = kernels.iter().map(alternative).collect();
@@ -124,30 +123,18 @@ impl Product {
     }
 
     /// The dispatches of a kernel, and the scratch space that they use.
-    fn with(
-        &self,
-        device: &DeviceProfile,
-        kernel: Kernel,
-        o: &Oriented,
-        scratch: &mut Scratch,
-    ) -> Vec<Dispatch> {
+    fn with(&self, kernel: Kernel, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
         if kernel.staged {
             let (r, copy) = staged(o.r, o.r_plain(), scratch);
             let (c, copy_c) = staged(o.c, o.c_plain(), scratch);
             let mut dispatches: Vec<Dispatch> = copy.into_iter().chain(copy_c).collect();
-            dispatches.extend(self.dispatches(device, kernel.variant, &Oriented { r, c, ..*o }, scratch));
+            dispatches.extend(self.dispatches(kernel.variant, &Oriented { r, c, ..*o }, scratch));
             return dispatches;
         }
-        self.dispatches(device, kernel.variant, o, scratch)
+        self.dispatches(kernel.variant, o, scratch)
     }
 
-    fn dispatches(
-        &self,
-        device: &DeviceProfile,
-        variant: Variant,
-        o: &Oriented,
-        scratch: &mut Scratch,
-    ) -> Vec<Dispatch> {
+    fn dispatches(&self, variant: Variant, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
         let (tile_rows, tile_cols) = variant.tile();
         let col_tiles = o.cols.div_ceil(tile_cols);
         let tiles = o.rows.div_ceil(tile_rows) * col_tiles;
@@ -183,16 +170,10 @@ impl Product {
             let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
             return vec![main, finish];
         }
-        let main = match o.r.large.filter(|_| self.parts == 1) {
-            Some(ty) => main.read_pieces(("r", "r_part"), o.r.place, ty, device),
-            None => (0..self.parts)
-                .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false))),
-        };
-        let main = match o.c.large {
-            Some(ty) => main.read_pieces(("c", "c_part"), o.c.place, ty, device),
-            None => main.bind(o.c.binding("c", View::Vec4, false)),
-        };
+        let main = (0..self.parts)
+            .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false)));
         let mut main = main
+            .bind(o.c.binding("c", View::Vec4, false))
             .define("PARTS", self.parts as u32)
             .flag("R_MASKED", o.masks_rows())
             .flag("C_MASKED", o.masks_cols())
