@@ -107,6 +107,12 @@ impl DeviceInfo {
         self.kind == "software"
     }
 
+    /// Whether the device's memory is the host's: processors with a GPU of their own (on Metal every one of Apple's), and
+    /// devices in software.
+    pub fn unified_memory(&self) -> bool {
+        ["integrated GPU", "software"].contains(&self.kind)
+    }
+
     /// Lower is better; unusable devices come last.
     fn rank(&self) -> (bool, usize, usize) {
         let kinds = ["discrete GPU", "integrated GPU", "virtual GPU", "other", "software"];
@@ -159,6 +165,8 @@ pub(super) struct Shared {
     pub pipelines: Mutex<PipelineCache>,
     pub pipeline_file: Option<PipelineFile>,
     pub allocated: AtomicU64,
+    /// Bytes of host memory that count against the limit ([`Gpu::count_on_host`]).
+    pub on_host: AtomicU64,
     /// Bytes that may be allocated; `u64::MAX` where there is no limit.
     pub memory_limit: AtomicU64,
     /// What was free when the device was opened, where the platform tells.
@@ -272,6 +280,7 @@ impl Gpu {
             max_binding: info.max_binding_bytes,
             max_storage_buffers: info.max_storage_buffers,
             host_buffers: device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            unified_memory: info.unified_memory(),
             choices: Arc::default(),
         };
         let pipeline_file =
@@ -285,6 +294,7 @@ impl Gpu {
             max_groups: limits.max_compute_workgroups_per_dimension,
             checked: options.checked,
             allocated: AtomicU64::new(0),
+            on_host: AtomicU64::new(0),
             memory_limit: AtomicU64::new(options.memory_limit.unwrap_or(u64::MAX)),
             free_memory: super::memory::free(adapter, &info),
             flight: Mutex::default(),

@@ -4,8 +4,20 @@
 //! (budget) and what it uses already (usage). A software device lives in the system's memory, which Linux tells. Elsewhere
 //! nothing is known, and a run needs `--memory_limit` to be planned for.
 
-use super::{DeviceInfo, Gpu};
+use super::{DeviceInfo, Gpu, GpuError};
 use std::sync::atomic::Ordering;
+
+/// Host memory that counts as the device's until this is dropped.
+pub struct HostShare {
+    gpu: Gpu,
+    bytes: u64,
+}
+
+impl Drop for HostShare {
+    fn drop(&mut self) {
+        self.gpu.shared.on_host.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 impl Gpu {
     /// Bytes that may be allocated at a time, where a limit is set.
@@ -17,6 +29,29 @@ impl Gpu {
     /// in the middle of a step. What is allocated already stays.
     pub fn set_memory_limit(&self, limit: Option<u64>) {
         self.shared.memory_limit.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Counts host memory that stands in for the device's against the memory limit where both are one; elsewhere nothing.
+    ///
+    /// # Errors
+    /// [`GpuError::OverMemoryLimit`].
+    pub fn count_on_host(&self, what: &str, bytes: u64) -> Result<HostShare, GpuError> {
+        let bytes = if self.shared.info.unified_memory() { bytes } else { 0 };
+        if bytes > 0 {
+            self.within_limit(what, bytes)?;
+        }
+        self.shared.on_host.fetch_add(bytes, Ordering::Relaxed);
+        Ok(HostShare { gpu: self.clone(), bytes })
+    }
+
+    /// Refuses what would take more than the limit.
+    pub(super) fn within_limit(&self, what: &str, bytes: u64) -> Result<(), GpuError> {
+        let allocated = self.allocated_bytes() + self.shared.on_host.load(Ordering::Relaxed);
+        let limit = self.memory_limit().unwrap_or(u64::MAX);
+        if allocated.saturating_add(bytes) > limit {
+            return Err(GpuError::OverMemoryLimit { what: what.to_string(), bytes, allocated, limit });
+        }
+        Ok(())
     }
 
     /// Bytes that the backend's own allocator has handed out, staging and alignment included; `None` where it keeps no

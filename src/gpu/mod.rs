@@ -16,5 +16,6 @@ pub use buffer::{Buffer, BufferSlice, Readback, allocation};
 pub use compose::{ShaderKey, param_bytes};
 pub use device::{DeviceInfo, Gpu, GpuOptions, is_waiting, list_devices};
 pub use error::GpuError;
+pub use memory::HostShare;
 pub use pipeline::{Bound, Recording, Upload};
 pub use timing::DispatchTime;

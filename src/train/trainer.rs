@@ -10,7 +10,7 @@ use super::optimiser::{Optimiser, OptimiserError};
 use super::plan::{Demand, TrainingPlan};
 use super::weights::{WeightError, WeightSource, write_initial_values};
 use crate::data::MicroBatch;
-use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, Readback};
+use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, HostShare, Readback};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
@@ -91,6 +91,8 @@ pub struct Trainer {
     loaded: LoadReport,
     /// What was allocated on the host for activations.
     kept_bytes: u64,
+    /// All that lies there, where it is the device's memory.
+    _host_share: HostShare,
     micro_batches: u32,
     seed: u64,
 }
@@ -130,7 +132,8 @@ impl Trainer {
         source: &WeightSource,
         seed: u64,
     ) -> Result<Self, TrainerError> {
-        let TrainingPlan { network, optimizer, capacity, graph, layouts, .. } = plan;
+        let TrainingPlan { network, optimizer, capacity, graph, layouts, host_bytes, .. } = plan;
+        let host_share = gpu.count_on_host("weights and activations in host memory", host_bytes)?;
         let mut memory = MemoryReport::default();
         let mut bindings = Bindings::new();
         let start = Instant::now();
@@ -164,6 +167,7 @@ impl Trainer {
             memory,
             loaded,
             kept_bytes,
+            _host_share: host_share,
             micro_batches: 0,
             seed,
         })

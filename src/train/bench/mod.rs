@@ -191,7 +191,8 @@ impl BenchTrain {
             // other kernels may need other scratch space
             choice = choose(gpu)?;
         }
-        let chosen = choice.describe(options.recompute);
+        let lines = [Some(choice.describe(options.recompute)), choice.plan.moved_in_vain()];
+        let chosen = lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
         let trainer = Trainer::from_plan(gpu, choice.plan, &WeightSource::Random { seed: 0 }, 0)?;
         let (seq, steps) = (options.seq, options.steps);
         Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, tuned, chosen })
@@ -287,7 +288,7 @@ impl BenchTrain {
         &self.tuned
     }
 
-    /// The policy of recomputation, its memory and its work, as a line to read.
+    /// The policy of recomputation, its memory and its work, to read.
     pub fn chosen(&self) -> &str {
         &self.chosen
     }
