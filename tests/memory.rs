@@ -269,6 +269,39 @@ fn activations_in_host_memory_change_no_bit() {
     }
 }
 
+/// A run that is timed dispatch by dispatch uploads the same blocks at the same places, and tells what moves.
+#[test]
+fn a_timed_run_does_what_a_run_does() {
+    let Some(gpu) = common::gpu() else { return };
+    let batch = batch(1);
+    let host_activations = gpu.profile().host_buffers;
+    for offload in [0, 3] {
+        let storage = Storage { offload, ..Storage::from(DType::BF16) };
+        let weights = WeightMode::Frozen(storage);
+        let network = Network { weights, host_activations, ..network(Precision::BF16True, 0.0) };
+        let (mut trainer, plan) = trainer(&gpu, &network, 1, Recompute::Layer);
+        trainer.begin().unwrap();
+        trainer.accumulate(&batch, 1.0).unwrap();
+        let expected = trainer.optimiser().gradients().unwrap();
+        trainer.begin().unwrap();
+        let times = trainer.time(&batch).unwrap();
+        assert!(expected == trainer.optimiser().gradients().unwrap(), "offload {offload}");
+        assert!(times.iter().all(|t| t.seconds >= 0.0 && t.start >= 0.0 && t.start.is_finite()));
+        // what enters all blocks but the last goes there and back
+        let on_host = times.iter().filter(|t| t.on_host).count();
+        assert_eq!(on_host, if host_activations { 2 * 5 } else { 0 });
+        let transfers = trainer.transfers(&batch).unwrap();
+        assert_eq!(transfers.is_some(), offload > 0);
+        let Some(found) = transfers else { continue };
+        let kept = if host_activations { 5 * (SEQ * 128 * 2) as u64 } else { 0 };
+        let weights = plan.host_bytes - kept;
+        // forward all three, in reverse those two that are not there any more
+        assert!(found.bytes > weights && found.bytes < 2 * weights, "{found:?} of {weights}");
+        assert!(found.uploads > 0.0 && found.dispatches > 0.0 && found.together > 0.0, "{found:?}");
+        assert!((0.0..=1.0).contains(&found.hidden()), "{found:?}");
+    }
+}
+
 #[test]
 fn a_plan_is_what_the_device_gives() {
     let Some(gpu) = common::gpu() else { return };

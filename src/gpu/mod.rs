@@ -10,6 +10,7 @@ mod error;
 mod memory;
 mod pipeline;
 mod pipeline_file;
+mod recording;
 mod timing;
 
 pub use buffer::{Buffer, BufferSlice, Readback, allocation};
@@ -17,5 +18,6 @@ pub use compose::{ShaderKey, param_bytes};
 pub use device::{DeviceInfo, Gpu, GpuOptions, is_waiting, list_devices};
 pub use error::GpuError;
 pub use memory::HostShare;
-pub use pipeline::{Bound, Recording, Upload};
-pub use timing::DispatchTime;
+pub use pipeline::Bound;
+pub use recording::{Recording, Upload};
+pub use timing::{DispatchTime, Transfers};

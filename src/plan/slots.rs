@@ -177,6 +177,15 @@ impl Layout {
         self.nodes.iter().map(|(_, launch)| parameter_bytes(launch)).sum()
     }
 
+    /// Whether a value lies in memory of the host.
+    pub(super) fn is_on_host(&self, graph: &Graph, value: Value) -> bool {
+        let leaf = match self.homes.get(&value) {
+            Some(Home::Leaf(leaf)) => *leaf,
+            _ => value,
+        };
+        graph.leaf_of(leaf).is_some_and(|leaf| leaf.kind == LeafKind::Host)
+    }
+
     /// What a run dispatches, in order.
     pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
         self.nodes.iter().flat_map(|(_, launch)| &launch.dispatches)

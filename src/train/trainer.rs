@@ -10,7 +10,7 @@ use super::optimiser::{Optimiser, OptimiserError};
 use super::plan::{Demand, TrainingPlan};
 use super::weights::{WeightError, WeightSource, write_initial_values};
 use crate::data::MicroBatch;
-use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, HostShare, Readback};
+use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, HostShare, Readback, Transfers};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
@@ -283,6 +283,17 @@ impl Trainer {
         let update = gpu.time(self.optimiser.recording())?;
         times.extend(update.into_iter().map(|t| DispatchTime { start: t.start + end, ..t }));
         Ok(times)
+    }
+
+    /// What the weights of a micro-batch that come from host memory cost on their way; `None` where all lie on the device. Its
+    /// gradients are added several times.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn transfers(&mut self, batch: &MicroBatch) -> Result<Option<Transfers>, TrainerError> {
+        let size = self.write_inputs(batch)?;
+        let gpu = self.gpu.clone();
+        Ok(gpu.transfers(self.program(true, size)?.recording())?)
     }
 
     /// Clips and updates the parameters from the window's gradients, and reads loss and norm.

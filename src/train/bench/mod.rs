@@ -23,9 +23,11 @@ use crate::train::tuning::{TuneProgress, TuneReport, Tuner};
 use crate::train::weights::WeightSource;
 use serde::Serialize;
 use std::time::Instant;
+use transfers::TransferReport;
 
 pub mod kernels;
 pub mod trace;
+pub mod transfers;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -281,6 +283,15 @@ impl BenchTrain {
             dispatch.cost.flops *= visible;
         }
         Ok(fastest)
+    }
+
+    /// What a step moves between host and device memory, `dispatches` being its own; `None` where nothing.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn transfers(&mut self, dispatches: &[DispatchTime]) -> Result<Option<TransferReport>, Error> {
+        let weights = self.trainer.transfers(&self.batch)?;
+        Ok(TransferReport::new(weights.as_ref(), dispatches))
     }
 
     /// The measuring of kernels that went before.
