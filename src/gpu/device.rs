@@ -259,7 +259,7 @@ impl Gpu {
         let on_error = failure.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             let error = match error {
-                wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what: "a step".into(), bytes: 0 },
+                wgpu::Error::OutOfMemory { .. } => out_of_memory(),
                 other => GpuError::Validation(other.to_string()),
             };
             record(&on_error, error);
@@ -267,7 +267,9 @@ impl Gpu {
         let on_loss = failure.clone();
         device.set_device_lost_callback(move |reason, message| {
             if reason != wgpu::DeviceLostReason::Destroyed {
-                record(&on_loss, GpuError::Lost(message));
+                // wgpu gives a device up where the driver has no room for staging or commands, and says so in words alone
+                let full = message == wgpu::hal::DeviceError::OutOfMemory.to_string();
+                record(&on_loss, if full { out_of_memory() } else { GpuError::Lost(message) });
             }
         });
         let profile = DeviceProfile {
@@ -406,6 +408,11 @@ fn cooperative(
         .filter(|p| p.ab_type == half && p.cr_type == single && p.m_size == p.n_size && p.n_size == p.k_size);
     let sizes = square.map(|p| p.m_size).filter(|size| [8, 16].contains(size));
     sizes.max().map(|size| Cooperative { size, lanes: largest })
+}
+
+/// Of what the driver does not say how large it was.
+fn out_of_memory() -> GpuError {
+    GpuError::OutOfMemory { what: "what a step needs beside its buffers".into(), bytes: 0 }
 }
 
 fn record(slot: &Mutex<Option<GpuError>>, error: GpuError) {

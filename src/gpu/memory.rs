@@ -4,7 +4,7 @@
 //! (budget) and what it uses already (usage). A software device lives in the system's memory, which Linux tells. Elsewhere
 //! nothing is known, and a run needs `--memory_limit` to be planned for.
 
-use super::{DeviceInfo, Gpu, GpuError};
+use super::{DeviceInfo, Gpu, GpuError, host_memory};
 use std::sync::atomic::Ordering;
 
 /// Host memory that counts as the device's until this is dropped.
@@ -68,17 +68,7 @@ impl Gpu {
 
 /// Free bytes of the device's own memory.
 pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
-    if info.is_software() { available_ram() } else { vulkan::budget(adapter) }
-}
-
-/// What Linux would give to a new process without swapping.
-fn available_ram() -> Option<u64> {
-    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+    if info.is_software() { host_memory::available() } else { vulkan::budget(adapter) }
 }
 
 #[cfg(not(target_vendor = "apple"))]
@@ -133,12 +123,5 @@ mod tests {
             println!("{name}: {budget:?}");
             assert!(budget.is_none_or(|bytes| bytes > 1 << 20), "{name}: {budget:?}");
         }
-    }
-
-    #[test]
-    fn available_memory_is_read_in_bytes() {
-        let text = "MemTotal:       24689764 kB\nMemFree:        20 kB\nMemAvailable:   23068672 kB\n";
-        assert_eq!(available(text), Some(23_068_672 << 10));
-        assert_eq!(available("MemFree: 1 kB\n"), None);
     }
 }

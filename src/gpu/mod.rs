@@ -7,6 +7,7 @@ mod buffer;
 mod compose;
 mod device;
 mod error;
+mod host_memory;
 mod memory;
 mod pipeline;
 mod pipeline_file;

@@ -65,11 +65,20 @@ impl Gpu {
             let handles: Vec<_> = (0..workers)
                 .map(|worker| {
                     let mine = missing.iter().skip(worker).step_by(workers);
-                    scope.spawn(move || mine.map(|key| Ok((key.clone(), self.compile(key)?))).collect())
+                    let work = move || mine.map(|key| Ok((key.clone(), self.compile(key)?))).collect();
+                    std::thread::Builder::new().spawn_scoped(scope, work)
                 })
                 .collect();
             let panicked = || Err(GpuError::Validation("a shader compiler thread failed".into()));
-            handles.into_iter().map(|h| h.join().unwrap_or_else(|_| panicked())).collect()
+            let no_thread = || {
+                let what = "a thread that compiles shaders".to_owned();
+                Err(GpuError::OutOfHostMemory { what, bytes: 0 })
+            };
+            let join = |handle: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match handle {
+                Ok(handle) => handle.join().unwrap_or_else(|_| panicked()),
+                Err(_) => no_thread(),
+            };
+            handles.into_iter().map(join).collect()
         });
         for result in results {
             let compiled = result?;

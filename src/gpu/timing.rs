@@ -25,7 +25,7 @@ pub struct DispatchTime {
     pub cost: Cost,
 }
 
-/// What the uploads of a recording cost: seconds by the host's clock, until the device is done.
+/// What the uploads of a recording cost: seconds by the host's clock, until the device is done, in the fastest of several runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Transfers {
     pub bytes: u64,
@@ -35,19 +35,22 @@ pub struct Transfers {
     pub dispatches: f64,
     /// A run.
     pub together: f64,
+    /// By how much the middle one of the runs was slower than the fastest.
+    pub noise: f64,
 }
 
 impl Transfers {
-    /// The share of the uploads' time that a run does not take longer for.
-    pub fn hidden(&self) -> f64 {
-        ((self.uploads + self.dispatches - self.together) / self.uploads).clamp(0.0, 1.0)
+    /// The share of the uploads' time that a run does not take longer for; `None` where runs differ by more than that time.
+    pub fn hidden(&self) -> Option<f64> {
+        let saved = self.uploads + self.dispatches - self.together;
+        (self.noise < self.uploads).then(|| (saved / self.uploads).clamp(0.0, 1.0))
     }
 }
 
 /// Dispatches of one query set, which holds two timestamps for each: 4096 is the most that WebGPU allows.
 const CHUNK: usize = 2048;
 
-/// Runs that [`Gpu::transfers`] takes the middle one of.
+/// Runs that [`Gpu::transfers`] takes the fastest of.
 const ROUNDS: usize = 5;
 
 impl Gpu {
@@ -102,11 +105,10 @@ impl Gpu {
                 seconds.push(start.elapsed().as_secs_f64());
             }
         }
-        let [uploads, dispatches, together] = seconds.map(|mut seconds| {
-            seconds.sort_by(f64::total_cmp);
-            seconds[ROUNDS / 2]
-        });
-        Ok(Some(Transfers { bytes, uploads, dispatches, together }))
+        seconds.iter_mut().for_each(|seconds| seconds.sort_by(f64::total_cmp));
+        let [uploads, dispatches, together] = [0, 1, 2].map(|share: usize| seconds[share][0]);
+        let noise = seconds.iter().map(|seconds| seconds[ROUNDS / 2] - seconds[0]).fold(0.0, f64::max);
+        Ok(Some(Transfers { bytes, uploads, dispatches, together, noise }))
     }
 
     fn by_timestamps(&self, steps: &[Step<'_>]) -> Result<Vec<(f64, f64)>, GpuError> {

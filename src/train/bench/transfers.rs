@@ -20,8 +20,10 @@ pub struct WeightTransfers {
     /// The dispatches without them, and with them.
     pub kernels_ms: f64,
     pub together_ms: f64,
-    /// The share of `ms` by which the two together are shorter than one after the other.
-    pub hidden: f64,
+    /// By how much runs of one kind differ.
+    pub noise_ms: f64,
+    /// The share of `ms` by which the two together are shorter than one after the other; none where that is within the noise.
+    pub hidden: Option<f64>,
 }
 
 /// Activations of `--offload_activations`, which kernels write to host memory and read from there.
@@ -40,6 +42,7 @@ impl TransferReport {
             ms: t.uploads * 1e3,
             kernels_ms: t.dispatches * 1e3,
             together_ms: t.together * 1e3,
+            noise_ms: t.noise * 1e3,
             hidden: t.hidden(),
         });
         let moved = || dispatches.iter().filter(|d| d.on_host);
@@ -54,12 +57,15 @@ impl TransferReport {
 
 impl fmt::Display for TransferReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(WeightTransfers { mb, ms, kernels_ms, together_ms, hidden }) = self.weights {
+        if let Some(WeightTransfers { mb, ms, kernels_ms, together_ms, noise_ms, hidden }) = self.weights {
+            let hidden = match hidden {
+                Some(share) => format!("{:.0} % of it hidden", 100.0 * share),
+                None => format!("how much of it is hidden is lost in noise of {noise_ms:.0} ms"),
+            };
             writeln!(
                 f,
-                "weights from host memory: {mb:.1} MB in {ms:.2} ms by themselves, {:.0} % of it hidden ({kernels_ms:.2} ms of \
-                 kernels take {together_ms:.2} ms with them)",
-                100.0 * hidden
+                "weights from host memory: {mb:.1} MB in {ms:.2} ms by themselves, {hidden} ({kernels_ms:.2} ms of kernels take \
+                 {together_ms:.2} ms with them)",
             )?;
         }
         if let Some(ActivationTransfers { mb, ms }) = self.activations {
@@ -79,10 +85,15 @@ mod tests {
 
     #[test]
     fn what_is_hidden_is_what_both_together_save() {
-        let with = |together| Transfers { bytes: 2_000_000, uploads: 0.04, dispatches: 0.1, together };
+        let with =
+            |together| Transfers { bytes: 2_000_000, uploads: 0.04, dispatches: 0.1, together, noise: 0.01 };
         for (together, hidden) in [(0.1, 1.0), (0.11, 0.75), (0.14, 0.0), (0.2, 0.0), (0.09, 1.0)] {
-            assert!((with(together).hidden() - hidden).abs() < 1e-9, "{together}");
+            assert!((with(together).hidden().unwrap() - hidden).abs() < 1e-9, "{together}");
         }
+        let noisy = Transfers { noise: 0.05, ..with(0.11) };
+        assert!(
+            TransferReport::new(Some(&noisy), &[]).unwrap().to_string().contains("lost in noise of 50 ms")
+        );
         let dispatch = |on_host, seconds| DispatchTime {
             kernel: "copy",
             detail: String::new(),
