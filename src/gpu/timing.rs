@@ -35,23 +35,37 @@ pub struct Transfers {
     pub dispatches: f64,
     /// A run.
     pub together: f64,
-    /// By how much the middle one of the runs was slower than the fastest.
+    /// By how much the second run was slower than the fastest: how well that is known.
     pub noise: f64,
 }
 
 impl Transfers {
-    /// The share of the uploads' time that a run does not take longer for; `None` where runs differ by more than that time.
+    /// The share of the uploads' time that a run does not take longer for; `None` where that is lost in the noise.
     pub fn hidden(&self) -> Option<f64> {
         let saved = self.uploads + self.dispatches - self.together;
-        (self.noise < self.uploads).then(|| (saved / self.uploads).clamp(0.0, 1.0))
+        self.is_clear().then(|| (saved / self.uploads).clamp(0.0, 1.0))
+    }
+
+    /// Whether the runs differ by little beside what is looked for.
+    fn is_clear(&self) -> bool {
+        4.0 * self.noise <= self.uploads
+    }
+
+    /// Of the seconds of some runs of each kind.
+    fn of(bytes: u64, seconds: &mut [Vec<f64>; 3]) -> Self {
+        seconds.iter_mut().for_each(|seconds| seconds.sort_by(f64::total_cmp));
+        let [uploads, dispatches, together] = [0, 1, 2].map(|share: usize| seconds[share][0]);
+        let noise = seconds.iter().map(|seconds| seconds[1] - seconds[0]).fold(0.0, f64::max);
+        Transfers { bytes, uploads, dispatches, together, noise }
     }
 }
 
 /// Dispatches of one query set, which holds two timestamps for each: 4096 is the most that WebGPU allows.
 const CHUNK: usize = 2048;
 
-/// Runs that [`Gpu::transfers`] takes the fastest of.
-const ROUNDS: usize = 5;
+/// Runs of each kind that [`Gpu::transfers`] makes at least, and at most where they differ too much; the second bound is seconds.
+const ROUNDS: std::ops::Range<usize> = 5..50;
+const ROUNDS_SECONDS: f64 = 20.0;
 
 impl Gpu {
     /// Whether [`Gpu::time`] reads the device's clock; otherwise every dispatch is waited for by itself, and its time
@@ -93,8 +107,9 @@ impl Gpu {
         if bytes == 0 {
             return Ok(None);
         }
+        let began = Instant::now();
         let mut seconds = [const { Vec::new() }; 3];
-        for _ in 0..ROUNDS {
+        loop {
             for (share, seconds) in
                 [Share::Uploads, Share::Dispatches, Share::All].into_iter().zip(&mut seconds)
             {
@@ -104,11 +119,15 @@ impl Gpu {
                 self.wait()?;
                 seconds.push(start.elapsed().as_secs_f64());
             }
+            let rounds = seconds[0].len();
+            if rounds >= ROUNDS.start {
+                let found = Transfers::of(bytes, &mut seconds);
+                let over = rounds >= ROUNDS.end || began.elapsed().as_secs_f64() > ROUNDS_SECONDS;
+                if found.is_clear() || over {
+                    return Ok(Some(found));
+                }
+            }
         }
-        seconds.iter_mut().for_each(|seconds| seconds.sort_by(f64::total_cmp));
-        let [uploads, dispatches, together] = [0, 1, 2].map(|share: usize| seconds[share][0]);
-        let noise = seconds.iter().map(|seconds| seconds[ROUNDS / 2] - seconds[0]).fold(0.0, f64::max);
-        Ok(Some(Transfers { bytes, uploads, dispatches, together, noise }))
     }
 
     fn by_timestamps(&self, steps: &[Step<'_>]) -> Result<Vec<(f64, f64)>, GpuError> {

@@ -32,8 +32,7 @@ pub struct PlanArgs {
     pub training: TrainingArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Plan for a device whose memory is the host's, such as an integrated GPU or a device in software: true or false [default:
-    /// what --gpu is; false without it]
+    /// Plan for a device whose memory is the host's: true or false [default: what --gpu is, or false]
     #[arg(
         long,
         alias = "unified-memory",
