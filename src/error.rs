@@ -217,9 +217,10 @@ fn of_gpu(error: &GpuError) -> Failure {
         GpuError::NoDevice | GpuError::NoMatch { .. } | GpuError::Open { .. } | GpuError::NoHostMemory => {
             Failure::Device
         }
-        GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. } => {
-            Failure::Memory
-        }
+        GpuError::OutOfMemory { .. }
+        | GpuError::OutOfHostMemory { .. }
+        | GpuError::OverMemoryLimit { .. }
+        | GpuError::OverLimit { .. } => Failure::Memory,
         GpuError::Lost(_) | GpuError::Validation(_) | GpuError::Shader { .. } => Failure::Run,
     }
 }

@@ -10,7 +10,7 @@ use engraft::error::Failure;
 use engraft::fuse::Fusions;
 use engraft::generate::{CacheSize, Generator};
 use engraft::gpu::{Gpu, GpuError};
-use engraft::graph::{DeviceProfile, Leaf, LeafKind};
+use engraft::graph::{DType, DeviceProfile, Leaf, LeafKind};
 use engraft::models::{ModelConfig, Network};
 use engraft::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
@@ -432,6 +432,39 @@ fn activations_in_host_memory_change_no_bit() {
     }
 }
 
+/// A run that is timed dispatch by dispatch uploads the same blocks at the same places, and tells what moves.
+#[test]
+fn a_timed_run_does_what_a_run_does() {
+    let Some(gpu) = common::gpu() else { return };
+    let batch = batch(1);
+    let host_activations = gpu.profile().host_buffers;
+    for offload in [0, 3] {
+        let storage = Storage { offload, ..Storage::from(DType::BF16) };
+        let weights = WeightMode::Frozen(storage);
+        let network = Network { weights, host_activations, ..network(Precision::BF16True, 0.0) };
+        let (mut trainer, plan) = trainer(&gpu, &network, 1, Recompute::Layer);
+        trainer.begin().unwrap();
+        trainer.accumulate(&batch, 1.0).unwrap();
+        let expected = trainer.optimiser().gradients().unwrap();
+        trainer.begin().unwrap();
+        let times = trainer.time(&batch).unwrap();
+        assert!(expected == trainer.optimiser().gradients().unwrap(), "offload {offload}");
+        assert!(times.iter().all(|t| t.seconds >= 0.0 && t.start >= 0.0 && t.start.is_finite()));
+        // what enters all blocks but the last goes there and back
+        let on_host = times.iter().filter(|t| t.on_host).count();
+        assert_eq!(on_host, if host_activations { 2 * 5 } else { 0 });
+        let transfers = trainer.transfers(&batch).unwrap();
+        assert_eq!(transfers.is_some(), offload > 0);
+        let Some(found) = transfers else { continue };
+        let kept = if host_activations { 5 * (SEQ * 128 * 2) as u64 } else { 0 };
+        let weights = plan.host_bytes - kept;
+        // forward all three, in reverse those two that are not there any more
+        assert!(found.bytes > weights && found.bytes < 2 * weights, "{found:?} of {weights}");
+        assert!(found.uploads > 0.0 && found.dispatches > 0.0 && found.together > 0.0, "{found:?}");
+        assert!(found.hidden().is_none_or(|share| (0.0..=1.0).contains(&share)), "{found:?}");
+    }
+}
+
 #[test]
 fn a_plan_is_what_the_device_gives() {
     let Some(gpu) = common::gpu() else { return };
@@ -583,6 +616,181 @@ fn what_does_not_fit_is_refused_with_ways_out() {
     assert_eq!(Error::from(error).failure(), Failure::Memory);
 }
 
+/// A network whose MLPs are most of what a long sample takes.
+fn wide() -> Network {
+    let network = network(Precision::BF16True, 0.0);
+    Network { config: ModelConfig { intermediate_size: 1536, layers: 3, ..network.config }, ..network }
+}
+
+#[test]
+fn chunks_of_mlps_are_advised_where_they_make_a_run_fit() {
+    let device = DeviceProfile::typical_gpu();
+    let demand = |samples| Demand::uniform(samples, 1024);
+    let planner =
+        Planner { network: wide(), device: &device, batch_size: 1, resumed: false, demand: &demand };
+    let needed = |mlp_chunks| {
+        let network = Network { mlp_chunks, ..wide() };
+        Planner { network, ..planner }.plan(1, Recompute::None).unwrap().needed_bytes()
+    };
+    let refused = |planner: &Planner<'_>, bytes| match planner.choose(
+        1,
+        RecomputeKind::NONE,
+        MemoryLimit::of(Some(bytes), None),
+    ) {
+        Err(FitError::Memory(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    for (limit, way) in [(needed(2), "--mlp_chunks 2"), (needed(2) - 1, "--mlp_chunks 4")] {
+        let error = refused(&planner, limit);
+        let chunks = way.rsplit(' ').next().unwrap().parse().unwrap();
+        let advised = (way.to_owned(), needed(chunks));
+        assert!(error.advice.fits.contains(&advised), "{advised:?}: {error}");
+        // an allocation that fails inside a run asks for the same
+        let advice = planner.advise(1, Recompute::None, limit).unwrap();
+        assert_eq!(advice, error.advice);
+        let source = Box::new(Error::Gpu(GpuError::OutOfMemory { what: "activations".into(), bytes: 1 }));
+        let inside = Error::OutOfMemory { source, planned: needed(1), advice, saved: None };
+        assert!(inside.to_string().contains(&format!("with {way} ")), "{inside}");
+    }
+    // of a run that goes on, chunks would change the sums
+    let resumed = Planner { network: wide(), resumed: true, ..planner };
+    let said = refused(&resumed, needed(2)).to_string();
+    assert!(!said.contains("mlp_chunks"), "{said}");
+    // where no single change is enough, chunks are one of several
+    let lean = planner.plan(1, Recompute::Layer).unwrap().needed_bytes();
+    let chunked = Planner { network: Network { mlp_chunks: 32, ..wide() }, ..planner };
+    let least = chunked.plan(1, Recompute::Layer).unwrap().needed_bytes();
+    assert!(least < lean.min(needed(32)), "{least} {lean} {}", needed(32));
+    let half = Network { weights: WeightMode::Frozen(DType::BF16.into()), ..wide() };
+    let plain = Network { plain_layers: every_layer(&half.config), ..half };
+    let planner = Planner { network: plain, ..planner };
+    let error = refused(&planner, least);
+    let way = &error.advice.fits[0].0;
+    assert!(way.starts_with("--mlp_chunks ") && way.ends_with("--recompute layer"), "{error}");
+}
+
+/// All linear layers: none is left that fewer bits could hold.
+fn every_layer(config: &ModelConfig) -> PlainLayers {
+    PlainLayers::new(Network::linear_modules(config).into_iter().map(|(module, _, _)| module).collect())
+}
+
+#[test]
+fn host_memory_counts_where_it_is_the_devices() {
+    let separate = DeviceProfile::typical_gpu();
+    let unified = DeviceProfile { unified_memory: true, ..DeviceProfile::typical_gpu() };
+    let storage = Storage {
+        offload: 6,
+        ..QuantizeOptions { kind: Quantize::None, head: false }.storage(Precision::BF16True)
+    };
+    let on_host = Network {
+        weights: WeightMode::Frozen(storage),
+        host_activations: true,
+        ..network(Precision::BF16True, 0.0)
+    };
+    let demand = |samples| Demand::uniform(samples, SEQ);
+    let planner = |network: &Network, device| Planner {
+        network: network.clone(),
+        device,
+        batch_size: 1,
+        resumed: false,
+        demand: &demand,
+    };
+    let (own, shared) = (planner(&on_host, &separate), planner(&on_host, &unified));
+    let [of_own, of_shared] = [&own, &shared].map(|p| p.plan(1, Recompute::Layer).unwrap());
+    assert_eq!((of_own.memory, of_own.host_bytes), (of_shared.memory, of_shared.host_bytes));
+    assert_eq!(of_own.needed_bytes(), of_own.memory.total());
+    assert_eq!(of_shared.needed_bytes(), of_shared.memory.total() + of_shared.host_bytes);
+    let note = of_shared.moved_in_vain().unwrap();
+    assert!(note.starts_with("--offload and --offload_activations save nothing"), "{note}");
+    assert_eq!(of_own.moved_in_vain(), None);
+    assert_eq!(
+        planner(&network(Precision::BF16True, 0.0), &unified)
+            .plan(1, Recompute::Layer)
+            .unwrap()
+            .moved_in_vain(),
+        None
+    );
+
+    // what lies on the device alone fits where the host's memory is another
+    let limit = MemoryLimit::of(Some(of_own.memory.total()), None);
+    let layer = RecomputeKind::Policy(Recompute::Layer);
+    own.choose(1, layer, limit).unwrap();
+    let Err(FitError::Memory(error)) = shared.choose(1, layer, limit) else { panic!("it was planned") };
+    let said = error.to_string();
+    assert_eq!((error.needed, error.on_host), (of_shared.needed_bytes(), of_shared.host_bytes));
+    assert!(said.contains("in host memory, which is the device's"), "{said}");
+    // on the device, nothing needs a second place there
+    let on_device = Network {
+        weights: WeightMode::Frozen(Storage { offload: 0, ..storage }),
+        host_activations: false,
+        ..on_host.clone()
+    };
+    let back = planner(&on_device, &unified).plan(1, Recompute::Layer).unwrap().needed_bytes();
+    assert!(back < of_shared.needed_bytes());
+    let Err(FitError::Memory(error)) = shared.choose(1, layer, MemoryLimit::of(Some(back), None)) else {
+        panic!("it was planned")
+    };
+    let way = ("--offload 0 and no --offload_activations".to_owned(), back);
+    assert!(error.advice.fits.contains(&way), "{error}");
+
+    // the last way out elsewhere, and never advised where it saves nothing
+    let quantised = |offload| WeightMode::Frozen(Storage { linear: DType::Nf4, offload, ..storage });
+    let least = Network { weights: quantised(6), ..on_host.clone() };
+    let least = planner(&least, &separate).plan(1, Recompute::Layer).unwrap().memory.total();
+    let plain = Network { weights: quantised(0), ..on_device };
+    for (device, advised) in [(&separate, true), (&unified, false)] {
+        let limit = MemoryLimit::of(Some(least), None);
+        let Err(FitError::Memory(error)) = planner(&plain, device).choose(1, RecomputeKind::NONE, limit)
+        else {
+            panic!("it was planned")
+        };
+        let said = error.advice.to_string();
+        assert_eq!(said.contains("--offload 6"), advised, "{said}");
+        assert_eq!(said.contains("shorter --max_seq_length"), !advised, "{said}");
+    }
+
+    // the policy is chosen by both together
+    let some = Network { host_activations: false, ..on_host };
+    let planner = planner(&some, &unified);
+    let plans: Vec<TrainingPlan> = planner.policies().iter().map(|p| planner.plan(1, *p).unwrap()).collect();
+    for plan in &plans {
+        let choice = planner.choose(1, RecomputeKind::Auto, MemoryLimit::of(Some(plan.needed_bytes()), None));
+        let chosen = choice.unwrap().plan;
+        assert!(chosen.needed_bytes() <= plan.needed_bytes() && chosen.flops <= plan.flops);
+    }
+}
+
+/// To the byte: a limit of what was planned is enough for all that a run does, and one of a byte less is not.
+#[test]
+fn a_limit_holds_for_host_memory_that_is_the_devices() {
+    let Some(gpu) = common::gpu() else { return };
+    let storage = Storage {
+        offload: 2,
+        ..QuantizeOptions { kind: Quantize::None, head: false }.storage(Precision::BF16True)
+    };
+    let network = Network {
+        weights: WeightMode::Frozen(storage),
+        host_activations: gpu.profile().host_buffers,
+        recompute: Recompute::Layer,
+        ..network(Precision::BF16True, 0.0)
+    };
+    let plan = TrainingPlan::new(&network, &Demand::uniform(1, SEQ), &gpu.profile()).unwrap();
+    assert_eq!(plan.needed_bytes() > plan.memory.total(), gpu.info().unified_memory());
+    let (batch, used) = (batch(1), gpu.allocated_bytes());
+    let run = |limit: u64| -> Result<(), Error> {
+        gpu.set_memory_limit(Some(used + limit));
+        let mut trainer = Trainer::from_plan(&gpu, plan.clone(), &WeightSource::Random { seed: 3 }, 3)?;
+        trainer.begin()?;
+        trainer.accumulate(&batch, 1.0)?;
+        trainer.step(&Hyper { step: 1, inverse_scale: 1.0, ..Hyper::default() })?;
+        trainer.evaluate([&batch])?;
+        Ok(())
+    };
+    run(plan.needed_bytes()).unwrap();
+    let error = run(plan.needed_bytes() - 1).unwrap_err();
+    assert_eq!(error.failure(), Failure::Memory, "{error}");
+}
+
 fn plan(arguments: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_engraft");
     Command::new(program).arg("plan").args(arguments).env_remove("ENGRAFT_MEMORY_LIMIT").output().unwrap()
@@ -663,6 +871,38 @@ fn the_command_plans_a_model_without_files_or_device() {
 }
 
 #[test]
+fn the_command_says_whose_memory_it_planned_for() {
+    let words = ["--shape", "llama-3.2-1b", "--max_seq_length", "256", "--micro_batch_size", "1"];
+    let with =
+        |more: &[&str]| plan(&[&words[..], &["--recompute", "layer", "--offload", "4"], more].concat());
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let (own, shared) = (with(&[]), with(&["--unified_memory"]));
+    let line = |output: &Output, name: &str| {
+        let text = text(output);
+        text.lines().find(|line| line.starts_with(name)).map(str::to_owned).unwrap_or_default()
+    };
+    assert!(line(&own, "its memory").contains("the device's own (assumed"), "{}", text(&own));
+    assert!(line(&shared, "its memory").contains("the host's (--unified_memory)"), "{}", text(&shared));
+    assert!(line(&shared, "note").contains("--offload saves nothing"), "{}", text(&shared));
+    assert_eq!((line(&own, "note"), line(&own, "together")), (String::new(), String::new()));
+    let [own, shared, not] = [&[][..], &["--unified_memory"], &["--unified_memory", "false"]]
+        .map(|more| json(&with(&[more, &["--json", "--memory_limit", "2.5GiB"]].concat())));
+    assert_eq!(own, not);
+    let number = |report: &Value, key: &str| report[key].as_u64().unwrap();
+    for key in ["peak_bytes", "host_bytes"] {
+        assert_eq!(number(&own, key), number(&shared, key));
+    }
+    assert_eq!(number(&own, "needed_bytes"), number(&own, "peak_bytes"));
+    assert_eq!(number(&shared, "needed_bytes"), number(&own, "peak_bytes") + number(&own, "host_bytes"));
+    // 2.7 GiB in all, half a GiB of them on the host
+    assert_eq!((&own["fits"], &shared["fits"]), (&Value::from(true), &Value::from(false)));
+    assert!(shared["advice"].as_str().unwrap().contains("--quantize nf4"), "{}", shared["advice"]);
+    let Some(gpu) = common::gpu() else { return };
+    let there = json(&with(&["--json", "--gpu", &gpu.info().index.to_string()]));
+    assert_eq!(there["unified_memory"].as_bool(), Some(gpu.info().unified_memory()));
+}
+
+#[test]
 fn a_plan_with_data_is_that_of_the_run() {
     let Some(gpu) = common::gpu() else { return };
     let folder = tempfile::tempdir().unwrap();
@@ -725,4 +965,56 @@ fn an_allocation_beyond_the_limit_is_refused_and_harms_nothing() {
     gpu.allocate("large", 512).unwrap();
     gpu.set_memory_limit(None);
     gpu.allocate("larger", 1 << 20).unwrap();
+}
+
+/// The driver itself refuses, in a process that may take less than the run was planned for: no crash, but the ways out.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_driver_that_has_no_room_ends_a_run_with_advice() {
+    let Some(gpu) = common::gpu() else { return };
+    if !gpu.info().is_software() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let row = serde_json::json!({"instruction": "Say it", "output": "ab ".repeat(60)});
+    let data = folder.path().join("data.json");
+    std::fs::write(&data, serde_json::to_string(&vec![row; 3000]).unwrap()).unwrap();
+    let (out, model) = (folder.path().join("out"), common::fixtures().join("models/llama"));
+    let run = |memory_limit: &[&str]| {
+        let mut command = Command::new("sh");
+        // 1.2 GB of addresses; half of that is the program, its driver and their threads
+        command.args([
+            "-c",
+            "ulimit -v 1200000; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_engraft"),
+            "finetune",
+        ]);
+        command.arg(&model).arg("--data").arg(&data).arg("--out_dir").arg(&out).args(memory_limit);
+        command.args([
+            "--batch_size",
+            "3000",
+            "--micro_batch_size",
+            "3000",
+            "--recompute",
+            "none",
+            "--tune",
+            "off",
+        ]);
+        command.args(["--data.val_split_fraction", "0", "--gpu", &gpu.info().index.to_string()]);
+        let output = command.env_remove("ENGRAFT_MEMORY_LIMIT").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        said
+    };
+    let said = run(&["--memory_limit", "100GiB"]);
+    for word in
+        ["out of device memory: ", "for activations", "planned to take", "with --micro_batch_size 1500 "]
+    {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    // what a process may take is known before
+    let said = run(&[]);
+    for word in ["before anything was done", "that are free on the device", "--micro_batch_size"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
 }

@@ -11,6 +11,7 @@ use crate::train::bench::kernels::{
     Heads, KernelReport, Peak, Runnable, causal_attention, layer, peak, product, segments,
 };
 use crate::train::bench::trace::trace;
+use crate::train::bench::transfers::TransferReport;
 use crate::train::bench::{
     BenchTrain, BenchTrainOptions, BenchTrainReport, KernelTime, by_kind, visible_share,
 };
@@ -58,7 +59,8 @@ pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
         crate::checkpoint::atomic::write_file(path, |out| out.write_all(&bytes))
             .map_err(|source| Error::Write { path: path.clone(), source })?;
     }
-    let step = StepReport::new(&report, &kernels, peak);
+    let transfers = bench.transfers(&dispatches)?;
+    let step = StepReport::new(&report, &kernels, peak, transfers);
     if args.train.run.json {
         print_json(&step);
     } else {
@@ -342,6 +344,8 @@ struct StepReport {
     host_share: f64,
     peak: Peak,
     kernels: Vec<StepKernel>,
+    /// Of a micro-batch, where something waits in host memory.
+    transfers: Option<TransferReport>,
 }
 
 #[derive(Serialize)]
@@ -356,7 +360,12 @@ struct StepKernel {
 }
 
 impl StepReport {
-    fn new(report: &BenchTrainReport, kernels: &[KernelTime], peak: Peak) -> Self {
+    fn new(
+        report: &BenchTrainReport,
+        kernels: &[KernelTime],
+        peak: Peak,
+        transfers: Option<TransferReport>,
+    ) -> Self {
         let kernels_ms = kernels.iter().map(|k| k.seconds * 1e3).sum();
         let kernels = kernels.iter().map(|k| {
             let (flops, bytes) = (k.cost.flops / k.seconds / 1e9, k.cost.bytes / k.seconds / 1e9);
@@ -378,6 +387,7 @@ impl StepReport {
             host_share: 1.0 - kernels_ms / report.step_ms_median,
             peak,
             kernels: kernels.collect(),
+            transfers,
         }
     }
 }
@@ -405,6 +415,9 @@ fn step_table(step: &StepReport) -> String {
     let _ = writeln!(text, "{:<50}{:>10.2}", "sum of the kernels", step.kernels_ms);
     let _ =
         writeln!(text, "{:<50}{:>10.2}{:>7.1}% host and gaps", "step", step.step_ms, 100.0 * step.host_share);
+    if let Some(transfers) = &step.transfers {
+        let _ = write!(text, "{transfers}");
+    }
     text
 }
 
@@ -457,7 +470,7 @@ mod tests {
             cost: Cost { flops: 3e9, bytes: 1.5e9 },
         };
         let peak = Peak { gflops: 10.0, gb_per_s: 4.0 };
-        let step = StepReport::new(&report(), &[kernel("matmul", 0.75), kernel("add", 0.25)], peak);
+        let step = StepReport::new(&report(), &[kernel("matmul", 0.75), kernel("add", 0.25)], peak, None);
         let table = step_table(&step);
         let columns: Vec<&str> = table.lines().nth(4).unwrap().split_whitespace().collect();
         assert_eq!(columns, ["matmul", "NT", "3", "750.00", "75.0%", "4.0", "2.0", "50%"]);

@@ -22,7 +22,7 @@ pub fn run(mut args: PlanArgs, quiet: bool) -> Result<(), Error> {
     if args.shape.is_none() && !folder.as_os_str().is_empty() {
         args.model.model_dir = Some(settings_folder(&folder, quiet)?);
     }
-    let (config, json) = (args.config()?, args.json);
+    let (config, json, asked) = (args.config()?, args.json, args.unified_memory);
     let named = NamedData::of(&args.data)?;
     let mut options = args.resolve()?;
     if let Some(named) = named {
@@ -39,18 +39,32 @@ pub fn run(mut args: PlanArgs, quiet: bool) -> Result<(), Error> {
             ((*gpu.profile()).clone(), gpu.info().name.clone(), gpu.free_memory())
         }
     };
+    let opened = options.gpu.is_some();
+    let device = DeviceProfile { unified_memory: asked.unwrap_or(device.unified_memory), ..device };
     let limit = MemoryLimit::of(options.memory_limit, free);
     let report = plan_run(options, &config, &device, limit)?;
     if json {
         // a report of numbers and names always serialises
         println!("{}", serde_json::to_string(&report).unwrap_or_default());
     } else {
-        print!("{}", table(&report, &name, kind, limit));
+        let from = match (asked, opened) {
+            (Some(_), _) => "--unified_memory",
+            (None, true) => "as this device's is",
+            (None, false) => "assumed; --unified_memory plans for an integrated GPU or a device in software",
+        };
+        print!("{}", table(&report, &name, from, kind, limit));
     }
     Ok(())
 }
 
-fn table(report: &PlanReport, device: &str, kind: RecomputeKind, limit: Option<MemoryLimit>) -> String {
+/// `from` says how it is known whose memory the device's is.
+fn table(
+    report: &PlanReport,
+    device: &str,
+    from: &str,
+    kind: RecomputeKind,
+    limit: Option<MemoryLimit>,
+) -> String {
     let mut text = String::new();
     // writing to a String cannot fail
     let mut line = |name: &str, value: String| {
@@ -58,6 +72,8 @@ fn table(report: &PlanReport, device: &str, kind: RecomputeKind, limit: Option<M
     };
     let chosen = if kind == RecomputeKind::Auto { " (chosen by auto)" } else { "" };
     line("planned for", device.into());
+    let memory = if report.unified_memory { "the host's" } else { "the device's own" };
+    line("its memory", format!("{memory} ({from})"));
     line(
         "parameters",
         format!("{} trained, {} in the model", report.trainable_parameters, report.base_parameters),
@@ -95,10 +111,16 @@ fn table(report: &PlanReport, device: &str, kind: RecomputeKind, limit: Option<M
         (Some(limit), _) => format!(", more than {limit}"),
         (None, _) => String::new(),
     };
-    line("peak", format!("{:>12}{verdict}", memory_text(report.peak_bytes)));
+    let counts = report.needed_bytes > report.peak_bytes;
+    let of_peak = if counts { "" } else { &verdict };
+    line("peak", format!("{:>12}{of_peak}", memory_text(report.peak_bytes)));
     if report.host_bytes > 0 {
         line("in host memory", format!("{:>12}", memory_text(report.host_bytes)));
     }
+    if counts {
+        line("together", format!("{:>12}{verdict}", memory_text(report.needed_bytes)));
+    }
+    report.notes.iter().for_each(|note| line("note", note.clone()));
     if let Some(advice) = &report.advice {
         line("to fit", advice.clone());
     }
@@ -122,7 +144,7 @@ fn combinations(all: &[CombinationReport]) -> String {
         let _ = write!(text, "{:<14}{:>10.1} %", policy.to_string(), 100.0 * row.extra_flops);
         for cell in all.iter().filter(|c| c.combination.recompute == policy) {
             let over = if cell.fits == Some(false) { "over " } else { "" };
-            let _ = write!(text, "{:>18}", format!("{over}{}", memory_text(cell.combination.peak_bytes)));
+            let _ = write!(text, "{:>18}", format!("{over}{}", memory_text(cell.combination.needed_bytes)));
         }
         text.push('\n');
     }

@@ -70,10 +70,7 @@ impl Gpu {
     }
 
     fn create(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
-        let (allocated, limit) = (self.allocated_bytes(), self.memory_limit().unwrap_or(u64::MAX));
-        if allocated.saturating_add(size) > limit {
-            return Err(GpuError::OverMemoryLimit { what: what.to_string(), bytes: size, allocated, limit });
-        }
+        self.within_limit(what, size)?;
         let raw = self.raw_buffer(what, size, usage)?;
         self.shared.allocated.fetch_add(size, Ordering::Relaxed);
         Ok(Buffer { inner: Arc::new(Inner { raw, size, counted: size, gpu: self.clone() }) })

@@ -107,6 +107,12 @@ impl DeviceInfo {
         self.kind == "software"
     }
 
+    /// Whether the device's memory is the host's: processors with a GPU of their own (on Metal every one of Apple's), and
+    /// devices in software.
+    pub fn unified_memory(&self) -> bool {
+        ["integrated GPU", "software"].contains(&self.kind)
+    }
+
     /// Lower is better; unusable devices come last.
     fn rank(&self) -> (bool, usize, usize) {
         let kinds = ["discrete GPU", "integrated GPU", "virtual GPU", "other", "software"];
@@ -159,6 +165,8 @@ pub(super) struct Shared {
     pub pipelines: Mutex<PipelineCache>,
     pub pipeline_file: Option<PipelineFile>,
     pub allocated: AtomicU64,
+    /// Bytes of host memory that count against the limit ([`Gpu::count_on_host`]).
+    pub on_host: AtomicU64,
     /// Bytes that may be allocated; `u64::MAX` where there is no limit.
     pub memory_limit: AtomicU64,
     /// What was free when the device was opened, where the platform tells.
@@ -251,7 +259,7 @@ impl Gpu {
         let on_error = failure.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             let error = match error {
-                wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what: "a step".into(), bytes: 0 },
+                wgpu::Error::OutOfMemory { .. } => out_of_memory(),
                 other => GpuError::Validation(other.to_string()),
             };
             record(&on_error, error);
@@ -259,7 +267,9 @@ impl Gpu {
         let on_loss = failure.clone();
         device.set_device_lost_callback(move |reason, message| {
             if reason != wgpu::DeviceLostReason::Destroyed {
-                record(&on_loss, GpuError::Lost(message));
+                // wgpu gives a device up where the driver has no room for staging or commands, and says so in words alone
+                let full = message == wgpu::hal::DeviceError::OutOfMemory.to_string();
+                record(&on_loss, if full { out_of_memory() } else { GpuError::Lost(message) });
             }
         });
         let profile = DeviceProfile {
@@ -273,6 +283,7 @@ impl Gpu {
             max_buffer: info.max_buffer_bytes,
             max_storage_buffers: info.max_storage_buffers,
             host_buffers: device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            unified_memory: info.unified_memory(),
             choices: Arc::default(),
         };
         let pipeline_file =
@@ -286,6 +297,7 @@ impl Gpu {
             max_groups: limits.max_compute_workgroups_per_dimension,
             checked: options.checked,
             allocated: AtomicU64::new(0),
+            on_host: AtomicU64::new(0),
             memory_limit: AtomicU64::new(options.memory_limit.unwrap_or(u64::MAX)),
             free_memory: super::memory::free(adapter, &info),
             flight: Mutex::default(),
@@ -397,6 +409,11 @@ fn cooperative(
         .filter(|p| p.ab_type == half && p.cr_type == single && p.m_size == p.n_size && p.n_size == p.k_size);
     let sizes = square.map(|p| p.m_size).filter(|size| [8, 16].contains(size));
     sizes.max().map(|size| Cooperative { size, lanes: largest })
+}
+
+/// Of what the driver does not say how large it was.
+fn out_of_memory() -> GpuError {
+    GpuError::OutOfMemory { what: "what a step needs beside its buffers".into(), bytes: 0 }
 }
 
 fn record(slot: &Mutex<Option<GpuError>>, error: GpuError) {

@@ -19,11 +19,18 @@ pub enum GpuError {
         "the device {device} could not be opened: {reason}; update its driver or choose another with --gpu"
     )]
     Open { device: String, reason: String },
+    /// `bytes` is 0 where they are not known.
     #[error(
-        "out of device memory: {bytes} bytes for {what} could not be allocated; use a smaller micro-batch or \
-             sequence length, --recompute layer, or a 16-bit precision"
+        "out of device memory: {} could not be allocated; use a smaller micro-batch or \
+             sequence length, --recompute layer, or a 16-bit precision",
+        amount(*bytes, what)
     )]
     OutOfMemory { what: String, bytes: u64 },
+    #[error(
+        "out of host memory: {} could not be allocated; end other programs, or keep less on the host (--offload)",
+        amount(*bytes, what)
+    )]
+    OutOfHostMemory { what: String, bytes: u64 },
     #[error(
         "{bytes} bytes for {what} are over the memory limit of {limit} bytes, of which {allocated} are in use; use a smaller \
          micro-batch or sequence length, or --recompute layer, or raise --memory_limit"
@@ -39,6 +46,11 @@ pub enum GpuError {
     Validation(String),
     #[error("the shader {shader} does not compile: {reason}")]
     Shader { shader: String, reason: String },
+}
+
+/// What could not be had; of some things it is not known how large they are.
+fn amount(bytes: u64, what: &str) -> String {
+    if bytes == 0 { what.to_owned() } else { format!("{bytes} bytes for {what}") }
 }
 
 /// What a device has only so much of, however much memory it has.

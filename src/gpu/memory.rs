@@ -4,8 +4,20 @@
 //! (budget) and what it uses already (usage). A software device lives in the system's memory, which Linux tells. Elsewhere
 //! nothing is known, and a run needs `--memory_limit` to be planned for.
 
-use super::{DeviceInfo, Gpu};
+use super::{DeviceInfo, Gpu, GpuError, host_memory};
 use std::sync::atomic::Ordering;
+
+/// Host memory that counts as the device's until this is dropped.
+pub struct HostShare {
+    gpu: Gpu,
+    bytes: u64,
+}
+
+impl Drop for HostShare {
+    fn drop(&mut self) {
+        self.gpu.shared.on_host.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 impl Gpu {
     /// Bytes that may be allocated at a time, where a limit is set.
@@ -17,6 +29,29 @@ impl Gpu {
     /// in the middle of a step. What is allocated already stays.
     pub fn set_memory_limit(&self, limit: Option<u64>) {
         self.shared.memory_limit.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Counts host memory that stands in for the device's against the memory limit where both are one; elsewhere nothing.
+    ///
+    /// # Errors
+    /// [`GpuError::OverMemoryLimit`].
+    pub fn count_on_host(&self, what: &str, bytes: u64) -> Result<HostShare, GpuError> {
+        let bytes = if self.shared.info.unified_memory() { bytes } else { 0 };
+        if bytes > 0 {
+            self.within_limit(what, bytes)?;
+        }
+        self.shared.on_host.fetch_add(bytes, Ordering::Relaxed);
+        Ok(HostShare { gpu: self.clone(), bytes })
+    }
+
+    /// Refuses what would take more than the limit.
+    pub(super) fn within_limit(&self, what: &str, bytes: u64) -> Result<(), GpuError> {
+        let allocated = self.allocated_bytes() + self.shared.on_host.load(Ordering::Relaxed);
+        let limit = self.memory_limit().unwrap_or(u64::MAX);
+        if allocated.saturating_add(bytes) > limit {
+            return Err(GpuError::OverMemoryLimit { what: what.to_string(), bytes, allocated, limit });
+        }
+        Ok(())
     }
 
     /// Bytes that the backend's own allocator has handed out, staging and alignment included; `None` where it keeps no
@@ -33,17 +68,7 @@ impl Gpu {
 
 /// Free bytes of the device's own memory.
 pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
-    if info.is_software() { available_ram() } else { vulkan::budget(adapter) }
-}
-
-/// What Linux would give to a new process without swapping.
-fn available_ram() -> Option<u64> {
-    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+    if info.is_software() { host_memory::available() } else { vulkan::budget(adapter) }
 }
 
 #[cfg(not(target_vendor = "apple"))]
@@ -98,12 +123,5 @@ mod tests {
             println!("{name}: {budget:?}");
             assert!(budget.is_none_or(|bytes| bytes > 1 << 20), "{name}: {budget:?}");
         }
-    }
-
-    #[test]
-    fn available_memory_is_read_in_bytes() {
-        let text = "MemTotal:       24689764 kB\nMemFree:        20 kB\nMemAvailable:   23068672 kB\n";
-        assert_eq!(available(text), Some(23_068_672 << 10));
-        assert_eq!(available("MemFree: 1 kB\n"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Pipelines, made once per composed shader, and recordings: dispatches bound to buffers, ready to be replayed.
+//! Pipelines, made once per composed shader, and dispatches bound to buffers.
 
 use super::compose::{ShaderKey, param_bytes};
 use super::pipeline_file::PipelineFile;
@@ -23,8 +23,9 @@ type Compiled = (ShaderKey, Arc<Pipeline>);
 pub struct Bound {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
-    params: Option<Buffer>,
+    pub(super) params: Option<Buffer>,
     grid: (u32, u32),
+    pub(super) on_host: bool,
     pub(super) cost: Cost,
     pub(super) name: &'static str,
     pub(super) detail: String,
@@ -32,31 +33,17 @@ pub struct Bound {
 }
 
 impl Bound {
+    /// Marks what reads or writes memory of the host, over the bus, for reports.
+    pub fn on_host(self, on_host: bool) -> Self {
+        Bound { on_host, ..self }
+    }
+
     pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline.raw);
         pass.set_bind_group(0, &self.group, &[]);
         pass.dispatch_workgroups(self.grid.0, self.grid.1, 1);
     }
 }
-
-/// Dispatches that run in order, as often as wanted, and what is uploaded between them.
-#[derive(Default)]
-pub struct Recording {
-    steps: Vec<Bound>,
-    /// By the step that they come before, ascending.
-    uploads: Vec<(usize, Upload)>,
-}
-
-/// Content that goes to the device anew in every run of a recording.
-#[derive(Clone)]
-pub struct Upload {
-    pub to: BufferSlice,
-    pub bytes: Arc<Vec<u8>>,
-}
-
-/// A submission ends after this much estimated work: far below the two seconds after which Windows resets a device.
-const SUBMIT_FLOPS: f64 = 40e9;
-const SUBMIT_BYTES: f64 = 8e9;
 
 impl Gpu {
     /// Compiles what `dispatches` need, several at a time. Known pipelines cost nothing.
@@ -78,11 +65,20 @@ impl Gpu {
             let handles: Vec<_> = (0..workers)
                 .map(|worker| {
                     let mine = missing.iter().skip(worker).step_by(workers);
-                    scope.spawn(move || mine.map(|key| Ok((key.clone(), self.compile(key)?))).collect())
+                    let work = move || mine.map(|key| Ok((key.clone(), self.compile(key)?))).collect();
+                    std::thread::Builder::new().spawn_scoped(scope, work)
                 })
                 .collect();
             let panicked = || Err(GpuError::Validation("a shader compiler thread failed".into()));
-            handles.into_iter().map(|h| h.join().unwrap_or_else(|_| panicked())).collect()
+            let no_thread = || {
+                let what = "a thread that compiles shaders".to_owned();
+                Err(GpuError::OutOfHostMemory { what, bytes: 0 })
+            };
+            let join = |handle: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match handle {
+                Ok(handle) => handle.join().unwrap_or_else(|_| panicked()),
+                Err(_) => no_thread(),
+            };
+            handles.into_iter().map(join).collect()
         });
         for result in results {
             let compiled = result?;
@@ -212,6 +208,7 @@ impl Gpu {
             group,
             params,
             grid,
+            on_host: false,
             cost: dispatch.cost,
             name: dispatch.shader.name,
             detail: dispatch.detail.clone(),
@@ -238,91 +235,5 @@ impl Gpu {
             (Ok(x), Ok(y)) if u64::from(y) <= max => Ok((x, y)),
             _ => Err(over),
         }
-    }
-
-    /// Zeroes buffers and runs recordings, cut into submissions of bounded work; returns without waiting for them, but for
-    /// old ones where several have not finished.
-    ///
-    /// # Errors
-    /// What the device reported since the last call.
-    pub fn submit(&self, clears: &[BufferSlice], recordings: &[&Recording]) -> Result<(), GpuError> {
-        self.check()?;
-        let device = &self.shared.device;
-        let mut encoder = device.create_command_encoder(&Default::default());
-        for slice in clears {
-            encoder.clear_buffer(slice.buffer.raw(), slice.offset, Some(slice.size));
-        }
-        let steps: Vec<(&Bound, &[(usize, Upload)])> = recordings
-            .iter()
-            .flat_map(|r| r.steps.iter().enumerate().map(|(i, step)| (step, r.uploads_before(i))))
-            .collect();
-        let mut next = 0;
-        while next < steps.len() {
-            let mut cost = Cost::default();
-            // an upload comes before all of the next submission: what stands before it was submitted already
-            steps[next].1.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                let first = next;
-                while next < steps.len() && cost.flops < SUBMIT_FLOPS && cost.bytes < SUBMIT_BYTES {
-                    let (step, uploads) = steps[next];
-                    if next > first && !uploads.is_empty() {
-                        break;
-                    }
-                    step.encode(&mut pass);
-                    cost += step.cost;
-                    next += 1;
-                }
-            }
-            let submission = self.shared.queue.submit([encoder.finish()]);
-            self.pace(submission)?;
-            encoder = device.create_command_encoder(&Default::default());
-        }
-        if steps.is_empty() {
-            self.shared.queue.submit([encoder.finish()]);
-        }
-        self.check()
-    }
-}
-
-impl Recording {
-    pub fn push(&mut self, bound: Bound) {
-        self.steps.push(bound);
-    }
-
-    /// Uploads before the step at this index, in every run. Indices must not fall from call to call.
-    pub fn upload(&mut self, before: usize, upload: Upload) {
-        debug_assert!(self.uploads.last().is_none_or(|(last, _)| *last <= before));
-        self.uploads.push((before, upload));
-    }
-
-    pub(super) fn uploads_before(&self, step: usize) -> &[(usize, Upload)] {
-        let from = self.uploads.partition_point(|(at, _)| *at < step);
-        let to = self.uploads.partition_point(|(at, _)| *at <= step);
-        &self.uploads[from..to]
-    }
-
-    pub(super) fn steps(&self) -> &[Bound] {
-        &self.steps
-    }
-
-    pub fn len(&self) -> usize {
-        self.steps.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-
-    /// Bytes of its dispatches' parameters on the device.
-    pub fn parameter_bytes(&self) -> u64 {
-        self.steps.iter().filter_map(|s| s.params.as_ref()).map(Buffer::size).sum()
-    }
-
-    /// Estimated work of one run.
-    pub fn cost(&self) -> Cost {
-        let mut total = Cost::default();
-        self.steps.iter().for_each(|s| total += s.cost);
-        total
     }
 }

@@ -1,6 +1,10 @@
-//! How long each dispatch of a recording takes, by the device's own clock where it has one.
+//! How long each dispatch of a recording takes, by the device's own clock where it has one, and what its uploads cost beside them.
+//!
+//! A timed run goes in the submissions of [`Gpu::submit`], with as many in flight: uploads wait in staging memory for no longer
+//! than they do in a real one.
 
 use super::pipeline::Bound;
+use super::recording::{Share, Step, submission};
 use super::{BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::Cost;
 use std::time::Instant;
@@ -13,14 +17,55 @@ pub struct DispatchTime {
     pub detail: String,
     /// Which kernel of its family served; empty where there is but one.
     pub variant: String,
+    /// It reads or writes memory of the host.
+    pub on_host: bool,
     /// Seconds after the start of the first dispatch.
     pub start: f64,
     pub seconds: f64,
     pub cost: Cost,
 }
 
-/// Dispatches timed together: a query set holds two timestamps for each, and 4096 is the most that WebGPU allows.
+/// What the uploads of a recording cost: seconds by the host's clock, until the device is done, in the fastest of several runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Transfers {
+    pub bytes: u64,
+    /// The uploads by themselves, paced as in a run.
+    pub uploads: f64,
+    /// The dispatches by themselves, on what lies in the slots.
+    pub dispatches: f64,
+    /// A run.
+    pub together: f64,
+    /// By how much the second run was slower than the fastest: how well that is known.
+    pub noise: f64,
+}
+
+impl Transfers {
+    /// The share of the uploads' time that a run does not take longer for; `None` where that is lost in the noise.
+    pub fn hidden(&self) -> Option<f64> {
+        let saved = self.uploads + self.dispatches - self.together;
+        self.is_clear().then(|| (saved / self.uploads).clamp(0.0, 1.0))
+    }
+
+    /// Whether the runs differ by little beside what is looked for.
+    fn is_clear(&self) -> bool {
+        4.0 * self.noise <= self.uploads
+    }
+
+    /// Of the seconds of some runs of each kind.
+    fn of(bytes: u64, seconds: &mut [Vec<f64>; 3]) -> Self {
+        seconds.iter_mut().for_each(|seconds| seconds.sort_by(f64::total_cmp));
+        let [uploads, dispatches, together] = [0, 1, 2].map(|share: usize| seconds[share][0]);
+        let noise = seconds.iter().map(|seconds| seconds[1] - seconds[0]).fold(0.0, f64::max);
+        Transfers { bytes, uploads, dispatches, together, noise }
+    }
+}
+
+/// Dispatches of one query set, which holds two timestamps for each: 4096 is the most that WebGPU allows.
 const CHUNK: usize = 2048;
+
+/// Runs of each kind that [`Gpu::transfers`] makes at least, and at most where they differ too much; the second bound is seconds.
+const ROUNDS: std::ops::Range<usize> = 5..50;
+const ROUNDS_SECONDS: f64 = 20.0;
 
 impl Gpu {
     /// Whether [`Gpu::time`] reads the device's clock; otherwise every dispatch is waited for by itself, and its time
@@ -34,93 +79,134 @@ impl Gpu {
     /// # Errors
     /// What the device reported.
     pub fn time(&self, recording: &Recording) -> Result<Vec<DispatchTime>, GpuError> {
-        let mut times = Vec::with_capacity(recording.len());
-        for (n, chunk) in recording.steps().chunks(CHUNK).enumerate() {
-            let prepare = |i: usize| {
-                let uploads = recording.uploads_before(n * CHUNK + i);
-                uploads.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
-            };
-            let spans = match self.has_timestamps() {
-                true => self.by_timestamps(chunk, &prepare)?,
-                false => self.by_waiting(chunk, &prepare)?,
-            };
-            // each chunk counts from its own first dispatch
-            let end_of_last = times.last().map_or(0.0, |t: &DispatchTime| t.start + t.seconds);
-            let first = spans.first().map_or(0.0, |span| span.0);
-            let shift = end_of_last - first;
-            times.extend(chunk.iter().zip(spans).map(|(bound, (start, end))| DispatchTime {
-                kernel: bound.name,
-                detail: bound.detail.clone(),
-                variant: bound.variant.clone(),
-                start: start + shift,
-                seconds: end - start,
-                cost: bound.cost,
-            }));
-        }
-        let first = times.first().map_or(0.0, |t| t.start);
-        times.iter_mut().for_each(|t| t.start -= first);
-        Ok(times)
+        let steps: Vec<Step<'_>> = recording.steps_with_uploads().collect();
+        let spans = match self.has_timestamps() {
+            true => self.by_timestamps(&steps)?,
+            false => self.by_waiting(&steps)?,
+        };
+        let first = spans.first().map_or(0.0, |span| span.0);
+        let time = |(&(bound, _), (start, end)): (&Step<'_>, (f64, f64))| DispatchTime {
+            kernel: bound.name,
+            detail: bound.detail.clone(),
+            variant: bound.variant.clone(),
+            on_host: bound.on_host,
+            start: start - first,
+            seconds: end - start,
+            cost: bound.cost,
+        };
+        Ok(steps.iter().zip(spans).map(time).collect())
     }
 
-    /// `prepare` makes ready for a step.
-    fn by_timestamps(&self, steps: &[Bound], prepare: &dyn Fn(usize)) -> Result<Vec<(f64, f64)>, GpuError> {
-        let device = &self.shared.device;
-        let count = 2 * steps.len() as u32;
-        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
-            label: Some("dispatch times"),
-            ty: wgpu::QueryType::Timestamp,
-            count,
-        });
-        let bytes = u64::from(count) * 8;
-        let resolved = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("dispatch times"),
-            size: bytes,
-            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        });
-        let target = self.allocate("dispatch times", bytes)?;
-        for (i, step) in steps.iter().enumerate() {
-            prepare(i);
-            let mut encoder = device.create_command_encoder(&Default::default());
+    /// What the uploads of a recording cost, and how much of that is hidden behind its dispatches; `None` where it has none.
+    /// Runs it several times, so what it accumulates is lost.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn transfers(&self, recording: &Recording) -> Result<Option<Transfers>, GpuError> {
+        let bytes = recording.upload_bytes();
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let mut seconds = [const { Vec::new() }; 3];
+        loop {
+            for (share, seconds) in
+                [Share::Uploads, Share::Dispatches, Share::All].into_iter().zip(&mut seconds)
             {
+                self.wait()?;
+                let start = Instant::now();
+                self.run(&[], &[recording], share)?;
+                self.wait()?;
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+            let rounds = seconds[0].len();
+            if rounds >= ROUNDS.start {
+                let found = Transfers::of(bytes, &mut seconds);
+                let over = rounds >= ROUNDS.end || began.elapsed().as_secs_f64() > ROUNDS_SECONDS;
+                if found.is_clear() || over {
+                    return Ok(Some(found));
+                }
+            }
+        }
+    }
+
+    fn by_timestamps(&self, steps: &[Step<'_>]) -> Result<Vec<(f64, f64)>, GpuError> {
+        let device = &self.shared.device;
+        let label = Some("dispatch times");
+        let sets: Vec<(wgpu::QuerySet, u32)> = steps
+            .chunks(CHUNK)
+            .map(|chunk| {
+                let (ty, count) = (wgpu::QueryType::Timestamp, 2 * chunk.len() as u32);
+                (device.create_query_set(&wgpu::QuerySetDescriptor { label, ty, count }), count)
+            })
+            .collect();
+        let mut at = 0;
+        while at < steps.len() {
+            let until = at + submission(&steps[at..]);
+            upload(&steps[at]);
+            let mut encoder = device.create_command_encoder(&Default::default());
+            for (i, (step, _)) in steps.iter().enumerate().take(until).skip(at) {
+                let query = 2 * (i % CHUNK) as u32;
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label: Some(step.name),
                     timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                        query_set: &queries,
-                        beginning_of_pass_write_index: Some(2 * i as u32),
-                        end_of_pass_write_index: Some(2 * i as u32 + 1),
+                        query_set: &sets[i / CHUNK].0,
+                        beginning_of_pass_write_index: Some(query),
+                        end_of_pass_write_index: Some(query + 1),
                     }),
                 });
                 step.encode(&mut pass);
             }
-            self.shared.queue.submit([encoder.finish()]);
+            self.pace(self.shared.queue.submit([encoder.finish()]))?;
+            at = until;
         }
-        let mut encoder = device.create_command_encoder(&Default::default());
-        encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-        encoder.copy_buffer_to_buffer(&resolved, 0, target.raw(), 0, bytes);
-        self.shared.queue.submit([encoder.finish()]);
-        let read = self.read(&[BufferSlice { buffer: target, offset: 0, size: bytes }])?;
+        let mut ticks: Vec<u64> = Vec::with_capacity(2 * steps.len());
+        for (queries, count) in &sets {
+            let bytes = u64::from(*count) * 8;
+            let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+            let resolved = device.create_buffer(&wgpu::BufferDescriptor {
+                label,
+                size: bytes,
+                usage,
+                mapped_at_creation: false,
+            });
+            let target = self.allocate("dispatch times", bytes)?;
+            let mut encoder = device.create_command_encoder(&Default::default());
+            encoder.resolve_query_set(queries, 0..*count, &resolved, 0);
+            encoder.copy_buffer_to_buffer(&resolved, 0, target.raw(), 0, bytes);
+            self.shared.queue.submit([encoder.finish()]);
+            let read = self.read(&[BufferSlice { buffer: target, offset: 0, size: bytes }])?;
+            ticks.extend(read[0].as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)));
+        }
         let period = f64::from(self.shared.queue.get_timestamp_period()) * 1e-9;
-        let ticks: Vec<u64> =
-            read[0].chunks_exact(8).map(|b| b.try_into().map_or(0, u64::from_le_bytes)).collect();
         // a driver may leave a timestamp out, or count backwards across power states
         let origin = ticks.iter().copied().filter(|&t| t > 0).min().unwrap_or(0);
         let at = |tick: u64| tick.saturating_sub(origin) as f64 * period;
-        Ok(ticks.chunks_exact(2).map(|t| (at(t[0]), at(t[1]).max(at(t[0])))).collect())
+        Ok(ticks.as_chunks().0.iter().map(|[from, to]| (at(*from), at(*to).max(at(*from)))).collect())
     }
 
-    fn by_waiting(&self, steps: &[Bound], prepare: &dyn Fn(usize)) -> Result<Vec<(f64, f64)>, GpuError> {
+    fn by_waiting(&self, steps: &[Step<'_>]) -> Result<Vec<(f64, f64)>, GpuError> {
         let origin = Instant::now();
         let mut spans = Vec::with_capacity(steps.len());
-        for (i, step) in steps.iter().enumerate() {
-            prepare(i);
+        for step in steps {
+            if upload(step) {
+                // the copy is no part of the dispatch after it
+                self.submit(&[], &[])?;
+                self.wait()?;
+            }
             let start = origin.elapsed().as_secs_f64();
             let mut encoder = self.shared.device.create_command_encoder(&Default::default());
-            step.encode(&mut encoder.begin_compute_pass(&Default::default()));
+            step.0.encode(&mut encoder.begin_compute_pass(&Default::default()));
             self.shared.queue.submit([encoder.finish()]);
             self.wait()?;
             spans.push((start, origin.elapsed().as_secs_f64()));
         }
         Ok(spans)
     }
+}
+
+/// Uploads what comes before a step; whether there is anything.
+fn upload((_, uploads): &(&Bound, &[(usize, super::Upload)])) -> bool {
+    uploads.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
+    !uploads.is_empty()
 }

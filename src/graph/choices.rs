@@ -21,6 +21,7 @@ pub struct Choices {
     measured: Vec<(Class, String)>,
     forced: Option<String>,
     list_alternatives: bool,
+    without_scratch: bool,
 }
 
 /// The other kernels for the work of a dispatch, for who measures them.
@@ -71,6 +72,16 @@ impl Choices {
     /// One variant for every class that has it, measured or not.
     pub fn forced(variant: impl Into<String>) -> Self {
         Choices { forced: Some(variant.into()), ..Choices::default() }
+    }
+
+    /// Built-in kernels alone, of which none needs scratch space.
+    pub fn without_scratch() -> Self {
+        Choices { without_scratch: true, ..Choices::default() }
+    }
+
+    /// Whether kernels may need scratch space of their own.
+    pub fn allows_scratch(&self) -> bool {
+        !self.without_scratch
     }
 
     /// The same choices, for a plan whose launches of unmeasured classes carry [`Alternatives`].

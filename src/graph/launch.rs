@@ -29,6 +29,8 @@ pub struct DeviceProfile {
     pub max_storage_buffers: u32,
     /// Kernels can read and write buffers in memory of the host.
     pub host_buffers: bool,
+    /// The device's memory is the host's: what lies there takes of it too.
+    pub unified_memory: bool,
     /// Kernels that were measured here.
     pub choices: Arc<Choices>,
 }

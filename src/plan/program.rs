@@ -100,7 +100,12 @@ impl Program {
                         stretches.reads(recording.len(), block);
                     }
                 }
-                recording.push(gpu.bind(dispatch, &buffers)?);
+                let on_host = dispatch.bindings.iter().any(|binding| match binding.place {
+                    Place::Input(i) => layout.is_on_host(graph, node.inputs[i]),
+                    Place::Output(o) => layout.is_on_host(graph, node.outputs[o]),
+                    Place::Workspace(_) => false,
+                });
+                recording.push(gpu.bind(dispatch, &buffers)?.on_host(on_host));
             }
         }
         stretches.upload(&mut recording, &bindings.streams());

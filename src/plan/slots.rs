@@ -5,7 +5,9 @@
 
 use super::ParameterSpace;
 use crate::gpu::{GpuError, allocation, param_bytes};
-use crate::graph::{DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value};
+use crate::graph::{
+    Choices, DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value,
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -106,7 +108,8 @@ impl Layout {
         layout
     }
 
-    /// Plans a smaller size of the same network onto the slots of this one.
+    /// Plans a smaller size of the same network onto the slots of this one, with no more scratch space, dispatches' parameters or
+    /// memory of any kind.
     ///
     /// `None` where the two graphs are not of one network.
     pub fn shrink(&self, graph: &Graph, device: &DeviceProfile) -> Option<Self> {
@@ -116,25 +119,29 @@ impl Layout {
         if !same {
             return None;
         }
-        let room = |launch: &LaunchPlan, slots: &[usize]| {
+        // scratch space and parameters were counted for the largest size alone
+        let room = |launch: &LaunchPlan, i: usize| {
+            let slots = &self.workspaces[i];
             launch.workspaces.len() <= slots.len()
                 && launch.workspaces.iter().zip(slots).all(|(bytes, slot)| *bytes <= self.sizes[*slot])
+                && parameter_bytes(launch) <= parameter_bytes(&self.nodes[i].1)
         };
-        // a kernel that was measured for the small size may want scratch space that the large one does without
-        let usual = DeviceProfile { choices: Arc::default(), ..device.clone() };
-        let mut defaults = None;
-        for (i, slots) in self.workspaces.iter().enumerate() {
-            if !room(&small.nodes[i].1, slots) {
-                let defaults = defaults.get_or_insert_with(|| live_launches(graph, &usual));
-                small.nodes[i].1 = defaults[i].1.clone();
+        // a kernel that was measured for the small size may want more than the large one's, and so may the built-in one where the
+        // large one's was measured: weights in blocks, expanded into scratch space or as they are read
+        for choices in [Choices::default(), Choices::without_scratch()] {
+            let over: Vec<usize> = (0..self.nodes.len()).filter(|&i| !room(&small.nodes[i].1, i)).collect();
+            if over.is_empty() {
+                break;
             }
+            let mut launches =
+                live_launches(graph, &DeviceProfile { choices: Arc::new(choices), ..device.clone() });
+            over.into_iter().for_each(|i| small.nodes[i].1 = std::mem::take(&mut launches[i].1));
         }
         let fits = |value: &Value| match self.homes.get(value) {
             Some(Home::Slot(slot)) => graph.type_of(*value).bytes() <= self.sizes[*slot],
             _ => true,
         };
-        let scratch =
-            small.nodes.iter().zip(&self.workspaces).all(|((_, launch), slots)| room(launch, slots));
+        let scratch = small.nodes.iter().enumerate().all(|(i, (_, launch))| room(launch, i));
         if !scratch || small.homes.len() != self.homes.len() || !self.homes.keys().all(fits) {
             return None;
         }
@@ -184,7 +191,16 @@ impl Layout {
 
     /// Bytes that the dispatches' parameters take on a device.
     pub fn parameter_bytes(&self) -> u64 {
-        self.dispatches().map(|dispatch| param_bytes(dispatch).len() as u64).sum()
+        self.nodes.iter().map(|(_, launch)| parameter_bytes(launch)).sum()
+    }
+
+    /// Whether a value lies in memory of the host.
+    pub(super) fn is_on_host(&self, graph: &Graph, value: Value) -> bool {
+        let leaf = match self.homes.get(&value) {
+            Some(Home::Leaf(leaf)) => *leaf,
+            _ => value,
+        };
+        graph.leaf_of(leaf).is_some_and(|leaf| leaf.kind == LeafKind::Host)
     }
 
     /// What a run dispatches, in order.
@@ -293,6 +309,11 @@ enum Housed {
     Value(Value),
     /// Of the live node at this position, the workspace of this index.
     Workspace(usize, usize),
+}
+
+/// Bytes that the parameters of a node's dispatches take on a device.
+fn parameter_bytes(launch: &LaunchPlan) -> u64 {
+    launch.dispatches.iter().map(|dispatch| param_bytes(dispatch).len() as u64).sum()
 }
 
 /// What each live node launches, in order.

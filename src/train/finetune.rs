@@ -236,8 +236,9 @@ impl<'a> Finetune<'a> {
             choice = choose(gpu)?;
         }
         notes.push(choice.describe(options.recompute));
+        notes.extend(choice.plan.moved_in_vain());
         self.options.recompute = RecomputeKind::Policy(choice.plan.recompute());
-        let (recompute, planned) = (choice.plan.recompute(), choice.plan.memory.total());
+        let (recompute, planned) = (choice.plan.recompute(), choice.plan.needed_bytes());
         let mut saver =
             Saver::new(&self.options, prepared.adapter.as_ref().map(|(_, settings)| settings.clone()));
         self.train(gpu, prepared, choice, &mut saver, notes).map_err(|error| {

@@ -1,12 +1,15 @@
-//! Fitting a run into a device's memory: which activations to make again, and what to change where nothing fits.
+//! Fitting a run into a device's memory: which activations to make again. What to change where nothing fits is in
+//! [`super::advice`].
+//!
+//! What counts is [`TrainingPlan::needed_bytes`]: where the device's memory is the host's, what waits there takes of it too.
 
+pub use super::advice::Advice;
 use super::memory_size::memory_text;
 use super::options::RecomputeKind;
 use super::plan::{Demand, TrainingPlan};
 use crate::autograd::Recompute;
-use crate::graph::{DType, DeviceProfile, GraphError};
+use crate::graph::{DeviceProfile, GraphError};
 use crate::models::Network;
-use crate::nn::{Storage, WeightMode};
 use crate::plan::MemoryReport;
 use serde::Serialize;
 use std::fmt;
@@ -40,38 +43,27 @@ impl fmt::Display for MemoryLimit {
 /// A run that does not fit, and what would.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[error(
-    "out of memory before anything was done: a micro-batch of {micro_batch} with --recompute {recompute} needs {}, more than \
+    "out of memory before anything was done: a micro-batch of {micro_batch} with --recompute {recompute} needs {}{}, more than \
      {limit}; {advice}{}",
     memory_text(*needed),
+    on_host_text(*on_host),
     if limit.asked { "" } else { " (--memory_limit sets another limit)" }
 )]
 pub struct MemoryError {
     pub micro_batch: usize,
     pub recompute: Recompute,
     pub needed: u64,
+    /// Of these, bytes in host memory, where that is the device's.
+    pub on_host: u64,
     pub limit: MemoryLimit,
     pub advice: Advice,
 }
 
-/// Changes of options that fit, each with the bytes it needs.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Advice {
-    pub fits: Vec<(String, u64)>,
-    /// What the leanest plan needs, and its weights alone.
-    pub least: Option<(String, u64, u64)>,
-}
-
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.fits.is_empty() {
-            let ways = self.fits.iter().map(|(way, bytes)| format!("with {way} {}", memory_text(*bytes)));
-            return f.write_str(&ways.collect::<Vec<_>>().join("; "));
-        }
-        if let Some((way, bytes, weights)) = &self.least {
-            let (bytes, weights) = (memory_text(*bytes), memory_text(*weights));
-            write!(f, "even {way} needs {bytes}, {weights} of it weights: ")?;
-        }
-        f.write_str("use a shorter --max_seq_length, a smaller model or another device")
+/// What follows an amount of memory of which so much is the host's and counts.
+fn on_host_text(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(" ({} of it in host memory, which is the device's)", memory_text(bytes)),
     }
 }
 
@@ -82,6 +74,10 @@ pub struct Combination {
     pub micro_batch_size: usize,
     pub peak_bytes: u64,
     pub bytes: MemoryReport,
+    /// Bytes of host memory that stand in for the device's.
+    pub host_bytes: u64,
+    /// Bytes that count against a limit ([`TrainingPlan::needed_bytes`]).
+    pub needed_bytes: u64,
     /// FLOPs of a micro-batch, forward and reverse.
     pub flops: f64,
 }
@@ -104,9 +100,10 @@ impl Choice {
             None => "of a device whose free memory is not known (--memory_limit sets a limit)".into(),
         };
         format!(
-            "recompute {}{chosen}: {} {limit}; {:.1} % more FLOPs per step than keeping all activations",
+            "recompute {}{chosen}: {}{} {limit}; {:.1} % more FLOPs per step than keeping all activations",
             self.plan.recompute(),
-            memory_text(self.plan.memory.total()),
+            memory_text(self.plan.needed_bytes()),
+            on_host_text(self.plan.shared_host_bytes()),
             100.0 * self.extra_flops
         )
     }
@@ -168,6 +165,8 @@ impl Planner<'_> {
             micro_batch_size: micro_batch,
             peak_bytes: plan.memory.total(),
             bytes: plan.memory,
+            host_bytes: plan.host_bytes,
+            needed_bytes: plan.needed_bytes(),
             flops: plan.flops,
         })
     }
@@ -192,113 +191,32 @@ impl Planner<'_> {
         let chosen = match kind {
             RecomputeKind::Policy(Recompute::None) => kept,
             RecomputeKind::Policy(policy) => self.plan(micro_batch, policy)?,
-            RecomputeKind::Auto if !self.network.host_activations && kept.memory.total() <= bytes => kept,
+            RecomputeKind::Auto if !self.network.host_activations && kept.needed_bytes() <= bytes => kept,
             RecomputeKind::Auto => {
                 drop(kept);
                 self.best_within(micro_batch, bytes)?
             }
         };
-        if chosen.memory.total() <= bytes {
+        if chosen.needed_bytes() <= bytes {
             return Ok(choice(chosen));
         }
         let limit = limit.unwrap_or(MemoryLimit { bytes, asked: true });
         Err(FitError::Memory(MemoryError {
             micro_batch,
             recompute: chosen.recompute(),
-            needed: chosen.memory.total(),
+            needed: chosen.needed_bytes(),
+            on_host: chosen.shared_host_bytes(),
             limit,
             advice: self.advise(micro_batch, chosen.recompute(), bytes)?,
         }))
     }
 
-    /// Changes that bring a run with this micro-batch and policy below `bytes`.
-    ///
-    /// # Errors
-    /// As [`Planner::plan`].
-    pub fn advise(&self, micro_batch: usize, recompute: Recompute, bytes: u64) -> Result<Advice, GraphError> {
-        let mut advice = Advice::default();
-        let divides = |micro: &usize| self.batch_size.is_multiple_of(*micro);
-        let small = (1..micro_batch).rev().filter(|_| !self.resumed).filter(divides);
-        let mut micro = micro_batch;
-        for smaller in small {
-            micro = smaller;
-            let needed = self.plan(micro, recompute)?.memory.total();
-            if needed <= bytes {
-                advice.fits.push((format!("--micro_batch_size {micro}"), needed));
-                break;
-            }
-        }
-        let best = self.best_within(micro_batch, bytes)?;
-        if best.memory.total() <= bytes {
-            advice.fits.push((format!("--recompute {}", best.recompute()), best.memory.total()));
-        }
-        if let Some(quantised) = quantised(&self.network).filter(|_| !self.resumed) {
-            let planner = Planner { network: quantised, ..*self };
-            let needed = planner.plan(micro_batch, recompute)?.memory.total();
-            if needed <= bytes {
-                advice.fits.push(("--quantize nf4".into(), needed));
-            }
-        }
-        if !advice.fits.is_empty() {
-            return Ok(advice);
-        }
-        let lean = self.best_within(micro, bytes)?;
-        let micro_option = match self.resumed {
-            true => String::new(),
-            false => format!("--micro_batch_size {micro} "),
-        };
-        let both = format!("{micro_option}--recompute {}", lean.recompute());
-        if lean.memory.total() <= bytes {
-            advice.fits.push((both, lean.memory.total()));
-            return Ok(advice);
-        }
-        for (option, network) in self.leaner_networks() {
-            let planner = Planner { network, ..*self };
-            let best = planner.best_within(micro, bytes)?;
-            if best.memory.total() <= bytes {
-                let way = format!("{option} {micro_option}--recompute {}", best.recompute());
-                advice.fits.push((way, best.memory.total()));
-                return Ok(advice);
-            }
-        }
-        advice.least = Some((both, lean.memory.total(), lean.memory.weights));
-        Ok(advice)
-    }
-
-    /// What options make of the network, each leaner than the one before.
-    fn leaner_networks(&self) -> Vec<(String, Network)> {
-        let mut all: Vec<(String, Network)> = Vec::new();
-        let mut network = self.network.clone();
-        let mut options = String::new();
-        let mut add = |option: &str, network: &Network| {
-            options.push_str(if options.is_empty() { "" } else { " " });
-            options.push_str(option);
-            all.push((options.clone(), network.clone()));
-        };
-        if network.activations == DType::F32 && !self.resumed {
-            network = stored_in_16_bits(&network);
-            add("--precision bf16-true", &network);
-        }
-        if let Some(quantised) = quantised(&network).filter(|_| !self.resumed) {
-            network = quantised;
-            add("--quantize nf4", &network);
-        }
-        if let WeightMode::Frozen(storage) = network.weights {
-            let offload = network.config.layers;
-            network.weights = WeightMode::Frozen(Storage { offload, ..storage });
-            network.host_activations = self.device.host_buffers;
-            let activations = if network.host_activations { " --offload_activations" } else { "" };
-            add(&format!("--offload {offload}{activations}"), &network);
-        }
-        all
-    }
-
     /// The plan with the fewest FLOPs of those that fit, or where none does the one that needs least.
-    fn best_within(&self, micro_batch: usize, bytes: u64) -> Result<TrainingPlan, GraphError> {
+    pub(super) fn best_within(&self, micro_batch: usize, bytes: u64) -> Result<TrainingPlan, GraphError> {
         let mut best = self.plan(micro_batch, Recompute::Layer)?;
         for policy in self.policies() {
             let plan = self.plan(micro_batch, policy)?;
-            let (needs, had) = (plan.memory.total(), best.memory.total());
+            let (needs, had) = (plan.needed_bytes(), best.needed_bytes());
             let better = match (needs <= bytes, had <= bytes) {
                 (true, true) => plan.flops < best.flops,
                 (true, false) => true,
@@ -311,30 +229,6 @@ impl Planner<'_> {
         }
         Ok(best)
     }
-}
-
-/// The network with its linear layers in four bits, where they are frozen and plain.
-fn quantised(network: &Network) -> Option<Network> {
-    match network.weights {
-        WeightMode::Frozen(storage) if !storage.linear.is_quantised() => {
-            let weights = WeightMode::Frozen(Storage { linear: DType::Nf4, ..storage });
-            Some(Network { weights, ..network.clone() })
-        }
-        _ => None,
-    }
-}
-
-fn stored_in_16_bits(network: &Network) -> Network {
-    let weights = match network.weights {
-        WeightMode::Frozen(storage) => {
-            let half = |dtype| if dtype == DType::F32 { DType::BF16 } else { dtype };
-            let Storage { plain, linear, outer, .. } = storage;
-            let (plain, linear, outer) = (half(plain), half(linear), half(outer));
-            WeightMode::Frozen(Storage { plain, linear, outer, ..storage })
-        }
-        WeightMode::Trainable => WeightMode::Trainable,
-    };
-    Network { weights, activations: DType::BF16, ..network.clone() }
 }
 
 /// Why there is no plan.

@@ -1,6 +1,7 @@
 //! Training: options, schedule, optimiser, the loop, metrics.
 
 pub mod adapter;
+pub mod advice;
 pub mod axis;
 pub mod bench;
 pub mod data_options;

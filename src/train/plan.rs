@@ -12,6 +12,7 @@ use crate::autograd::Recompute;
 use crate::gpu::GpuError;
 use crate::graph::{DeviceProfile, Graph, GraphError, LeafKind};
 use crate::models::Network;
+use crate::nn::{Storage, WeightMode};
 use crate::plan::{Layout, MemoryReport, ParameterSpace, leaf_bytes};
 
 /// The micro-batches that a run will have.
@@ -59,6 +60,8 @@ pub struct TrainingPlan {
     pub memory: MemoryReport,
     /// Bytes of host memory that stand in for the device's: weights that are streamed, a token embedding, kept activations.
     pub host_bytes: u64,
+    /// The device's memory is the host's.
+    pub unified_memory: bool,
     /// FLOPs of the largest training micro-batch, forward and reverse.
     pub flops: f64,
 }
@@ -75,7 +78,7 @@ impl TrainingPlan {
         let evaluation = network.evaluation(capacity.tokens, capacity.labels)?;
         let layouts = [Layout::new(&graph, device), Layout::new(&evaluation, device)];
         let (update, _) = plan_update(&ParameterSpace::of(&graph), optimizer, device)?;
-        // smaller sizes have as many parameters at most
+        // smaller sizes have as many parameters at most (Layout::shrink)
         let parameters = training_sizes as u64 * layouts[0].parameter_bytes()
             + evaluation_sizes as u64 * layouts[1].parameter_bytes();
         let visible = visible_share(capacity.tokens, longest);
@@ -100,8 +103,41 @@ impl TrainingPlan {
         let host_bytes = streamed_bytes(&graph, network)
             + HostEmbedding::planned_bytes(network)
             + leaf_bytes(&graph, &[LeafKind::Host]);
-        let network = network.clone();
-        Ok(TrainingPlan { network, optimizer, capacity, graph, layouts, memory, host_bytes, flops })
+        let (network, unified_memory) = (network.clone(), device.unified_memory);
+        Ok(TrainingPlan {
+            network,
+            optimizer,
+            capacity,
+            graph,
+            layouts,
+            memory,
+            host_bytes,
+            unified_memory,
+            flops,
+        })
+    }
+
+    /// Bytes that count against what the device has: those on it, and where its memory is the host's, those that wait there.
+    pub fn needed_bytes(&self) -> u64 {
+        self.memory.total() + self.shared_host_bytes()
+    }
+
+    /// Bytes in host memory, where that is the device's; 0 on all other devices.
+    pub fn shared_host_bytes(&self) -> u64 {
+        if self.unified_memory { self.host_bytes } else { 0 }
+    }
+
+    /// What to tell where options move bytes to host memory and the device's memory is just that.
+    pub fn moved_in_vain(&self) -> Option<String> {
+        let mut options = Vec::new();
+        if let WeightMode::Frozen(Storage { offload: 1.., .. }) = self.network.weights {
+            options.push("--offload");
+        }
+        options.extend(self.network.host_activations.then_some("--offload_activations"));
+        let saves = if options.len() > 1 { "save" } else { "saves" };
+        (self.unified_memory && !options.is_empty()).then(|| {
+            format!("{} {saves} nothing: the memory of this device is the host's", options.join(" and "))
+        })
     }
 
     /// Whether a device can run it at all, however much memory it has.

@@ -38,6 +38,12 @@ pub struct PlanReport {
     pub bytes: MemoryReport,
     /// Bytes of host memory that stand in for the device's.
     pub host_bytes: u64,
+    /// Planned for a device whose memory is the host's.
+    pub unified_memory: bool,
+    /// What counts against the limit: `peak_bytes`, and with `unified_memory` also `host_bytes`.
+    pub needed_bytes: u64,
+    /// Options that change nothing for the better on such a device.
+    pub notes: Vec<String>,
     /// FLOPs of an optimiser step of the largest micro-batches, forward and reverse.
     pub step_flops: f64,
     /// FLOPs beyond those of a step that keeps all activations, as a share of these.
@@ -136,7 +142,7 @@ fn report(
             let combination = planner.combination(size, policy).map_err(FitError::from)?;
             combinations.push(CombinationReport {
                 extra_flops: combination.flops / all - 1.0,
-                fits: fits(combination.peak_bytes),
+                fits: fits(combination.needed_bytes),
                 combination,
             });
         }
@@ -164,10 +170,13 @@ fn report(
         peak_bytes: plan.memory.total(),
         bytes: plan.memory,
         host_bytes: plan.host_bytes,
+        unified_memory: plan.unified_memory,
+        needed_bytes: plan.needed_bytes(),
+        notes: plan.moved_in_vain().into_iter().collect(),
         step_flops: plan.flops * (options.batch_size / micro_batch) as f64,
         extra_flops: plan.flops / kept - 1.0,
         memory_limit: limit.map(|limit| limit.bytes),
-        fits: fits(plan.memory.total()),
+        fits: fits(plan.needed_bytes()),
         advice: advice.as_ref().map(Advice::to_string),
         combinations,
     })

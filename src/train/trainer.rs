@@ -10,7 +10,7 @@ use super::optimiser::{Optimiser, OptimiserError};
 use super::plan::{Demand, TrainingPlan};
 use super::weights::{WeightError, WeightSource, write_initial_values};
 use crate::data::MicroBatch;
-use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, Readback};
+use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, HostShare, Readback, Transfers};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
@@ -92,6 +92,8 @@ pub struct Trainer {
     loaded: LoadReport,
     /// What was allocated on the host for activations.
     kept_bytes: u64,
+    /// All that lies there, where it is the device's memory.
+    _host_share: HostShare,
     micro_batches: u32,
     seed: u64,
 }
@@ -145,7 +147,8 @@ impl Trainer {
         seed: u64,
         stop: &StopFlag,
     ) -> Result<Self, TrainerError> {
-        let TrainingPlan { network, optimizer, capacity, graph, layouts, .. } = plan;
+        let TrainingPlan { network, optimizer, capacity, graph, layouts, host_bytes, .. } = plan;
+        let host_share = gpu.count_on_host("weights and activations in host memory", host_bytes)?;
         let mut memory = MemoryReport::default();
         let mut bindings = Bindings::new();
         let start = Instant::now();
@@ -179,6 +182,7 @@ impl Trainer {
             memory,
             loaded,
             kept_bytes,
+            _host_share: host_share,
             micro_batches: 0,
             seed,
         })
@@ -294,6 +298,17 @@ impl Trainer {
         let update = gpu.time(self.optimiser.recording())?;
         times.extend(update.into_iter().map(|t| DispatchTime { start: t.start + end, ..t }));
         Ok(times)
+    }
+
+    /// What the weights of a micro-batch that come from host memory cost on their way; `None` where all lie on the device. Its
+    /// gradients are added several times.
+    ///
+    /// # Errors
+    /// As [`Trainer::accumulate`].
+    pub fn transfers(&mut self, batch: &MicroBatch) -> Result<Option<Transfers>, TrainerError> {
+        let size = self.write_inputs(batch)?;
+        let gpu = self.gpu.clone();
+        Ok(gpu.transfers(self.program(true, size)?.recording())?)
     }
 
     /// Clips and updates the parameters from the window's gradients, and reads loss and norm.

@@ -7,7 +7,7 @@
 //! of such a weight the host holds the codes.
 
 use super::weights::{WeightError, WeightSource};
-use crate::gpu::{BufferSlice, Gpu};
+use crate::gpu::{BufferSlice, Gpu, GpuError};
 use crate::graph::blocks::{Blocks, Quantiser};
 use crate::graph::layout::pack;
 use crate::graph::{DType, LANE, TensorType};
@@ -64,7 +64,8 @@ pub(super) fn upload(
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS);
     std::thread::scope(|scope| {
         for _ in 1..threads.min(pieces.len()) {
-            scope.spawn(work);
+            // this one does what no other can
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
         }
         work();
     });
@@ -83,11 +84,17 @@ pub(super) fn packed(source: &WeightSource, name: &str, ty: TensorType) -> Resul
     if let Some(stored) = source.stored_blocks(name)?.filter(|stored| stored.ty == ty) {
         return Ok(stored.blocks.pack(ty));
     }
-    let (mut raw, mut values) = (Vec::new(), Vec::new());
-    let all = 0..ty.shape.elements();
+    // what does not fit is an error, not the end of the process
+    let mut values = Vec::new();
+    let bytes = ty.bytes();
+    values
+        .try_reserve_exact(bytes as usize)
+        .map_err(|_| GpuError::OutOfHostMemory { what: name.to_owned(), bytes })?;
     if ty.dtype.is_quantised() {
+        drop(values);
         return Ok(quantised(source, name, ty)?.pack(ty));
     }
+    let (mut raw, all) = (Vec::new(), 0..ty.shape.elements());
     if !ty.cols().is_multiple_of(LANE) {
         source.write_elements(name, ty.shape.dims(), all, DType::F32, &mut raw, &mut values)?;
         drop(raw);

@@ -1,12 +1,13 @@
 //! What `engraft plan` takes: the options of `finetune`, of which model and data may be left out.
 
 use super::{
-    DataArgs, DeviceArgs, EXIT_CODES, LoraArgs, RunModelArgs, SplitArgs, TrainingArgs, TuneArgs, named_config,
+    DataArgs, DeviceArgs, EXIT_CODES, LoraArgs, RunModelArgs, SplitArgs, TrainingArgs, TuneArgs, boolean,
+    named_config,
 };
 use crate::error::Error;
 use crate::models::ModelConfig;
 use crate::train::options::{FinetuneOptions, Method, OptionsError, TuneMode, WeightInit};
-use clap::Args;
+use clap::{ArgAction, Args};
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, Args)]
@@ -31,6 +32,17 @@ pub struct PlanArgs {
     pub training: TrainingArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Plan for a device whose memory is the host's: true or false [default: what --gpu is, or false]
+    #[arg(
+        long,
+        alias = "unified-memory",
+        value_name = "BOOL",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub unified_memory: Option<bool>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -45,6 +45,10 @@ impl Kernel {
         way && self.variant.fits(device, &o.extents(device, self.staged))
     }
 
+    pub fn needs_scratch(&self) -> bool {
+        self.staged || matches!(self.variant, Variant::Coop { .. })
+    }
+
     pub fn parse(name: &str) -> Option<Kernel> {
         let (name, staged) = name.strip_prefix("staged ").map_or((name, false), |rest| (rest, true));
         Some(Kernel { variant: Variant::parse(name)?, staged })

@@ -34,8 +34,12 @@ impl Product {
         out: Operand,
     ) {
         let oriented = self.orient(a, b, terms, out);
-        let kernels = Kernel::candidates(launch.device, &oriented);
         let choices = &launch.device.choices;
+        let mut kernels = Kernel::candidates(launch.device, &oriented);
+        if !choices.allows_scratch() {
+            // every device has a kernel that reads its operands as they are
+            kernels.retain(|kernel| !kernel.needs_scratch());
+        }
         let class = self.class(&oriented);
         let measured = choices.variant(&class).and_then(Kernel::parse);
         let measured = measured.filter(|k| k.fits(launch.device, &oriented));

@@ -23,9 +23,11 @@ use crate::train::tuning::{TuneProgress, TuneReport, Tuner};
 use crate::train::weights::WeightSource;
 use serde::Serialize;
 use std::time::Instant;
+use transfers::TransferReport;
 
 pub mod kernels;
 pub mod trace;
+pub mod transfers;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -191,7 +193,8 @@ impl BenchTrain {
             // other kernels may need other scratch space
             choice = choose(gpu)?;
         }
-        let chosen = choice.describe(options.recompute);
+        let lines = [Some(choice.describe(options.recompute)), choice.plan.moved_in_vain()];
+        let chosen = lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
         let trainer = Trainer::from_plan(gpu, choice.plan, &WeightSource::Random { seed: 0 }, 0)?;
         let (seq, steps) = (options.seq, options.steps);
         Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, tuned, chosen })
@@ -282,12 +285,21 @@ impl BenchTrain {
         Ok(fastest)
     }
 
+    /// What a step moves between host and device memory, `dispatches` being its own; `None` where nothing.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn transfers(&mut self, dispatches: &[DispatchTime]) -> Result<Option<TransferReport>, Error> {
+        let weights = self.trainer.transfers(&self.batch)?;
+        Ok(TransferReport::new(weights.as_ref(), dispatches))
+    }
+
     /// The measuring of kernels that went before.
     pub fn tuned(&self) -> &TuneReport {
         &self.tuned
     }
 
-    /// The policy of recomputation, its memory and its work, as a line to read.
+    /// The policy of recomputation, its memory and its work, to read.
     pub fn chosen(&self) -> &str {
         &self.chosen
     }

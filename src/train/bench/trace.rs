@@ -42,6 +42,7 @@ mod tests {
             kernel: "matmul",
             detail: "NT 4x4x4".into(),
             variant: "rows".into(),
+            on_host: false,
             start: 0.5,
             seconds: 0.25,
             cost: Cost { flops: 5e8, bytes: 2e6 },

@@ -1,0 +1,140 @@
+//! Recordings: dispatches bound to buffers, replayed in submissions of bounded work, with uploads in between.
+
+use super::pipeline::Bound;
+use super::{Buffer, BufferSlice, Gpu, GpuError};
+use crate::graph::Cost;
+use std::sync::Arc;
+
+/// Dispatches that run in order, as often as wanted, and what is uploaded between them.
+#[derive(Default)]
+pub struct Recording {
+    steps: Vec<Bound>,
+    /// By the step that they come before, ascending.
+    uploads: Vec<(usize, Upload)>,
+}
+
+/// Content that goes to the device anew in every run of a recording.
+#[derive(Clone)]
+pub struct Upload {
+    pub to: BufferSlice,
+    pub bytes: Arc<Vec<u8>>,
+}
+
+/// A dispatch, and what is uploaded before it.
+pub(super) type Step<'r> = (&'r Bound, &'r [(usize, Upload)]);
+
+/// What of a recording runs: all, or one side of it for who measures how the two overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Share {
+    All,
+    Dispatches,
+    Uploads,
+}
+
+/// A submission ends after this much estimated work: far below the two seconds after which Windows resets a device.
+const SUBMIT_FLOPS: f64 = 40e9;
+const SUBMIT_BYTES: f64 = 8e9;
+
+/// How many of these steps go in one submission: up to its bound of work, or to the next upload, which comes before all of the
+/// submission after it.
+pub(super) fn submission(steps: &[Step<'_>]) -> usize {
+    let mut cost = Cost::default();
+    let end = steps.iter().enumerate().position(|(i, (step, uploads))| {
+        let full = cost.flops >= SUBMIT_FLOPS || cost.bytes >= SUBMIT_BYTES;
+        cost += step.cost;
+        full || (i > 0 && !uploads.is_empty())
+    });
+    end.unwrap_or(steps.len())
+}
+
+impl Gpu {
+    /// Zeroes buffers and runs recordings, cut into submissions of bounded work; returns without waiting for them, but for
+    /// old ones where several have not finished.
+    ///
+    /// # Errors
+    /// What the device reported since the last call.
+    pub fn submit(&self, clears: &[BufferSlice], recordings: &[&Recording]) -> Result<(), GpuError> {
+        self.run(clears, recordings, Share::All)
+    }
+
+    pub(super) fn run(
+        &self,
+        clears: &[BufferSlice],
+        recordings: &[&Recording],
+        share: Share,
+    ) -> Result<(), GpuError> {
+        self.check()?;
+        let device = &self.shared.device;
+        let mut encoder = device.create_command_encoder(&Default::default());
+        for slice in clears {
+            encoder.clear_buffer(slice.buffer.raw(), slice.offset, Some(slice.size));
+        }
+        let steps: Vec<Step<'_>> = recordings.iter().flat_map(|r| r.steps_with_uploads()).collect();
+        let mut left = &steps[..];
+        while let Some((_, uploads)) = left.first() {
+            let (now, later) = left.split_at(submission(left));
+            if share != Share::Dispatches {
+                uploads.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
+            }
+            if share != Share::Uploads {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                now.iter().for_each(|(step, _)| step.encode(&mut pass));
+            }
+            let submission = self.shared.queue.submit([encoder.finish()]);
+            self.pace(submission)?;
+            encoder = device.create_command_encoder(&Default::default());
+            left = later;
+        }
+        if steps.is_empty() {
+            self.shared.queue.submit([encoder.finish()]);
+        }
+        self.check()
+    }
+}
+
+impl Recording {
+    pub fn push(&mut self, bound: Bound) {
+        self.steps.push(bound);
+    }
+
+    /// Uploads before the step at this index, in every run. Indices must not fall from call to call.
+    pub fn upload(&mut self, before: usize, upload: Upload) {
+        debug_assert!(self.uploads.last().is_none_or(|(last, _)| *last <= before));
+        self.uploads.push((before, upload));
+    }
+
+    pub(super) fn steps_with_uploads(&self) -> impl Iterator<Item = Step<'_>> {
+        self.steps.iter().enumerate().map(|(i, step)| (step, self.uploads_before(i)))
+    }
+
+    fn uploads_before(&self, step: usize) -> &[(usize, Upload)] {
+        let from = self.uploads.partition_point(|(at, _)| *at < step);
+        let to = self.uploads.partition_point(|(at, _)| *at <= step);
+        &self.uploads[from..to]
+    }
+
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Bytes of its dispatches' parameters on the device.
+    pub fn parameter_bytes(&self) -> u64 {
+        self.steps.iter().filter_map(|s| s.params.as_ref()).map(Buffer::size).sum()
+    }
+
+    /// Bytes that are uploaded in a run.
+    pub fn upload_bytes(&self) -> u64 {
+        self.uploads.iter().map(|(_, upload)| upload.bytes.len() as u64).sum()
+    }
+
+    /// Estimated work of one run.
+    pub fn cost(&self) -> Cost {
+        let mut total = Cost::default();
+        self.steps.iter().for_each(|s| total += s.cost);
+        total
+    }
+}
