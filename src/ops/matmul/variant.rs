@@ -100,9 +100,10 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         variant(best, true, 1),
         variant(other, true, 2),
     ];
-    // taller ones load columns less often, and outgrow the processor's cache of instructions when they are unrolled
-    let tall = [64, 48].into_iter().filter(|&h| rows >= h as usize && tiles(h) >= 8);
-    all.extend(tall.map(|h| variant(h, broadcast.is_none(), 1)));
+    // a taller one loads columns less often, and outgrows the processor's cache of instructions when it is unrolled
+    if rows >= 64 && tiles(64) >= 8 {
+        all.push(variant(64, broadcast.is_none(), 1));
+    }
     let mut seen = Vec::new();
     all.retain(|v| {
         !seen.contains(v) && {
