@@ -108,6 +108,10 @@ fn answers(
 fn show(event: &Event, clock: Instant) {
     match event {
         Event::Note(text) => println!("{text}"),
+        Event::Tuned(progress) if progress.done == 1 => println!(
+            "measuring kernels for {} classes of products, once for this device and driver",
+            progress.total
+        ),
         Event::Started(run) => println!(
             "training {} of {} parameters, {} steps",
             run.trainable_parameters,
