@@ -14,6 +14,7 @@ pub struct StopFlag(Option<Arc<AtomicBool>>);
 pub struct Stopped;
 
 impl StopFlag {
+    /// Whether somebody asked.
     pub fn is_set(&self) -> bool {
         self.0.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
     }

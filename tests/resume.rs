@@ -304,6 +304,41 @@ fn the_validation_at_the_end_of_the_time_may_be_cut() {
     assert!(result(&whole.out_dir) == result(&parts.out_dir));
 }
 
+/// The end of the time asks for a validation that the run would not have made: a better adapter found in it must not take away the
+/// one that the run needs when it goes on.
+#[test]
+fn the_best_before_the_end_of_the_time_stays() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = |out: &str| {
+        let mut options = options(folder.path(), out, Precision::F32True);
+        (options.eval_interval, options.save_interval, options.keep_best) = (Some(5), None, true);
+        options
+    };
+    let (whole, mut parts) = (options("whole"), options("parts"));
+    Finetune::new(whole.clone()).run().unwrap();
+    let time = Duration::from_secs(8);
+    parts.max_time = Some(time.as_secs_f64());
+    let mut begin = Instant::now();
+    let run = Finetune::new(parts.clone()).on_event(|event| match event {
+        Event::Started(_) => begin = Instant::now(),
+        Event::Step(record) if record.step == 6 => std::thread::sleep(time.saturating_sub(begin.elapsed())),
+        _ => {}
+    });
+    let report = run.run().unwrap();
+    assert!((6..9).contains(&report.steps), "{report:?}");
+    let last = format!("best-{:06}", report.steps);
+    for best in ["best-000005", &last] {
+        assert!(parts.out_dir.join(best).is_dir(), "{best}");
+    }
+    (parts.max_time, parts.resume) = (None, Some("auto".into()));
+    Finetune::new(parts.clone()).run().unwrap();
+    // the line of that validation stays in the log
+    assert!(result(&whole.out_dir).0 == result(&parts.out_dir).0);
+}
+
 /// Asked to stop before there was a step: it ends soon, and nothing is written, half or whole.
 #[test]
 fn a_run_that_has_not_begun_leaves_nothing() {

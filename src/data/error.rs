@@ -254,7 +254,7 @@ pub enum DataError {
         shortest_prompt: usize,
     },
 
-    /// Somebody asked for it; no file of tokens was left.
+    /// Somebody asked for it; files of tokens that were complete stay, and no half of one.
     #[error("the data were not read to their end: {0}")]
     Stopped(#[from] Stopped),
 }

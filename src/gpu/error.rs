@@ -56,9 +56,13 @@ fn amount(bytes: u64, what: &str) -> String {
 /// What a device has only so much of, however much memory it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
+    /// Of a buffer that one binding reaches.
     BindingBytes,
+    /// Of one allocation.
     BufferBytes,
+    /// That one kernel binds.
     StorageBuffers,
+    /// Of one dispatch.
     Workgroups,
 }
 

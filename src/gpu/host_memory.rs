@@ -47,21 +47,29 @@ fn of_groups(groups: &str, root: &Path) -> Option<u64> {
         let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/').to_owned());
         // version 2 has one hierarchy for all controllers, without a name
         let (folder, names) = match controllers {
-            "" => (root.to_path_buf(), ["memory.max", "memory.current", "inactive_file "]),
+            "" => (root.to_path_buf(), ["memory.max", "memory.current", "inactive_file ", "active_file "]),
             _ if controllers.split(',').any(|name| name == "memory") => {
-                let names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "];
+                let names = [
+                    "memory.limit_in_bytes",
+                    "memory.usage_in_bytes",
+                    "total_inactive_file ",
+                    "total_active_file ",
+                ];
                 (root.join("memory"), names)
             }
             _ => return None,
         };
         Some((folder, path, names))
     };
-    let left = |folder: &Path, [limit, usage, reclaimable]: [&str; 3]| {
+    let left = |folder: &Path, [limit, usage, inactive, active]: [&str; 4]| {
         let number = |name: &str| read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
         let (limit, usage) = (number(limit)?, number(usage)?);
         let stat = read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let line = stat.lines().find_map(|line| line.strip_prefix(reclaimable));
-        let reclaimable = line.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
+        let bytes = |name: &str| {
+            let line = stat.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        let reclaimable = bytes(inactive) + bytes(active);
         Some(limit.saturating_sub(usage.saturating_sub(reclaimable)))
     };
     let all = groups.lines().filter_map(files).flat_map(|(folder, path, names)| {
@@ -104,7 +112,7 @@ mod tests {
         };
         // version 2: the group allows all that the one around it has
         group("pod/run", &[("memory.max", "max\n"), ("memory.current", "500\n")]);
-        let stat = "anon 100\ninactive_file 200\n";
+        let stat = "anon 100\ninactive_file 150\nactive_file 50\n";
         group("pod", &[("memory.max", "1000\n"), ("memory.current", "700\n"), ("memory.stat", stat)]);
         assert_eq!(of_groups("0::/pod/run\n", root.path()), Some(500));
         // version 1, beside others

@@ -62,21 +62,20 @@ impl Gpu {
         }
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(missing.len().max(1));
         let results: Vec<Result<Vec<Compiled>, GpuError>> = std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..workers)
-                .map(|worker| {
-                    let mine = missing.iter().skip(worker).step_by(workers);
-                    let work = move || mine.map(|key| Ok((key.clone(), self.compile(key)?))).collect();
-                    std::thread::Builder::new().spawn_scoped(scope, work)
-                })
-                .collect();
-            let panicked = || Err(GpuError::Validation("a shader compiler thread failed".into()));
-            let no_thread = || {
-                let what = "a thread that compiles shaders".to_owned();
-                Err(GpuError::OutOfHostMemory { what, bytes: 0 })
+            let missing = &missing;
+            let work = move |worker: usize| -> Result<Vec<Compiled>, GpuError> {
+                let mine = missing.iter().skip(worker).step_by(workers);
+                mine.map(|key| Ok((key.clone(), self.compile(key)?))).collect()
             };
-            let join = |handle: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match handle {
-                Ok(handle) => handle.join().unwrap_or_else(|_| panicked()),
-                Err(_) => no_thread(),
+            let begin = |worker| {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, move || work(worker));
+                (worker, thread)
+            };
+            let handles: Vec<_> = (0..workers).map(begin).collect();
+            let panicked = || Err(GpuError::Validation("a shader compiler thread failed".into()));
+            let join = |(worker, handle): (usize, std::io::Result<std::thread::ScopedJoinHandle<'_, _>>)| {
+                // where no further thread may start, this one does its part
+                handle.map_or_else(|_| work(worker), |h| h.join().unwrap_or_else(|_| panicked()))
             };
             handles.into_iter().map(join).collect()
         });

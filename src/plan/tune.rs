@@ -89,7 +89,10 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
             Ok(buffer) => buffers.insert(place, buffer.whole()),
             // no room to measure in is no reason to end a run that has room to train in
             Err(
-                GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. },
+                GpuError::OutOfMemory { .. }
+                | GpuError::OutOfHostMemory { .. }
+                | GpuError::OverMemoryLimit { .. }
+                | GpuError::OverLimit { .. },
             ) => {
                 return Ok(Measurement {
                     class: candidate.class.clone(),
@@ -130,7 +133,8 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
                 GpuError::Shader { .. }
                 | GpuError::OverLimit { .. }
                 | GpuError::OverMemoryLimit { .. }
-                | GpuError::OutOfMemory { .. },
+                | GpuError::OutOfMemory { .. }
+                | GpuError::OutOfHostMemory { .. },
             ) => None,
             Err(other) => return Err(other.into()),
         });

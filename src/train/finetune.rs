@@ -93,7 +93,7 @@ impl<'a> Finetune<'a> {
     }
 
     /// Ends the run soon after the flag is set: after the step or within the validation under way, with its state saved
-    /// ([`Error::Stopped`]), or before the first step, with nothing written ([`Error::NotBegun`]).
+    /// ([`Error::Stopped`]), or before the first step, with no step saved ([`Error::NotBegun`]).
     pub fn stop_when(mut self, flag: Arc<AtomicBool>) -> Self {
         self.stop = flag.into();
         self
@@ -234,6 +234,7 @@ impl<'a> Finetune<'a> {
             self.stop.check()?;
             // other kernels may need other scratch space
             choice = choose(gpu)?;
+            choice.plan.check(&gpu.profile())?;
         }
         notes.push(choice.describe(options.recompute));
         notes.extend(choice.plan.moved_in_vain());
@@ -245,7 +246,7 @@ impl<'a> Finetune<'a> {
             let room = match error.gpu() {
                 Some(GpuError::OverMemoryLimit { limit, .. }) => *limit,
                 // how much there was is not known: less than planned
-                Some(GpuError::OutOfMemory { .. }) => planned / 4 * 3,
+                Some(GpuError::OutOfMemory { .. } | GpuError::OutOfHostMemory { .. }) => planned / 4 * 3,
                 _ => return error,
             };
             let (network, device) = (prepared.network.clone(), &gpu.profile());

@@ -123,7 +123,8 @@ impl Saver {
         Ok(path)
     }
 
-    /// Writes what is trained as the best so far; what was the best before goes, unless a saved step still needs it.
+    /// Writes what is trained as the best so far; what was the best before goes, unless it is that of step `kept` or
+    /// a saved step still needs it.
     ///
     /// # Errors
     /// As [`Saver::step`].
@@ -131,6 +132,7 @@ impl Saver {
         &mut self,
         trainer: &Trainer,
         step: usize,
+        kept: Option<usize>,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<(), Error> {
         let path = self.best_folder(step);
@@ -144,6 +146,7 @@ impl Saver {
         let needed: Vec<usize> = resume::steps_of(&self.out_dir, &self.run)
             .iter()
             .filter_map(|(_, path)| resume::best_of(path))
+            .chain(kept)
             .collect();
         for (other, earlier) in resume::numbered(&self.out_dir, "best-") {
             if other != step && !needed.contains(&other) && self.is_own_best(&earlier) {

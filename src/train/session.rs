@@ -83,7 +83,7 @@ impl Session<'_, '_> {
         // a run that had ended before has nothing left but its result
         let mut end = progress.ended(self.options, steps);
         if self.options.initial_validation && progress.step == 0 && !data.validation.is_empty() {
-            self.evaluate(&mut progress, &mut ledger, self.options.eval_max_iters)?;
+            self.evaluate(&mut progress, &mut ledger, self.options.eval_max_iters, None)?;
             if progress.unfinished.is_some() {
                 return Err(Stopped.into());
             }
@@ -184,10 +184,15 @@ impl Session<'_, '_> {
         // what is saved already waits for this evaluation
         let taken_up = progress.unfinished.is_some();
         let watch = progress.watch.clone();
+        // an evaluation that only the end asked for is none where the run goes on
+        let interval = self.options.eval_interval;
+        let extra = |end| end == Some(End::Time) && !due(interval);
         if evaluates {
             // the best is found among losses of the same rows
             let rows = self.options.eval_max_iters.filter(|_| !last || self.options.keeps_best());
-            self.evaluate(progress, ledger, rows)?;
+            // where the state goes on without it, what that takes for the best stays
+            let kept = if extra(end) { watch.best.map(|(step, _)| step) } else { None };
+            self.evaluate(progress, ledger, rows, kept)?;
             asked_to_stop |= self.stop.is_set();
         } else {
             progress.unfinished = None;
@@ -207,10 +212,8 @@ impl Session<'_, '_> {
         // a run that ended early can go on, where the options let it
         let early = end.is_some_and(|end| end != End::Steps);
         if stopped || early || taken_up || due(self.options.save_interval) {
-            // an evaluation that only the end asked for is none where the run goes on
-            let extra = end == Some(End::Time) && !due(self.options.eval_interval);
             let mut state = progress.clone();
-            if extra {
+            if extra(end) {
                 state.watch = watch;
                 state.unfinished = state.unfinished.map(|_| Unfinished::Evaluation);
             }
@@ -256,12 +259,14 @@ impl Session<'_, '_> {
     }
 
     /// Loss on the validation rows, or the first so many micro-batches of them; keeps what is trained where it is the best so
-    /// far. What a request to stop leaves undone is in `progress.unfinished`, which also says what is left to do.
+    /// far, and the best of step `kept` beside it. What a request to stop leaves undone is in `progress.unfinished`, which also says
+    /// what is left to do.
     fn evaluate(
         &mut self,
         progress: &mut Progress,
         ledger: &mut Ledger,
         micro_batches: Option<usize>,
+        kept: Option<usize>,
     ) -> Result<(), Error> {
         let step = progress.step;
         if progress.unfinished != Some(Unfinished::Samples) {
@@ -273,7 +278,7 @@ impl Session<'_, '_> {
             self.emit(Event::Evaluation(record));
             let best = progress.watch.observe(step, loss, self.options.early_stopping_min_delta);
             if best && self.options.keeps_best() {
-                self.saver.best(&self.trainer, step, self.on_event)?;
+                self.saver.best(&self.trainer, step, kept, self.on_event)?;
             }
             progress.unfinished = Some(Unfinished::Samples);
         }

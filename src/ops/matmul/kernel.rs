@@ -16,7 +16,7 @@ pub(super) struct Kernel {
     pub staged: bool,
 }
 
-/// On CPU devices a product of more rows than this stages its weight: tiles are not taller.
+/// On CPU devices a product of more rows than this, those of the default tile, stages its weight first: each tile would expand it anew.
 const DIRECT_ROWS: usize = 32;
 
 impl Kernel {
