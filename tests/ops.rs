@@ -383,7 +383,7 @@ fn every_shader_variant_is_valid() {
         profile(false, None, None),
         DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
-    let mut seen = HashSet::new();
+    let (mut seen, mut variants) = (HashSet::new(), Vec::new());
     for device in profiles {
         let products = matmul::Variant::all(&device).into_iter().map(|v| v.to_string());
         let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
@@ -396,18 +396,27 @@ fn every_shader_variant_is_valid() {
                     for dispatch in plan(&case, &device, accumulate, replace).dispatches {
                         let key = ShaderKey::of(&dispatch);
                         if seen.insert(key.clone()) {
-                            let bytes = validate(&key);
-                            let most = device.max_workgroup_storage;
-                            let name = key.shader.name;
-                            assert!(bytes <= most, "{name}: {bytes} bytes of workgroup memory, not {most}");
+                            variants.push((key, device.max_workgroup_storage));
                         }
                     }
                 }
             }
         }
     }
-    println!("{} shader variants validated", seen.len());
-    assert!(seen.len() > 500);
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for worker in 0..workers {
+            let mine = variants.iter().skip(worker).step_by(workers);
+            scope.spawn(move || {
+                for (key, most) in mine {
+                    let (bytes, name) = (validate(key), key.shader.name);
+                    assert!(bytes <= *most, "{name}: {bytes} bytes of workgroup memory, not {most}");
+                }
+            });
+        }
+    });
+    println!("{} shader variants validated", variants.len());
+    assert!(variants.len() > 500);
 }
 
 /// The chunks of the head run one after the other: they share the sums of their products on matrix units.
