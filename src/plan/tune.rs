@@ -89,10 +89,7 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
             Ok(buffer) => buffers.insert(place, buffer.whole()),
             // no room to measure in is no reason to end a run that has room to train in
             Err(
-                GpuError::OutOfMemory { .. }
-                | GpuError::OutOfHostMemory { .. }
-                | GpuError::OverMemoryLimit { .. }
-                | GpuError::OverLimit { .. },
+                GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. },
             ) => {
                 return Ok(Measurement {
                     class: candidate.class.clone(),
@@ -133,8 +130,7 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
                 GpuError::Shader { .. }
                 | GpuError::OverLimit { .. }
                 | GpuError::OverMemoryLimit { .. }
-                | GpuError::OutOfMemory { .. }
-                | GpuError::OutOfHostMemory { .. },
+                | GpuError::OutOfMemory { .. },
             ) => None,
             Err(other) => return Err(other.into()),
         });
