@@ -17,10 +17,7 @@ fn main(
     let kv_base = head / params.group * {{ D4 }}u;
     let last = ends[min(first_row + {{ ROWS - 1 }}u, params.rows - 1u)];
 {% for r in range(PER) %}
-    let row{{ r }} = min(first_row + {{ r * WORKGROUP }}u + lane, params.rows - 1u);
-    let q_base{{ r }} = row{{ r }} * params.q_stride + head * {{ D4 }}u;
-    let start{{ r }} = starts[row{{ r }}];
-    let end{{ r }} = ends[row{{ r }}];
+{{ own_query(r) }}
 {% for d in range(D4) %}
     let q{{ r }}_{{ d }} = load_q(q_base{{ r }} + {{ d }}u) * params.scale;
     var o{{ r }}_{{ d }} = vec4<f32>();

@@ -14,6 +14,14 @@ var<workgroup> block1: array<vec4<f32>, {{ BLOCK * D4 }}>;
 var<workgroup> block2: array<vec4<f32>, {{ BLOCK * D4 }}>;
 {% endif %}
 
+{# an invocation's query row r of its head, and the keys that it sees #}
+{% macro own_query(r) %}
+    let row{{ r }} = min(first_row + {{ r * WORKGROUP }}u + lane, params.rows - 1u);
+    let q_base{{ r }} = row{{ r }} * params.q_stride + head * {{ D4 }}u;
+    let start{{ r }} = starts[row{{ r }}];
+    let end{{ r }} = ends[row{{ r }}];
+{% endmacro %}
+
 {% macro stage(one, two, rows, stride, base) %}
         workgroupBarrier();
         for (var e = lane; e < {{ BLOCK * D4 }}u; e += {{ WORKGROUP }}u) {
