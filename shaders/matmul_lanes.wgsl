@@ -1,24 +1,46 @@
 // Matrix product for CPU devices, whose workgroup memory and barriers cost more than they save.
 //
-// A workgroup is LANES invocations and owns ROWS x (4 LANES) elements of the product
+// A workgroup is SUBGROUPS subgroups of LANES invocations and owns ROWS x (4 LANES SUBGROUPS) elements of the product
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. Each invocation owns four
 // columns and all rows. How the rows reach the lanes:
+// - DEPTH > 0: through workgroup memory, DEPTH groups of four along k at a time, for vectors so wide that the subgroups'
+//   shared loads outweigh the barriers; every lane reads the same address, which such drivers load once;
 // - UNIFORM: every lane loads every row; for drivers that load once where all lanes want the same address;
 // - otherwise the workgroup is one subgroup: each lane loads a piece, subgroupBroadcast hands it on.
 // UNROLL groups of four along k are taken together; they must divide the inner dimension.
+// AHEAD loads a turn's columns a turn earlier: with k innermost each lies in a cache line of its own.
 // TRANSPOSED stores out[col, row] instead, so that a thin product can use its long side as columns.
 // PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there. Masks and parts: see the include.
 {% include "shared/operands.wgsl" %}
 {% set ROW4 = ROWS // 4 %}
 {% set LOADS = ROWS // LANES %}
+{% set WORKGROUP = LANES * SUBGROUPS %}
+{% if DEPTH > 0 %}
+// [row, k]
+var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
+{% endif %}
+
+{# a turn's four columns as they are stored #}
+{% macro ahead(c, k, t, declare) %}
+{% for j in range(4) %}
+        {{ "var " if declare else "" }}n{{ j }} = raw_{{ c }}(col_{{ j }} * params.{{ k }}_4 + {{ t }});
+{% endfor %}
+{% endmacro %}
 
 {% macro columns(c, k, u) %}
         let t{{ u }} = t + {{ u }}u;
 {% if C_INNER %}
+{% if AHEAD %}
+{% for j in range(4) %}
+        let c{{ u }}_{{ j }} = decode_{{ c }}(n{{ j }});
+{% endfor %}
+{{ ahead(c, k, "min(t + 1u, params." ~ k ~ "_4 - 1u)", false) }}
+{% else %}
 {% for j in range(4) %}
         let c{{ u }}_{{ j }} = {{ load(c, "col_" ~ j ~ " * params." ~ k ~ "_4 + t" ~ u) }};
 {% endfor %}
+{% endif %}
 {% for q in ["x", "y", "z", "w"] %}
         let w{{ u }}_{{ loop.index0 }} = vec4<f32>(c{{ u }}_0.{{ q }}, c{{ u }}_1.{{ q }}, c{{ u }}_2.{{ q }}, c{{ u }}_3.{{ q }});
 {% endfor %}
@@ -31,7 +53,7 @@
 
 {# the lanes' loads of the rows' operand, which pieces hand out #}
 {% macro share(r, k, u) %}
-{% if not UNIFORM %}
+{% if DEPTH == 0 and not UNIFORM %}
 {% for i in range(LOADS) %}
 {% if R_INNER %}
         let r{{ u }}_{{ i }} = {{ load(r, "min(row0 + " ~ LANES * i ~ "u + lane, params.rows - 1u) * params." ~ k ~ "_4 + t" ~ u) }};
@@ -47,9 +69,11 @@
 {% endif %}
 {% endmacro %}
 
-{# R_INNER: four k of row e; otherwise four rows of one k #}
+{# R_INNER or staged: four k of row e; otherwise four rows of one k #}
 {% macro piece(r, k, u, e) %}
-{% if not UNIFORM %}
+{% if DEPTH > 0 %}
+        let a{{ u }}_{{ e }} = staged[{{ e * DEPTH }}u + t{{ u }} - first];
+{% elif not UNIFORM %}
         let a{{ u }}_{{ e }} = subgroupBroadcast(r{{ u }}_{{ e // LANES }}, {{ e % LANES }}u);
 {% elif R_INNER %}
         let a{{ u }}_{{ e }} = {{ load(r, "min(row0 + " ~ e ~ "u, params.rows - 1u) * params." ~ k ~ "_4 + t" ~ u) }};
@@ -62,14 +86,44 @@
 {% endif %}
 {% endmacro %}
 
+{# the next DEPTH groups of four along k, for all lanes #}
+{% macro stage(r, k) %}
+        for (var i = lane; i < {{ ROWS * DEPTH }}u; i += {{ WORKGROUP }}u) {
+{% if R_INNER %}
+            staged[i] = {{ load(r, "min(row0 + i / " ~ DEPTH ~ "u, params.rows - 1u) * params." ~ k ~ "_4 + min(first + i % " ~ DEPTH ~ "u, params." ~ k ~ "_4 - 1u)") }};
+{% else %}
+            let k = 4u * first + i / {{ ROW4 }}u;
+            let rows = select(
+                vec4<f32>(),
+                {{ rows_of(r, "min(k, params." ~ k ~ " - 1u)", k, "min(row0 / 4u + i % " ~ ROW4 ~ "u, params.rows4 - 1u)") }},
+                k < params.{{ k }});
+            let at = i % {{ ROW4 }}u * {{ 4 * DEPTH }}u + i / {{ 4 * ROW4 }}u;
+{% for q in range(4) %}
+            staged[at + {{ q * DEPTH }}u][i / {{ ROW4 }}u % 4u] = rows[{{ q }}];
+{% endfor %}
+{% endif %}
+        }
+{% endmacro %}
+
 {% macro product(r, c, k) %}
+{% if DEPTH > 0 %}
+    for (var first = 0u; first < params.{{ k }}_4; first += {{ DEPTH }}u) {
+        let end = min(first + {{ DEPTH }}u, params.{{ k }}_4);
+{{ stage(r, k) }}
+        workgroupBarrier();
+{% if AHEAD %}
+{{ ahead(c, k, "first", true) }}
+{% endif %}
+    for (var t = first; t < end; t += {{ UNROLL }}u) {
+{% else %}
     for (var t = 0u; t < params.{{ k }}_4; t += {{ UNROLL }}u) {
+{% endif %}
 {% for u in range(UNROLL) %}
 {{ columns(c, k, u) }}
 {{ share(r, k, u) }}
 {% endfor %}
 {# the sums of few rows stay in registers while they meet all k at hand #}
-{% if R_INNER %}
+{% if R_INNER or DEPTH > 0 %}
 {% for e in range(ROWS) %}
 {% for u in range(UNROLL) %}
 {{ piece(r, k, u, e) }}
@@ -92,22 +146,34 @@
 {% endfor %}
 {% endif %}
     }
+{% if DEPTH > 0 %}
+        workgroupBarrier();
+    }
+{% endif %}
 {% endmacro %}
 
 {% macro added() %}{% if RESIDUAL %} + load_residual(at){% endif %}{% if ACCUMULATE %} + load_out(at){% endif %}{% endmacro %}
 
-@compute @workgroup_size({{ LANES }})
+@compute @workgroup_size({{ WORKGROUP }})
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
+{% if DEPTH > 0 %}
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) within: u32,
+) {
+    // llvmpipe divides for local_invocation_index, anew in every turn of a kernel with barriers
+    let lane = subgroup * {{ LANES }}u + within;
+{% else %}
     @builtin(local_invocation_index) lane: u32,
 ) {
+{% endif %}
     let tile = group_index(group, groups);
     if (tile >= params.tiles) {
         return;
     }
     let row0 = tile / params.col_tiles * {{ ROWS }}u;
-    let col0 = (tile % params.col_tiles * {{ LANES }}u + lane) * 4u;
+    let col0 = (tile % params.col_tiles * {{ WORKGROUP }}u + lane) * 4u;
     let col4 = min(col0 / 4u, params.cols4 - 1u);
 {% if C_INNER %}
 {% for j in range(4) %}

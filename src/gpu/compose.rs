@@ -245,7 +245,8 @@ fn part_name(name: &str, part: usize) -> String {
     if part == 0 { name.to_string() } else { format!("{name}_{part}") }
 }
 
-/// `load_name` and `store_name`; of a tensor in parts by the index that it would have in one piece.
+/// `load_name`, its halves `raw_name` and `decode_name`, and `store_name`; of a tensor in parts by the index that it would
+/// have in one piece.
 fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
     if dtype.is_quantised() {
         return quantised_accessor(parts, dtype);
@@ -259,8 +260,13 @@ fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
         (_, false) => ("", ""),
     };
     let name = parts.name;
-    let loaded = parts.find(&|array, at| format!("return {unpack}({array}[{at}]);"));
-    let mut text = format!("fn load_{name}(at_: u32) -> vec4<f32> {{ {loaded} }}");
+    let element = element(dtype, View::Vec4, wide);
+    let found = parts.find(&|array, at| format!("return {array}[{at}];"));
+    let mut text = format!(
+        "fn raw_{name}(at_: u32) -> {element} {{ {found} }}\n\
+         fn decode_{name}(raw_: {element}) -> vec4<f32> {{ return {unpack}(raw_); }}\n\
+         fn load_{name}(at_: u32) -> vec4<f32> {{ return decode_{name}(raw_{name}(at_)); }}"
+    );
     if write {
         let stored = parts.find(&|array, at| format!("{array}[{at}] = {pack}(quad_); return;"));
         let _ = write!(text, "\nfn store_{name}(at_: u32, quad_: vec4<f32>) {{ {stored} }}");

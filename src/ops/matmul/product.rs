@@ -185,6 +185,7 @@ impl Product {
             .param("cols4", o.cols.div_ceil(4))
             .param("k_4", self.k.div_ceil(4))
             .flag("TRANSPOSED", o.swapped)
+            .flag("AHEAD", o.c_inner && variant.loads_ahead() && !o.c.dtype.is_quantised() && !o.masks_cols())
             .flag("NF4_TABLE", matches!(variant, Variant::Tiled { .. }) && o.nf4())
             .cost(flops, bytes);
         if k2 > 0 {

@@ -25,6 +25,9 @@ pub enum Variant {
     /// For CPU devices: `lanes` invocations own `rows` x `4 lanes` elements, without workgroup memory. The rows reach them
     /// by subgroup broadcast, or by loads that are `uniform`; `unroll` groups of four along k are taken together.
     Lanes { rows: u32, lanes: u32, uniform: bool, unroll: u32 },
+    /// For CPU devices of wide vectors: `subgroups` of `lanes` invocations own `rows` x 4 columns of each; the rows reach them
+    /// through workgroup memory, `depth` groups of four along k at a time.
+    Workgroup { rows: u32, lanes: u32, subgroups: u32, depth: u32 },
     /// For GPUs: a workgroup owns `rows` x `cols`, staged in workgroup memory `depth` deep, an invocation
     /// `per_rows` x `per_cols` of them; `split` slices of invocations share the inner dimension.
     Tiled { rows: u32, cols: u32, per_rows: u32, per_cols: u32, depth: u32, split: u32 },
@@ -92,14 +95,15 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let best = best.min((rows as u32).next_multiple_of(lanes.max(8)));
     let other = if best > 8 && best > lanes { (best / 2).next_multiple_of(lanes.max(4)) } else { 2 * best };
     let variant = |rows, uniform, unroll| Variant::Lanes { rows, lanes, uniform, unroll };
-    let mut all = vec![
+    let mut all = wide_on_cpu(broadcast, extents, best);
+    all.extend([
         variant(best, broadcast.is_none(), 1),
         variant(best, broadcast.is_none(), 2),
         variant(best, true, 2),
         variant(other, broadcast.is_none(), 1),
         variant(best, true, 1),
         variant(other, true, 2),
-    ];
+    ]);
     // a taller one loads columns less often, and outgrows the processor's cache of instructions when it is unrolled
     if rows >= 64 && tiles(64) >= 8 {
         all.push(variant(64, broadcast.is_none(), 1));
@@ -112,6 +116,19 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         }
     });
     all
+}
+
+/// Kernels for subgroups of 16 and more, the most hopeful first.
+fn wide_on_cpu(broadcast: Option<u32>, extents: &Extents, rows: u32) -> Vec<Variant> {
+    let Some(lanes) = broadcast.filter(|&lanes| lanes >= 16) else { return Vec::new() };
+    // many subgroups share the rows; not so many that a tile's columns lie beyond the product
+    let suits = |subgroups: &u32| {
+        let cols = 4 * (lanes * subgroups) as usize;
+        extents.cols.next_multiple_of(cols) * 7 <= extents.cols * 8
+    };
+    let shared: Vec<u32> = [8, 4, 2].into_iter().filter(suits).take(2).collect();
+    let variant = |subgroups| Variant::Workgroup { rows, lanes, subgroups, depth: 32 };
+    shared.into_iter().map(variant).collect()
 }
 
 fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
@@ -159,6 +176,12 @@ impl Variant {
                     && divides(extents.k)
                     && divides(extents.k2)
             }
+            Variant::Workgroup { lanes, .. } => {
+                device.cpu
+                    && device.broadcast_lanes() == Some(lanes)
+                    && self.invocations() <= device.max_workgroup_invocations
+                    && self.workgroup_bytes() <= device.max_workgroup_storage
+            }
             Variant::Coop { rows, cols, size, lanes } => {
                 let whole = |extent: usize, of: u32| extent > 0 && extent.is_multiple_of(of as usize);
                 device.cooperative == Some(Cooperative { size, lanes })
@@ -188,6 +211,12 @@ impl Variant {
                 let unroll = words.next()?.strip_prefix("unroll=")?.parse::<u32>().ok()?;
                 Variant::Lanes { rows: tile.0, lanes: tile.1 / 4, uniform: family == "uniform", unroll }
             }
+            "workgroup" => {
+                let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
+                let (lanes, depth) = (number("lanes=")?, number("depth=")?);
+                let subgroups = (tile.1 / 4).checked_div(lanes)?;
+                Variant::Workgroup { rows: tile.0, lanes, subgroups, depth }
+            }
             "coop" => {
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
                 Variant::Coop { rows: tile.0, cols: tile.1, size: number("size=")?, lanes: number("lanes=")? }
@@ -212,6 +241,13 @@ impl Variant {
                     && rows.is_multiple_of(4)
                     && (1..=4).contains(&unroll)
             }
+            Variant::Workgroup { rows, lanes, subgroups, depth } => {
+                (4..=64).contains(&rows)
+                    && rows.is_multiple_of(4)
+                    && (1..=64).contains(&lanes)
+                    && (1..=16).contains(&subgroups)
+                    && (1..=128).contains(&depth)
+            }
             Variant::Coop { rows, cols, size, lanes } => {
                 let whole = |n: u32| n > 0 && n <= 256 && n.is_multiple_of(size);
                 [8, 16].contains(&size) && whole(rows) && whole(cols) && (4..=128).contains(&lanes)
@@ -233,7 +269,9 @@ impl Variant {
     /// Rows and columns of a workgroup's tile.
     pub fn tile(&self) -> (usize, usize) {
         match *self {
-            Variant::Lanes { rows, lanes, .. } => (rows as usize, 4 * lanes as usize),
+            Variant::Lanes { rows, .. } | Variant::Workgroup { rows, .. } => {
+                (rows as usize, 4 * self.invocations() as usize)
+            }
             Variant::Tiled { rows, cols, .. } | Variant::Coop { rows, cols, .. } => {
                 (rows as usize, cols as usize)
             }
@@ -242,7 +280,7 @@ impl Variant {
 
     pub fn shader(&self) -> Shader {
         match self {
-            Variant::Lanes { .. } => LANES,
+            Variant::Lanes { .. } | Variant::Workgroup { .. } => LANES,
             Variant::Tiled { .. } => TILED,
             Variant::Coop { .. } => COOP,
         }
@@ -253,8 +291,17 @@ impl Variant {
             Variant::Lanes { rows, lanes, uniform, unroll } => dispatch
                 .define("LANES", lanes)
                 .define("ROWS", rows)
+                .define("SUBGROUPS", 1)
+                .define("DEPTH", 0)
                 .define("UNROLL", unroll)
                 .flag("UNIFORM", uniform),
+            Variant::Workgroup { rows, lanes, subgroups, depth } => dispatch
+                .define("LANES", lanes)
+                .define("ROWS", rows)
+                .define("SUBGROUPS", subgroups)
+                .define("DEPTH", depth)
+                .define("UNROLL", 1)
+                .flag("UNIFORM", false),
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => dispatch
                 .define("ROWS", rows)
                 .define("COLS", cols)
@@ -272,19 +319,26 @@ impl Variant {
         }
     }
 
+    /// Whether columns are loaded a turn before their use, where that can be.
+    pub fn loads_ahead(&self) -> bool {
+        matches!(self, Variant::Workgroup { .. })
+    }
+
     fn invocations(&self) -> u32 {
         match *self {
             Variant::Lanes { lanes, .. } | Variant::Coop { lanes, .. } => lanes,
+            Variant::Workgroup { lanes, subgroups, .. } => lanes * subgroups,
             Variant::Tiled { rows, cols, per_rows, per_cols, split, .. } => {
                 rows / per_rows * (cols / per_cols) * split
             }
         }
     }
 
-    /// Workgroup memory, as `shaders/matmul_tiled.wgsl` declares it.
+    /// Workgroup memory, as the shaders declare it.
     fn workgroup_bytes(&self) -> u32 {
         match *self {
             Variant::Lanes { .. } | Variant::Coop { .. } => 0,
+            Variant::Workgroup { rows, depth, .. } => 16 * rows * depth,
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
                 let tiles = depth * split * (rows / 4 + 1 + cols / 4 + 1);
                 let partials = self.invocations() / split * (split - 1) * per_rows * (per_cols / 4);
@@ -300,6 +354,9 @@ impl fmt::Display for Variant {
             Variant::Lanes { rows, lanes, uniform, unroll } => {
                 let family = if *uniform { "uniform" } else { "broadcast" };
                 write!(f, "{family} {rows}x{} unroll={unroll}", 4 * lanes)
+            }
+            Variant::Workgroup { rows, lanes, subgroups, depth } => {
+                write!(f, "workgroup {rows}x{} lanes={lanes} depth={depth}", 4 * lanes * subgroups)
             }
             Variant::Coop { rows, cols, size, lanes } => {
                 write!(f, "coop {rows}x{cols} size={size} lanes={lanes}")
@@ -318,8 +375,9 @@ mod tests {
     #[test]
     fn names_read_back_and_others_are_refused() {
         let lanes = Variant::Lanes { rows: 16, lanes: 8, uniform: true, unroll: 2 };
+        let workgroup = Variant::Workgroup { rows: 32, lanes: 16, subgroups: 4, depth: 32 };
         let coop = Variant::Coop { rows: 64, cols: 32, size: 16, lanes: 32 };
-        for variant in WIDE.into_iter().chain(THIN).chain([lanes, coop]) {
+        for variant in WIDE.into_iter().chain(THIN).chain([lanes, workgroup, coop]) {
             assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
         }
         let wrong = [
@@ -328,6 +386,9 @@ mod tests {
             "tiled 64x64",
             "broadcast 12x0 unroll=1",
             "uniform 16x32 unroll=0",
+            "workgroup 32x256 lanes=0 depth=32",
+            "workgroup 32x260 lanes=16 depth=32",
+            "workgroup 30x256 lanes=16 depth=32",
             "tiled 64x64 per=0x4 depth=16 split=1",
             "tiled 64x64 per=8x4 depth=16 split=1 more",
             "coop 64x20 size=16 lanes=32",
