@@ -54,7 +54,7 @@ fn main(
 {{ piece("k", "params.keys", "params.kv_stride", "kv_base", d) }}
 {% for j in range(BLOCK) %}
         {
-            let x = {{ get("k", j, d) }};
+            let x = {{ get("k", "params.keys", "params.kv_stride", "kv_base", j, d) }};
 {% for r in range(PER) %}
             {{ dot_add("s" ~ r ~ "_" ~ j, "q" ~ r ~ "_" ~ d, "x") }}
 {% endfor %}
@@ -82,7 +82,7 @@ fn main(
 {% endfor %}
 {% for j in range(BLOCK) %}
         {
-            let x = {{ get("v", j, d) }};
+            let x = {{ get("v", "params.keys", "params.kv_stride", "kv_base", j, d) }};
 {% for r in range(PER) %}
             o{{ r }}_{{ d }} = fma(vec4<f32>(p{{ r }}_{{ j }}), x, o{{ r }}_{{ d }});
 {% endfor %}

@@ -59,8 +59,8 @@ fn main(
 {{ piece("d_o", "params.rows", "params.q_stride", "q_base", d) }}
 {% for j in range(BLOCK) %}
             {
-                let x = {{ get("q", j, d) }};
-                let y = {{ get("d_o", j, d) }};
+                let x = {{ get("q", "params.rows", "params.q_stride", "q_base", j, d) }};
+                let y = {{ get("d_o", "params.rows", "params.q_stride", "q_base", j, d) }};
 {% for r in range(PER) %}
                 {{ dot_add("s" ~ r ~ "_" ~ j, "k" ~ r ~ "_" ~ d, "x") }}
                 {{ dot_add("dp" ~ r ~ "_" ~ j, "v" ~ r ~ "_" ~ d, "y") }}
@@ -68,12 +68,20 @@ fn main(
             }
 {% endfor %}
 {% endfor %}
+{% if not UNIFORM %}
             let query = head * params.lse_stride + min(first + lane, params.rows - 1u);
             let query_lse = lse[query];
             let query_delta = delta[query];
+{% endif %}
 {% for j in range(BLOCK) %}
+{% if UNIFORM %}
+            let query{{ j }} = head * params.lse_stride + min(first + {{ j }}u, params.rows - 1u);
+            let lse{{ j }} = lse[query{{ j }}];
+            let delta{{ j }} = delta[query{{ j }}];
+{% else %}
             let lse{{ j }} = subgroupBroadcast(query_lse, {{ j }}u);
             let delta{{ j }} = subgroupBroadcast(query_delta, {{ j }}u);
+{% endif %}
 {% for r in range(PER) %}
             let seen{{ r }}_{{ j }} = first + {{ j }}u >= row{{ r }} && first + {{ j }}u < end{{ r }};
             let p{{ r }}_{{ j }} = select(0.0, exp(s{{ r }}_{{ j }} - lse{{ j }}), seen{{ r }}_{{ j }});
@@ -83,8 +91,8 @@ fn main(
 {% for d in range(D4) %}
 {% for j in range(BLOCK) %}
             {
-                let x = {{ get("d_o", j, d) }};
-                let y = {{ get("q", j, d) }};
+                let x = {{ get("d_o", "params.rows", "params.q_stride", "q_base", j, d) }};
+                let y = {{ get("q", "params.rows", "params.q_stride", "q_base", j, d) }};
 {% for r in range(PER) %}
                 dv{{ r }}_{{ d }} = fma(vec4<f32>(p{{ r }}_{{ j }}), x, dv{{ r }}_{{ d }});
                 dk{{ r }}_{{ d }} = fma(vec4<f32>(ds{{ r }}_{{ j }}), y, dk{{ r }}_{{ d }});

@@ -56,8 +56,8 @@ fn main(
 {{ piece("v", "params.keys", "params.kv_stride", "kv_base", d) }}
 {% for j in range(BLOCK) %}
         {
-            let x = {{ get("k", j, d) }};
-            let y = {{ get("v", j, d) }};
+            let x = {{ get("k", "params.keys", "params.kv_stride", "kv_base", j, d) }};
+            let y = {{ get("v", "params.keys", "params.kv_stride", "kv_base", j, d) }};
 {% for r in range(PER) %}
             {{ dot_add("s" ~ r ~ "_" ~ j, "q" ~ r ~ "_" ~ d, "x") }}
             {{ dot_add("dp" ~ r ~ "_" ~ j, "g" ~ r ~ "_" ~ d, "y") }}
@@ -74,7 +74,7 @@ fn main(
 {% for d in range(D4) %}
 {% for j in range(BLOCK) %}
         {
-            let x = {{ get("k", j, d) }};
+            let x = {{ get("k", "params.keys", "params.kv_stride", "kv_base", j, d) }};
 {% for r in range(PER) %}
             dq{{ r }}_{{ d }} = fma(vec4<f32>(ds{{ r }}_{{ j }}), x, dq{{ r }}_{{ d }});
 {% endfor %}

@@ -5,7 +5,8 @@
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. Each invocation owns four
 // columns and all rows. How the rows reach the lanes:
 // - DEPTH > 0: through workgroup memory, DEPTH groups of four along k at a time, for vectors so wide that the subgroups'
-//   shared loads outweigh the barriers; every lane reads the same address, which such drivers load once;
+//   shared loads outweigh the barriers; every lane reads the same address, which such drivers load once. The second pair
+//   is short and goes the next way;
 // - UNIFORM: every lane loads every row; for drivers that load once where all lanes want the same address;
 // - otherwise the workgroup is one subgroup: each lane loads a piece, subgroupBroadcast hands it on.
 // UNROLL groups of four along k are taken together; they must divide the inner dimension.
@@ -31,7 +32,7 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% macro columns(c, k, u) %}
         let t{{ u }} = t + {{ u }}u;
 {% if C_INNER %}
-{% if AHEAD %}
+{% if AHEAD and c == "c" %}
 {% for j in range(4) %}
         let c{{ u }}_{{ j }} = decode_{{ c }}(n{{ j }});
 {% endfor %}
@@ -71,9 +72,9 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 
 {# R_INNER or staged: four k of row e; otherwise four rows of one k #}
 {% macro piece(r, k, u, e) %}
-{% if DEPTH > 0 %}
+{% if DEPTH > 0 and r == "r" %}
         let a{{ u }}_{{ e }} = staged[{{ e * DEPTH }}u + t{{ u }} - first];
-{% elif not UNIFORM %}
+{% elif DEPTH == 0 and not UNIFORM %}
         let a{{ u }}_{{ e }} = subgroupBroadcast(r{{ u }}_{{ e // LANES }}, {{ e % LANES }}u);
 {% elif R_INNER %}
         let a{{ u }}_{{ e }} = {{ load(r, "min(row0 + " ~ e ~ "u, params.rows - 1u) * params." ~ k ~ "_4 + t" ~ u) }};
@@ -106,7 +107,7 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endmacro %}
 
 {% macro product(r, c, k) %}
-{% if DEPTH > 0 %}
+{% if DEPTH > 0 and r == "r" %}
     for (var first = 0u; first < params.{{ k }}_4; first += {{ DEPTH }}u) {
         let end = min(first + {{ DEPTH }}u, params.{{ k }}_4);
 {{ stage(r, k) }}
@@ -123,7 +124,7 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {{ share(r, k, u) }}
 {% endfor %}
 {# the sums of few rows stay in registers while they meet all k at hand #}
-{% if R_INNER or DEPTH > 0 %}
+{% if R_INNER or (DEPTH > 0 and r == "r") %}
 {% for e in range(ROWS) %}
 {% for u in range(UNROLL) %}
 {{ piece(r, k, u, e) }}
@@ -146,7 +147,7 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endfor %}
 {% endif %}
     }
-{% if DEPTH > 0 %}
+{% if DEPTH > 0 and r == "r" %}
         workgroupBarrier();
     }
 {% endif %}

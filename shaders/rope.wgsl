@@ -12,10 +12,11 @@ fn main(
     if (i >= params.count) {
         return;
     }
-    let half4 = params.half4;
+    // known beforehand, since a CPU divides lane by lane
+    let half4 = {{ HALF4 }}u;
     let j = i % half4;
     let head = i / half4;
-    let row = head / params.heads;
+    let row = head / {{ HEADS }}u;
     let angle = positions[row] * 2u * half4;
     let cosine = load_table(angle + j);
     let sine = {% if INVERSE %}-{% endif %}load_table(angle + half4 + j);

@@ -1,14 +1,15 @@
 // How attention kernels share rows of K, V, Q or dO among the invocations of a workgroup, each of which owns PER rows,
 // WORKGROUP rows apart.
 //
-// LANES > 0 (CPU devices): a workgroup is one subgroup; a block is LANES rows, of which every lane loads one piece at a
-// time (piece) that is broadcast to all (get). Otherwise blocks of BLOCK rows of two tensors lie in workgroup memory
-// (stage) and are walked row by row.
+// LANES > 0 (CPU devices): a workgroup is one subgroup. A block is LANES rows, of which every lane loads one piece at a
+// time (piece) that is broadcast to all (get); or, UNIFORM, it is KEYS rows that every lane loads itself (get), for drivers
+// that load once where all lanes want the same address. Otherwise blocks of BLOCK rows of two tensors lie in workgroup
+// memory (stage) and are walked row by row.
 {% set D4 = HEAD_DIM // 4 %}
 {% set SHARED = LANES == 0 %}
 {% set WORKGROUP = 64 if SHARED else LANES %}
 {% set ROWS = WORKGROUP * PER %}
-{% set BLOCK = (16 if HEAD_DIM <= 128 else 8) if SHARED else LANES %}
+{% set BLOCK = (16 if HEAD_DIM <= 128 else 8) if SHARED else KEYS %}
 {% if SHARED %}
 var<workgroup> block1: array<vec4<f32>, {{ BLOCK * D4 }}>;
 var<workgroup> block2: array<vec4<f32>, {{ BLOCK * D4 }}>;
@@ -33,10 +34,12 @@ var<workgroup> block2: array<vec4<f32>, {{ BLOCK * D4 }}>;
 {% endmacro %}
 
 {% macro piece(tensor, rows, stride, base, d) %}
+{% if not UNIFORM %}
         let {{ tensor }}_piece{{ d }} = load_{{ tensor }}(min(first + lane, {{ rows }} - 1u) * {{ stride }} + {{ base }} + {{ d }}u);
+{% endif %}
 {% endmacro %}
 
-{% macro get(tensor, j, d) %}subgroupBroadcast({{ tensor }}_piece{{ d }}, {{ j }}u){% endmacro %}
+{% macro get(tensor, rows, stride, base, j, d) %}{% if UNIFORM %}load_{{ tensor }}(min(first + {{ j }}u, {{ rows }} - 1u) * {{ stride }} + {{ base }} + {{ d }}u){% else %}subgroupBroadcast({{ tensor }}_piece{{ d }}, {{ j }}u){% endif %}{% endmacro %}
 
 // s += a . b
 {% macro dot_add(s, a, b) %}{{ s }} = fma({{ a }}.x, {{ b }}.x, fma({{ a }}.y, {{ b }}.y, fma({{ a }}.z, {{ b }}.z, fma({{ a }}.w, {{ b }}.w, {{ s }}))));{% endmacro %}

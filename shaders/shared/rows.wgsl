@@ -1,5 +1,4 @@
-// Row kernels: LANES invocations share a row, 64 / LANES rows share a workgroup (8 rows of one lane on CPUs).
-{% set ROWS = 8 if LANES == 1 else 64 // LANES %}
+// Row kernels: LANES invocations share a row, ROWS rows share a workgroup.
 {% set WORKGROUP = ROWS * LANES %}
 {% if LANES > 1 %}
 var<workgroup> partial: array<f32, {{ WORKGROUP }}>;

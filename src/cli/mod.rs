@@ -22,6 +22,7 @@ mod serve;
 mod tui;
 mod tune;
 mod validate;
+mod vectors;
 
 use crate::error::{Error, Failure};
 use args::{BenchCommand, Command, Exit};
@@ -42,6 +43,7 @@ pub fn run() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
+    vectors::widen(&cli.command);
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !crate::gpu::is_waiting() && !crate::data::is_parsing() {

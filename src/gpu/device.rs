@@ -402,6 +402,10 @@ fn cooperative(
     if options.no_coop || !adapter.features().contains(COOPERATIVE) || smallest != largest || largest == 0 {
         return None;
     }
+    // llvmpipe of Mesa 26.2.6 crashes in them where its vectors have 512 bits
+    if adapter.get_info().device_type == wgpu::DeviceType::Cpu && largest > 8 {
+        return None;
+    }
     let (half, single) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
     let shapes = adapter.cooperative_matrix_properties();
     let square = shapes

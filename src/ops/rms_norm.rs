@@ -34,9 +34,11 @@ pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, eps: f64) -> Result<
 /// A dispatch with `launch.row_lanes` invocations to a row, as `shaders/shared/rows.wgsl` lays them out.
 pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, cols4: usize) -> Dispatch {
     let lanes = launch.row_lanes(cols4);
-    let per_group = if lanes == 1 { 8 } else { 64 / lanes as usize };
-    Dispatch::new(shader, rows.div_ceil(per_group))
+    // a lane for a row: as many as a vector has
+    let per_group = if lanes == 1 { launch.device.broadcast_lanes().unwrap_or(8).max(8) } else { 64 / lanes };
+    Dispatch::new(shader, rows.div_ceil(per_group as usize))
         .define("LANES", lanes)
+        .define("ROWS", per_group)
         .param("rows", rows)
         .param("cols4", cols4)
 }

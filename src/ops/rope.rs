@@ -67,8 +67,8 @@ impl Operation for Rope {
         let (ty, head_dim) = (launch.outputs[0], launch.inputs[2].cols());
         elementwise(SHADER, ty.rows() * ty.cols() / 8)
             .flag("INVERSE", self.inverse)
-            .param("half4", head_dim / 8)
-            .param("heads", ty.cols() / head_dim)
+            .define("HALF4", (head_dim / 8) as u32)
+            .define("HEADS", (ty.cols() / head_dim) as u32)
             .read("x", Place::Input(0), ty.dtype)
             .read_scalar("positions", Place::Input(1), DType::U32)
             .read("table", Place::Input(2), DType::F32)

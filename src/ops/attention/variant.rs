@@ -31,6 +31,9 @@ pub fn source() -> String {
 pub enum Variant {
     /// For CPU devices: an invocation owns `per` rows, `lanes` of them hand rows of keys on by subgroup broadcast.
     Lanes { lanes: u32, per: u32 },
+    /// For CPU devices that load once where all lanes want the same address: an invocation owns `per` rows, and each of `lanes`
+    /// loads all keys, `keys` at a time.
+    Uniform { lanes: u32, per: u32, keys: u32 },
     /// An invocation owns a row; 64 of them share rows of keys in workgroup memory.
     Rows,
     /// For GPUs: a workgroup owns `rows` and meets `block` keys at a time (queries, where the rows are keys), an invocation
@@ -81,13 +84,19 @@ pub struct Extents {
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     // tiles cost more in barriers than they save there, and compile for seconds
     let Some(lanes) = device.broadcast_lanes() else { return vec![Variant::Rows] };
-    // with more rows a broadcast serves more of them, and the unrolled kernel is longer
-    let per: &[u32] = match extents.head_dim {
-        0..=64 => &[2, 1, 4],
-        65..=128 => &[1, 2],
-        _ => &[1],
+    // with more rows a key serves more of them, and the unrolled kernel is longer
+    let (per, uniform): (&[u32], &[(u32, u32)]) = match extents.head_dim {
+        0..=64 => (&[2, 1], &[(2, 4), (2, 2), (4, 2)]),
+        65..=128 => (&[1], &[(2, 2), (1, 4), (1, 2)]),
+        _ => (&[1], &[(1, 2), (1, 1)]),
     };
-    per.iter().map(|&per| Variant::Lanes { lanes, per }).collect()
+    let mut all: Vec<Variant> = per.iter().map(|&per| Variant::Lanes { lanes, per }).collect();
+    all.extend(uniform.iter().map(|&(per, keys)| Variant::Uniform { lanes, per, keys }));
+    // llvmpipe of today broadcasts among 16 lanes in a loop
+    if lanes >= 16 {
+        all.rotate_left(per.len());
+    }
+    all
 }
 
 fn on_gpu(extents: &Extents) -> Vec<Variant> {
@@ -112,8 +121,13 @@ fn on_gpu(extents: &Extents) -> Vec<Variant> {
 impl Variant {
     /// Every variant that some pass takes on such a device, for tests that run them all.
     pub fn all(device: &DeviceProfile) -> Vec<Variant> {
-        let extents = Extents { pass: Pass::Forward, head_dim: 16, rows: 512 };
-        Variant::candidates(device, &extents)
+        let mut all: Vec<Variant> = Vec::new();
+        for head_dim in [16, 128, 256] {
+            let candidates =
+                Variant::candidates(device, &Extents { pass: Pass::Forward, head_dim, rows: 512 });
+            all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
+        }
+        all
     }
 
     /// Variants that the device can run; the default first.
@@ -126,7 +140,9 @@ impl Variant {
     /// Whether the device can run it for such a head.
     pub fn fits(&self, device: &DeviceProfile, extents: &Extents) -> bool {
         match *self {
-            Variant::Lanes { lanes, .. } => device.broadcast_lanes() == Some(lanes),
+            Variant::Lanes { lanes, .. } | Variant::Uniform { lanes, .. } => {
+                device.broadcast_lanes() == Some(lanes)
+            }
             Variant::Rows => true,
             Variant::Tiled { .. } => {
                 self.invocations() <= device.max_workgroup_invocations
@@ -148,6 +164,10 @@ impl Variant {
                 let (lanes, per) = pair(words.next()?)?;
                 Variant::Lanes { lanes, per }
             }
+            "uniform" => {
+                let (lanes, per) = pair(words.next()?)?;
+                Variant::Uniform { lanes, per, keys: words.next()?.strip_prefix("keys=")?.parse().ok()? }
+            }
             "rows" => Variant::Rows,
             "tiled" => {
                 let (rows, block) = pair(words.next()?)?;
@@ -165,6 +185,9 @@ impl Variant {
     fn sound(&self) -> bool {
         match *self {
             Variant::Lanes { lanes, per } => (4..=16).contains(&lanes) && (1..=4).contains(&per),
+            Variant::Uniform { lanes, per, keys } => {
+                (4..=16).contains(&lanes) && (1..=4).contains(&per) && (1..=16).contains(&keys)
+            }
             Variant::Rows => true,
             Variant::Tiled { rows, block, per_rows, per_cols, depth, .. } => {
                 let quads = |n: u32, most: u32| n > 0 && n.is_multiple_of(4) && n <= most;
@@ -182,7 +205,7 @@ impl Variant {
     /// Rows of a workgroup.
     pub fn rows(&self) -> u32 {
         match *self {
-            Variant::Lanes { lanes, per } => lanes * per,
+            Variant::Lanes { lanes, per } | Variant::Uniform { lanes, per, .. } => lanes * per,
             Variant::Rows => ROW_INVOCATIONS,
             Variant::Tiled { rows, .. } => rows,
         }
@@ -199,9 +222,14 @@ impl Variant {
 
     pub fn define(&self, dispatch: Dispatch, head_dim: usize) -> Dispatch {
         let dispatch = dispatch.define("HEAD_DIM", head_dim as u32);
+        let by_row = |lanes, per, keys, uniform| {
+            let dispatch = dispatch.clone().define("LANES", lanes).define("PER", per);
+            dispatch.define("KEYS", keys).flag("UNIFORM", uniform)
+        };
         match *self {
-            Variant::Lanes { lanes, per } => dispatch.define("LANES", lanes).define("PER", per),
-            Variant::Rows => dispatch.define("LANES", 0).define("PER", 1),
+            Variant::Lanes { lanes, per } => by_row(lanes, per, lanes, false),
+            Variant::Uniform { lanes, per, keys } => by_row(lanes, per, keys, true),
+            Variant::Rows => by_row(0, 1, 0, false),
             Variant::Tiled { rows, block, per_rows, per_cols, depth, resident } => dispatch
                 .define("ROWS", rows)
                 .define("BLOCK", block)
@@ -215,7 +243,7 @@ impl Variant {
 
     fn invocations(&self) -> u32 {
         match *self {
-            Variant::Lanes { lanes, .. } => lanes,
+            Variant::Lanes { lanes, .. } | Variant::Uniform { lanes, .. } => lanes,
             Variant::Rows => ROW_INVOCATIONS,
             Variant::Tiled { rows, block, per_rows, per_cols, .. } => rows / per_rows * (block / per_cols),
         }
@@ -229,7 +257,9 @@ impl Variant {
                 let share = (extents.head_dim as u32 / 4).div_ceil(block / per_cols);
                 results * per_rows * 4 * share
             }
-            Variant::Lanes { .. } | Variant::Rows => results * extents.head_dim as u32,
+            Variant::Lanes { .. } | Variant::Uniform { .. } | Variant::Rows => {
+                results * extents.head_dim as u32
+            }
         }
     }
 
@@ -239,7 +269,7 @@ impl Variant {
             Variant::Tiled { rows, block, depth, resident, .. } => {
                 depth * (block / 4 + 1 + if resident { 0 } else { rows / 4 + 1 })
             }
-            Variant::Lanes { .. } | Variant::Rows => 0,
+            Variant::Lanes { .. } | Variant::Uniform { .. } | Variant::Rows => 0,
         }
     }
 
@@ -254,7 +284,7 @@ impl Variant {
     fn workgroup_bytes(&self, extents: &Extents) -> u32 {
         let head4 = extents.head_dim as u32 / 4;
         match *self {
-            Variant::Lanes { .. } => 0,
+            Variant::Lanes { .. } | Variant::Uniform { .. } => 0,
             Variant::Rows => 2 * 16 * head4 * if head4 <= 32 { 16 } else { 8 },
             Variant::Tiled { rows, block, per_cols, depth, resident, .. } => {
                 let over_row = block / per_cols * rows / 4;
@@ -272,6 +302,7 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Variant::Lanes { lanes, per } => write!(f, "lanes {lanes}x{per}"),
+            Variant::Uniform { lanes, per, keys } => write!(f, "uniform {lanes}x{per} keys={keys}"),
             Variant::Rows => write!(f, "rows"),
             Variant::Tiled { rows, block, per_rows, per_cols, depth, resident } => {
                 let resident = if *resident { " resident" } else { "" };
@@ -289,7 +320,9 @@ mod tests {
 
     #[test]
     fn names_read_back_and_others_are_refused() {
-        for variant in TILES.into_iter().chain([Variant::Rows, Variant::Lanes { lanes: 8, per: 2 }]) {
+        let uniform = Variant::Uniform { lanes: 16, per: 2, keys: 4 };
+        for variant in TILES.into_iter().chain([Variant::Rows, Variant::Lanes { lanes: 8, per: 2 }, uniform])
+        {
             assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
         }
         let wrong = [
@@ -297,6 +330,8 @@ mod tests {
             "tiled",
             "lanes 8",
             "lanes 8x0",
+            "uniform 8x2",
+            "uniform 8x2 keys=0",
             "rows 8",
             "tiled 64x32",
             "tiled 64x32 per=0x4 depth=16",

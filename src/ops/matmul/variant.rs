@@ -86,6 +86,9 @@ pub struct Extents {
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let (rows, cols) = (extents.rows, extents.cols);
     let broadcast = device.broadcast_lanes();
+    if let Some(lanes @ 16..) = broadcast {
+        return on_wide_cpu(lanes, extents);
+    }
     let lanes = broadcast.unwrap_or(8);
     // 32 rows per tile are the default: they compile fast; fewer where the product is thin or would leave a core idle
     let tiles = |height: u32| rows.div_ceil(height as usize) * cols.div_ceil(4 * lanes as usize);
@@ -95,15 +98,14 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let best = best.min((rows as u32).next_multiple_of(lanes.max(8)));
     let other = if best > 8 && best > lanes { (best / 2).next_multiple_of(lanes.max(4)) } else { 2 * best };
     let variant = |rows, uniform, unroll| Variant::Lanes { rows, lanes, uniform, unroll };
-    let mut all = wide_on_cpu(broadcast, extents, best);
-    all.extend([
+    let mut all = vec![
         variant(best, broadcast.is_none(), 1),
         variant(best, broadcast.is_none(), 2),
         variant(best, true, 2),
         variant(other, broadcast.is_none(), 1),
         variant(best, true, 1),
         variant(other, true, 2),
-    ]);
+    ];
     // a taller one loads columns less often, and outgrows the processor's cache of instructions when it is unrolled
     if rows >= 64 && tiles(64) >= 8 {
         all.push(variant(64, broadcast.is_none(), 1));
@@ -118,17 +120,24 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     all
 }
 
-/// Kernels for subgroups of 16 and more, the most hopeful first.
-fn wide_on_cpu(broadcast: Option<u32>, extents: &Extents, rows: u32) -> Vec<Variant> {
-    let Some(lanes) = broadcast.filter(|&lanes| lanes >= 16) else { return Vec::new() };
-    // many subgroups share the rows; not so many that a tile's columns lie beyond the product
-    let suits = |subgroups: &u32| {
-        let cols = 4 * (lanes * subgroups) as usize;
-        extents.cols.next_multiple_of(cols) * 7 <= extents.cols * 8
+/// For subgroups of 16 and more; the broadcast is for drivers that have a better one than llvmpipe, which loops over the lanes.
+fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
+    let &Extents { rows, cols, .. } = extents;
+    let height = [32, 16].into_iter().find(|&h| rows > h / 2).unwrap_or(8).min(rows.next_multiple_of(8));
+    // many subgroups share the rows; not so many that columns lie beyond the product, or that a core has nothing to do
+    let suits = |&subgroups: &u32| {
+        let tile = 4 * (lanes * subgroups) as usize;
+        let tiles = rows.div_ceil(height) * cols.div_ceil(tile);
+        subgroups == 1 || (cols.next_multiple_of(tile) * 7 <= cols * 8 && tiles >= 4)
     };
-    let shared: Vec<u32> = [8, 4, 2].into_iter().filter(suits).take(2).collect();
-    let variant = |subgroups| Variant::Workgroup { rows, lanes, subgroups, depth: 32 };
-    shared.into_iter().map(variant).collect()
+    let rows = height as u32;
+    let shared = [8, 4, 2, 1].into_iter().filter(suits).take(2);
+    let shared = shared.map(|subgroups| Variant::Workgroup { rows, lanes, subgroups, depth: 32 });
+    let uniform = [2, 4, 1].map(|unroll| Variant::Lanes { rows, lanes, uniform: true, unroll });
+    let broadcast = Variant::Lanes { rows: rows.next_multiple_of(lanes), lanes, uniform: false, unroll: 1 };
+    // unrolled by four, taller tiles outgrow the processor's cache of instructions
+    let few = uniform.into_iter().filter(|v| rows <= 8 || !matches!(v, Variant::Lanes { unroll: 4, .. }));
+    shared.chain(few).chain([broadcast]).collect()
 }
 
 fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
@@ -234,10 +243,10 @@ impl Variant {
     /// Whether the numbers make a kernel: names come from files.
     fn sound(&self) -> bool {
         match *self {
-            Variant::Lanes { rows, lanes, unroll, .. } => {
+            Variant::Lanes { rows, lanes, uniform, unroll } => {
                 (1..=64).contains(&lanes)
                     && (4..=64).contains(&rows)
-                    && rows.is_multiple_of(lanes)
+                    && (uniform || rows.is_multiple_of(lanes))
                     && rows.is_multiple_of(4)
                     && (1..=4).contains(&unroll)
             }
