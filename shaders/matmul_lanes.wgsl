@@ -1,4 +1,4 @@
-// Matrix product for CPU devices, whose workgroup memory and barriers cost more than they save.
+// Matrix product for CPU devices, where a barrier costs much: none, or one for many multiply-adds.
 //
 // A workgroup is SUBGROUPS subgroups of LANES invocations and owns ROWS x (4 LANES SUBGROUPS) elements of the product
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)

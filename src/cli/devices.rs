@@ -13,16 +13,17 @@ pub fn run(args: DevicesArgs) -> Result<(), Error> {
             Ok((device, reason)) => (Some(device.index), reason.clone()),
             Err(error) => (None, error.to_string()),
         };
-        println!("{:#}", json!({ "devices": devices, "chosen": index, "reason": reason }));
+        let json = json!({ "devices": devices, "chosen": index, "reason": reason });
+        super::print(&format!("{json:#}\n"))?;
     } else {
         for device in &devices {
-            println!("{}\n", details(device));
+            super::print(&format!("{}\n\n", details(device)))?;
         }
         if let Ok((device, reason)) = &choice {
-            println!(
-                "a run uses {}: {}, {reason}; --gpu NAME|INDEX chooses another",
+            super::print(&format!(
+                "a run uses {}: {}, {reason}; --gpu NAME|INDEX chooses another\n",
                 device.index, device.name
-            );
+            ))?;
         }
     }
     choice.map(|_| ()).map_err(Error::from)

@@ -71,6 +71,9 @@ const THIN: [Variant; 6] = [
     tiled((16, 128), (4, 4), 16, 1),
 ];
 
+/// llvmpipe ends an invocation after 65,535 turns of all its loops together, without an error.
+const MOST_TURNS: usize = 65_000;
+
 /// The extents of a product as the kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extents {
@@ -188,6 +191,7 @@ impl Variant {
             Variant::Workgroup { lanes, .. } => {
                 device.cpu
                     && device.broadcast_lanes() == Some(lanes)
+                    && self.turns(extents) <= MOST_TURNS
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes() <= device.max_workgroup_storage
             }
@@ -328,6 +332,14 @@ impl Variant {
         }
     }
 
+    /// Turns of all loops of an invocation of [`Variant::Workgroup`].
+    fn turns(&self, extents: &Extents) -> usize {
+        let Variant::Workgroup { rows, depth, .. } = *self else { return 0 };
+        let k4 = extents.k.div_ceil(4);
+        let staging = (rows * depth).div_ceil(self.invocations()) as usize;
+        k4 + k4.div_ceil(depth as usize) * (1 + staging) + extents.k2.div_ceil(4)
+    }
+
     /// Whether columns are loaded a turn before their use, where that can be.
     pub fn loads_ahead(&self) -> bool {
         matches!(self, Variant::Workgroup { .. })
@@ -426,6 +438,36 @@ mod tests {
                 assert_eq!(candidates[0], default);
             }
         }
+    }
+
+    /// The tiles of a product of so many columns, on a device with subgroups of 16.
+    fn shared_tiles(rows: usize, cols: usize, k: usize) -> Vec<(usize, usize)> {
+        let device = DeviceProfile {
+            cpu: true,
+            subgroup: Some(16),
+            max_workgroup_invocations: 1024,
+            max_workgroup_storage: 32 << 10,
+            ..DeviceProfile::default()
+        };
+        let candidates = Variant::candidates(&device, &Extents { rows, cols, k, k2: 0, matrix: false });
+        let shared = |v: &&Variant| matches!(v, Variant::Workgroup { .. });
+        candidates.iter().filter(shared).map(Variant::tile).collect()
+    }
+
+    #[test]
+    fn wide_subgroups_share_rows_as_widely_as_the_columns_go() {
+        assert_eq!(shared_tiles(512, 1024, 1024), [(32, 512), (32, 256)]);
+        assert_eq!(shared_tiles(512, 768, 256), [(32, 256), (32, 128)]);
+        assert_eq!(shared_tiles(512, 576, 576), [(32, 128), (32, 64)]);
+        // a low-rank product: no core without a tile
+        assert_eq!(shared_tiles(8, 512, 512), [(8, 128), (8, 64)]);
+    }
+
+    #[test]
+    fn no_invocation_takes_more_turns_than_llvmpipe_grants() {
+        let vocabulary = 151_936;
+        assert_eq!(shared_tiles(512, 1024, vocabulary), [(32, 512), (32, 256)]);
+        assert_eq!(shared_tiles(512, 576, vocabulary), [(32, 128)]);
     }
 
     #[test]
