@@ -467,7 +467,8 @@ mod tests {
     fn no_invocation_takes_more_turns_than_llvmpipe_grants() {
         let vocabulary = 151_936;
         assert_eq!(shared_tiles(512, 1024, vocabulary), [(32, 512), (32, 256)]);
-        assert_eq!(shared_tiles(512, 576, vocabulary), [(32, 128)]);
+        // few invocations stage for many turns: the other kernels serve
+        assert_eq!(shared_tiles(512, 576, vocabulary), []);
     }
 
     #[test]
