@@ -19,7 +19,7 @@
 {% set WORKGROUP = LANES * SUBGROUPS %}
 {% if DEPTH > 0 %}
 // [row, k]
-var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
+var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endif %}
 
 {# a turn's four columns as they are stored #}
@@ -70,10 +70,10 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endif %}
 {% endmacro %}
 
-{# R_INNER or staged: four k of row e; otherwise four rows of one k #}
+{# R_INNER or from the block: four k of row e; otherwise four rows of one k #}
 {% macro piece(r, k, u, e) %}
 {% if DEPTH > 0 and r == "r" %}
-        let a{{ u }}_{{ e }} = staged[{{ e * DEPTH }}u + t{{ u }} - first];
+        let a{{ u }}_{{ e }} = block[{{ e * DEPTH }}u + t{{ u }} - first];
 {% elif DEPTH == 0 and not UNIFORM %}
         let a{{ u }}_{{ e }} = subgroupBroadcast(r{{ u }}_{{ e // LANES }}, {{ e % LANES }}u);
 {% elif R_INNER %}
@@ -91,7 +91,7 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% macro stage(r, k) %}
         for (var i = lane; i < {{ ROWS * DEPTH }}u; i += {{ WORKGROUP }}u) {
 {% if R_INNER %}
-            staged[i] = {{ load(r, "min(row0 + i / " ~ DEPTH ~ "u, params.rows - 1u) * params." ~ k ~ "_4 + min(first + i % " ~ DEPTH ~ "u, params." ~ k ~ "_4 - 1u)") }};
+            block[i] = {{ load(r, "min(row0 + i / " ~ DEPTH ~ "u, params.rows - 1u) * params." ~ k ~ "_4 + min(first + i % " ~ DEPTH ~ "u, params." ~ k ~ "_4 - 1u)") }};
 {% else %}
             let k = 4u * first + i / {{ ROW4 }}u;
             let rows = select(
@@ -100,7 +100,7 @@ var<workgroup> staged: array<vec4<f32>, {{ ROWS * DEPTH }}>;
                 k < params.{{ k }});
             let at = i % {{ ROW4 }}u * {{ 4 * DEPTH }}u + i / {{ 4 * ROW4 }}u;
 {% for q in range(4) %}
-            staged[at + {{ q * DEPTH }}u][i / {{ ROW4 }}u % 4u] = rows[{{ q }}];
+            block[at + {{ q * DEPTH }}u][i / {{ ROW4 }}u % 4u] = rows[{{ q }}];
 {% endfor %}
 {% endif %}
         }

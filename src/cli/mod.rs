@@ -18,11 +18,11 @@ mod named_data;
 mod plan;
 mod progress;
 mod report;
+mod restart;
 mod serve;
 mod tui;
 mod tune;
 mod validate;
-mod vectors;
 
 use crate::error::{Error, Failure};
 use args::{BenchCommand, Command, Exit};
@@ -43,7 +43,7 @@ pub fn run() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
-    vectors::widen(&cli.command);
+    restart::with_wide_vectors(&cli.command);
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !crate::gpu::is_waiting() && !crate::data::is_parsing() {

@@ -13,6 +13,7 @@ mod pipeline;
 mod pipeline_file;
 mod recording;
 mod timing;
+mod wide_vectors;
 
 pub use buffer::{Buffer, BufferSlice, Readback, allocation};
 pub use compose::{ShaderKey, param_bytes};
@@ -22,3 +23,4 @@ pub use memory::HostShare;
 pub use pipeline::Bound;
 pub use recording::{Recording, Upload};
 pub use timing::{DispatchTime, Transfers};
+pub use wide_vectors::wide_vectors;

@@ -56,8 +56,8 @@ impl DeviceProfile {
         }
     }
 
-    /// Subgroup size where sharing through subgroup broadcast is the better way (CPU devices).
-    pub fn broadcast_lanes(&self) -> Option<u32> {
+    /// Lanes of a CPU device's vectors: its subgroup size, where kernels are made for it.
+    pub fn vector_lanes(&self) -> Option<u32> {
         self.subgroup.filter(|&lanes| self.cpu && (4..=16).contains(&lanes))
     }
 }

@@ -83,7 +83,7 @@ pub struct Extents {
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     // tiles cost more in barriers than they save there, and compile for seconds
-    let Some(lanes) = device.broadcast_lanes() else { return vec![Variant::Rows] };
+    let Some(lanes) = device.vector_lanes() else { return vec![Variant::Rows] };
     // with more rows a key serves more of them, and the unrolled kernel is longer
     let (per, uniform): (&[u32], &[(u32, u32)]) = match extents.head_dim {
         0..=64 => (&[2, 1], &[(2, 4), (2, 2), (4, 2)]),
@@ -141,7 +141,7 @@ impl Variant {
     pub fn fits(&self, device: &DeviceProfile, extents: &Extents) -> bool {
         match *self {
             Variant::Lanes { lanes, .. } | Variant::Uniform { lanes, .. } => {
-                device.broadcast_lanes() == Some(lanes)
+                device.vector_lanes() == Some(lanes)
             }
             Variant::Rows => true,
             Variant::Tiled { .. } => {

@@ -88,7 +88,7 @@ pub struct Extents {
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let (rows, cols) = (extents.rows, extents.cols);
-    let broadcast = device.broadcast_lanes();
+    let broadcast = device.vector_lanes();
     if let Some(lanes @ 16..) = broadcast {
         return on_wide_cpu(lanes, extents);
     }
@@ -184,13 +184,11 @@ impl Variant {
         match *self {
             Variant::Lanes { lanes, uniform, unroll, .. } => {
                 let divides = |k: usize| k.div_ceil(4).is_multiple_of(unroll as usize);
-                (uniform || device.broadcast_lanes() == Some(lanes))
-                    && divides(extents.k)
-                    && divides(extents.k2)
+                (uniform || device.vector_lanes() == Some(lanes)) && divides(extents.k) && divides(extents.k2)
             }
             Variant::Workgroup { lanes, .. } => {
                 device.cpu
-                    && device.broadcast_lanes() == Some(lanes)
+                    && device.vector_lanes() == Some(lanes)
                     && self.turns(extents) <= MOST_TURNS
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes() <= device.max_workgroup_storage
@@ -301,20 +299,12 @@ impl Variant {
 
     pub fn define(&self, dispatch: Dispatch) -> Dispatch {
         match *self {
-            Variant::Lanes { rows, lanes, uniform, unroll } => dispatch
-                .define("LANES", lanes)
-                .define("ROWS", rows)
-                .define("SUBGROUPS", 1)
-                .define("DEPTH", 0)
-                .define("UNROLL", unroll)
-                .flag("UNIFORM", uniform),
-            Variant::Workgroup { rows, lanes, subgroups, depth } => dispatch
-                .define("LANES", lanes)
-                .define("ROWS", rows)
-                .define("SUBGROUPS", subgroups)
-                .define("DEPTH", depth)
-                .define("UNROLL", 1)
-                .flag("UNIFORM", false),
+            Variant::Lanes { rows, lanes, uniform, unroll } => {
+                on_lanes(dispatch, (rows, lanes, 1), 0).define("UNROLL", unroll).flag("UNIFORM", uniform)
+            }
+            Variant::Workgroup { rows, lanes, subgroups, depth } => {
+                on_lanes(dispatch, (rows, lanes, subgroups), depth).define("UNROLL", 1).flag("UNIFORM", false)
+            }
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => dispatch
                 .define("ROWS", rows)
                 .define("COLS", cols)
@@ -367,6 +357,10 @@ impl Variant {
             }
         }
     }
+}
+
+fn on_lanes(dispatch: Dispatch, (rows, lanes, subgroups): (u32, u32, u32), depth: u32) -> Dispatch {
+    dispatch.define("ROWS", rows).define("LANES", lanes).define("SUBGROUPS", subgroups).define("DEPTH", depth)
 }
 
 impl fmt::Display for Variant {
