@@ -169,8 +169,10 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
 {% endif %}
-    // surplus workgroups leave before they store: behind an early return llvmpipe does not know that all lanes are there
-    let tile = min(group_index(group, groups), params.tiles - 1u);
+    let tile = group_index(group, groups);
+    if (tile >= params.tiles) {
+        return;
+    }
     let row0 = tile / params.col_tiles * {{ ROWS }}u;
     let col0 = (tile % params.col_tiles * {{ WORKGROUP }}u + lane) * 4u;
     let col4 = min(col0 / 4u, params.cols4 - 1u);
@@ -194,9 +196,6 @@ fn main(
 {% endfor %}
 {% endif %}
 {{ product("r", "c", "k") }}
-    if (group_index(group, groups) >= params.tiles) {
-        return;
-    }
 {% if TRANSPOSED %}
 {% for j in range(4) %}
     if (col0 + {{ j }}u < params.cols) {
