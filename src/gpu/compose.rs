@@ -147,21 +147,23 @@ impl ShaderKey {
         let mut first = 0;
         while first < self.bindings.len() {
             let BindingKey { name, dtype, view, write, piece } = self.bindings[first];
-            let parts = self.bindings[first..].iter().take_while(|b| b.name == name).count();
+            let count = self.bindings[first..].iter().take_while(|b| b.name == name).count();
             let access = if write { "read_write" } else { "read" };
             let element = element(dtype, view, wide);
-            for part in 0..parts {
+            for part in 0..count {
                 line(format_args!(
                     "@group(0) @binding({}) var<storage, {access}> {}: array<{element}>;",
                     first + part + 1,
                     part_name(name, part),
                 ));
             }
-            if view == View::Vec4 {
-                let parts = Parts { name, count: parts, piece };
-                line(format_args!("{}", accessors(&parts, dtype, write, wide)));
+            let parts = Parts { name, count, piece };
+            match view {
+                View::Vec4 => line(format_args!("{}", accessors(&parts, dtype, write, wide))),
+                View::Octet => line(format_args!("{}", octet_accessors(&parts, dtype, wide))),
+                View::Scalar | View::Matrix => {}
             }
-            first += parts;
+            first += count;
         }
         text
     }
@@ -173,6 +175,10 @@ fn element(dtype: DType, view: View, wide: bool) -> &'static str {
         (DType::U32 | DType::Nf4 | DType::Nf4Double | DType::Int8, _) => "u32",
         (DType::F16, View::Matrix) => "f16",
         (_, View::Scalar | View::Matrix) => "f32",
+        (DType::F32, View::Octet) if wide => "vec4<u64>",
+        (DType::F32, View::Octet) => "mat2x4<f32>",
+        (DType::F16 | DType::BF16, View::Octet) if wide => "vec2<u64>",
+        (DType::F16 | DType::BF16, View::Octet) => "vec4<u32>",
         (DType::F32, View::Vec4) if wide => "vec2<u64>",
         (DType::F32, View::Vec4) => "vec4<f32>",
         (DType::F16 | DType::BF16, View::Vec4) if wide => "u64",
@@ -272,6 +278,26 @@ fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
         let _ = write!(text, "\nfn store_{name}(at_: u32, quad_: vec4<f32>) {{ {stored} }}");
     }
     text
+}
+
+/// `raw_name` of groups of eight, and their halves `low_name` and `high_name`.
+fn octet_accessors(parts: &Parts, dtype: DType, wide: bool) -> String {
+    let (unpack, low, high) = match (dtype, wide) {
+        (DType::F16, false) => ("unpack_f16", ".xy", ".zw"),
+        (DType::BF16, false) => ("unpack_bf16", ".xy", ".zw"),
+        (DType::F16, true) => ("unpack_f16_wide", ".x", ".y"),
+        (DType::BF16, true) => ("unpack_bf16_wide", ".x", ".y"),
+        (_, true) => ("unpack_f32_wide", ".xy", ".zw"),
+        (_, false) => ("", "[0]", "[1]"),
+    };
+    let name = parts.name;
+    let element = element(dtype, View::Octet, wide);
+    let found = parts.find(&|array, at| format!("return {array}[{at}];"));
+    format!(
+        "fn raw_{name}(at_: u32) -> {element} {{ {found} }}\n\
+         fn low_{name}(raw_: {element}) -> vec4<f32> {{ return {unpack}(raw_{low}); }}\n\
+         fn high_{name}(raw_: {element}) -> vec4<f32> {{ return {unpack}(raw_{high}); }}"
+    )
 }
 
 /// Bytes of a dispatch's parameters as the uniform buffer holds them, padded to 16.

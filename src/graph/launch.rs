@@ -108,6 +108,9 @@ pub enum Place {
 pub enum View {
     /// Groups of four, converted to and from `vec4<f32>`.
     Vec4,
+    /// Groups of eight, read as two of four: `raw_name`, of which `low_name` and `high_name` are the halves. For tensors whose
+    /// last dimension holds an even number of groups of four.
+    Octet,
     /// One element at a time (f32 and u32 only).
     Scalar,
     /// Elements of cooperative matrices: f16, or f32.

@@ -74,11 +74,12 @@ impl Launch<'_> {
             let size = binding.size.unwrap_or(bytes - binding.offset);
             // a tensor in parts of its own has its name for them
             let alone = whole.iter().filter(|b| b.name == binding.name).count() == 1;
-            let splits = alone && binding.view == View::Vec4 && binding.dtype != DType::U32;
+            let splits =
+                alone && matches!(binding.view, View::Vec4 | View::Octet) && binding.dtype != DType::U32;
             match self.device.piece(size).filter(|_| splits) {
                 None => dispatch.bindings.push(Binding { size: Some(size), ..*binding }),
                 Some(piece) => {
-                    let elements = (piece / array_element_bytes(binding.dtype)) as u32;
+                    let elements = (piece / array_element_bytes(binding)) as u32;
                     dispatch.bindings.extend((0..size).step_by(piece as usize).map(|start| Binding {
                         offset: binding.offset + start,
                         size: Some(piece.min(size - start)),
@@ -108,9 +109,13 @@ fn group_bytes(dtype: DType) -> u64 {
     4 * dtype.size() as u64
 }
 
-/// Bytes of what the shader's array of a binding holds: groups of four, or words of blocks.
-fn array_element_bytes(dtype: DType) -> u64 {
-    if dtype.is_quantised() { 4 } else { group_bytes(dtype) }
+/// Bytes of what the shader's array of a binding holds: groups of four or eight, or words of blocks.
+fn array_element_bytes(binding: &Binding) -> u64 {
+    match binding.view {
+        _ if binding.dtype.is_quantised() => 4,
+        View::Octet => 2 * group_bytes(binding.dtype),
+        _ => group_bytes(binding.dtype),
+    }
 }
 
 #[cfg(test)]

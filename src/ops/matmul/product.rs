@@ -174,10 +174,17 @@ impl Product {
             let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
             return vec![main, finish];
         }
+        let octets = |inner: bool, operand: Operand| {
+            inner && variant.reads_octets() && self.parts == 1 && !operand.dtype.is_quantised()
+        };
+        let (r_octets, c_octets) = (octets(o.r_inner, o.r), octets(o.c_inner, o.c));
+        let view = |octets: bool| if octets { View::Octet } else { View::Vec4 };
         let main = (0..self.parts)
-            .fold(main, |main, part| main.bind(o.r.part(part).binding("r", View::Vec4, false)));
+            .fold(main, |main, part| main.bind(o.r.part(part).binding("r", view(r_octets), false)));
         let mut main = main
-            .bind(o.c.binding("c", View::Vec4, false))
+            .bind(o.c.binding("c", view(c_octets), false))
+            .flag("R_OCTETS", r_octets)
+            .flag("C_OCTETS", c_octets)
             .define("PARTS", self.parts as u32)
             .flag("R_MASKED", o.masks_rows())
             .flag("C_MASKED", o.masks_cols())

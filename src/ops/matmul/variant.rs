@@ -26,8 +26,8 @@ pub enum Variant {
     /// by subgroup broadcast, or by loads that are `uniform`; `unroll` groups of four along k are taken together.
     Lanes { rows: u32, lanes: u32, uniform: bool, unroll: u32 },
     /// For CPU devices of wide vectors: `subgroups` of `lanes` invocations own `rows` x 4 columns of each; the rows reach them
-    /// through workgroup memory, `depth` groups of four along k at a time.
-    Workgroup { rows: u32, lanes: u32, subgroups: u32, depth: u32 },
+    /// through workgroup memory, `depth` groups of four along k at a time, of which `unroll` are taken together.
+    Workgroup { rows: u32, lanes: u32, subgroups: u32, depth: u32, unroll: u32 },
     /// For GPUs: a workgroup owns `rows` x `cols`, staged in workgroup memory `depth` deep, an invocation
     /// `per_rows` x `per_cols` of them; `split` slices of invocations share the inner dimension.
     Tiled { rows: u32, cols: u32, per_rows: u32, per_cols: u32, depth: u32, split: u32 },
@@ -109,10 +109,10 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         variant(best, true, 1),
         variant(other, true, 2),
     ];
-    // a taller one loads columns less often, and outgrows the processor's cache of instructions when it is unrolled
-    if rows >= 64 && tiles(64) >= 8 {
-        all.push(variant(64, broadcast.is_none(), 1));
-    }
+    // taller ones load columns less often; longer turns than these outgrow the processor's cache of instructions
+    let tall = [(64, 1), (64, 2), (128, 1)].into_iter();
+    let tall = tall.filter(|&(height, _)| rows >= height as usize && tiles(height) >= 8);
+    all.extend(tall.map(|(height, unroll)| variant(height, broadcast.is_none(), unroll)));
     let mut seen = Vec::new();
     all.retain(|v| {
         !seen.contains(v) && {
@@ -134,8 +134,11 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
         subgroups == 1 || (cols.next_multiple_of(tile) * 7 <= cols * 8 && tiles >= 4)
     };
     let rows = height as u32;
-    let shared = [8, 4, 2, 1].into_iter().filter(suits).take(2);
-    let shared = shared.map(|subgroups| Variant::Workgroup { rows, lanes, subgroups, depth: 32 });
+    let shared = [8, 4, 2, 1].into_iter().filter(suits).take(2).zip([&[1, 2][..], &[1]]);
+    let shared =
+        shared.flat_map(|(subgroups, unrolls)| unrolls.iter().map(move |&unroll| (subgroups, unroll)));
+    let shared =
+        shared.map(|(subgroups, unroll)| Variant::Workgroup { rows, lanes, subgroups, depth: 32, unroll });
     let uniform = [2, 4, 1].map(|unroll| Variant::Lanes { rows, lanes, uniform: true, unroll });
     let broadcast = Variant::Lanes { rows: rows.next_multiple_of(lanes), lanes, uniform: false, unroll: 1 };
     // unrolled by four, taller tiles outgrow the processor's cache of instructions
@@ -181,13 +184,17 @@ impl Variant {
 
     /// Whether the device can run it, and the inner dimension suits it.
     pub fn fits(&self, device: &DeviceProfile, extents: &Extents) -> bool {
+        let divided = |unroll: u32| {
+            let divides = |k: usize| k.div_ceil(4).is_multiple_of(unroll as usize);
+            divides(extents.k) && divides(extents.k2)
+        };
         match *self {
             Variant::Lanes { lanes, uniform, unroll, .. } => {
-                let divides = |k: usize| k.div_ceil(4).is_multiple_of(unroll as usize);
-                (uniform || device.vector_lanes() == Some(lanes)) && divides(extents.k) && divides(extents.k2)
+                (uniform || device.vector_lanes() == Some(lanes)) && divided(unroll)
             }
-            Variant::Workgroup { lanes, .. } => {
+            Variant::Workgroup { lanes, unroll, .. } => {
                 device.cpu
+                    && divided(unroll)
                     && device.vector_lanes() == Some(lanes)
                     && self.turns(extents) <= MOST_TURNS
                     && self.invocations() <= device.max_workgroup_invocations
@@ -224,9 +231,9 @@ impl Variant {
             }
             "workgroup" => {
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
-                let (lanes, depth) = (number("lanes=")?, number("depth=")?);
+                let (lanes, depth, unroll) = (number("lanes=")?, number("depth=")?, number("unroll=")?);
                 let subgroups = (tile.1 / 4).checked_div(lanes)?;
-                Variant::Workgroup { rows: tile.0, lanes, subgroups, depth }
+                Variant::Workgroup { rows: tile.0, lanes, subgroups, depth, unroll }
             }
             "coop" => {
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
@@ -247,17 +254,19 @@ impl Variant {
         match *self {
             Variant::Lanes { rows, lanes, uniform, unroll } => {
                 (1..=64).contains(&lanes)
-                    && (4..=64).contains(&rows)
+                    && (4..=128).contains(&rows)
                     && (uniform || rows.is_multiple_of(lanes))
                     && rows.is_multiple_of(4)
                     && (1..=4).contains(&unroll)
             }
-            Variant::Workgroup { rows, lanes, subgroups, depth } => {
+            Variant::Workgroup { rows, lanes, subgroups, depth, unroll } => {
                 (4..=64).contains(&rows)
                     && rows.is_multiple_of(4)
                     && (1..=64).contains(&lanes)
                     && (1..=16).contains(&subgroups)
                     && (1..=128).contains(&depth)
+                    && (1..=4).contains(&unroll)
+                    && depth.is_multiple_of(unroll)
             }
             Variant::Coop { rows, cols, size, lanes } => {
                 let whole = |n: u32| n > 0 && n <= 256 && n.is_multiple_of(size);
@@ -302,8 +311,10 @@ impl Variant {
             Variant::Lanes { rows, lanes, uniform, unroll } => {
                 on_lanes(dispatch, (rows, lanes, 1), 0).define("UNROLL", unroll).flag("UNIFORM", uniform)
             }
-            Variant::Workgroup { rows, lanes, subgroups, depth } => {
-                on_lanes(dispatch, (rows, lanes, subgroups), depth).define("UNROLL", 1).flag("UNIFORM", false)
+            Variant::Workgroup { rows, lanes, subgroups, depth, unroll } => {
+                on_lanes(dispatch, (rows, lanes, subgroups), depth)
+                    .define("UNROLL", unroll)
+                    .flag("UNIFORM", false)
             }
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => dispatch
                 .define("ROWS", rows)
@@ -325,6 +336,7 @@ impl Variant {
     /// Turns of all loops of an invocation of [`Variant::Workgroup`].
     fn turns(&self, extents: &Extents) -> usize {
         let Variant::Workgroup { rows, depth, .. } = *self else { return 0 };
+        // as if not unrolled, which has more
         let k4 = extents.k.div_ceil(4);
         let staging = (rows * depth).div_ceil(self.invocations()) as usize;
         k4 + k4.div_ceil(depth as usize) * (1 + staging) + extents.k2.div_ceil(4)
@@ -333,6 +345,12 @@ impl Variant {
     /// Whether columns are loaded a turn before their use, where that can be.
     pub fn loads_ahead(&self) -> bool {
         matches!(self, Variant::Workgroup { .. })
+    }
+
+    /// Whether operands with k innermost are bound in groups of eight: such lanes load one after the other, and wider loads
+    /// are fewer.
+    pub fn reads_octets(&self) -> bool {
+        matches!(*self, Variant::Lanes { uniform: false, unroll, .. } if unroll.is_multiple_of(2))
     }
 
     fn invocations(&self) -> u32 {
@@ -370,8 +388,9 @@ impl fmt::Display for Variant {
                 let family = if *uniform { "uniform" } else { "broadcast" };
                 write!(f, "{family} {rows}x{} unroll={unroll}", 4 * lanes)
             }
-            Variant::Workgroup { rows, lanes, subgroups, depth } => {
-                write!(f, "workgroup {rows}x{} lanes={lanes} depth={depth}", 4 * lanes * subgroups)
+            Variant::Workgroup { rows, lanes, subgroups, depth, unroll } => {
+                let cols = 4 * lanes * subgroups;
+                write!(f, "workgroup {rows}x{cols} lanes={lanes} depth={depth} unroll={unroll}")
             }
             Variant::Coop { rows, cols, size, lanes } => {
                 write!(f, "coop {rows}x{cols} size={size} lanes={lanes}")
@@ -390,7 +409,7 @@ mod tests {
     #[test]
     fn names_read_back_and_others_are_refused() {
         let lanes = Variant::Lanes { rows: 16, lanes: 8, uniform: true, unroll: 2 };
-        let workgroup = Variant::Workgroup { rows: 32, lanes: 16, subgroups: 4, depth: 32 };
+        let workgroup = Variant::Workgroup { rows: 32, lanes: 16, subgroups: 4, depth: 32, unroll: 2 };
         let coop = Variant::Coop { rows: 64, cols: 32, size: 16, lanes: 32 };
         for variant in WIDE.into_iter().chain(THIN).chain([lanes, workgroup, coop]) {
             assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
@@ -401,9 +420,10 @@ mod tests {
             "tiled 64x64",
             "broadcast 12x0 unroll=1",
             "uniform 16x32 unroll=0",
-            "workgroup 32x256 lanes=0 depth=32",
-            "workgroup 32x260 lanes=16 depth=32",
-            "workgroup 30x256 lanes=16 depth=32",
+            "workgroup 32x256 lanes=0 depth=32 unroll=1",
+            "workgroup 32x260 lanes=16 depth=32 unroll=1",
+            "workgroup 30x256 lanes=16 depth=32 unroll=1",
+            "workgroup 32x256 lanes=16 depth=31 unroll=2",
             "tiled 64x64 per=0x4 depth=16 split=1",
             "tiled 64x64 per=8x4 depth=16 split=1 more",
             "coop 64x20 size=16 lanes=32",
@@ -444,7 +464,7 @@ mod tests {
             ..DeviceProfile::default()
         };
         let candidates = Variant::candidates(&device, &Extents { rows, cols, k, k2: 0, matrix: false });
-        let shared = |v: &&Variant| matches!(v, Variant::Workgroup { .. });
+        let shared = |v: &&Variant| matches!(v, Variant::Workgroup { unroll: 1, .. });
         candidates.iter().filter(shared).map(Variant::tile).collect()
     }
 
@@ -473,7 +493,7 @@ mod tests {
             Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
         };
         let unrolled = |k, k2| names(k, k2).iter().any(|n| n.contains("unroll=2"));
-        assert!(unrolled(256, 0) && unrolled(256, 8));
+        assert!(unrolled(256, 0) && unrolled(256, 8) && unrolled(30, 0));
         assert!(!unrolled(256, 4) && !unrolled(252, 8));
         assert_eq!(names(256, 8)[0], "broadcast 32x32 unroll=1");
     }
