@@ -252,6 +252,11 @@ fn tensors_in_pieces_give_the_same_bits() {
     };
     let as_gpu = DeviceProfile { cpu: false, ..DeviceProfile::clone(&own) };
     let products = ["33x70x37", "pair bf16 bf16", " on f32", " on bf16", "thin residual", "times 3"];
+    let octets = matmul::Variant::all(&own).into_iter().find(matmul::Variant::reads_octets);
+    let in_octets = octets.map(|variant| {
+        let choices = Arc::new(Choices::forced(variant.to_string()));
+        DeviceProfile { choices, ..DeviceProfile::clone(&own) }
+    });
     // kernels that software devices compile for minutes, and tensors of gigabytes
     let slow = ["widest head", "folded grid"];
     for case in engraft::ops::cases().into_iter().filter(|c| !slow.contains(&c.label.as_str())) {
@@ -261,6 +266,9 @@ fn tensors_in_pieces_give_the_same_bits() {
         }
         if product && (case.label.ends_with("33x70x37") || case.inputs[1].ty.dtype.is_quantised()) {
             run(&as_gpu, &case);
+        }
+        if let Some(device) = in_octets.as_ref().filter(|_| product && case.label.ends_with("33x70x37")) {
+            run(device, &case);
         }
     }
     println!("cases in pieces: {pieces:?}");

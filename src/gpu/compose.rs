@@ -251,20 +251,25 @@ fn part_name(name: &str, part: usize) -> String {
     if part == 0 { name.to_string() } else { format!("{name}_{part}") }
 }
 
-/// `load_name`, its halves `raw_name` and `decode_name`, and `store_name`; of a tensor in parts by the index that it would
-/// have in one piece.
-fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
-    if dtype.is_quantised() {
-        return quantised_accessor(parts, dtype);
-    }
-    let (unpack, pack) = match (dtype, wide) {
+/// The functions that make four elements of what is stored, and the reverse.
+fn conversions(dtype: DType, wide: bool) -> (&'static str, &'static str) {
+    match (dtype, wide) {
         (DType::F16, false) => ("unpack_f16", "pack_f16"),
         (DType::BF16, false) => ("unpack_bf16", "pack_bf16"),
         (DType::F16, true) => ("unpack_f16_wide", "pack_f16_wide"),
         (DType::BF16, true) => ("unpack_bf16_wide", "pack_bf16_wide"),
         (_, true) => ("unpack_f32_wide", "pack_f32_wide"),
         (_, false) => ("", ""),
-    };
+    }
+}
+
+/// `load_name`, its halves `raw_name` and `decode_name`, and `store_name`; of a tensor in parts by the index that it would
+/// have in one piece.
+fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
+    if dtype.is_quantised() {
+        return quantised_accessor(parts, dtype);
+    }
+    let (unpack, pack) = conversions(dtype, wide);
     let name = parts.name;
     let element = element(dtype, View::Vec4, wide);
     let found = parts.find(&|array, at| format!("return {array}[{at}];"));
@@ -282,14 +287,12 @@ fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
 
 /// `raw_name` of groups of eight, and their halves `low_name` and `high_name`.
 fn octet_accessors(parts: &Parts, dtype: DType, wide: bool) -> String {
-    let (unpack, low, high) = match (dtype, wide) {
-        (DType::F16, false) => ("unpack_f16", ".xy", ".zw"),
-        (DType::BF16, false) => ("unpack_bf16", ".xy", ".zw"),
-        (DType::F16, true) => ("unpack_f16_wide", ".x", ".y"),
-        (DType::BF16, true) => ("unpack_bf16_wide", ".x", ".y"),
-        (_, true) => ("unpack_f32_wide", ".xy", ".zw"),
-        (_, false) => ("", "[0]", "[1]"),
+    let (low, high) = match (dtype, wide) {
+        (DType::F16 | DType::BF16, true) => (".x", ".y"),
+        (DType::F32, false) => ("[0]", "[1]"),
+        _ => (".xy", ".zw"),
     };
+    let (unpack, _) = conversions(dtype, wide);
     let name = parts.name;
     let element = element(dtype, View::Octet, wide);
     let found = parts.find(&|array, at| format!("return {array}[{at}];"));

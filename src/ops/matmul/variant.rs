@@ -134,11 +134,11 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
         subgroups == 1 || (cols.next_multiple_of(tile) * 7 <= cols * 8 && tiles >= 4)
     };
     let rows = height as u32;
-    let shared = [8, 4, 2, 1].into_iter().filter(suits).take(2).zip([&[1, 2][..], &[1]]);
-    let shared =
-        shared.flat_map(|(subgroups, unrolls)| unrolls.iter().map(move |&unroll| (subgroups, unroll)));
-    let shared =
-        shared.map(|(subgroups, unroll)| Variant::Workgroup { rows, lanes, subgroups, depth: 32, unroll });
+    let workgroup = |subgroups, unroll| Variant::Workgroup { rows, lanes, subgroups, depth: 32, unroll };
+    let widest: Vec<u32> = [8, 4, 2, 1].into_iter().filter(suits).take(2).collect();
+    // two groups of four per turn gain little, and not in every product: for the widest alone
+    let shared = widest.iter().map(|&subgroups| workgroup(subgroups, 1));
+    let shared = shared.chain(widest.first().map(|&subgroups| workgroup(subgroups, 2)));
     let uniform = [2, 4, 1].map(|unroll| Variant::Lanes { rows, lanes, uniform: true, unroll });
     let broadcast = Variant::Lanes { rows: rows.next_multiple_of(lanes), lanes, uniform: false, unroll: 1 };
     // unrolled by four, taller tiles outgrow the processor's cache of instructions
