@@ -12,15 +12,17 @@
 //! Gradients: the product of the output's gradient with the other operand, in the fitting layout. They overwrite,
 //! or add where the planner says so.
 
+mod candidates;
 pub mod group;
 mod kernel;
 mod operand;
 mod product;
 mod variant;
 
+pub use candidates::{Extents, source};
 pub use operand::{MaskOn, Masked, Operand, Terms};
 pub use product::Product;
-pub use variant::{Extents, Variant, source};
+pub use variant::Variant;
 
 use super::dropout::Dropout;
 use crate::graph::{

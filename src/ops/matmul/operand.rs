@@ -1,6 +1,6 @@
 //! The operands of a product: where they lie, what is done to them on the way, which gives the rows.
 
-use super::variant::Extents;
+use super::candidates::Extents;
 use crate::graph::{Binding, DType, DeviceProfile, Launch, Place, Shape, TensorType, View};
 use crate::ops::dropout::Dropout;
 
