@@ -86,17 +86,14 @@ fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let Some(lanes) = device.vector_lanes() else { return vec![Variant::Rows] };
     // with more rows a key serves more of them, and the unrolled kernel is longer
     let (per, uniform): (&[u32], &[(u32, u32)]) = match extents.head_dim {
-        0..=64 => (&[2, 1], &[(2, 4), (2, 2), (4, 2)]),
-        65..=128 => (&[1], &[(2, 2), (1, 4), (1, 2)]),
+        0..=64 => (&[2, 1, 4], &[(2, 4), (2, 2), (4, 2)]),
+        65..=128 => (&[1, 2], &[(2, 2), (1, 4), (1, 2)]),
         _ => (&[1], &[(1, 2), (1, 1)]),
     };
-    let mut all: Vec<Variant> = per.iter().map(|&per| Variant::Lanes { lanes, per }).collect();
-    all.extend(uniform.iter().map(|&(per, keys)| Variant::Uniform { lanes, per, keys }));
-    // llvmpipe of today broadcasts among 16 lanes in a loop
-    if lanes >= 16 {
-        all.rotate_left(per.len());
-    }
-    all
+    let broadcast = per.iter().map(|&per| Variant::Lanes { lanes, per });
+    let uniform = uniform.iter().map(|&(per, keys)| Variant::Uniform { lanes, per, keys });
+    // llvmpipe of today broadcasts among 16 lanes in a loop: one, for drivers that do better
+    if lanes >= 16 { uniform.chain(broadcast.take(1)).collect() } else { broadcast.chain(uniform).collect() }
 }
 
 fn on_gpu(extents: &Extents) -> Vec<Variant> {
