@@ -135,7 +135,8 @@ var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endmacro %}
 
 {% macro product(r, c, k) %}
-{% if DEPTH > 0 and r == "r" %}
+{% set staged = DEPTH > 0 and r == "r" %}
+{% if staged %}
     for (var first = 0u; first < params.{{ k }}_4; first += {{ DEPTH }}u) {
         let end = min(first + {{ DEPTH }}u, params.{{ k }}_4);
 {{ stage(r, k) }}
@@ -150,7 +151,7 @@ var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {{ columns(c, k) }}
 {{ share(r, k) }}
 {# the sums of few rows stay in registers while they meet all k at hand #}
-{% if R_INNER or (DEPTH > 0 and r == "r") %}
+{% if R_INNER or staged %}
 {% for e in range(ROWS) %}
 {% for u in range(UNROLL) %}
 {{ piece(r, k, u, e) }}
@@ -185,7 +186,7 @@ var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endfor %}
 {% endif %}
     }
-{% if DEPTH > 0 and r == "r" %}
+{% if staged %}
         workgroupBarrier();
     }
 {% endif %}

@@ -263,6 +263,11 @@ fn conversions(dtype: DType, wide: bool) -> (&'static str, &'static str) {
     }
 }
 
+fn raw_accessor(parts: &Parts, element: &str) -> String {
+    let found = parts.find(&|array, at| format!("return {array}[{at}];"));
+    format!("fn raw_{}(at_: u32) -> {element} {{ {found} }}", parts.name)
+}
+
 /// `load_name`, its halves `raw_name` and `decode_name`, and `store_name`; of a tensor in parts by the index that it would
 /// have in one piece.
 fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
@@ -272,9 +277,9 @@ fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
     let (unpack, pack) = conversions(dtype, wide);
     let name = parts.name;
     let element = element(dtype, View::Vec4, wide);
-    let found = parts.find(&|array, at| format!("return {array}[{at}];"));
+    let raw = raw_accessor(parts, element);
     let mut text = format!(
-        "fn raw_{name}(at_: u32) -> {element} {{ {found} }}\n\
+        "{raw}\n\
          fn decode_{name}(raw_: {element}) -> vec4<f32> {{ return {unpack}(raw_); }}\n\
          fn load_{name}(at_: u32) -> vec4<f32> {{ return decode_{name}(raw_{name}(at_)); }}"
     );
@@ -295,9 +300,9 @@ fn octet_accessors(parts: &Parts, dtype: DType, wide: bool) -> String {
     let (unpack, _) = conversions(dtype, wide);
     let name = parts.name;
     let element = element(dtype, View::Octet, wide);
-    let found = parts.find(&|array, at| format!("return {array}[{at}];"));
+    let raw = raw_accessor(parts, element);
     format!(
-        "fn raw_{name}(at_: u32) -> {element} {{ {found} }}\n\
+        "{raw}\n\
          fn low_{name}(raw_: {element}) -> vec4<f32> {{ return {unpack}(raw_{low}); }}\n\
          fn high_{name}(raw_: {element}) -> vec4<f32> {{ return {unpack}(raw_{high}); }}"
     )
