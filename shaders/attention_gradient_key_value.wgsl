@@ -108,8 +108,8 @@ fn main(
     }
 {% for r in range(PER) %}
     if (first_row + {{ r * WORKGROUP }}u + lane < params.rows) {
+{{ store_gradient("dk", "kv_base" ~ r, "row" ~ r, "dk" ~ r) }}
 {% for d in range(D4) %}
-        store_dk(kv_base{{ r }} + {{ d }}u, dk{{ r }}_{{ d }} * params.scale);
         store_dv(kv_base{{ r }} + {{ d }}u, dv{{ r }}_{{ d }});
 {% endfor %}
     }

@@ -88,9 +88,7 @@ fn main(
     }
 {% for r in range(PER) %}
     if (first_row + {{ r * WORKGROUP }}u + lane < params.rows) {
-{% for d in range(D4) %}
-        store_dq(q_base{{ r }} + {{ d }}u, dq{{ r }}_{{ d }} * params.scale);
-{% endfor %}
+{{ store_gradient("dq", "q_base" ~ r, "row" ~ r, "dq" ~ r) }}
         delta[head * params.lse_stride + row{{ r }}] = row_delta{{ r }};
     }
 {% endfor %}

@@ -69,6 +69,9 @@ fn main(
 {{ accumulate("dk", "q") }}
         }
     }
+{% if TURNED %}
+{{ turn_back("dk") }}
+{% endif %}
     if (index >= params.tiles) {
         return;
     }

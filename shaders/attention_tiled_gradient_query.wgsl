@@ -71,6 +71,9 @@ fn main(
 {{ share("s") }}
 {{ accumulate("dq", "k") }}
     }
+{% if TURNED %}
+{{ turn_back("dq") }}
+{% endif %}
     if (index >= params.tiles) {
         return;
     }

@@ -344,9 +344,14 @@ fn every_variant_of_attention_equals_the_reference() {
     let own = DeviceProfile::clone(&gpu.profile());
     let as_gpu = DeviceProfile { cpu: false, ..own.clone() };
     let wanted = ["segments, grouped", "bf16", "head of 80", "window below a tile", "window over a cache"];
+    let gradients = ["segments, grouped, turned", "bf16, turned", "head of 80", "window below a tile"];
     let cases: Vec<Case> = engraft::ops::cases()
         .into_iter()
-        .filter(|c| c.op.name().starts_with("attention") && wanted.contains(&c.label.as_str()))
+        .filter(|c| match c.op.name() {
+            "attention" => wanted.contains(&c.label.as_str()),
+            "attention_gradient" => gradients.contains(&c.label.as_str()),
+            _ => false,
+        })
         .collect();
     assert_eq!(cases.len(), 9);
     let tiles = attention::Variant::all(&as_gpu).len();

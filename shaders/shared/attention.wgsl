@@ -5,6 +5,9 @@
 // time (piece) that is broadcast to all (get); or, UNIFORM, it is KEYS rows that every lane loads itself (get), for drivers
 // that load once where all lanes want the same address. Otherwise blocks of BLOCK rows of two tensors lie in workgroup
 // memory (stage) and are walked row by row.
+//
+// TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
+// same `positions` and `table`.
 {% set D4 = HEAD_DIM // 4 %}
 {% set SHARED = LANES == 0 %}
 {% set WORKGROUP = 64 if SHARED else LANES %}
@@ -43,3 +46,24 @@ var<workgroup> block2: array<vec4<f32>, {{ BLOCK * D4 }}>;
 
 // s += a . b
 {% macro dot_add(s, a, b) %}{{ s }} = fma({{ a }}.x, {{ b }}.x, fma({{ a }}.y, {{ b }}.y, fma({{ a }}.z, {{ b }}.z, fma({{ a }}.w, {{ b }}.w, {{ s }}))));{% endmacro %}
+
+{# stores a row of a gradient times the scale #}
+{% macro store_gradient(tensor, base, row, name) %}
+{% if TURNED %}
+        let angle = positions[{{ row }}] * {{ D4 }}u;
+{% for d in range(D4 // 2) %}
+        {
+            let cosine = load_table(angle + {{ d }}u);
+            let sine = load_table(angle + {{ d + D4 // 2 }}u);
+            let x1 = {{ name }}_{{ d }} * params.scale;
+            let x2 = {{ name }}_{{ d + D4 // 2 }} * params.scale;
+            store_{{ tensor }}({{ base }} + {{ d }}u, x1 * cosine + x2 * sine);
+            store_{{ tensor }}({{ base }} + {{ d + D4 // 2 }}u, x2 * cosine - x1 * sine);
+        }
+{% endfor %}
+{% else %}
+{% for d in range(D4) %}
+        store_{{ tensor }}({{ base }} + {{ d }}u, {{ name }}_{{ d }} * params.scale);
+{% endfor %}
+{% endif %}
+{% endmacro %}

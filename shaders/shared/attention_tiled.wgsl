@@ -9,6 +9,9 @@
 // element each. The second products read the scores from `weights`, one line per column, and stage LINES whole rows at a
 // time in `tiles`. RESIDENT holds the rows' operands, RESIDENTS of them, in workgroup memory all the while. The kernel that
 // includes this says how the operands of each side lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE.
+//
+// TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
+// same `positions` and `table`.
 {% set D4 = HEAD_DIM // 4 %}
 {% set ACROSS = BLOCK // PER_COLS %}
 {% set DOWN = ROWS // PER_ROWS %}
@@ -22,7 +25,11 @@
 {% set R_LINE = ROWS // 4 + 1 %}
 {% set C_LINE = BLOCK // 4 + 1 %}
 {% set C_START = 0 if RESIDENT else DEPTH * R_LINE %}
-var<workgroup> tiles: array<vec4<f32>, {{ [C_START + DEPTH * C_LINE, LINES * D4, ACROSS * ROWS // 4] | max }}>;
+{# an invocation owns the other half of every pair that it owns #}
+{% set HALF = D4 // 2 %}
+{% set OWNS_PAIRS = HALF % ACROSS == 0 %}
+{% set EXCHANGED = DOWN * HALF if TURNED and not OWNS_PAIRS else 0 %}
+var<workgroup> tiles: array<vec4<f32>, {{ [C_START + DEPTH * C_LINE, LINES * D4, ACROSS * ROWS // 4, EXCHANGED] | max }}>;
 var<workgroup> weights: array<vec4<f32>, {{ BLOCK * R_LINE }}>;
 {% if RESIDENT %}
 var<workgroup> resident: array<vec4<f32>, {{ RESIDENTS * 4 * WHOLE4 * R_LINE }}>;
@@ -187,6 +194,54 @@ var<workgroup> resident: array<vec4<f32>, {{ RESIDENTS * 4 * WHOLE4 * R_LINE }}>
 {% for c in range(SHARE) %}
     {{ name }}{{ row }}_{{ c }} *= {{ factor }}{{ row // 4 }}[{{ row % 4 }}];
 {% endfor %}
+{% endfor %}
+{% endmacro %}
+
+{# turns name{row}_{c} back by the angles of the rows' positions; needs the tiles free and leaves them in use #}
+{% macro turn_back(name) %}
+{% for row in range(PER_ROWS) %}
+    {
+        let angle = positions[rows{{ row // 4 }}[{{ row % 4 }}]] * {{ D4 }}u;
+{% if OWNS_PAIRS %}
+{% for c in range(HALF // ACROSS) %}
+{% set second = c + HALF // ACROSS %}
+        {
+            let cosine = load_table(angle + x + {{ c * ACROSS }}u);
+            let sine = load_table(angle + x + {{ second * ACROSS }}u);
+            let x1 = {{ name }}{{ row }}_{{ c }};
+            let x2 = {{ name }}{{ row }}_{{ second }};
+            {{ name }}{{ row }}_{{ c }} = x1 * cosine + x2 * sine;
+            {{ name }}{{ row }}_{{ second }} = x2 * cosine - x1 * sine;
+        }
+{% endfor %}
+{% else %}
+{# who owns the second half of a pair hands it to who owns the first, and gets it back turned #}
+        let line = y * {{ HALF }}u;
+{% for c in range(SHARE) %}
+        let d{{ c }} = x + {{ c * ACROSS }}u;
+        if (d{{ c }} >= {{ HALF }}u && d{{ c }} < {{ D4 }}u) {
+            tiles[line + d{{ c }} - {{ HALF }}u] = {{ name }}{{ row }}_{{ c }};
+        }
+{% endfor %}
+        workgroupBarrier();
+{% for c in range(SHARE) %}
+        if (d{{ c }} < {{ HALF }}u) {
+            let cosine = load_table(angle + d{{ c }});
+            let sine = load_table(angle + d{{ c }} + {{ HALF }}u);
+            let x1 = {{ name }}{{ row }}_{{ c }};
+            let x2 = tiles[line + d{{ c }}];
+            {{ name }}{{ row }}_{{ c }} = x1 * cosine + x2 * sine;
+            tiles[line + d{{ c }}] = x2 * cosine - x1 * sine;
+        }
+{% endfor %}
+        workgroupBarrier();
+{% for c in range(SHARE) %}
+        if (d{{ c }} >= {{ HALF }}u && d{{ c }} < {{ D4 }}u) {
+            {{ name }}{{ row }}_{{ c }} = tiles[line + d{{ c }} - {{ HALF }}u];
+        }
+{% endfor %}
+{% endif %}
+    }
 {% endfor %}
 {% endmacro %}
 

@@ -6,9 +6,11 @@
 //! ([`crate::ops::cross_entropy`], which has no other form).
 
 mod residual;
+mod rotary;
 mod siblings;
 
-use crate::graph::{Graph, GraphError};
+use crate::graph::{Graph, GraphError, Node, Operation};
+use std::any::Any;
 
 /// Which fusions are on: all, unless told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +24,12 @@ pub struct Fusions {
     pub dropout: bool,
     /// The low-rank sides of layers with one input, `x·Aᵀ` and the gradients of A, are one product.
     pub siblings: bool,
+    /// Rotary embeddings of q and k are one launch, and their gradients are turned back where attention's gradient stores them.
+    pub rotary: bool,
 }
 
 impl Fusions {
-    pub const NAMES: [&'static str; 4] = ["adapter", "residual", "dropout", "siblings"];
+    pub const NAMES: [&'static str; 5] = ["adapter", "residual", "dropout", "siblings", "rotary"];
 
     /// All but the named ones.
     ///
@@ -45,6 +49,7 @@ impl Fusions {
             "residual" => Some(&mut self.residual),
             "dropout" => Some(&mut self.dropout),
             "siblings" => Some(&mut self.siblings),
+            "rotary" => Some(&mut self.rotary),
             _ => None,
         }
     }
@@ -52,7 +57,7 @@ impl Fusions {
 
 impl Default for Fusions {
     fn default() -> Self {
-        Fusions { adapter: true, residual: true, dropout: true, siblings: true }
+        Fusions { adapter: true, residual: true, dropout: true, siblings: true, rotary: true }
     }
 }
 
@@ -62,7 +67,14 @@ impl Default for Fusions {
 /// A rewrite that does not fit its graph: a mistake in this room.
 pub fn fuse(graph: Graph, fusions: Fusions) -> Result<Graph, GraphError> {
     let graph = if fusions.siblings { siblings::fuse(graph)? } else { graph };
+    let graph = if fusions.rotary { rotary::fuse(graph)? } else { graph };
     if fusions.residual { residual::fuse(graph) } else { Ok(graph) }
+}
+
+/// The operation of a node, if it is one of this kind.
+fn kind<T: Operation + 'static>(node: &Node) -> Option<&T> {
+    let op: &dyn Any = &*node.op;
+    op.downcast_ref()
 }
 
 #[cfg(test)]
@@ -97,7 +109,8 @@ mod tests {
         for name in Fusions::NAMES {
             assert_ne!(Fusions::without(&[name]), Ok(Fusions::default()));
         }
-        let none = Fusions { adapter: false, residual: false, dropout: false, siblings: false };
+        let none =
+            Fusions { adapter: false, residual: false, dropout: false, siblings: false, rotary: false };
         assert_eq!(Fusions::without(&Fusions::NAMES), Ok(none));
         assert_eq!(Fusions::without(&["speed"]), Err("speed".into()));
     }

@@ -4,11 +4,11 @@
 //! A layer becomes its widened product, which reads what the group made. The group stands where the first layer stood, and that
 //! of the gradients where the last one did: everything they read exists there.
 
-use crate::graph::{Graph, GraphError, NewNode, Node, Operation, Value};
+use super::kind;
+use crate::graph::{Graph, GraphError, NewNode, Node, Value};
 use crate::ops::lora_linear::LoraLinear;
 use crate::ops::matmul::group::MatmulGroup;
 use crate::ops::matmul::{Layout, Matmul};
-use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -43,12 +43,6 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         changes.insert(group[group.len() - 1], vec![NewNode { op: Arc::new(op), inputs, outputs }]);
     }
     graph.rewritten(&changes)
-}
-
-/// The operation of a node, if it is one of this kind.
-fn kind<T: Operation + 'static>(node: &Node) -> Option<&T> {
-    let op: &dyn Any = &*node.op;
-    op.downcast_ref()
 }
 
 /// A layer whose low-rank side can be shared: its input and its A.

@@ -1,20 +1,36 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the half-split form of Llama.
 //!
 //! x `[T, heads * head_dim]`, positions `[T]`, table `[positions, head_dim]` (cosines, then sines); pairs
-//! (j, j + head_dim/2) of each head turn by the position's angle. Gradient: the opposite turn of `dy`.
+//! (j, j + head_dim/2) of each head turn by the position's angle. Gradient: the opposite turn of `dy`. Two tensors of the same
+//! rows, with heads of their own, can be turned in one launch.
 
-use super::{elementwise, expect, expect_inputs};
+use super::expect;
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
 const SHADER: Shader = crate::shader!("rope");
 
+/// Inputs one or two x, positions, table; outputs as many y.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub inverse: bool,
+}
+
+/// What the kernel names its tensors, and what it must know of them.
+const PARTS: [Names; 2] = [
+    Names { x: "x0", y: "y0", heads: "HEADS0", replaces: "REPLACES0", items: "items0" },
+    Names { x: "x1", y: "y1", heads: "HEADS1", replaces: "REPLACES1", items: "items1" },
+];
+
+struct Names {
+    x: &'static str,
+    y: &'static str,
+    heads: &'static str,
+    replaces: &'static str,
+    items: &'static str,
 }
 
 pub fn rope(graph: &mut Graph, x: Value, positions: Value, table: Value) -> Result<Value, GraphError> {
@@ -40,57 +56,84 @@ impl Operation for Rope {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 3)?;
-        let head_dim = inputs[2].cols();
-        expect(self.name(), head_dim.is_multiple_of(8) && inputs[0].cols().is_multiple_of(head_dim), || {
-            format!(
-                "head dimension {head_dim} must be a multiple of 8 and divide the width {}",
-                inputs[0].cols()
-            )
+        let [turned @ .., positions, table] = inputs else {
+            return Err(GraphError::invalid(self.name(), "takes x, positions and a table"));
+        };
+        expect(self.name(), (1..=PARTS.len()).contains(&turned.len()), || {
+            format!("turns one or two tensors, not {}", turned.len())
         })?;
-        expect(self.name(), inputs[1].dtype == DType::U32 && inputs[1].cols() == inputs[0].rows(), || {
-            format!("positions {} do not fit {}", inputs[1], inputs[0])
-        })?;
-        Ok(vec![inputs[0]])
+        let head_dim = table.cols();
+        for x in turned {
+            expect(self.name(), head_dim.is_multiple_of(8) && x.cols().is_multiple_of(head_dim), || {
+                format!("head dimension {head_dim} must be a multiple of 8 and divide the width {}", x.cols())
+            })?;
+            expect(self.name(), positions.dtype == DType::U32 && positions.cols() == x.rows(), || {
+                format!("positions {positions} do not fit {x}")
+            })?;
+        }
+        Ok(turned.to_vec())
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        node.refuse(self.name(), &[1, 2])?;
-        let op = Arc::new(Rope { inverse: !self.inverse });
-        let dx = node.gradients[0]
-            .map(|dy| graph.apply1(op, &[dy, node.inputs[1], node.inputs[2]]))
-            .transpose()?;
-        Ok(vec![dx, None, None])
+        let parts = node.outputs.len();
+        node.refuse(self.name(), &[parts, parts + 1])?;
+        let (positions, table) = (node.inputs[parts], node.inputs[parts + 1]);
+        let mut turn_back = |dy: Value| {
+            graph.apply1(Arc::new(Rope { inverse: !self.inverse }), &[dy, positions, table])
+        };
+        let gradients = node.gradients.iter().map(|dy| dy.map(&mut turn_back).transpose());
+        gradients.chain([Ok(None), Ok(None)]).collect()
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
-        let (ty, head_dim) = (launch.outputs[0], launch.inputs[2].cols());
-        elementwise(SHADER, ty.rows() * ty.cols() / 8)
+        let parts = launch.outputs.len();
+        let head_dim = launch.inputs[parts + 1].cols();
+        let items = |ty: &TensorType| ty.rows() * ty.cols() / 8;
+        // a workgroup has items of one tensor
+        let groups = launch.outputs.iter().map(|ty| items(ty).div_ceil(256));
+        let elements: usize = launch.outputs.iter().map(|ty| ty.shape.elements()).sum();
+        let mut dispatch = Dispatch::new(SHADER, groups.clone().sum())
             .flag("INVERSE", self.inverse)
             .define("HALF4", (head_dim / 8) as u32)
-            .define("HEADS", (ty.cols() / head_dim) as u32)
-            .read("x", Place::Input(0), ty.dtype)
-            .read_scalar("positions", Place::Input(1), DType::U32)
-            .read("table", Place::Input(2), DType::F32)
-            .write("y", Place::Output(0), ty.dtype)
-            .cost(3.0 * ty.shape.elements() as f64, launch.traffic())
-            .into()
+            .define("PARTS", parts as u32)
+            .read_scalar("positions", Place::Input(parts), DType::U32)
+            .read("table", Place::Input(parts + 1), DType::F32)
+            .param("groups0", groups.clone().next().unwrap_or_default())
+            .cost(3.0 * elements as f64, launch.traffic());
+        for (part, (ty, names)) in launch.outputs.iter().zip(&PARTS).enumerate() {
+            dispatch = dispatch
+                .define(names.heads, (ty.cols() / head_dim) as u32)
+                .flag(names.replaces, launch.replaces[part])
+                .param(names.items, items(ty))
+                .write(names.y, Place::Output(part), ty.dtype);
+            if !launch.replaces[part] {
+                dispatch = dispatch.read(names.x, Place::Input(part), ty.dtype);
+            }
+        }
+        dispatch.into()
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let head_dim = inputs[2].cols();
-        let half = head_dim / 2;
-        let mut y = ReferenceTensor::zeros(outputs[0].shape);
-        for t in 0..y.rows() {
-            let (x, angle) = (inputs[0].row(t), inputs[2].row(inputs[1].index(t)));
-            for (i, out) in y.row_mut(t).iter_mut().enumerate() {
-                let (head, j) = (i - i % head_dim, i % head_dim);
-                let sine = angle[half + j % half] * if self.inverse { -1.0 } else { 1.0 };
-                let partner = if j < half { -x[head + j + half] } else { x[head + j - half] };
-                *out = x[i] * angle[j % half] + partner * sine;
+        let (positions, table) = (&inputs[outputs.len()], &inputs[outputs.len() + 1]);
+        let half = table.cols() / 2;
+        let turned = |(x, ty): (&ReferenceTensor, &TensorType)| {
+            let mut y = ReferenceTensor::zeros(ty.shape);
+            for t in 0..y.rows() {
+                let (x, angle) = (x.row(t), table.row(positions.index(t)));
+                for (i, out) in y.row_mut(t).iter_mut().enumerate() {
+                    let (head, j) = (i - i % (2 * half), i % (2 * half));
+                    let sine = angle[half + j % half] * if self.inverse { -1.0 } else { 1.0 };
+                    let partner = if j < half { -x[head + j + half] } else { x[head + j - half] };
+                    *out = x[i] * angle[j % half] + partner * sine;
+                }
             }
-        }
-        vec![y]
+            y
+        };
+        inputs.iter().zip(outputs).map(turned).collect()
+    }
+
+    fn may_replace(&self, output: usize) -> Option<usize> {
+        Some(output)
     }
 
     fn cases() -> Vec<Case> {
@@ -102,7 +145,14 @@ impl Operation for Rope {
                 CaseInput::values(&[9, 8], DType::F32, table.clone()),
             ]
         };
+        let two = |dtype, wide| {
+            let mut all = inputs(dtype);
+            all.insert(1, CaseInput::random(&[5, wide], dtype));
+            all
+        };
         vec![
+            Case::new("two", Rope { inverse: false }, two(DType::F32, 8)).gradients(&[0]),
+            Case::new("two, bf16", Rope { inverse: true }, two(DType::BF16, 1032)),
             Case::new("f32", Rope { inverse: false }, inputs(DType::F32)).gradients(&[0]),
             Case::new("inverse", Rope { inverse: true }, inputs(DType::F32)).gradients(&[0]),
             Case::new("f16", Rope { inverse: false }, inputs(DType::F16)),

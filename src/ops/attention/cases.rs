@@ -2,6 +2,8 @@
 
 use super::{Attention, AttentionGradient};
 use crate::graph::{Case, CaseInput, DType, ReferenceTensor, TensorType};
+use crate::ops::rope::rope_table;
+use std::sync::Arc;
 
 /// `(starts, ends, query_ends)` of causal attention inside segments of these lengths, to the last `window` keys.
 fn ranges(lengths: &[u32], window: u32) -> [CaseInput; 3] {
@@ -64,10 +66,44 @@ pub(super) fn forward() -> Vec<Case> {
     ]
 }
 
-/// Those of the forward cases with as many keys as queries.
+/// Those of the forward cases with as many keys as queries, and of most widths of heads that have pairs one turned back.
 pub(super) fn gradient() -> Vec<Case> {
     let same = |case: &Case| case.inputs[0].ty.rows() == case.inputs[1].ty.rows();
-    forward().into_iter().filter(same).map(gradient_of).collect()
+    let plain: Vec<Case> = forward().into_iter().filter(same).map(gradient_of).collect();
+    let mut widths = Vec::new();
+    let mut all: Vec<Case> = Vec::new();
+    for case in plain.iter().filter(|case| case.inputs[0].ty.rows() > 1) {
+        let width = head_dim(case);
+        // the widest compile for minutes on software devices
+        if width.is_multiple_of(8) && width <= 128 && !widths.contains(&width) {
+            widths.push(width);
+            all.push(turned(case));
+        }
+    }
+    // one gradient alone: that of a layer whose other one nobody wants
+    let alone = |turns_query, label: &str| {
+        let case = plain.iter().find(|case| case.label == "bf16").expect("a case of this name");
+        let op = AttentionGradient { head_dim: head_dim(case), turns_query, turns_key: !turns_query };
+        Case { label: label.into(), op: Arc::new(op), ..turned(case) }
+    };
+    all.extend([alone(true, "only dq turned"), alone(false, "only dk turned")]);
+    plain.into_iter().chain(all).collect()
+}
+
+fn head_dim(case: &Case) -> usize {
+    case.inputs[0].ty.cols() / case.inputs[4].ty.rows()
+}
+
+/// The gradients of what q and k were turned from.
+fn turned(case: &Case) -> Case {
+    let (d, rows) = (head_dim(case), case.inputs[0].ty.rows());
+    let frequencies: Vec<f32> = (0..d / 2).map(|i| 1.0 / (i + 1) as f32).collect();
+    let table = rope_table(&frequencies, 20).into_iter().map(f64::from).collect();
+    let mut inputs = case.inputs.clone();
+    inputs.push(CaseInput::indices((0..rows as u32).map(|t| t * 7 % 20)));
+    inputs.push(CaseInput::values(&[20, d], DType::F32, table));
+    let op = AttentionGradient { head_dim: d, turns_query: true, turns_key: true };
+    Case::new(format!("{}, turned", case.label), op, inputs)
 }
 
 /// o and lse must belong to q, k, v: the forward reference computes them from numbers that are the same each time.
@@ -86,7 +122,7 @@ fn gradient_of(case: Case) -> Case {
     all.push(CaseInput::values(forward[1].shape.dims(), DType::F32, forward[1].data.clone()));
     all.push(CaseInput::random(q.shape.dims(), q.dtype));
     all.extend_from_slice(&fixed[3..]);
-    Case::new(case.label, AttentionGradient { head_dim: q.cols() / heads }, all)
+    Case::new(case.label, AttentionGradient::of(q.cols() / heads), all)
 }
 
 /// The input with reproducible values in [-1, 1) that every storage type holds exactly.

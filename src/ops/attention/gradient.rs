@@ -7,12 +7,37 @@ use crate::graph::{
     Case, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, TensorType, Value,
 };
+use crate::ops::rope::Rope;
 use crate::ops::{expect, expect_inputs};
 
-/// Inputs q, k, v, o, lse, do, starts, ends, query_ends; outputs dq, dk, dv.
+/// Inputs q, k, v, o, lse, do, starts, ends, query_ends, and positions and table of [`crate::ops::rope`] where a gradient is turned;
+/// outputs dq, dk, dv.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionGradient {
     pub head_dim: usize,
+    /// dq, dk are turned back by the rotary angles of their rows: the gradients of what q, k were turned from. Made by
+    /// [`crate::fuse`].
+    pub turns_query: bool,
+    pub turns_key: bool,
+}
+
+impl AttentionGradient {
+    /// The gradients of q and k as they are.
+    pub fn of(head_dim: usize) -> Self {
+        AttentionGradient { head_dim, turns_query: false, turns_key: false }
+    }
+
+    fn turns(&self) -> bool {
+        self.turns_query || self.turns_key
+    }
+
+    /// Turns a gradient back where that is asked for.
+    fn turn_back(&self, asked: bool, inputs: &[ReferenceTensor], gradient: &mut ReferenceTensor, ty: TensorType) {
+        if asked {
+            let operands = [gradient.clone(), inputs[9].clone(), inputs[10].clone()];
+            *gradient = Rope { inverse: true }.reference(&operands, &[ty]).swap_remove(0);
+        }
+    }
 }
 
 impl Operation for AttentionGradient {
@@ -21,22 +46,30 @@ impl Operation for AttentionGradient {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 9)?;
+        expect_inputs(self.name(), inputs, if self.turns() { 11 } else { 9 })?;
         let (q, k) = (inputs[0], inputs[1]);
         expect(self.name(), q.rows() == k.rows() && inputs[5] == q, || {
             format!("the gradient needs as many keys as queries: q {q}, k {k}, do {}", inputs[5])
         })?;
+        if self.turns() {
+            let (positions, table) = (inputs[9], inputs[10]);
+            Rope { inverse: true }.infer(&[q, positions, table])?;
+            expect(self.name(), table.cols() == self.head_dim, || {
+                format!("angles {table} are not of heads of {}", self.head_dim)
+            })?;
+        }
         Ok(vec![q, k, inputs[2]])
     }
 
     fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        node.refuse(self.name(), &[0, 1, 2, 3, 4, 5, 6, 7, 8])?;
-        Ok(vec![None; 9])
+        node.refuse(self.name(), &(0..node.inputs.len()).collect::<Vec<_>>())?;
+        Ok(vec![None; node.inputs.len()])
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (q, k, lse) = (launch.inputs[0], launch.inputs[1], launch.inputs[4]);
-        let walk = |pass, [starts, ends, query_ends]: [Option<Place>; 3]| Walk {
+        let turn = |asked: bool| asked.then_some([Place::Input(9), Place::Input(10)]);
+        let walk = |pass, [starts, ends, query_ends]: [Option<Place>; 3], turn| Walk {
             pass,
             head_dim: self.head_dim,
             q,
@@ -44,6 +77,7 @@ impl Operation for AttentionGradient {
             starts,
             ends,
             query_ends,
+            turn,
         };
         let common = |dispatch: Dispatch, flops: f64| {
             dispatch
@@ -53,14 +87,14 @@ impl Operation for AttentionGradient {
                 .cost(flops * (q.shape.elements() * k.rows()) as f64, launch.traffic())
         };
         let (starts, ends, query_ends) = (Place::Input(6), Place::Input(7), Place::Input(8));
-        let query = walk(Pass::GradientQuery, [Some(starts), Some(ends), None]);
+        let query = walk(Pass::GradientQuery, [Some(starts), Some(ends), None], turn(self.turns_query));
         let query = query.dispatch(launch.device, |dispatch| {
             common(dispatch, 3.0)
                 .read("o", Place::Input(3), q.dtype)
                 .write("dq", Place::Output(0), q.dtype)
                 .write_scalar("delta", Place::Workspace(0), DType::F32)
         });
-        let key_value = walk(Pass::GradientKeyValue, [None, None, Some(query_ends)]);
+        let key_value = walk(Pass::GradientKeyValue, [None, None, Some(query_ends)], turn(self.turns_key));
         let key_value = key_value.dispatch(launch.device, |dispatch| {
             common(dispatch, 4.0)
                 .read_scalar("delta", Place::Workspace(0), DType::F32)
@@ -92,6 +126,8 @@ impl Operation for AttentionGradient {
                 }
             }
         }
+        self.turn_back(self.turns_query, inputs, &mut dq, outputs[0]);
+        self.turn_back(self.turns_key, inputs, &mut dk, outputs[1]);
         vec![dq, dk, dv]
     }
 

@@ -75,7 +75,7 @@ impl Operation for Attention {
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(d_o) = node.gradients[0] else { return Ok(vec![None; 6]) };
         let (inputs, outputs) = (node.inputs, node.outputs);
-        let op = Arc::new(AttentionGradient { head_dim: self.head_dim });
+        let op = Arc::new(AttentionGradient::of(self.head_dim));
         let operands = [&inputs[..3], outputs, &[d_o], &inputs[3..]].concat();
         let gradients = graph.apply(op, &operands)?;
         Ok(gradients.into_iter().map(Some).chain([None; 3]).collect())
@@ -91,6 +91,7 @@ impl Operation for Attention {
             starts: Some(Place::Input(3)),
             ends: Some(Place::Input(4)),
             query_ends: None,
+            turn: None,
         };
         let dispatch = walk.dispatch(launch.device, |dispatch| {
             let dispatch = dispatch

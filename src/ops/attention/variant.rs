@@ -79,6 +79,8 @@ pub struct Extents {
     pub head_dim: usize,
     /// Rows of queries, or of keys in [`Pass::GradientKeyValue`].
     pub rows: usize,
+    /// The gradient is turned back by rotary angles before it is stored.
+    pub turned: bool,
 }
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
@@ -121,7 +123,7 @@ impl Variant {
         let mut all: Vec<Variant> = Vec::new();
         for head_dim in [16, 128, 256] {
             let candidates =
-                Variant::candidates(device, &Extents { pass: Pass::Forward, head_dim, rows: 512 });
+                Variant::candidates(device, &Extents { pass: Pass::Forward, head_dim, rows: 512, turned: false });
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
         all
@@ -283,9 +285,13 @@ impl Variant {
         match *self {
             Variant::Lanes { .. } | Variant::Uniform { .. } => 0,
             Variant::Rows => 2 * 16 * head4 * if head4 <= 32 { 16 } else { 8 },
-            Variant::Tiled { rows, block, per_cols, depth, resident, .. } => {
+            Variant::Tiled { rows, block, per_rows, per_cols, depth, resident } => {
                 let over_row = block / per_cols * rows / 4;
-                let tiles = self.staged().max(self.lines(head4) * head4).max(over_row);
+                // halves of pairs that two invocations own
+                let (across, half) = (block / per_cols, head4 / 2);
+                let whole = half.is_multiple_of(across);
+                let exchanged = if extents.turned && !whole { rows / per_rows * half } else { 0 };
+                let tiles = self.staged().max(self.lines(head4) * head4).max(over_row).max(exchanged);
                 let weights = block * (rows / 4 + 1);
                 let operands = if extents.pass == Pass::Forward { 1 } else { 2 };
                 let kept = (4 * head4).next_multiple_of(depth) * (rows / 4 + 1) * operands;
@@ -354,7 +360,8 @@ mod tests {
             for pass in PASSES {
                 for head_dim in (4..=256).step_by(4) {
                     for rows in [1, 16, 17, 500] {
-                        let extents = Extents { pass, head_dim, rows };
+                        let turned = pass != Pass::Forward && head_dim % 8 == 0;
+                        let extents = Extents { pass, head_dim, rows, turned };
                         let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&extents)[0] };
                         let candidates = Variant::candidates(&weakest, &extents);
                         assert_eq!(candidates.first(), Some(&default), "{extents:?}");
@@ -373,7 +380,7 @@ mod tests {
             ..DeviceProfile::default()
         };
         let fits = |pass, head_dim| {
-            let extents = Extents { pass, head_dim, rows: 512 };
+            let extents = Extents { pass, head_dim, rows: 512, turned: true };
             tiled((64, 32), (4, 4), 16).fits(&device, &extents)
         };
         assert!(fits(Pass::Forward, 256) && fits(Pass::GradientKeyValue, 128));

@@ -15,12 +15,19 @@ pub(super) struct Walk {
     pub starts: Option<Place>,
     pub ends: Option<Place>,
     pub query_ends: Option<Place>,
+    /// Positions and rotary angles by which its gradient is turned back.
+    pub turn: Option<[Place; 2]>,
 }
 
 impl Walk {
     /// The dispatch of the device's choice; `bind` adds what every variant has.
     pub fn dispatch(&self, device: &DeviceProfile, bind: impl Fn(Dispatch) -> Dispatch) -> Dispatch {
-        let extents = Extents { pass: self.pass, head_dim: self.head_dim, rows: self.rows() };
+        let extents = Extents {
+            pass: self.pass,
+            head_dim: self.head_dim,
+            rows: self.rows(),
+            turned: self.turn.is_some(),
+        };
         let candidates = Variant::candidates(device, &extents);
         let (choices, class) = (&device.choices, self.class());
         let measured = choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(device, &extents));
@@ -61,7 +68,7 @@ impl Walk {
         }
     }
 
-    /// Ranges for a measurement: one causal segment, whose last row sees the last key.
+    /// Ranges for a measurement: one causal segment, whose last row sees the last key. Every row turns by the first angle.
     fn causal(&self) -> Vec<(Place, Vec<u32>)> {
         let (rows, keys) = (self.q.rows() as u32, self.k.rows() as u32);
         let before = keys.saturating_sub(rows);
@@ -70,6 +77,7 @@ impl Walk {
         indices
             .extend(self.ends.map(|place| (place, (0..rows).map(|t| (before + t + 1).min(keys)).collect())));
         indices.extend(self.query_ends.map(|place| (place, vec![rows; rows as usize])));
+        indices.extend(self.turn.map(|[positions, _]| (positions, vec![0; rows as usize])));
         indices
     }
 
@@ -101,6 +109,10 @@ impl Walk {
                 dispatch = dispatch.read_scalar(name, place, DType::U32);
             }
         }
-        variant.define(dispatch, self.head_dim)
+        if let Some([positions, table]) = self.turn {
+            dispatch =
+                dispatch.read_scalar("positions", positions, DType::U32).read("table", table, DType::F32);
+        }
+        variant.define(dispatch.flag("TURNED", self.turn.is_some()), self.head_dim)
     }
 }

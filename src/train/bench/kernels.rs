@@ -195,7 +195,7 @@ pub fn causal_attention(
         let d_o = graph.input("do", wide, dtype)?;
         let Visibility { starts, ends, query_ends } = visibility;
         let inputs = [q, k, v, o, lse, d_o, starts, ends, query_ends];
-        let gradients = graph.apply(Arc::new(AttentionGradient { head_dim }), &inputs)?;
+        let gradients = graph.apply(Arc::new(AttentionGradient::of(head_dim)), &inputs)?;
         for (name, value) in ["dq", "dk", "dv"].into_iter().zip(gradients) {
             graph.output(name, value);
         }
