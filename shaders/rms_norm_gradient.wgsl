@@ -1,4 +1,4 @@
-// dx = rstd * (w dy - x rstd^2 mean(w dy x)), per row. LANES invocations share a row.
+// dx = rstd * (w dy - x rstd^2 mean(w dy x)), plus a RESIDUAL, per row. LANES invocations share a row.
 {% include "shared/rows.wgsl" %}
 
 @compute @workgroup_size({{ WORKGROUP }})
@@ -20,6 +20,7 @@ fn main(
     let scale = rstd[row];
     let pull = scale * scale * mean;
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
-        store_dx(base + i, scale * (load_weight(i) * load_dy(base + i) - load_x(base + i) * pull));
+        let dx = scale * (load_weight(i) * load_dy(base + i) - load_x(base + i) * pull);
+        store_dx(base + i, dx{% if RESIDUAL %} + load_residual(base + i){% endif %});
     }
 }

@@ -18,7 +18,7 @@ pub struct Fusions {
     /// A low-rank adapter widens its layer's product, forward and reverse, instead of a product and a sum of its own.
     pub adapter: bool,
     /// A sum with the result of a product is made where the product is stored: residual connections, and gradients that
-    /// meet.
+    /// meet. So is one with the gradient of a norm: that of the residual connection around it.
     pub residual: bool,
     /// Dropout of the adapter's input is made as its products read and store, instead of a masked copy.
     pub dropout: bool,

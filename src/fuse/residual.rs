@@ -1,4 +1,5 @@
-//! `add(x, product(..))` becomes the product with `x` added where it stores its result.
+//! `add(x, product(..))` becomes the product with `x` added where it stores its result; so with the gradient of a norm, and whatever
+//! else has [`crate::graph::Operation::with_residual`].
 //!
 //! The product moves to the place of the sum: everything it reads exists by then, and so does x. It may have no other
 //! reader, and its further outputs none before the sum.
@@ -46,11 +47,13 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::tests::{names, outputs};
+    use crate::autograd::{Recompute, differentiate};
+    use crate::fuse::tests::{names, outputs, values};
     use crate::graph::{DType, Shape};
     use crate::ops::add::add;
     use crate::ops::lora_linear::{Dropped, lora_linear};
     use crate::ops::matmul::{Layout, matmul};
+    use crate::ops::rms_norm::rms_norm;
 
     #[test]
     fn sums_with_products_become_products_and_give_the_same() {
@@ -94,5 +97,27 @@ mod tests {
         let fused = fuse(g.clone()).unwrap();
         assert_eq!(names(&fused), ["matmul", "matmul"]);
         assert_eq!(outputs(&fused), outputs(&g));
+    }
+
+    #[test]
+    fn the_gradient_around_a_norm_is_added_in_the_norms_own() {
+        let mut g = Graph::new();
+        let p = g.trainable("p", Shape::matrix(3, 4)).unwrap();
+        let z = g.input("z", Shape::matrix(3, 4), DType::F32).unwrap();
+        let x = add(&mut g, p, z).unwrap();
+        let weight = g.frozen("weight", Shape::vector(4), DType::F32).unwrap();
+        let normed = rms_norm(&mut g, x, weight, 1e-5).unwrap();
+        let y = add(&mut g, x, normed).unwrap();
+        let seed = g.input("seed", Shape::matrix(3, 4), DType::F32).unwrap();
+        differentiate(&mut g, y, seed, Recompute::None).unwrap();
+        let fused = fuse(g.clone()).unwrap();
+        assert_eq!(names(&g)[..3], ["add", "rms_norm", "add"]);
+        assert_eq!(names(&g)[3..], ["rms_norm_gradient", "add", "copy"]);
+        assert_eq!(names(&fused)[3..], ["rms_norm_gradient", "copy"]);
+        let gradient = |graph: &Graph| {
+            let of = graph.accumulations()[0].gradient;
+            values(graph)[of.index()].clone().unwrap().data
+        };
+        assert_eq!(gradient(&fused), gradient(&g));
     }
 }

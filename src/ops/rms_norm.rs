@@ -1,7 +1,8 @@
 //! Root mean square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467) of the rows of x `[T, d]`:
 //! `y = x rstd weight`, `rstd = 1 / sqrt(mean(x^2) + eps)`. Outputs y `[T, d]` and rstd f32 `[T]`.
 //!
-//! Gradients: `dx = rstd (w dy - x rstd^2 mean(w dy x))` overwrites; `dweight = sum over rows of dy x rstd`.
+//! Gradients: `dx = rstd (w dy - x rstd^2 mean(w dy x))` overwrites, a residual may be added to it; `dweight = sum over rows of
+//! dy x rstd`.
 
 use super::{expect, expect_inputs};
 use crate::graph::{
@@ -19,9 +20,12 @@ pub struct RmsNorm {
     pub eps: f64,
 }
 
-/// Inputs x, weight, rstd, dy; output dx.
+/// Inputs x, weight, rstd, dy, and a residual; output dx.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RmsNormGradient;
+pub struct RmsNormGradient {
+    /// Another gradient of x is added: that of the residual connection around the norm.
+    pub residual: bool,
+}
 
 /// Inputs x, rstd, dy; output dweight f32 `[d]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +64,10 @@ impl Operation for RmsNorm {
         let Some(dy) = node.gradients[0] else { return Ok(vec![None; 2]) };
         let (x, weight, rstd) = (node.inputs[0], node.inputs[1], node.outputs[1]);
         let dx = match node.wanted[0] {
-            true => Some(graph.apply1(Arc::new(RmsNormGradient), &[x, weight, rstd, dy])?),
+            true => {
+                let op = RmsNormGradient { residual: false };
+                Some(graph.apply1(Arc::new(op), &[x, weight, rstd, dy])?)
+            }
             false => None,
         };
         let dweight = match node.wanted[1] {
@@ -123,26 +130,33 @@ impl Operation for RmsNormGradient {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 4)?;
-        expect(self.name(), inputs[0] == inputs[3], || {
-            format!("x {} and dy {} differ", inputs[0], inputs[3])
-        })?;
+        expect_inputs(self.name(), inputs, 4 + usize::from(self.residual))?;
+        for (name, other) in ["dy", "residual"].into_iter().zip(&inputs[3..]) {
+            expect(self.name(), inputs[0] == *other, || {
+                format!("x {} and {name} {other} differ", inputs[0])
+            })?;
+        }
         Ok(vec![inputs[0]])
     }
 
     fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        node.refuse(self.name(), &[0, 1, 2, 3])?;
-        Ok(vec![None; 4])
+        node.refuse(self.name(), &(0..node.inputs.len()).collect::<Vec<_>>())?;
+        Ok(vec![None; node.inputs.len()])
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let x = launch.inputs[0];
-        row_dispatch(GRADIENT, launch, x.rows(), x.cols4())
+        let mut dispatch = row_dispatch(GRADIENT, launch, x.rows(), x.cols4())
+            .flag("RESIDUAL", self.residual)
             .param_f32("cols", x.cols() as f64)
             .read("x", Place::Input(0), x.dtype)
             .read("weight", Place::Input(1), launch.inputs[1].dtype)
             .read_scalar("rstd", Place::Input(2), DType::F32)
-            .read("dy", Place::Input(3), x.dtype)
+            .read("dy", Place::Input(3), x.dtype);
+        if self.residual {
+            dispatch = dispatch.read("residual", Place::Input(4), x.dtype);
+        }
+        dispatch
             .write("dx", Place::Output(0), x.dtype)
             .cost(8.0 * x.shape.elements() as f64, launch.traffic())
             .into()
@@ -156,23 +170,32 @@ impl Operation for RmsNormGradient {
             let products = x.row(t).iter().zip(dy.row(t)).zip(&weight.data).map(|((x, dy), w)| x * dy * w);
             let mean = products.sum::<f64>() / x.cols() as f64;
             for (i, out) in dx.row_mut(t).iter_mut().enumerate() {
-                *out = r * (weight.data[i] * dy.row(t)[i] - x.row(t)[i] * r * r * mean);
+                let residual = inputs.get(4).map_or(0.0, |residual| residual.row(t)[i]);
+                *out = r * (weight.data[i] * dy.row(t)[i] - x.row(t)[i] * r * r * mean) + residual;
             }
         }
         vec![dx]
     }
 
+    fn with_residual(&self) -> Option<Arc<dyn Operation>> {
+        (!self.residual).then(|| Arc::new(RmsNormGradient { residual: true }) as _)
+    }
+
     fn cases() -> Vec<Case> {
         [(3, 7, DType::F32), (65, 130, DType::F32), (9, 64, DType::F16), (9, 64, DType::BF16)]
             .into_iter()
-            .map(|(rows, cols, dtype)| {
-                let inputs = vec![
+            .flat_map(|(rows, cols, dtype)| {
+                let mut inputs = vec![
                     CaseInput::random(&[rows, cols], dtype),
                     CaseInput::random(&[cols], DType::F32),
                     CaseInput::random(&[rows], DType::F32),
                     CaseInput::random(&[rows, cols], dtype),
                 ];
-                Case::new(format!("{rows}x{cols} {dtype}"), RmsNormGradient, inputs)
+                let label = format!("{rows}x{cols} {dtype}");
+                let plain = Case::new(label.clone(), RmsNormGradient { residual: false }, inputs.clone());
+                inputs.push(CaseInput::random(&[rows, cols], dtype));
+                let op = RmsNormGradient { residual: true };
+                [plain, Case::new(format!("{label}, residual"), op, inputs)]
             })
             .collect()
     }
