@@ -1,4 +1,6 @@
 // y = silu(gate) * up, silu(g) = g / (1 + exp(-g)). An invocation owns one group of four.
+{% include "shared/swiglu.wgsl" %}
+
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -8,8 +10,6 @@ fn main(
     let i = group_index(group, groups) * 256u + lane;
     if (i < params.count) {
         let g = load_gate(i);
-        // exp overflows f32 beyond 88; silu is 0 to rounding there
-        let sigmoid = 1.0 / (1.0 + exp(-max(g, vec4<f32>(-80.0))));
-        store_y(i, g * sigmoid * load_up(i));
+        store_y(i, g * sigmoid(g) * load_up(i));
     }
 }

@@ -306,10 +306,15 @@ fn every_variant_of_the_product_equals_the_reference() {
     let blocks: Vec<Case> = engraft::ops::cases()
         .into_iter()
         .filter(|c| {
-            c.op.name() == "matmul" && c.inputs[1].ty.dtype.is_quantised() && c.inputs[0].ty.rows() > 8
+            let product = c.op.name() == "matmul" && !c.label.starts_with("gated ");
+            product && c.inputs[1].ty.dtype.is_quantised() && c.inputs[0].ty.rows() > 8
         })
         .collect();
     assert_eq!(blocks.len(), 10);
+    // made by the product itself, with a weight in blocks as well
+    let gated: Vec<Case> =
+        engraft::ops::cases().into_iter().filter(|c| c.label.starts_with("gated ")).collect();
+    assert_eq!(gated.len(), 4);
     let mut variants = 0;
     if own.cooperative.is_none() {
         eprintln!("SKIPPED: cooperative matrices, which this device has not");
@@ -324,6 +329,15 @@ fn every_variant_of_the_product_equals_the_reference() {
                 run(&gpu, &device, case, i % 2 == 0).unwrap_or_else(|e| panic!("{variant}: {e}"));
             }
             variants += 1;
+            let gating = Choices::forced(format!("gating {variant}"));
+            let gating = DeviceProfile { choices: Arc::new(gating), ..device.clone() };
+            // all but those whose inner dimension the variant does not divide
+            let alone = |case: &&Case| plan(case, &gating, false, false).dispatches.len() == 1;
+            let served: Vec<&Case> = gated.iter().filter(alone).collect();
+            assert!(served.len() >= if coop { 0 } else { 2 }, "{variant}: {} cases", served.len());
+            for case in served {
+                run(&gpu, &gating, case, false).unwrap_or_else(|e| panic!("gating {variant}: {e}"));
+            }
             let staged = Choices::forced(format!("staged {variant}"));
             let staged = DeviceProfile { choices: Arc::new(staged), ..device.clone() };
             for (i, case) in blocks.iter().enumerate() {
@@ -403,16 +417,20 @@ fn every_shader_variant_is_valid() {
         DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
     let (mut seen, mut variants) = (HashSet::new(), Vec::new());
+    let cases = engraft::ops::cases();
     for device in profiles {
-        let products = matmul::Variant::all(&device).into_iter().map(|v| v.to_string());
+        let products: Vec<String> =
+            matmul::Variant::all(&device).into_iter().map(|v| v.to_string()).collect();
+        let gating: Vec<String> = products.iter().map(|v| format!("gating {v}")).collect();
+        let products = products.into_iter().chain(gating);
         let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
         // in pieces only the generated declarations differ
         let forced = products.chain(attention).filter(|_| device.max_binding == 0).map(Choices::forced);
         for choices in std::iter::once(Choices::default()).chain(forced) {
             let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
-            for case in engraft::ops::cases() {
+            for case in &cases {
                 for (accumulate, replace) in [(false, false), (true, false), (false, true)] {
-                    for dispatch in plan(&case, &device, accumulate, replace).dispatches {
+                    for dispatch in plan(case, &device, accumulate, replace).dispatches {
                         let key = ShaderKey::of(&dispatch);
                         if seen.insert(key.clone()) {
                             variants.push((key, device.max_workgroup_storage));

@@ -1,13 +1,21 @@
 {# How products read their operands. R_MASKED, C_MASKED: dropout on the first pair's rows or columns; PAIR_MASKED: on the
    second pair's product. PARTS > 1: the rows are those of several tensors of 4 * params.part_rows4 each, one
-   after the other, and so are the result's. #}
+   after the other, and so are the result's. R_GATED: the rows are silu(r) * r_up. #}
 {% set MASKED = R_MASKED or C_MASKED or PAIR_MASKED %}
 {% if MASKED %}
 {% include "shared/dropout.wgsl" %}
 {% endif %}
 
-{# dropout on a group of four of r or c #}
-{% macro kept(name, value, at) %}{% if (name == "r" and R_MASKED) or (name == "c" and C_MASKED) %}dropped({{ value }}, {{ at }}, seed){% else %}{{ value }}{% endif %}{% endmacro %}
+{% if R_GATED %}
+{% include "shared/swiglu.wgsl" %}
+
+fn gated(gate: vec4<f32>, up: vec4<f32>) -> vec4<f32> {
+    return gate * sigmoid(gate) * up;
+}
+{% endif %}
+
+{# a group of four of r or c, with dropout or the gate on it #}
+{% macro kept(name, value, at) %}{% if name == "r" and R_GATED %}gated({{ value }}, load_r_up({{ at }})){% elif (name == "r" and R_MASKED) or (name == "c" and C_MASKED) %}dropped({{ value }}, {{ at }}, seed){% else %}{{ value }}{% endif %}{% endmacro %}
 
 {# a group of four of r, r2, c or c2 #}
 {% macro load(name, at) %}{{ kept(name, "load_" ~ name ~ "(" ~ at ~ ")", at) }}{% endmacro %}

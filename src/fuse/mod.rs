@@ -8,6 +8,7 @@
 mod residual;
 mod rotary;
 mod siblings;
+mod swiglu;
 
 use crate::graph::{Graph, GraphError, Node, Operation};
 use std::any::Any;
@@ -26,10 +27,13 @@ pub struct Fusions {
     pub siblings: bool,
     /// Rotary embeddings of q and k are one launch, and their gradients are turned back where attention's gradient stores them.
     pub rotary: bool,
+    /// The product of a gated activation is part of the down product that alone reads it, which can make it as it loads its rows.
+    pub swiglu: bool,
 }
 
 impl Fusions {
-    pub const NAMES: [&'static str; 5] = ["adapter", "residual", "dropout", "siblings", "rotary"];
+    pub const NAMES: [&'static str; 6] =
+        ["adapter", "residual", "dropout", "siblings", "rotary", "swiglu"];
 
     /// All but the named ones.
     ///
@@ -50,6 +54,7 @@ impl Fusions {
             "dropout" => Some(&mut self.dropout),
             "siblings" => Some(&mut self.siblings),
             "rotary" => Some(&mut self.rotary),
+            "swiglu" => Some(&mut self.swiglu),
             _ => None,
         }
     }
@@ -57,7 +62,7 @@ impl Fusions {
 
 impl Default for Fusions {
     fn default() -> Self {
-        Fusions { adapter: true, residual: true, dropout: true, siblings: true, rotary: true }
+        Fusions { adapter: true, residual: true, dropout: true, siblings: true, rotary: true, swiglu: true }
     }
 }
 
@@ -68,6 +73,7 @@ impl Default for Fusions {
 pub fn fuse(graph: Graph, fusions: Fusions) -> Result<Graph, GraphError> {
     let graph = if fusions.siblings { siblings::fuse(graph)? } else { graph };
     let graph = if fusions.rotary { rotary::fuse(graph)? } else { graph };
+    let graph = if fusions.swiglu { swiglu::fuse(graph)? } else { graph };
     if fusions.residual { residual::fuse(graph) } else { Ok(graph) }
 }
 
@@ -109,8 +115,14 @@ mod tests {
         for name in Fusions::NAMES {
             assert_ne!(Fusions::without(&[name]), Ok(Fusions::default()));
         }
-        let none =
-            Fusions { adapter: false, residual: false, dropout: false, siblings: false, rotary: false };
+        let none = Fusions {
+            adapter: false,
+            residual: false,
+            dropout: false,
+            siblings: false,
+            rotary: false,
+            swiglu: false,
+        };
         assert_eq!(Fusions::without(&Fusions::NAMES), Ok(none));
         assert_eq!(Fusions::without(&["speed"]), Err("speed".into()));
     }

@@ -158,7 +158,7 @@ impl Operation for LoraLinear {
         down.launch(launch, &mut plan, (dropped, input(2)), Terms { mask, ..Terms::default() }, h);
         // a layer that is made again at the end of its block gives h alone: nobody reads y there
         if launch.live[0] {
-            let terms = Terms { pair: Some((h, input(3), a.rows())), residual, mask: None };
+            let terms = Terms { pair: Some((h, input(3), a.rows())), residual, ..Terms::default() };
             main.launch(launch, &mut plan, (input(0), input(1)), terms, y);
         }
         plan

@@ -9,7 +9,9 @@ use crate::graph::{
 };
 use std::sync::Arc;
 
-const SHADER: Shader = crate::shader!("swiglu");
+pub(super) const SHADER: Shader = crate::shader!("swiglu");
+/// Operations per element, as reports count them.
+pub(super) const FLOPS: f64 = 6.0;
 const GRADIENT: Shader = crate::shader!("swiglu_gradient");
 
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +23,11 @@ pub struct SwiGluGradient;
 
 pub fn swiglu(graph: &mut Graph, gate: Value, up: Value) -> Result<Value, GraphError> {
     graph.apply1(Arc::new(SwiGlu), &[gate, up])
+}
+
+/// `silu(gate) * up` in f64.
+pub(super) fn gated(gate: &ReferenceTensor, up: &ReferenceTensor) -> ReferenceTensor {
+    ReferenceTensor::from_fn(gate.shape, |i| gate.data[i] * sigmoid(gate.data[i]) * up.data[i])
 }
 
 fn sigmoid(x: f64) -> f64 {
@@ -56,14 +63,12 @@ impl Operation for SwiGlu {
             .read("gate", Place::Input(0), ty.dtype)
             .read("up", Place::Input(1), ty.dtype)
             .write("y", Place::Output(0), ty.dtype)
-            .cost(6.0 * ty.shape.elements() as f64, launch.traffic())
+            .cost(FLOPS * ty.shape.elements() as f64, launch.traffic())
             .into()
     }
 
-    fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        vec![ReferenceTensor::from_fn(outputs[0].shape, |i| {
-            inputs[0].data[i] * sigmoid(inputs[0].data[i]) * inputs[1].data[i]
-        })]
+    fn reference(&self, inputs: &[ReferenceTensor], _outputs: &[TensorType]) -> Vec<ReferenceTensor> {
+        vec![gated(&inputs[0], &inputs[1])]
     }
 
     fn cases() -> Vec<Case> {

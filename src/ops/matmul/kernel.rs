@@ -1,20 +1,28 @@
-//! A product's kernel: a variant, and what comes before it for a block-quantised weight.
+//! A product's kernel: a variant, and what comes before it for a block-quantised weight and for a gated operand.
 
 use super::operand::{Operand, Oriented};
 use super::variant::Variant;
 use crate::graph::{DeviceProfile, Dispatch, Place, TensorType, View};
 use crate::ops::copy::SHADER as COPY;
 use crate::ops::elementwise;
+use crate::ops::swiglu::{FLOPS as SWIGLU_FLOPS, SHADER as SWIGLU};
 
 /// A variant, and whether block-quantised operands become plain ones in scratch space before it.
 ///
 /// Dequantised into the tile, a weight is expanded once per tile of the other operand's rows; staged, once, at the price of
 /// scratch space and its traffic. Matrix units read plain operands only.
+///
+/// An operand `silu(gate) * up` is made in scratch space before the product as well, once, or by the product itself as it loads
+/// the rows (`gates`): once per tile of columns, but neither stored nor read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Kernel {
     pub variant: Variant,
     pub staged: bool,
+    pub gates: bool,
 }
+
+/// Variants that are measured with the gate in their loads.
+const GATING: usize = 2;
 
 /// On CPU devices a product of more rows than this, those of the default tile, stages its weight first: each tile would expand it anew.
 const DIRECT_ROWS: usize = 32;
@@ -22,48 +30,52 @@ const DIRECT_ROWS: usize = 32;
 impl Kernel {
     /// What the device can run; the default first.
     pub fn candidates(device: &DeviceProfile, o: &Oriented) -> Vec<Kernel> {
-        let all = |staged: bool| {
-            let variants = Variant::candidates(device, &o.extents(device, staged));
-            variants.into_iter().map(move |variant| Kernel { variant, staged })
+        let all = |staged: bool, gates: bool| {
+            let variants = Variant::candidates(device, &o.extents(device, staged, gates));
+            variants.into_iter().map(move |variant| Kernel { variant, staged, gates })
         };
-        if !o.quantised() {
-            return all(false).collect();
-        }
         let staged_first = device.cpu && o.rows > DIRECT_ROWS;
-        let mut ways = vec![staged_first, !staged_first];
-        if ways.iter().any(|&staged| o.has_room(device, staged)) {
-            ways.retain(|&staged| o.has_room(device, staged));
+        let mut ways = if o.quantised() { vec![staged_first, !staged_first] } else { vec![false] };
+        if ways.iter().any(|&staged| o.has_room(device, staged, false)) {
+            ways.retain(|&staged| o.has_room(device, staged, false));
         }
-        ways.into_iter().flat_map(all).collect()
+        // made before the product unless a measurement says otherwise; whoever has no scratch space takes the last ones
+        let gating = ways.iter().filter(|&&staged| o.gated() && o.has_room(device, staged, true));
+        let gating: Vec<Kernel> = gating.flat_map(|&staged| all(staged, true).take(GATING)).collect();
+        ways.into_iter().flat_map(|staged| all(staged, false)).chain(gating).collect()
     }
 
     pub fn fits(&self, device: &DeviceProfile, o: &Oriented) -> bool {
-        let way = match o.quantised() {
-            true => o.has_room(device, self.staged),
-            false => !self.staged,
-        };
-        way && self.variant.fits(device, &o.extents(device, self.staged))
+        let either = o.quantised() || o.gated();
+        let way = (o.quantised() || !self.staged)
+            && (o.gated() || !self.gates)
+            && (!either || o.has_room(device, self.staged, self.gates));
+        way && self.variant.fits(device, &o.extents(device, self.staged, self.gates))
     }
 
-    pub fn needs_scratch(&self) -> bool {
-        self.staged || matches!(self.variant, Variant::Coop { .. })
+    /// Whether it needs scratch space for such a product.
+    pub fn needs_scratch(&self, o: &Oriented) -> bool {
+        self.staged || (o.gated() && !self.gates) || matches!(self.variant, Variant::Coop { .. })
     }
 
     pub fn parse(name: &str) -> Option<Kernel> {
+        let (name, gates) = name.strip_prefix("gating ").map_or((name, false), |rest| (rest, true));
         let (name, staged) = name.strip_prefix("staged ").map_or((name, false), |rest| (rest, true));
-        Some(Kernel { variant: Variant::parse(name)?, staged })
+        Some(Kernel { variant: Variant::parse(name)?, staged, gates })
     }
 }
 
 impl std::fmt::Display for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{}", if self.staged { "staged " } else { "" }, self.variant)
+        let (gates, staged) =
+            (if self.gates { "gating " } else { "" }, if self.staged { "staged " } else { "" });
+        write!(f, "{gates}{staged}{}", self.variant)
     }
 }
 
 /// The scratch space of a kernel: what products of one node share, and what this one uses.
 pub(super) struct Scratch {
-    pub shared: [Option<usize>; 2],
+    pub shared: [Option<usize>; 3],
     pub next: usize,
     pub used: Vec<(Place, u64)>,
 }
@@ -75,6 +87,8 @@ pub(super) enum Shared {
     Sums,
     /// A dequantised weight.
     Plain,
+    /// An operand that a gate has passed.
+    Gated,
 }
 
 impl Scratch {
@@ -109,4 +123,16 @@ pub(super) fn staged(
         .detail(format!("{} {}", operand.dtype, plain.shape))
         .cost(0.0, (stored + plain.bytes()) as f64);
     (made, Some(copy))
+}
+
+/// The rows' operand that the gate has passed, and the dispatch that makes it.
+pub(super) fn gated(o: &Oriented, up: Operand, scratch: &mut Scratch) -> (Operand, Dispatch) {
+    let ty = TensorType::new(o.r_shape(), o.r.dtype);
+    let made = Operand::new(scratch.take(Shared::Gated, ty.bytes()), ty.dtype).range(0, ty.bytes());
+    let dispatch = elementwise(SWIGLU, ty.rows() * ty.cols4())
+        .bind(o.r.binding("gate", View::Vec4, false))
+        .bind(up.binding("up", View::Vec4, false))
+        .bind(made.binding("y", View::Vec4, true))
+        .cost(SWIGLU_FLOPS * ty.shape.elements() as f64, 3.0 * ty.bytes() as f64);
+    (made, dispatch)
 }

@@ -25,6 +25,8 @@ pub use product::Product;
 pub use variant::Variant;
 
 use super::dropout::Dropout;
+use super::expect;
+use super::swiglu::gated;
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shape, TensorType, Value,
@@ -45,6 +47,8 @@ pub struct Matmul {
     pub dtype: DType,
     /// Dropout on an operand or on the second pair's product; the generator's state `[4]` is the input after the pairs.
     pub mask: Option<Masked>,
+    /// A is `silu(gate) * up` ([`super::swiglu`]): gate in A's place, up the input after the pairs. Made by [`crate::fuse`].
+    pub gated: bool,
     /// The last input is added to the result.
     pub residual: bool,
 }
@@ -58,7 +62,7 @@ pub fn matmul(
     alpha: f64,
     dtype: DType,
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: None, residual: false }), &[a, b])
+    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: None, gated: false, residual: false }), &[a, b])
 }
 
 /// [`matmul`] with dropout on an operand, and the generator's state.
@@ -70,7 +74,7 @@ pub fn matmul_masked(
     dtype: DType,
     (mask, rng): (Masked, Value),
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: Some(mask), residual: false }), &[a, b, rng])
+    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: Some(mask), gated: false, residual: false }), &[a, b, rng])
 }
 
 /// Appends `A·B + A2·B2` with the result stored as `dtype`; `dropout` and the generator's state put a mask on `A2·B2`.
@@ -83,7 +87,7 @@ pub fn matmul_pair(
     dtype: DType,
 ) -> Result<Value, GraphError> {
     let mask = dropout.map(|(dropout, _)| Masked { dropout, on: MaskOn::Pair });
-    let op = Matmul { layout, alpha: 1.0, dtype, mask, residual: false };
+    let op = Matmul { layout, alpha: 1.0, dtype, mask, gated: false, residual: false };
     let inputs = [first.0, first.1, second.0, second.1].into_iter().chain(dropout.map(|(_, rng)| rng));
     graph.apply1(Arc::new(op), &inputs.collect::<Vec<_>>())
 }
@@ -107,11 +111,11 @@ impl Layout {
 }
 
 impl Matmul {
-    /// The inputs as pairs, generator's state and residual.
+    /// The inputs as pairs, generator's state or up, and residual.
     fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a [T], Option<&'a T>, Option<&'a T>) {
         let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
-        let (pairs, rng) = inputs.split_at(inputs.len() - usize::from(self.mask.is_some()));
-        (pairs, rng.first(), residual.first())
+        let (pairs, further) = inputs.split_at(inputs.len() - usize::from(self.gated || self.mask.is_some()));
+        (pairs, further.first(), residual.first())
     }
 }
 
@@ -121,7 +125,10 @@ impl Operation for Matmul {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        let further = usize::from(self.residual) + usize::from(self.mask.is_some());
+        expect(self.name(), !(self.gated && self.mask.is_some()), || {
+            "a gated operand has no dropout beside it".into()
+        })?;
+        let further = usize::from(self.residual) + usize::from(self.gated || self.mask.is_some());
         let pairs = match self.mask {
             Some(Masked { on: MaskOn::Pair, .. }) => 2..=2,
             _ => 1..=2,
@@ -129,9 +136,12 @@ impl Operation for Matmul {
         if !pairs.into_iter().any(|n| inputs.len() == 2 * n + further) {
             return Err(GraphError::invalid(self.name(), "takes one or two pairs of matrices"));
         }
-        let (inputs, rng, residual) = self.split(inputs);
-        if rng.is_some_and(|t| t.dtype != DType::U32 || t.cols() != 4) {
+        let (inputs, further, residual) = self.split(inputs);
+        if self.mask.is_some() && further.is_some_and(|t| t.dtype != DType::U32 || t.cols() != 4) {
             return Err(GraphError::invalid(self.name(), "the generator's state is u32 [4]"));
+        }
+        if self.gated && further != inputs.first() {
+            return Err(GraphError::invalid(self.name(), "gate and up differ"));
         }
         let (m, n, _) = self.layout.extents(&inputs[0], &inputs[1]);
         for pair in inputs.chunks(2) {
@@ -160,8 +170,8 @@ impl Operation for Matmul {
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(dc) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
-        if self.mask.is_some() {
-            // masked products are made by gradient rules alone
+        if self.gated || self.mask.is_some() {
+            // masked products are made by gradient rules alone, gated ones after them
             node.refuse(self.name(), &(0..node.inputs.len()).collect::<Vec<_>>())?;
         }
         let (factors, _, _) = self.split(node.inputs);
@@ -184,37 +194,41 @@ impl Operation for Matmul {
                 });
             }
         }
-        gradients.extend(self.mask.map(|_| None));
+        gradients.extend((self.gated || self.mask.is_some()).then_some(None));
         gradients.extend(self.residual.then_some(Some(dc)));
         Ok(gradients)
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (m, n, k) = self.layout.extents(&launch.inputs[0], &launch.inputs[1]);
-        let (pairs, rng, _) = self.split(launch.inputs);
+        let (pairs, further, _) = self.split(launch.inputs);
         let pair = (pairs.len() == 4).then(|| {
             let (_, _, k2) = self.layout.extents(&launch.inputs[2], &launch.inputs[3]);
             (Operand::input(launch, 2), Operand::input(launch, 3), k2)
         });
-        let mask = self.mask.zip(rng.map(|_| Place::Input(pairs.len())));
+        let mask = self.mask.zip(further.map(|_| Place::Input(pairs.len())));
+        let up = self.gated.then(|| Operand::input(launch, pairs.len()));
         let (alpha, accumulate) = (self.alpha, launch.accumulate[0]);
         let product = Product { layout: self.layout, m, n, k, alpha, accumulate, parts: 1 };
         let out = Operand::new(Place::Output(0), self.dtype);
         let residual = self.residual.then(|| Operand::input(launch, launch.inputs.len() - 1));
         let (a, b) = (Operand::input(launch, 0), Operand::input(launch, 1));
         let mut plan = LaunchPlan::default();
-        product.launch(launch, &mut plan, (a, b), Terms { pair, residual, mask }, out);
+        product.launch(launch, &mut plan, (a, b), Terms { pair, residual, mask, up }, out);
         plan
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let (factors, rng, residual) = self.split(inputs);
+        let (factors, further, residual) = self.split(inputs);
         let mut out = residual.cloned().unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
-        let masked = |on: MaskOn, x: &ReferenceTensor| match (self.mask, rng) {
+        let masked = |on: MaskOn, x: &ReferenceTensor| match (self.mask, further) {
             (Some(mask), Some(rng)) if mask.on == on => mask.dropout.masked(x, rng),
             _ => x.clone(),
         };
-        let (a, b) = (masked(MaskOn::Left, &factors[0]), masked(MaskOn::Right, &factors[1]));
+        let (a, b) = match further.filter(|_| self.gated) {
+            Some(up) => (gated(&factors[0], up), factors[1].clone()),
+            None => (masked(MaskOn::Left, &factors[0]), masked(MaskOn::Right, &factors[1])),
+        };
         accumulate_product(self.layout, self.alpha, &a, &b, &mut out);
         if let [a2, b2] = &factors[2..] {
             let mut second = ReferenceTensor::zeros(outputs[0].shape);
@@ -246,7 +260,7 @@ impl Operation for Matmul {
             for (m, n, k) in shapes {
                 let (a, b) = dims(m, n, k);
                 let inputs = vec![CaseInput::random(&a, DType::F32), CaseInput::random(&b, DType::F32)];
-                let op = Matmul { layout, alpha: 0.5, dtype: DType::F32, mask: None, residual: false };
+                let op = Matmul { layout, alpha: 0.5, dtype: DType::F32, mask: None, gated: false, residual: false };
                 let case = Case::new(format!("{layout:?} {m}x{n}x{k}"), op, inputs);
                 cases.push(if m * n * k < 300 { case.gradients(&[0, 1]) } else { case });
             }
@@ -260,7 +274,7 @@ impl Operation for Matmul {
                     CaseInput::random(&a2, DType::F32),
                     CaseInput::random(&b2, DType::F32),
                 ];
-                let op = Matmul { layout, alpha: 1.0, dtype, mask: None, residual: false };
+                let op = Matmul { layout, alpha: 1.0, dtype, mask: None, gated: false, residual: false };
                 let mut with = inputs.clone();
                 with.push(CaseInput::random(&[35, 44], dtype));
                 cases.push(Case::new(format!("{layout:?} pair {dtype} {other}"), op.clone(), inputs));
@@ -271,7 +285,7 @@ impl Operation for Matmul {
             let (a2, b2) = dims(4, 5, 2);
             let inputs = [a, b, a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
             let mut inputs: Vec<CaseInput> = inputs;
-            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, residual: false };
+            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, gated: false, residual: false };
             cases.push(
                 Case::new(format!("{layout:?} pair"), op.clone(), inputs.clone()).gradients(&[0, 1, 2, 3]),
             );
@@ -283,7 +297,7 @@ impl Operation for Matmul {
             // whole tiles of every kernel, those of matrix units among them
             let ((a, b), (a2, b2)) = (dims(64, 128, 48), dims(64, 128, 6));
             let mut whole: Vec<CaseInput> = [a, b].iter().map(|d| CaseInput::random(d, DType::F16)).collect();
-            let op = Matmul { layout, alpha: 0.5, dtype: DType::F16, mask: None, residual: false };
+            let op = Matmul { layout, alpha: 0.5, dtype: DType::F16, mask: None, gated: false, residual: false };
             cases.push(Case::new(format!("{layout:?} whole"), op.clone(), whole.clone()));
             whole.extend([a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)));
             whole.push(CaseInput::random(&[64, 128], DType::F16));
@@ -301,7 +315,7 @@ impl Operation for Matmul {
                     (DType::Nf4, DType::F32, (40, 8, 64)),
                 ] {
                     let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, 8));
-                    let op = Matmul { layout, alpha: 1.0, dtype, mask: None, residual: false };
+                    let op = Matmul { layout, alpha: 1.0, dtype, mask: None, gated: false, residual: false };
                     let inputs = vec![
                         CaseInput::random(&a, dtype),
                         CaseInput::random(&b, stored),
@@ -324,6 +338,7 @@ impl Operation for Matmul {
                     alpha: 0.5,
                     dtype: DType::F32,
                     mask: Some(Masked { dropout, on }),
+                    gated: false,
                     residual: false,
                 };
                 let inputs =
@@ -339,6 +354,7 @@ impl Operation for Matmul {
                     alpha: 0.5,
                     dtype,
                     mask: Some(Masked { dropout, on: MaskOn::Pair }),
+                    gated: false,
                     residual: true,
                 };
                 let mut inputs = vec![CaseInput::random(&a, dtype), CaseInput::random(&b, dtype)];
@@ -350,9 +366,27 @@ impl Operation for Matmul {
                     inputs,
                 ));
             }
+            // a gated operand: narrow results too, whose long side would give the columns otherwise
+            for (dtype, other, (m, n, k)) in [
+                (DType::F32, DType::F32, (37, 44, 52)),
+                (DType::BF16, DType::BF16, (40, 8, 33)),
+                (DType::F16, DType::F16, (64, 128, 48)),
+                (DType::BF16, DType::Nf4, (35, 132, 64)),
+            ] {
+                if layout == Layout::NT {
+                    let (a, b) = dims(m, n, k);
+                    let gate = CaseInput { spread: 4.0, ..CaseInput::random(&a, dtype) };
+                    let up = CaseInput::random(&a, dtype);
+                    let residual = CaseInput::random(&[m, n], dtype);
+                    let inputs = vec![gate, CaseInput::random(&b, other), up, residual];
+                    let op =
+                        Matmul { layout, alpha: 0.5, dtype, mask: None, gated: true, residual: true };
+                    cases.push(Case::new(format!("gated {m}x{n}x{k} {other} on {dtype}"), op, inputs));
+                }
+            }
             let (a, b) = dims(40, 8, 20);
             let thin = [a, b, [40, 8]].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
-            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, residual: true };
+            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, gated: false, residual: true };
             cases.push(Case::new(format!("{layout:?} thin residual"), op, thin));
         }
         cases

@@ -86,6 +86,8 @@ pub struct Terms {
     pub residual: Option<Operand>,
     /// Dropout, and where the generator's state lies.
     pub mask: Option<(Masked, Place)>,
+    /// The first operand is `silu(a) * up` with this one, of a's type.
+    pub up: Option<Operand>,
 }
 
 impl Terms {
@@ -111,10 +113,19 @@ impl Oriented {
         self.r.dtype.is_quantised() || self.c.dtype.is_quantised()
     }
 
+    /// The rows' operand is gated.
+    pub fn gated(&self) -> bool {
+        self.terms.up.is_some()
+    }
+
+    pub(super) fn r_shape(&self) -> Shape {
+        let (rows, cols) = if self.r_inner { (self.rows, self.k) } else { (self.k, self.rows) };
+        Shape::matrix(rows, cols)
+    }
+
     /// The rows' operand as a plain tensor, of the other operand's type.
     pub(super) fn r_plain(&self) -> TensorType {
-        let (rows, cols) = if self.r_inner { (self.rows, self.k) } else { (self.k, self.rows) };
-        TensorType::new(Shape::matrix(rows, cols), self.c.dtype)
+        TensorType::new(self.r_shape(), self.c.dtype)
     }
 
     pub(super) fn c_plain(&self) -> TensorType {
@@ -136,27 +147,28 @@ impl Oriented {
     }
 
     /// Whether the device can bind all that a kernel reads and writes, in pieces where it is larger than one binding: a staged
-    /// weight takes more of them.
-    pub fn has_room(&self, device: &DeviceProfile, staged: bool) -> bool {
+    /// weight takes more of them, and so does a gate that the product itself reads.
+    pub fn has_room(&self, device: &DeviceProfile, staged: bool, gates: bool) -> bool {
         let operands = |staged| self.stored(staged).map(|ty| device.bindings(ty.bytes()));
         let ([r, c], [stored_r, stored_c]) = (operands(staged), operands(false));
         let out = device.bindings(self.out_bytes(self.out.dtype));
         let others = 2 * usize::from(self.terms.pair.is_some()) + usize::from(self.terms.mask.is_some());
         let residual = if self.terms.residual.is_some() { out } else { 0 };
-        let product = (r + c + out).max(2 * self.parts + 1) + others + residual;
+        let up = if gates { r } else { 0 };
+        let product = (r + c + out).max(2 * self.parts + 1) + up + others + residual;
         let staging = if staged { (r + stored_r).max(c + stored_c) } else { 0 };
         device.binds(product.max(staging))
     }
 
-    /// What decides which variants can serve, with or without staging.
-    pub fn extents(&self, device: &DeviceProfile, staged: bool) -> Extents {
+    /// What decides which variants can serve, with or without staging, and where they make the gate's product themselves or not.
+    pub fn extents(&self, device: &DeviceProfile, staged: bool, gates: bool) -> Extents {
         // a staged weight has the type of the other operand
         let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
         // matrix units reach no pieces
         let one = |bytes: u64| device.piece(bytes).is_none();
         let bound = self.stored(staged).iter().all(|ty| one(ty.bytes())) && one(self.out_bytes(DType::F32));
         let whole = self.parts == 1 && bound;
-        let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && whole;
+        let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && !gates && whole;
         Extents {
             rows: self.rows,
             cols: self.cols,

@@ -1,0 +1,80 @@
+//! `silu(gate) * up` becomes part of the product that reads it, if nobody else does: then it need not be stored. The product's kernel
+//! decides, by measurement, whether it is made with the rows' loads or before the product.
+//!
+//! A down projection with an adapter stays as it is: the gradient of its A reads the same product again.
+
+use super::kind;
+use crate::graph::{Graph, GraphError, NewNode};
+use crate::ops::matmul::{Layout, Matmul};
+use crate::ops::swiglu::SwiGlu;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
+    let uses = graph.uses();
+    let mut changes: HashMap<usize, Vec<NewNode>> = HashMap::new();
+    for (n, node) in graph.nodes().iter().enumerate() {
+        let Some(product) = kind::<Matmul>(node) else { continue };
+        let gated = node.inputs[0];
+        let Some((from, _)) = graph.producer(gated) else { continue };
+        let made = &graph.nodes()[from];
+        let alone = uses.get(&gated) == Some(&1) && made.block == node.block && made.piece == node.piece;
+        let plain = product.layout == Layout::NT && product.mask.is_none() && !product.residual;
+        if kind::<SwiGlu>(made).is_some() && alone && plain {
+            let mut inputs = node.inputs.clone();
+            inputs[0] = made.inputs[0];
+            inputs.push(made.inputs[1]);
+            let op = Arc::new(Matmul { gated: true, ..product.clone() });
+            changes.insert(from, Vec::new());
+            changes.insert(n, vec![NewNode { op, inputs, outputs: node.outputs.clone() }]);
+        }
+    }
+    graph.rewritten(&changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::{Recompute, differentiate};
+    use crate::fuse::tests::{names, outputs};
+    use crate::graph::{DType, Shape, Value};
+    use crate::ops::lora_linear::{Dropped, lora_linear};
+    use crate::ops::matmul::matmul;
+    use crate::ops::swiglu::swiglu;
+
+    /// Gate, up, their product and a down projection of it.
+    fn mlp(graph: &mut Graph) -> (Value, Value) {
+        let gate = graph.trainable("gate", Shape::matrix(3, 8)).unwrap();
+        let up = graph.input("up", Shape::matrix(3, 8), DType::F32).unwrap();
+        let down = graph.frozen("down", Shape::matrix(5, 8), DType::F32).unwrap();
+        let product = swiglu(graph, gate, up).unwrap();
+        (product, down)
+    }
+
+    #[test]
+    fn a_product_takes_the_gate_that_it_alone_reads() {
+        let mut g = Graph::new();
+        let (product, down) = mlp(&mut g);
+        let y = matmul(&mut g, Layout::NT, product, down, 1.0, DType::F32).unwrap();
+        g.output("y", y);
+        let seed = g.input("seed", Shape::matrix(3, 5), DType::F32).unwrap();
+        differentiate(&mut g, y, seed, Recompute::None).unwrap();
+        let fused = fuse(g.clone()).unwrap();
+        assert_eq!(names(&g)[..2], ["swiglu", "matmul"]);
+        assert_eq!(names(&fused)[..2], ["matmul", "matmul"]);
+        assert_eq!(names(&fused)[2..], names(&g)[3..]);
+        assert_eq!(outputs(&fused), outputs(&g));
+    }
+
+    #[test]
+    fn a_gate_that_an_adapters_gradient_reads_stays() {
+        let mut g = Graph::new();
+        let (product, down) = mlp(&mut g);
+        let a = g.trainable("a", Shape::matrix(2, 8)).unwrap();
+        let b = g.trainable("b", Shape::matrix(5, 2)).unwrap();
+        let y = lora_linear(&mut g, product, down, (a, b), Dropped::Not, 2.0, DType::F32).unwrap();
+        let seed = g.input("seed", Shape::matrix(3, 5), DType::F32).unwrap();
+        differentiate(&mut g, y, seed, Recompute::None).unwrap();
+        assert_eq!(names(&fuse(g.clone()).unwrap()), names(&g));
+    }
+}
