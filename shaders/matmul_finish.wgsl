@@ -1,6 +1,7 @@
 // From the sums of matmul_coop.wgsl to the product as it is stored:
 //     out[row, col] (+)= alpha * (sums[row, col] + sum over k2 of r2[row, k2] * c2[col, k2]) + residual[row, col]
-// One invocation per group of four columns. PAIR, PAIR_MASKED, RESIDUAL and ACCUMULATE as in matmul_tiled.wgsl.
+// or what is made of it. One invocation per group of four columns. PAIR and PAIR_MASKED as in matmul_tiled.wgsl.
+{% include "shared/result.wgsl" %}
 {% if PAIR_MASKED %}
 {% include "shared/dropout.wgsl" %}
 
@@ -43,11 +44,5 @@ fn main(
     v = dropped(v, at, mask_seed());
 {% endif %}
     v = params.alpha * (v + load_sums(at));
-{% if RESIDUAL %}
-    v += load_residual(at);
-{% endif %}
-{% if ACCUMULATE %}
-    v += load_out(at);
-{% endif %}
-    store_out(at, v);
+    {{ put("at", "v") }}
 }

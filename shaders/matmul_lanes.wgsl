@@ -13,8 +13,9 @@
 // with k innermost is bound in groups of eight and loaded in such.
 // AHEAD loads a turn's columns a turn earlier: with k innermost each lies in a cache line of its own.
 // TRANSPOSED stores out[col, row] instead, so that a thin product can use its long side as columns.
-// PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there. Masks and parts: see the include.
+// PAIR adds the second pair. Masks, gates, parts, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
+{% include "shared/result.wgsl" %}
 {% set ROW4 = ROWS // 4 %}
 {% set LOADS = ROWS // LANES %}
 {% set WORKGROUP = LANES * SUBGROUPS %}
@@ -192,8 +193,6 @@ var<workgroup> block: array<vec4<f32>, {{ ROWS * DEPTH }}>;
 {% endif %}
 {% endmacro %}
 
-{% macro added() %}{% if RESIDUAL %} + load_residual(at){% endif %}{% if ACCUMULATE %} + load_out(at){% endif %}{% endmacro %}
-
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -243,7 +242,7 @@ fn main(
             let at = {{ transposed("col0 + " ~ j ~ "u", "(row0 / 4u + " ~ i ~ "u)") }};
             let valid = vec4<u32>(row0 + {{ 4 * i }}u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
             let v = select(vec4<f32>(), params.alpha * vec4<f32>(s{{ 4 * i }}[{{ j }}], s{{ 4 * i + 1 }}[{{ j }}], s{{ 4 * i + 2 }}[{{ j }}], s{{ 4 * i + 3 }}[{{ j }}]), valid);
-            store_out(at, v{{ added() }});
+            {{ put("at", "v") }}
         }
 {% endfor %}
     }
@@ -256,7 +255,8 @@ fn main(
 {% for i in range(ROWS) %}
     if (row0 + {{ i }}u < params.rows) {
         let at = (row0 + {{ i }}u) * params.cols4 + col4;
-        store_out(at, select(vec4<f32>(), params.alpha * s{{ i }}, valid){{ added() }});
+        let v = select(vec4<f32>(), params.alpha * s{{ i }}, valid);
+        {{ put("at", "v") }}
     }
 {% endfor %}
 {% endif %}

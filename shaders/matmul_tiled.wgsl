@@ -5,9 +5,10 @@
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. Each invocation owns PER_ROWS x
 // PER_COLS elements (multiples of four). SPLIT > 1 shares the inner dimension: each slice of invocations sums its part of
 // every block of DEPTH * SPLIT, and the slices are added at the end; for products too thin to fill a workgroup otherwise.
-// TRANSPOSED stores out[col, row]; PAIR adds the second pair; RESIDUAL adds another tensor; ACCUMULATE adds to what is there.
-// Masks and parts: see the include.
+// TRANSPOSED stores out[col, row]; PAIR adds the second pair. Masks, gates, parts, and what is added to the result or made of it:
+// see the includes.
 {% include "shared/operands.wgsl" %}
+{% include "shared/result.wgsl" %}
 {% set ACROSS = COLS // PER_COLS %}
 {% set DOWN = ROWS // PER_ROWS %}
 {% set SLICE = ACROSS * DOWN %}
@@ -87,8 +88,6 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
     }
 {% endmacro %}
 
-{% macro added() %}{% if RESIDUAL %} + load_residual(at){% endif %}{% if ACCUMULATE %} + load_out(at){% endif %}{% endmacro %}
-
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -164,7 +163,7 @@ fn main(
             let at = {{ transposed("col" ~ p ~ " + " ~ j ~ "u", "(row0 / 4u + " ~ i ~ "u)") }};
             let valid = vec4<u32>(row0 + {{ 4 * i }}u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
             let v = select(vec4<f32>(), params.alpha * vec4<f32>({% for e in range(4) %}s{{ 4 * i + e }}_{{ p }}[{{ j }}]{{ ", " if e < 3 }}{% endfor %}), valid);
-            store_out(at, v{{ added() }});
+            {{ put("at", "v") }}
         }
 {% endfor %}
     }
@@ -175,7 +174,8 @@ fn main(
 {% for i in range(PER_ROWS) %}
         if (row0 + {{ i }}u < params.rows) {
             let at = (row0 + {{ i }}u) * params.cols4 + col{{ p }} / 4u;
-            store_out(at, select(vec4<f32>(), params.alpha * s{{ i }}_{{ p }}, valid){{ added() }});
+            let v = select(vec4<f32>(), params.alpha * s{{ i }}_{{ p }}, valid);
+            {{ put("at", "v") }}
         }
 {% endfor %}
     }

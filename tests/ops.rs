@@ -311,6 +311,12 @@ fn every_variant_of_the_product_equals_the_reference() {
         })
         .collect();
     assert_eq!(blocks.len(), 10);
+    // stored as the gradients of a gated activation, by every variant: matrix units too
+    let stored = "64x128x48 f16 on f16, pair";
+    let gradient = engraft::ops::cases()
+        .into_iter()
+        .find(|c| c.op.name() == "matmul_gate_gradient" && c.label == stored)
+        .expect("a case of this name");
     // made by the product itself, with a weight in blocks as well
     let gated: Vec<Case> =
         engraft::ops::cases().into_iter().filter(|c| c.label.starts_with("gated ")).collect();
@@ -329,6 +335,7 @@ fn every_variant_of_the_product_equals_the_reference() {
                 run(&gpu, &device, case, i % 2 == 0).unwrap_or_else(|e| panic!("{variant}: {e}"));
             }
             variants += 1;
+            run(&gpu, &device, &gradient, false).unwrap_or_else(|e| panic!("{variant}: {e}"));
             let gating = Choices::forced(format!("gating {variant}"));
             let gating = DeviceProfile { choices: Arc::new(gating), ..device.clone() };
             // all but those whose inner dimension the variant does not divide

@@ -27,7 +27,8 @@ pub struct Fusions {
     pub siblings: bool,
     /// Rotary embeddings of q and k are one launch, and their gradients are turned back where attention's gradient stores them.
     pub rotary: bool,
-    /// The product of a gated activation is part of the down product that alone reads it, which can make it as it loads its rows.
+    /// A gated activation is part of the down product that alone reads it, which can make it as it loads its rows; the product that
+    /// gives its gradient stores those of gate and up.
     pub swiglu: bool,
 }
 

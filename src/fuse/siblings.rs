@@ -21,7 +21,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         let nodes: Vec<&Node> = group.iter().map(|&n| &graph.nodes()[n]).collect();
         let Some(LoraLinear { scale, dtype, .. }) = kind(nodes[0]).cloned() else { continue };
         for (&n, node) in group.iter().zip(&nodes) {
-            let op = Matmul { layout: Layout::NT, alpha: 1.0, dtype, mask: None, gated: false, residual: false };
+            let op = Matmul::plain(Layout::NT, 1.0, dtype);
             let [x, weight, b, h] = [node.inputs[0], node.inputs[1], node.inputs[3], node.outputs[1]];
             let (inputs, outputs) = (vec![x, weight, h, b], vec![node.outputs[0]]);
             changes.insert(n, vec![NewNode { op: Arc::new(op), inputs, outputs }]);

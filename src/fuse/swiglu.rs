@@ -1,12 +1,14 @@
 //! `silu(gate) * up` becomes part of the product that reads it, if nobody else does: then it need not be stored. The product's kernel
-//! decides, by measurement, whether it is made with the rows' loads or before the product.
+//! decides, by measurement, whether it is made with the rows' loads or before the product. A down projection with an adapter stays as
+//! it is: the gradient of its A reads the same tensor again.
 //!
-//! A down projection with an adapter stays as it is: the gradient of its A reads the same product again.
+//! In reverse, the product that gives the gradient of `silu(gate) * up` stores those of gate and up instead.
 
 use super::kind;
 use crate::graph::{Graph, GraphError, NewNode};
+use crate::ops::matmul::gate_gradient::GateGradient;
 use crate::ops::matmul::{Layout, Matmul};
-use crate::ops::swiglu::SwiGlu;
+use crate::ops::swiglu::{SwiGlu, SwiGluGradient};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -29,6 +31,19 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             changes.insert(n, vec![NewNode { op, inputs, outputs: node.outputs.clone() }]);
         }
     }
+    for (n, node) in graph.nodes().iter().enumerate() {
+        let Some(dy) = kind::<SwiGluGradient>(node).map(|_| node.inputs[2]) else { continue };
+        let Some((from, _)) = graph.producer(dy) else { continue };
+        let made = &graph.nodes()[from];
+        let Some(product) = kind::<Matmul>(made) else { continue };
+        let alone = uses.get(&dy) == Some(&1) && made.block == node.block && made.piece == node.piece;
+        if alone && !product.residual && !product.gated && !changes.contains_key(&from) {
+            let inputs = node.inputs[..2].iter().chain(&made.inputs).copied().collect();
+            let op = Arc::new(GateGradient { product: product.clone() });
+            changes.insert(from, Vec::new());
+            changes.insert(n, vec![NewNode { op, inputs, outputs: node.outputs.clone() }]);
+        }
+    }
     graph.rewritten(&changes)
 }
 
@@ -36,7 +51,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
 mod tests {
     use super::*;
     use crate::autograd::{Recompute, differentiate};
-    use crate::fuse::tests::{names, outputs};
+    use crate::fuse::tests::{names, outputs, values};
     use crate::graph::{DType, Shape, Value};
     use crate::ops::lora_linear::{Dropped, lora_linear};
     use crate::ops::matmul::matmul;
@@ -51,8 +66,12 @@ mod tests {
         (product, down)
     }
 
+    fn gradient(graph: &Graph) -> Vec<f64> {
+        values(graph)[graph.accumulations()[0].gradient.index()].clone().unwrap().data
+    }
+
     #[test]
-    fn a_product_takes_the_gate_that_it_alone_reads() {
+    fn the_products_beside_a_gate_make_it_and_its_gradients() {
         let mut g = Graph::new();
         let (product, down) = mlp(&mut g);
         let y = matmul(&mut g, Layout::NT, product, down, 1.0, DType::F32).unwrap();
@@ -60,10 +79,10 @@ mod tests {
         let seed = g.input("seed", Shape::matrix(3, 5), DType::F32).unwrap();
         differentiate(&mut g, y, seed, Recompute::None).unwrap();
         let fused = fuse(g.clone()).unwrap();
-        assert_eq!(names(&g)[..2], ["swiglu", "matmul"]);
-        assert_eq!(names(&fused)[..2], ["matmul", "matmul"]);
-        assert_eq!(names(&fused)[2..], names(&g)[3..]);
+        assert_eq!(names(&g), ["swiglu", "matmul", "matmul", "swiglu_gradient", "copy"]);
+        assert_eq!(names(&fused), ["matmul", "matmul_gate_gradient", "copy"]);
         assert_eq!(outputs(&fused), outputs(&g));
+        assert_eq!(gradient(&fused), gradient(&g));
     }
 
     #[test]
@@ -75,6 +94,8 @@ mod tests {
         let y = lora_linear(&mut g, product, down, (a, b), Dropped::Not, 2.0, DType::F32).unwrap();
         let seed = g.input("seed", Shape::matrix(3, 5), DType::F32).unwrap();
         differentiate(&mut g, y, seed, Recompute::None).unwrap();
-        assert_eq!(names(&fuse(g.clone()).unwrap()), names(&g));
+        let fused = names(&fuse(g).unwrap());
+        assert_eq!(fused[..2], ["swiglu", "lora_linear"]);
+        assert!(fused.contains(&"matmul_gate_gradient") && !fused.contains(&"swiglu_gradient"), "{fused:?}");
     }
 }

@@ -51,6 +51,7 @@ operations![
     keep::Keep,
     lora_linear::LoraLinear,
     matmul::Matmul,
+    matmul::gate_gradient::GateGradient,
     matmul::group::MatmulGroup,
     norm_squared::NormSquared,
     rms_norm::RmsNorm,

@@ -9,6 +9,9 @@ pub fn source() -> String {
         crate::shader!("shared/operands"),
         crate::shader!("shared/dropout"),
         crate::shader!("shared/quantised"),
+        crate::shader!("shared/result"),
+        crate::shader!("shared/swiglu"),
+        crate::shader!("shared/swiglu_gradient"),
     ];
     let shaders = [LANES, TILED, COOP, FINISH].into_iter().chain(shared);
     shaders.map(|s| s.source).collect::<String>() + &format!("{WIDE:?}{THIN:?}{SWIZZLE}")

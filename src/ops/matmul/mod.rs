@@ -13,6 +13,7 @@
 //! or add where the planner says so.
 
 mod candidates;
+pub mod gate_gradient;
 pub mod group;
 mod kernel;
 mod operand;
@@ -20,7 +21,7 @@ mod product;
 mod variant;
 
 pub use candidates::{Extents, source};
-pub use operand::{MaskOn, Masked, Operand, Terms};
+pub use operand::{Gate, MaskOn, Masked, Operand, Terms};
 pub use product::Product;
 pub use variant::Variant;
 
@@ -62,7 +63,7 @@ pub fn matmul(
     alpha: f64,
     dtype: DType,
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: None, gated: false, residual: false }), &[a, b])
+    graph.apply1(Arc::new(Matmul::plain(layout, alpha, dtype)), &[a, b])
 }
 
 /// [`matmul`] with dropout on an operand, and the generator's state.
@@ -74,7 +75,7 @@ pub fn matmul_masked(
     dtype: DType,
     (mask, rng): (Masked, Value),
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Matmul { layout, alpha, dtype, mask: Some(mask), gated: false, residual: false }), &[a, b, rng])
+    graph.apply1(Arc::new(Matmul { mask: Some(mask), ..Matmul::plain(layout, alpha, dtype) }), &[a, b, rng])
 }
 
 /// Appends `A·B + A2·B2` with the result stored as `dtype`; `dropout` and the generator's state put a mask on `A2·B2`.
@@ -87,7 +88,7 @@ pub fn matmul_pair(
     dtype: DType,
 ) -> Result<Value, GraphError> {
     let mask = dropout.map(|(dropout, _)| Masked { dropout, on: MaskOn::Pair });
-    let op = Matmul { layout, alpha: 1.0, dtype, mask, gated: false, residual: false };
+    let op = Matmul { mask, ..Matmul::plain(layout, 1.0, dtype) };
     let inputs = [first.0, first.1, second.0, second.1].into_iter().chain(dropout.map(|(_, rng)| rng));
     graph.apply1(Arc::new(op), &inputs.collect::<Vec<_>>())
 }
@@ -111,11 +112,38 @@ impl Layout {
 }
 
 impl Matmul {
+    /// The product of one or two pairs and nothing else.
+    pub fn plain(layout: Layout, alpha: f64, dtype: DType) -> Self {
+        Matmul { layout, alpha, dtype, mask: None, gated: false, residual: false }
+    }
+
     /// The inputs as pairs, generator's state or up, and residual.
     fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a [T], Option<&'a T>, Option<&'a T>) {
         let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
         let (pairs, further) = inputs.split_at(inputs.len() - usize::from(self.gated || self.mask.is_some()));
         (pairs, further.first(), residual.first())
+    }
+
+    /// The launch of a node whose inputs before `first` are not the product's, and which may make gradients of the result.
+    fn launch_after(&self, first: usize, launch: &Launch<'_>, gradient_of: Option<Gate>) -> LaunchPlan {
+        let inputs = &launch.inputs[first..];
+        let input = |i: usize| Operand::input(launch, first + i);
+        let (m, n, k) = self.layout.extents(&inputs[0], &inputs[1]);
+        let (pairs, further, _) = self.split(inputs);
+        let pair = (pairs.len() == 4).then(|| {
+            let (_, _, k2) = self.layout.extents(&inputs[2], &inputs[3]);
+            (input(2), input(3), k2)
+        });
+        let mask = self.mask.zip(further.map(|_| Place::Input(first + pairs.len())));
+        let up = self.gated.then(|| input(pairs.len()));
+        let (alpha, accumulate) = (self.alpha, launch.accumulate[0]);
+        let product = Product { layout: self.layout, m, n, k, alpha, accumulate, parts: 1 };
+        let out = Operand::new(Place::Output(0), self.dtype);
+        let residual = self.residual.then(|| input(inputs.len() - 1));
+        let mut plan = LaunchPlan::default();
+        let terms = Terms { pair, residual, mask, up, gradient_of };
+        product.launch(launch, &mut plan, (input(0), input(1)), terms, out);
+        plan
     }
 }
 
@@ -200,22 +228,7 @@ impl Operation for Matmul {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
-        let (m, n, k) = self.layout.extents(&launch.inputs[0], &launch.inputs[1]);
-        let (pairs, further, _) = self.split(launch.inputs);
-        let pair = (pairs.len() == 4).then(|| {
-            let (_, _, k2) = self.layout.extents(&launch.inputs[2], &launch.inputs[3]);
-            (Operand::input(launch, 2), Operand::input(launch, 3), k2)
-        });
-        let mask = self.mask.zip(further.map(|_| Place::Input(pairs.len())));
-        let up = self.gated.then(|| Operand::input(launch, pairs.len()));
-        let (alpha, accumulate) = (self.alpha, launch.accumulate[0]);
-        let product = Product { layout: self.layout, m, n, k, alpha, accumulate, parts: 1 };
-        let out = Operand::new(Place::Output(0), self.dtype);
-        let residual = self.residual.then(|| Operand::input(launch, launch.inputs.len() - 1));
-        let (a, b) = (Operand::input(launch, 0), Operand::input(launch, 1));
-        let mut plan = LaunchPlan::default();
-        product.launch(launch, &mut plan, (a, b), Terms { pair, residual, mask, up }, out);
-        plan
+        self.launch_after(0, launch, None)
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
@@ -260,7 +273,7 @@ impl Operation for Matmul {
             for (m, n, k) in shapes {
                 let (a, b) = dims(m, n, k);
                 let inputs = vec![CaseInput::random(&a, DType::F32), CaseInput::random(&b, DType::F32)];
-                let op = Matmul { layout, alpha: 0.5, dtype: DType::F32, mask: None, gated: false, residual: false };
+                let op = Matmul::plain(layout, 0.5, DType::F32);
                 let case = Case::new(format!("{layout:?} {m}x{n}x{k}"), op, inputs);
                 cases.push(if m * n * k < 300 { case.gradients(&[0, 1]) } else { case });
             }
@@ -274,7 +287,7 @@ impl Operation for Matmul {
                     CaseInput::random(&a2, DType::F32),
                     CaseInput::random(&b2, DType::F32),
                 ];
-                let op = Matmul { layout, alpha: 1.0, dtype, mask: None, gated: false, residual: false };
+                let op = Matmul::plain(layout, 1.0, dtype);
                 let mut with = inputs.clone();
                 with.push(CaseInput::random(&[35, 44], dtype));
                 cases.push(Case::new(format!("{layout:?} pair {dtype} {other}"), op.clone(), inputs));
@@ -285,7 +298,7 @@ impl Operation for Matmul {
             let (a2, b2) = dims(4, 5, 2);
             let inputs = [a, b, a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
             let mut inputs: Vec<CaseInput> = inputs;
-            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, gated: false, residual: false };
+            let op = Matmul::plain(layout, 1.0, DType::F32);
             cases.push(
                 Case::new(format!("{layout:?} pair"), op.clone(), inputs.clone()).gradients(&[0, 1, 2, 3]),
             );
@@ -297,7 +310,7 @@ impl Operation for Matmul {
             // whole tiles of every kernel, those of matrix units among them
             let ((a, b), (a2, b2)) = (dims(64, 128, 48), dims(64, 128, 6));
             let mut whole: Vec<CaseInput> = [a, b].iter().map(|d| CaseInput::random(d, DType::F16)).collect();
-            let op = Matmul { layout, alpha: 0.5, dtype: DType::F16, mask: None, gated: false, residual: false };
+            let op = Matmul::plain(layout, 0.5, DType::F16);
             cases.push(Case::new(format!("{layout:?} whole"), op.clone(), whole.clone()));
             whole.extend([a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)));
             whole.push(CaseInput::random(&[64, 128], DType::F16));
@@ -315,7 +328,7 @@ impl Operation for Matmul {
                     (DType::Nf4, DType::F32, (40, 8, 64)),
                 ] {
                     let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, 8));
-                    let op = Matmul { layout, alpha: 1.0, dtype, mask: None, gated: false, residual: false };
+                    let op = Matmul::plain(layout, 1.0, dtype);
                     let inputs = vec![
                         CaseInput::random(&a, dtype),
                         CaseInput::random(&b, stored),
@@ -333,14 +346,8 @@ impl Operation for Matmul {
                 .flat_map(|on| [(37, 8, 50), (8, 70, 37), (40, 36, 18)].map(|extents| (on, extents)))
             {
                 let (a, b) = dims(m, n, k);
-                let op = Matmul {
-                    layout,
-                    alpha: 0.5,
-                    dtype: DType::F32,
-                    mask: Some(Masked { dropout, on }),
-                    gated: false,
-                    residual: false,
-                };
+                let mask = Some(Masked { dropout, on });
+                let op = Matmul { mask, ..Matmul::plain(layout, 0.5, DType::F32) };
                 let inputs =
                     vec![CaseInput::random(&a, DType::BF16), CaseInput::random(&b, DType::F32), rng.clone()];
                 cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} dropout {on:?}"), op, inputs));
@@ -349,14 +356,8 @@ impl Operation for Matmul {
                 [(DType::F32, (37, 44, 52, 8)), (DType::F32, (19, 5, 6, 2)), (DType::F16, (64, 128, 48, 8))]
             {
                 let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, k2));
-                let op = Matmul {
-                    layout,
-                    alpha: 0.5,
-                    dtype,
-                    mask: Some(Masked { dropout, on: MaskOn::Pair }),
-                    gated: false,
-                    residual: true,
-                };
+                let mask = Some(Masked { dropout, on: MaskOn::Pair });
+                let op = Matmul { mask, residual: true, ..Matmul::plain(layout, 0.5, dtype) };
                 let mut inputs = vec![CaseInput::random(&a, dtype), CaseInput::random(&b, dtype)];
                 inputs.extend([a2, b2].map(|d| CaseInput::random(&d, DType::F32)));
                 inputs.extend([rng.clone(), CaseInput::random(&[m, n], dtype)]);
@@ -380,13 +381,13 @@ impl Operation for Matmul {
                     let residual = CaseInput::random(&[m, n], dtype);
                     let inputs = vec![gate, CaseInput::random(&b, other), up, residual];
                     let op =
-                        Matmul { layout, alpha: 0.5, dtype, mask: None, gated: true, residual: true };
+                        Matmul { gated: true, residual: true, ..Matmul::plain(layout, 0.5, dtype) };
                     cases.push(Case::new(format!("gated {m}x{n}x{k} {other} on {dtype}"), op, inputs));
                 }
             }
             let (a, b) = dims(40, 8, 20);
             let thin = [a, b, [40, 8]].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
-            let op = Matmul { layout, alpha: 1.0, dtype: DType::F32, mask: None, gated: false, residual: true };
+            let op = Matmul { residual: true, ..Matmul::plain(layout, 1.0, DType::F32) };
             cases.push(Case::new(format!("{layout:?} thin residual"), op, thin));
         }
         cases

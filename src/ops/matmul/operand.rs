@@ -88,6 +88,18 @@ pub struct Terms {
     pub mask: Option<(Masked, Place)>,
     /// The first operand is `silu(a) * up` with this one, of a's type.
     pub up: Option<Operand>,
+    /// The product is the gradient of a gated activation, of which those of gate and up are made and stored.
+    pub gradient_of: Option<Gate>,
+}
+
+/// A gated activation whose gradients a product makes: that of the gate is the product's result.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    pub gate: Operand,
+    pub up: Operand,
+    pub d_up: Operand,
+    /// The gradients lie where gate and up lay.
+    pub replaces: [bool; 2],
 }
 
 impl Terms {
@@ -154,8 +166,9 @@ impl Oriented {
         let out = device.bindings(self.out_bytes(self.out.dtype));
         let others = 2 * usize::from(self.terms.pair.is_some()) + usize::from(self.terms.mask.is_some());
         let residual = if self.terms.residual.is_some() { out } else { 0 };
+        let gradients = if self.terms.gradient_of.is_some() { 3 * out } else { 0 };
         let up = if gates { r } else { 0 };
-        let product = (r + c + out).max(2 * self.parts + 1) + up + others + residual;
+        let product = (r + c + out).max(2 * self.parts + 1) + up + others + residual + gradients;
         let staging = if staged { (r + stored_r).max(c + stored_c) } else { 0 };
         device.binds(product.max(staging))
     }

@@ -2,7 +2,7 @@
 
 use super::Layout;
 use super::kernel::{Kernel, Scratch, Shared, gated, staged};
-use super::operand::{MaskOn, Masked, Operand, Oriented, Terms};
+use super::operand::{Gate, MaskOn, Masked, Operand, Oriented, Terms};
 use super::variant::{FINISH, Variant};
 use crate::graph::{
     Alternative, Alternatives, Class, DType, Dispatch, Launch, LaunchPlan, Place, Shape, TensorType, View,
@@ -47,9 +47,14 @@ impl Product {
         let mut dispatches = self.with(measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
         let flops: f64 = dispatches.iter().map(|d| d.cost.flops).sum();
         if choices.wants(&class, kernels.len(), flops) {
+            // whoever measures compares results: of tensors that are not overwritten
+            let mut beside = oriented;
+            if let Some(gate) = &mut beside.terms.gradient_of {
+                gate.replaces = [false; 2];
+            }
             let alternative = |kernel: &Kernel| {
                 let mut own = Scratch { used: Vec::new(), ..scratch };
-                let dispatches = self.with(*kernel, &oriented, &mut own);
+                let dispatches = self.with(*kernel, &beside, &mut own);
                 Alternative { name: kernel.to_string(), dispatches, workspaces: own.used }
             };
             let variants = kernels.iter().map(alternative).collect();
@@ -72,8 +77,8 @@ impl Product {
     fn orient(&self, a: Operand, b: Operand, terms: Terms, out: Operand) -> Oriented {
         let swapped = match (self.parts, self.layout) {
             (1, _) => {
-                let rows_are_bare = !terms.masks(MaskOn::Pair) && terms.up.is_none();
-                self.n <= 16 && self.m > self.n && rows_are_bare
+                let bare = !terms.masks(MaskOn::Pair) && terms.up.is_none() && terms.gradient_of.is_none();
+                self.n <= 16 && self.m > self.n && bare
             }
             (_, layout) => layout == Layout::NT,
         };
@@ -123,8 +128,9 @@ impl Product {
         };
         let parts = if self.parts > 1 { format!("{} times ", self.parts) } else { String::new() };
         let gate = if o.gated() { "swiglu " } else { "" };
+        let made = if o.terms.gradient_of.is_some() { "swiglu gradients " } else { "" };
         let family = format!(
-            "matmul {parts}{gate}{}·{}{pair}{mask} -> {}{}",
+            "matmul {parts}{gate}{}·{}{pair}{mask} -> {made}{}{}",
             side(o.r_inner, o.r),
             side(o.c_inner, o.c),
             o.out.dtype,
@@ -255,6 +261,7 @@ impl Product {
             .flag("PAIR_MASKED", o.terms.masks(MaskOn::Pair))
             .flag("RESIDUAL", o.terms.residual.is_some())
             .flag("ACCUMULATE", self.accumulate)
+            .flag("GATE_GRADIENT", o.terms.gradient_of.is_some())
             .param_f32("alpha", self.alpha);
         if let Some((r2, c2, _)) = o.terms.pair {
             dispatch =
@@ -266,6 +273,18 @@ impl Product {
         if let Some((Masked { dropout, .. }, rng)) = o.terms.mask {
             dispatch = dropout.mask(dispatch, rng);
         }
-        (0..self.parts).fold(dispatch, |d, part| d.bind(o.out.part(part).binding("out", View::Vec4, true)))
+        let Some(Gate { gate, up, d_up, replaces }) = o.terms.gradient_of else {
+            return (0..self.parts)
+                .fold(dispatch, |d, part| d.bind(o.out.part(part).binding("out", View::Vec4, true)));
+        };
+        for (flag, name, replaces, operand) in
+            [("REPLACES_GATE", "gate", replaces[0], gate), ("REPLACES_UP", "up", replaces[1], up)]
+        {
+            dispatch = dispatch.flag(flag, replaces);
+            if !replaces {
+                dispatch = dispatch.bind(operand.binding(name, View::Vec4, false));
+            }
+        }
+        dispatch.bind(o.out.binding("dgate", View::Vec4, true)).bind(d_up.binding("dup", View::Vec4, true))
     }
 }

@@ -1,0 +1,12 @@
+{# How products store their result: with a RESIDUAL; added to what is there, ACCUMULATE; or, where it is the gradient of a gated
+   activation, GATE_GRADIENT, as the gradients of gate and up. #}
+{% if GATE_GRADIENT %}
+{% include "shared/swiglu_gradient.wgsl" %}
+{% endif %}
+{% macro put(at, value) %}
+{% if GATE_GRADIENT %}
+store_gradients({{ at }}, {{ value }});
+{% else %}
+store_out({{ at }}, {{ value }}{% if RESIDUAL %} + load_residual({{ at }}){% endif %}{% if ACCUMULATE %} + load_out({{ at }}){% endif %});
+{% endif %}
+{% endmacro %}

@@ -1,0 +1,80 @@
+//! A product that is the gradient of a gated activation: of it come those of gate and up, as it is stored.
+//!
+//! With y the product, `dgate = y up (s + gate s (1 - s))` and `dup = y gate s`, s = sigmoid(gate) ([`crate::ops::swiglu`]); both
+//! overwrite. Made by [`crate::fuse`] after differentiation: no gradient.
+
+use super::{Gate, Layout, Matmul, Operand};
+use crate::graph::{
+    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
+    ReverseNode, TensorType, Value,
+};
+use crate::ops::expect;
+use crate::ops::swiglu::SwiGluGradient;
+
+/// Inputs gate, up, and those of the product; outputs dgate, dup.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateGradient {
+    pub product: Matmul,
+}
+
+impl Operation for GateGradient {
+    fn name(&self) -> &'static str {
+        "matmul_gate_gradient"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
+        let [gate, up, product @ ..] = inputs else {
+            return Err(GraphError::invalid(self.name(), "takes gate, up and the operands of a product"));
+        };
+        let plain = !self.product.residual && !self.product.gated;
+        expect(self.name(), plain, || "nothing is added to the product or gates it".into())?;
+        let made = self.product.infer(product)?;
+        expect(self.name(), *gate == made[0] && *up == made[0], || {
+            format!("gate {gate}, up {up} and the product {} differ", made[0])
+        })?;
+        Ok(vec![*gate, *up])
+    }
+
+    fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
+        node.refuse(self.name(), &(0..node.inputs.len()).collect::<Vec<_>>())?;
+        Ok(vec![None; node.inputs.len()])
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
+        let gate = Gate {
+            gate: Operand::input(launch, 0),
+            up: Operand::input(launch, 1),
+            d_up: Operand::new(Place::Output(1), self.product.dtype),
+            replaces: [launch.replaces[0], launch.replaces[1]],
+        };
+        self.product.launch_after(2, launch, Some(gate))
+    }
+
+    fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
+        let dy = self.product.reference(&inputs[2..], &outputs[..1]).swap_remove(0);
+        SwiGluGradient.reference(&[inputs[0].clone(), inputs[1].clone(), dy], outputs)
+    }
+
+    fn may_replace(&self, output: usize) -> Option<usize> {
+        Some(output)
+    }
+
+    fn cases() -> Vec<Case> {
+        let (f32, f16, bf16, nf4) = (DType::F32, DType::F16, DType::BF16, DType::Nf4);
+        // narrow results too, whose long side would give the columns otherwise; whole tiles for matrix units
+        [(f32, f32, 37, 44, 52), (bf16, bf16, 40, 8, 33), (f16, f16, 64, 128, 48), (bf16, nf4, 35, 132, 64)]
+            .into_iter()
+            .flat_map(|(dtype, other, m, n, k)| {
+                let gate = CaseInput { spread: 4.0, ..CaseInput::random(&[m, n], dtype) };
+                let up = CaseInput::random(&[m, n], dtype);
+                let pair = [CaseInput::random(&[m, k], dtype), CaseInput::random(&[k, n], other)];
+                let second = [[m, 6], [6, n]].map(|dims| CaseInput::random(&dims, f32));
+                let alone: Vec<CaseInput> = [gate, up].into_iter().chain(pair).collect();
+                let widened: Vec<CaseInput> = alone.iter().cloned().chain(second).collect();
+                let op = || GateGradient { product: Matmul::plain(Layout::NN, 1.0, dtype) };
+                let label = format!("{m}x{n}x{k} {other} on {dtype}");
+                [Case::new(format!("{label}, pair"), op(), widened), Case::new(label, op(), alone)]
+            })
+            .collect()
+    }
+}
