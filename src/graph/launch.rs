@@ -56,6 +56,13 @@ impl DeviceProfile {
         }
     }
 
+    /// One device of every kind that kernels are chosen for, with plenty of workgroup memory.
+    pub fn kinds() -> [Self; 5] {
+        let roomy = DeviceProfile { max_workgroup_storage: 48 << 10, ..DeviceProfile::typical_gpu() };
+        let on_cpu = |lanes| DeviceProfile { cpu: true, subgroup: lanes, ..roomy.clone() };
+        [on_cpu(None), on_cpu(Some(4)), on_cpu(Some(8)), on_cpu(Some(16)), roomy]
+    }
+
     /// Lanes of a CPU device's vectors: its subgroup size, where kernels are made for it.
     pub fn vector_lanes(&self) -> Option<u32> {
         self.subgroup.filter(|&lanes| self.cpu && (4..=16).contains(&lanes))

@@ -20,10 +20,11 @@ const KEY_VALUE: [Shader; 2] =
     [crate::shader!("attention_gradient_key_value"), crate::shader!("attention_tiled_gradient_key_value")];
 const SHARED: [Shader; 2] = [crate::shader!("shared/attention"), crate::shader!("shared/attention_tiled")];
 
-/// The kernels' text and tiles, for the key of what was measured.
+/// The kernels' text, tiles and candidates, for the key of what was measured.
 pub fn source() -> String {
     let shaders = [FORWARD, QUERY, KEY_VALUE, SHARED].concat();
-    shaders.iter().map(|s| s.source).collect::<String>() + &format!("{TILES:?}")
+    let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
+    shaders.iter().map(|s| s.source).collect::<String>() + &format!("{TILES:?}{candidates:?}")
 }
 
 /// A member of a family. Its text form is its name in the cache of measured choices.

@@ -1,9 +1,10 @@
 //! Which kernels of the family suit a device and a product.
 
+use super::kernel::GATING;
 use super::variant::{COOP, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
 use crate::graph::{Cooperative, DeviceProfile};
 
-/// The kernels' text and tiles, for the key of what was measured.
+/// The kernels' text, tiles and candidates, for the key of what was measured.
 pub fn source() -> String {
     let shared = [
         crate::shader!("shared/operands"),
@@ -14,7 +15,8 @@ pub fn source() -> String {
         crate::shader!("shared/swiglu_gradient"),
     ];
     let shaders = [LANES, TILED, COOP, FINISH].into_iter().chain(shared);
-    shaders.map(|s| s.source).collect::<String>() + &format!("{WIDE:?}{THIN:?}{SWIZZLE}")
+    let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
+    shaders.map(|s| s.source).collect::<String>() + &format!("{WIDE:?}{THIN:?}{SWIZZLE}{GATING}{candidates:?}")
 }
 
 /// Products of more rows than [`THIN`] serves; the last two serve 17 to 32 rows as well.

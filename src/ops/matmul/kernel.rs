@@ -22,7 +22,7 @@ pub(super) struct Kernel {
 }
 
 /// Variants that are measured with the gate in their loads.
-const GATING: usize = 2;
+pub(super) const GATING: usize = 2;
 
 /// On CPU devices a product of more rows than this, those of the default tile, stages its weight first: each tile would expand it anew.
 const DIRECT_ROWS: usize = 32;
