@@ -9,7 +9,6 @@ fn main(
 ) {
     let i = group_index(group, groups) * 256u + lane;
     if (i < params.count) {
-        let g = load_gate(i);
-        store_y(i, g * sigmoid(g) * load_up(i));
+        store_y(i, gated(load_gate(i), load_up(i)));
     }
 }

@@ -10,10 +10,12 @@ use engraft::error::Failure;
 use engraft::fuse::Fusions;
 use engraft::generate::{CacheSize, Generator};
 use engraft::gpu::{Gpu, GpuError};
-use engraft::graph::{DType, DeviceProfile, Leaf, LeafKind};
+use engraft::graph::{Choices, DType, DeviceProfile, Leaf, LeafKind};
 use engraft::models::{ModelConfig, Network};
 use engraft::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
+use engraft::ops::matmul::{Extents, Variant};
+use engraft::plan::Layout;
 use engraft::plan::tune::{measure, unmeasured};
 use engraft::train::adapter::spec_of_targets;
 use engraft::train::bench::small_config;
@@ -93,6 +95,37 @@ fn no_policy_changes_a_bit() {
             assert!(gradients.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)), "there are gradients");
             let first = first.get_or_insert_with(|| gradients.clone());
             assert!(*first == gradients, "{precision}, recompute {recompute}");
+        }
+    }
+}
+
+/// Where products make their gated operand themselves: of down layers without an adapter, and not of trained ones, whose gradients
+/// read that operand.
+#[test]
+fn no_policy_changes_a_bit_of_gated_products() {
+    let Some(gpu) = common::gpu() else { return };
+    let of = Extents { rows: 2 * SEQ, cols: 128, k: 320, k2: 0, matrix: false };
+    let kernel = Variant::candidates(&gpu.profile(), &of)[0];
+    gpu.set_choices(Choices::forced(format!("gating {kernel}")));
+    let network = network(Precision::BF16True, 0.0);
+    let targets = ["q_proj", "v_proj"].map(String::from);
+    let adapter = spec_of_targets(&network.config, &targets, 8, 16.0, 0.0).unwrap();
+    let adapted = Network { adapter: Some(adapter), ..network.clone() };
+    let full = Network { adapter: None, weights: WeightMode::Trainable, ..network };
+    let batch = batch(2);
+    for (network, gating) in [(adapted, true), (full, false)] {
+        let graph = network.training(2 * SEQ, 2 * SEQ).unwrap();
+        let layout = Layout::new(&graph, &gpu.profile());
+        let gates = layout.dispatches().flat_map(|d| &d.bindings).any(|b| b.name == "r_up");
+        assert_eq!(gates, gating);
+        let mut first = None;
+        for recompute in policies() {
+            let (mut trainer, _) = trainer(&gpu, &network, 2, recompute);
+            trainer.begin().unwrap();
+            trainer.accumulate(&batch, 64.0).unwrap();
+            let gradients = trainer.optimiser().gradients().unwrap();
+            let first = first.get_or_insert_with(|| gradients.clone());
+            assert!(*first == gradients, "recompute {recompute}, gating {gating}");
         }
     }
 }

@@ -401,6 +401,31 @@ fn attention_for_gpus_equals_the_reference() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
+/// A device that binds no more buffers than it must: gradients of attention are turned by launches of their own there.
+#[test]
+fn kernels_do_with_the_storage_buffers_that_every_device_has() {
+    let most = engraft::gpu::NEEDED_STORAGE_BUFFERS;
+    let least = |device| DeviceProfile { max_storage_buffers: most, ..device };
+    for device in DeviceProfile::kinds().map(least) {
+        for case in engraft::ops::cases() {
+            for replace in [false, true] {
+                for dispatch in plan(&case, &device, false, replace).dispatches {
+                    let (bound, kernel) = (dispatch.bindings.len(), dispatch.shader.name);
+                    assert!(bound <= most as usize, "{kernel} of {} binds {bound}", case.label);
+                }
+            }
+        }
+    }
+    let Some(gpu) = common::gpu() else { return };
+    let device = least(DeviceProfile::clone(&gpu.profile()));
+    for case in engraft::ops::cases().iter().filter(|c| c.label == "bf16, turned") {
+        let launches = plan(case, &device, false, false).dispatches;
+        let turns = launches.iter().filter(|d| d.shader.name == "rope").count();
+        assert_eq!((launches.len(), turns), (4, 2), "{}", case.label);
+        run(&gpu, &device, case, false).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
 /// The GPU's own profile, other subgroup sizes, a GPU without any: every shader that any of them would compile.
 #[test]
 fn every_shader_variant_is_valid() {

@@ -45,6 +45,12 @@ fn network(linear: DType, recompute: Recompute, mlp_chunks: usize, dropout: f64)
     }
 }
 
+fn attention_alone(network: Network) -> Network {
+    let targets = ["q_proj", "v_proj"].map(String::from);
+    let adapter = spec_of_targets(&network.config, &targets, 8, 16.0, 0.0).unwrap();
+    Network { adapter: Some(adapter), ..network }
+}
+
 /// Devices of every kind that chooses kernels in another way.
 fn devices() -> [(&'static str, DeviceProfile); 4] {
     let gpu = DeviceProfile::typical_gpu();
@@ -88,9 +94,10 @@ fn choices(graphs: &[Graph], device: &DeviceProfile, seed: u64) -> Choices {
         for Class { family, extents } in unmeasured(graph, &with).into_iter().map(|c| c.class) {
             let kernels: Vec<Variant> = Variant::all(device);
             let any = (0.5 * (1.0 + random.next()) * kernels.len() as f64) as usize;
-            let staged = if random.next() > 0.0 { "staged " } else { "" };
+            let mut sometimes = |word| if random.next() > 0.0 { word } else { "" };
+            let (gating, staged) = (sometimes("gating "), sometimes("staged "));
             let kernel = kernels[any.min(kernels.len() - 1)];
-            choices.insert(Class { family, extents }, format!("{staged}{kernel}"));
+            choices.insert(Class { family, extents }, format!("{gating}{staged}{kernel}"));
         }
     }
     choices
@@ -104,6 +111,9 @@ fn no_smaller_size_needs_more_than_the_largest() {
         (network(DType::Nf4, layer, 1, 0.1), "nf4, layer, dropout"),
         (network(DType::Int8, Recompute::every(2).unwrap(), 5, 0.0), "int8, 5 chunks"),
         (network(DType::F16, Recompute::Selective, 32, 0.0), "f16, selective, 32 chunks"),
+        // down products without an adapter take the gated activation in
+        (attention_alone(network(DType::F16, Recompute::None, 1, 0.0)), "f16, q and v"),
+        (attention_alone(network(DType::Nf4, layer, 5, 0.0)), "nf4, q and v, layer, 5 chunks"),
     ];
     for (network, what) in &networks {
         for train in [true, false] {

@@ -8,10 +8,6 @@
 
 {% if R_GATED %}
 {% include "shared/swiglu.wgsl" %}
-
-fn gated(gate: vec4<f32>, up: vec4<f32>) -> vec4<f32> {
-    return gate * sigmoid(gate) * up;
-}
 {% endif %}
 
 {# a group of four of r or c, with dropout or the gate on it #}

@@ -33,8 +33,7 @@ pub struct Fusions {
 }
 
 impl Fusions {
-    pub const NAMES: [&'static str; 6] =
-        ["adapter", "residual", "dropout", "siblings", "rotary", "swiglu"];
+    pub const NAMES: [&'static str; 6] = ["adapter", "residual", "dropout", "siblings", "rotary", "swiglu"];
 
     /// All but the named ones.
     ///

@@ -43,7 +43,8 @@ fn turn_back_in_attention(graph: Graph) -> Result<Graph, GraphError> {
     for (from, by_output) in turns {
         let node = &graph.nodes()[from];
         let Some(op) = kind::<AttentionGradient>(node) else { continue };
-        let angles = |output: &usize| turned(&graph.nodes()[by_output[output]], true).map(|(_, angles)| angles);
+        let angles =
+            |output: &usize| turned(&graph.nodes()[by_output[output]], true).map(|(_, angles)| angles);
         let mut kinds: Vec<[Value; 2]> = by_output.keys().filter_map(angles).collect();
         kinds.dedup();
         let &[angles] = kinds.as_slice() else { continue };

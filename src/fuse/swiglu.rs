@@ -1,11 +1,11 @@
-//! `silu(gate) * up` becomes part of the product that reads it, if nobody else does: then it need not be stored. The product's kernel
-//! decides, by measurement, whether it is made with the rows' loads or before the product. A down projection with an adapter stays as
-//! it is: the gradient of its A reads the same tensor again.
+//! `silu(gate) * up` becomes part of the product that reads it, if nobody else does. By measurement the product's kernel makes it with
+//! the loads of its rows, and it is never stored, or before, in scratch space. A down projection that is trained or has an adapter
+//! stays as it is: its gradient reads the same tensor again.
 //!
 //! In reverse, the product that gives the gradient of `silu(gate) * up` stores those of gate and up instead.
 
 use super::kind;
-use crate::graph::{Graph, GraphError, NewNode};
+use crate::graph::{Graph, GraphError, LeafKind, NewNode};
 use crate::ops::matmul::gate_gradient::GateGradient;
 use crate::ops::matmul::{Layout, Matmul};
 use crate::ops::swiglu::{SwiGlu, SwiGluGradient};
@@ -22,7 +22,9 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         let made = &graph.nodes()[from];
         let alone = uses.get(&gated) == Some(&1) && made.block == node.block && made.piece == node.piece;
         let plain = product.layout == Layout::NT && product.mask.is_none() && !product.residual;
-        if kind::<SwiGlu>(made).is_some() && alone && plain {
+        // the gradient of a trained weight reads the gated tensor too, or that of a copy does: both must be made alike
+        let frozen = graph.leaf_of(node.inputs[1]).is_some_and(|leaf| leaf.kind != LeafKind::Trainable);
+        if kind::<SwiGlu>(made).is_some() && alone && plain && frozen {
             let mut inputs = node.inputs.clone();
             inputs[0] = made.inputs[0];
             inputs.push(made.inputs[1]);

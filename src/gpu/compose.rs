@@ -24,18 +24,12 @@ const SHARED: [(&str, &str); 10] = [
         "shared/dropout.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/dropout.wgsl")),
     ),
-    (
-        "shared/result.wgsl",
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/result.wgsl")),
-    ),
+    ("shared/result.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/result.wgsl"))),
     (
         "shared/swiglu_gradient.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/swiglu_gradient.wgsl")),
     ),
-    (
-        "shared/swiglu.wgsl",
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/swiglu.wgsl")),
-    ),
+    ("shared/swiglu.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/swiglu.wgsl"))),
     (
         "shared/clipped.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/clipped.wgsl")),

@@ -57,8 +57,8 @@ pub struct DeviceInfo {
 /// Submissions of work that may be queued or run at a time.
 const IN_FLIGHT: usize = 3;
 
-/// Storage buffers that the hungriest kernel binds.
-const NEEDED_STORAGE_BUFFERS: u32 = 10;
+/// Storage buffers that the hungriest kernel binds, where a device has no more.
+pub const NEEDED_STORAGE_BUFFERS: u32 = 10;
 
 impl DeviceInfo {
     fn of(index: usize, adapter: &wgpu::Adapter) -> Self {

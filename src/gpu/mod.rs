@@ -17,7 +17,7 @@ mod wide_vectors;
 
 pub use buffer::{Buffer, BufferSlice, Readback, allocation};
 pub use compose::{ShaderKey, param_bytes};
-pub use device::{DeviceInfo, Gpu, GpuOptions, is_waiting, list_devices};
+pub use device::{DeviceInfo, Gpu, GpuOptions, NEEDED_STORAGE_BUFFERS, is_waiting, list_devices};
 pub use error::{GpuError, Limit};
 pub use memory::HostShare;
 pub use pipeline::Bound;

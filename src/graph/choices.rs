@@ -28,7 +28,7 @@ pub struct Choices {
 #[derive(Clone, Debug)]
 pub struct Alternatives {
     pub class: Class,
-    /// The default first. All bind what the dispatch binds that they stand for.
+    /// The default first, which binds what all others bind but for scratch space of their own.
     pub variants: Vec<Alternative>,
     /// What a measurement writes to the u32 inputs; all others get random numbers.
     pub indices: Vec<(Place, Vec<u32>)>,

@@ -57,10 +57,16 @@ impl DeviceProfile {
     }
 
     /// One device of every kind that kernels are chosen for, with plenty of workgroup memory.
-    pub fn kinds() -> [Self; 5] {
-        let roomy = DeviceProfile { max_workgroup_storage: 48 << 10, ..DeviceProfile::typical_gpu() };
-        let on_cpu = |lanes| DeviceProfile { cpu: true, subgroup: lanes, ..roomy.clone() };
-        [on_cpu(None), on_cpu(Some(4)), on_cpu(Some(8)), on_cpu(Some(16)), roomy]
+    pub fn kinds() -> [Self; 6] {
+        let units = |size, lanes| Some(Cooperative { size, lanes });
+        let gpu = DeviceProfile {
+            max_workgroup_storage: 48 << 10,
+            cooperative: units(16, 32),
+            ..DeviceProfile::typical_gpu()
+        };
+        let small_units = DeviceProfile { cooperative: units(8, 32), ..gpu.clone() };
+        let on_cpu = |lanes| DeviceProfile { cpu: true, subgroup: lanes, cooperative: None, ..gpu.clone() };
+        [on_cpu(None), on_cpu(Some(4)), on_cpu(Some(8)), on_cpu(Some(16)), small_units, gpu]
     }
 
     /// Lanes of a CPU device's vectors: its subgroup size, where kernels are made for it.

@@ -6,8 +6,8 @@
 
 use super::expect;
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
-    ReverseNode, Shader, TensorType, Value,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
 
@@ -50,6 +50,48 @@ pub fn rope_table(inverse_frequencies: &[f32], positions: usize) -> Vec<f32> {
         .collect()
 }
 
+/// A tensor that a launch turns: from another place, or where it lies.
+pub(super) struct Turned {
+    pub ty: TensorType,
+    pub from: Option<Place>,
+    pub to: Place,
+}
+
+/// What it is turned by.
+pub(super) struct Angles {
+    pub positions: Place,
+    pub table: Place,
+    pub head_dim: usize,
+}
+
+/// Turns one or two tensors of the same rows.
+pub(super) fn dispatch(inverse: bool, angles: &Angles, turned: &[Turned]) -> Dispatch {
+    let items = |t: &Turned| t.ty.rows() * t.ty.cols() / 8;
+    // a workgroup has items of one tensor
+    let groups: Vec<usize> = turned.iter().map(|t| items(t).div_ceil(256)).collect();
+    let elements: usize = turned.iter().map(|t| t.ty.shape.elements()).sum();
+    let bytes: f64 = turned.iter().map(|t| 2.0 * t.ty.bytes() as f64).sum();
+    let mut dispatch = Dispatch::new(SHADER, groups.iter().sum())
+        .flag("INVERSE", inverse)
+        .define("HALF4", (angles.head_dim / 8) as u32)
+        .define("PARTS", turned.len() as u32)
+        .read_scalar("positions", angles.positions, DType::U32)
+        .read("table", angles.table, DType::F32)
+        .param("groups0", groups[0])
+        .cost(3.0 * elements as f64, bytes);
+    for (t, names) in turned.iter().zip(&PARTS) {
+        dispatch = dispatch
+            .define(names.heads, (t.ty.cols() / angles.head_dim) as u32)
+            .flag(names.replaces, t.from.is_none())
+            .param(names.items, items(t))
+            .write(names.y, t.to, t.ty.dtype);
+        if let Some(from) = t.from {
+            dispatch = dispatch.read(names.x, from, t.ty.dtype);
+        }
+    }
+    dispatch
+}
+
 impl Operation for Rope {
     fn name(&self) -> &'static str {
         "rope"
@@ -78,39 +120,29 @@ impl Operation for Rope {
         let parts = node.outputs.len();
         node.refuse(self.name(), &[parts, parts + 1])?;
         let (positions, table) = (node.inputs[parts], node.inputs[parts + 1]);
-        let mut turn_back = |dy: Value| {
-            graph.apply1(Arc::new(Rope { inverse: !self.inverse }), &[dy, positions, table])
-        };
+        let mut turn_back =
+            |dy: Value| graph.apply1(Arc::new(Rope { inverse: !self.inverse }), &[dy, positions, table]);
         let gradients = node.gradients.iter().map(|dy| dy.map(&mut turn_back).transpose());
         gradients.chain([Ok(None), Ok(None)]).collect()
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
-        let parts = launch.outputs.len();
-        let head_dim = launch.inputs[parts + 1].cols();
-        let items = |ty: &TensorType| ty.rows() * ty.cols() / 8;
-        // a workgroup has items of one tensor
-        let groups = launch.outputs.iter().map(|ty| items(ty).div_ceil(256));
-        let elements: usize = launch.outputs.iter().map(|ty| ty.shape.elements()).sum();
-        let mut dispatch = Dispatch::new(SHADER, groups.clone().sum())
-            .flag("INVERSE", self.inverse)
-            .define("HALF4", (head_dim / 8) as u32)
-            .define("PARTS", parts as u32)
-            .read_scalar("positions", Place::Input(parts), DType::U32)
-            .read("table", Place::Input(parts + 1), DType::F32)
-            .param("groups0", groups.clone().next().unwrap_or_default())
-            .cost(3.0 * elements as f64, launch.traffic());
-        for (part, (ty, names)) in launch.outputs.iter().zip(&PARTS).enumerate() {
-            dispatch = dispatch
-                .define(names.heads, (ty.cols() / head_dim) as u32)
-                .flag(names.replaces, launch.replaces[part])
-                .param(names.items, items(ty))
-                .write(names.y, Place::Output(part), ty.dtype);
-            if !launch.replaces[part] {
-                dispatch = dispatch.read(names.x, Place::Input(part), ty.dtype);
-            }
-        }
-        dispatch.into()
+        let count = launch.outputs.len();
+        let turned = |part: usize| Turned {
+            ty: launch.outputs[part],
+            from: (!launch.replaces[part]).then_some(Place::Input(part)),
+            to: Place::Output(part),
+        };
+        let all: Vec<Turned> = (0..count).map(turned).collect();
+        let angles = Angles {
+            positions: Place::Input(count),
+            table: Place::Input(count + 1),
+            head_dim: launch.inputs[count + 1].cols(),
+        };
+        let buffers = |t: &Turned| launch.device.bindings(t.ty.bytes()) * (1 + usize::from(t.from.is_some()));
+        let together = launch.device.binds(2 + all.iter().map(buffers).sum::<usize>());
+        let launches = if together { all.chunks(count) } else { all.chunks(1) };
+        launches.map(|turned| dispatch(self.inverse, &angles, turned)).collect::<Vec<_>>().into()
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

@@ -4,14 +4,15 @@
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
-    ReverseNode, Shader, TensorType, Value,
+    Binding, Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    ReferenceTensor, ReverseNode, Shader, TensorType, Value, View,
 };
 use std::sync::Arc;
 
 pub(super) const SHADER: Shader = crate::shader!("swiglu");
 /// Operations per element, as reports count them.
 pub(super) const FLOPS: f64 = 6.0;
+pub(super) const GRADIENT_FLOPS: f64 = 12.0;
 const GRADIENT: Shader = crate::shader!("swiglu_gradient");
 
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,18 @@ pub struct SwiGluGradient;
 
 pub fn swiglu(graph: &mut Graph, gate: Value, up: Value) -> Result<Value, GraphError> {
     graph.apply1(Arc::new(SwiGlu), &[gate, up])
+}
+
+/// Adds what `shared/swiglu_gradient.wgsl` must know of gate and up: bindings, but for those that their gradients replace.
+pub(super) fn sources(mut dispatch: Dispatch, [gate, up]: [Binding; 2], replaces: [bool; 2]) -> Dispatch {
+    for (flag, binding, replaces) in [("REPLACES_GATE", gate, replaces[0]), ("REPLACES_UP", up, replaces[1])]
+    {
+        dispatch = dispatch.flag(flag, replaces);
+        if !replaces {
+            dispatch = dispatch.bind(binding);
+        }
+    }
+    dispatch
 }
 
 /// `silu(gate) * up` in f64.
@@ -109,18 +122,14 @@ impl Operation for SwiGluGradient {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
-        let mut dispatch = elementwise(GRADIENT, ty.rows() * ty.cols4());
-        for (o, (flag, name)) in [("REPLACES_GATE", "gate"), ("REPLACES_UP", "up")].into_iter().enumerate() {
-            dispatch = dispatch.flag(flag, launch.replaces[o]);
-            if !launch.replaces[o] {
-                dispatch = dispatch.read(name, Place::Input(o), ty.dtype);
-            }
-        }
-        dispatch
+        let source = |name, input| Binding::new(name, Place::Input(input), ty.dtype, View::Vec4, false);
+        let dispatch = elementwise(GRADIENT, ty.rows() * ty.cols4());
+        let replaces = [launch.replaces[0], launch.replaces[1]];
+        sources(dispatch, [source("gate", 0), source("up", 1)], replaces)
             .read("dy", Place::Input(2), ty.dtype)
             .write("dgate", Place::Output(0), ty.dtype)
             .write("dup", Place::Output(1), ty.dtype)
-            .cost(12.0 * ty.shape.elements() as f64, launch.traffic())
+            .cost(GRADIENT_FLOPS * ty.shape.elements() as f64, launch.traffic())
             .into()
     }
 

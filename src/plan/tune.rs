@@ -87,19 +87,7 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     for (&place, &(bytes, _)) in &candidate.buffers {
         match gpu.allocate("tuning", bytes) {
             Ok(buffer) => buffers.insert(place, buffer.whole()),
-            // no room to measure in is no reason to end a run that has room to train in
-            Err(
-                GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. },
-            ) => {
-                return Ok(Measurement {
-                    class: candidate.class.clone(),
-                    variant: candidate.variants[0].name.clone(),
-                    seconds: f64::INFINITY,
-                    default_seconds: f64::INFINITY,
-                    gflops: 0.0,
-                    tried: Vec::new(),
-                });
-            }
+            Err(error) if no_room(&error) => return Ok(unmeasurable(candidate)),
             Err(other) => return Err(other.into()),
         };
     }
@@ -118,7 +106,11 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     for (place, values) in &candidate.indices {
         buffers[place].write(bytemuck::cast_slice(values));
     }
-    let (default_run, expected) = try_variant(gpu, default, &buffers)?;
+    let (default_run, expected) = match try_variant(gpu, default, &buffers) {
+        Ok(tried) => tried,
+        Err(error) if no_room(&error) => return Ok(unmeasurable(candidate)),
+        Err(other) => return Err(other.into()),
+    };
     let mut runs = vec![Some(default_run)];
     for variant in &candidate.variants[1..] {
         if start.elapsed() > budget {
@@ -126,12 +118,8 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         }
         runs.push(match try_variant(gpu, variant, &buffers) {
             Ok((run, result)) => agree(&expected, &result).then_some(run),
-            Err(
-                GpuError::Shader { .. }
-                | GpuError::OverLimit { .. }
-                | GpuError::OverMemoryLimit { .. }
-                | GpuError::OutOfMemory { .. },
-            ) => None,
+            Err(GpuError::Shader { .. }) => None,
+            Err(error) if no_room(&error) => None,
             Err(other) => return Err(other.into()),
         });
     }
@@ -161,6 +149,26 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         gflops: default.dispatches.iter().map(|d| d.cost.flops).sum::<f64>() / chosen_seconds / 1e9,
         tried,
     })
+}
+
+/// No room to measure in is no reason to end a run that has room to train in.
+fn no_room(error: &GpuError) -> bool {
+    matches!(
+        error,
+        GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. }
+    )
+}
+
+/// The default, without figures.
+fn unmeasurable(candidate: &Candidate) -> Measurement {
+    Measurement {
+        class: candidate.class.clone(),
+        variant: candidate.variants[0].name.clone(),
+        seconds: f64::INFINITY,
+        default_seconds: f64::INFINITY,
+        gflops: 0.0,
+        tried: Vec::new(),
+    }
 }
 
 /// Launches timed together; the fastest of all counts.

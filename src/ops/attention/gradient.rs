@@ -1,13 +1,13 @@
 //! The gradient of attention: two passes, dq with the rows' delta, then dk and dv.
 
 use super::variant::Pass;
-use super::walk::Walk;
+use super::walk::{Turn, Walk};
 use super::{Probabilities, cases};
 use crate::graph::{
     Case, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, TensorType, Value,
 };
-use crate::ops::rope::Rope;
+use crate::ops::rope::{self, Angles, Rope, Turned};
 use crate::ops::{expect, expect_inputs};
 
 /// Inputs q, k, v, o, lse, do, starts, ends, query_ends, and positions and table of [`crate::ops::rope`] where a gradient is turned;
@@ -27,12 +27,26 @@ impl AttentionGradient {
         AttentionGradient { head_dim, turns_query: false, turns_key: false }
     }
 
+    /// Whether the passes can bind positions and angles too, next to tensors in pieces.
+    fn turns_itself(&self, launch: &Launch<'_>) -> bool {
+        let pieces = |input: usize| launch.device.bindings(launch.inputs[input].bytes());
+        let (q, k) = (pieces(0), pieces(1));
+        // q, o, do, dq, k, v and starts, ends, lse, delta, positions, table; q, do, k, v, dk, dv and all but one of those
+        launch.device.binds((4 * q + 2 * k + 6).max(2 * q + 4 * k + 5))
+    }
+
     fn turns(&self) -> bool {
         self.turns_query || self.turns_key
     }
 
     /// Turns a gradient back where that is asked for.
-    fn turn_back(&self, asked: bool, inputs: &[ReferenceTensor], gradient: &mut ReferenceTensor, ty: TensorType) {
+    fn turn_back(
+        &self,
+        asked: bool,
+        inputs: &[ReferenceTensor],
+        gradient: &mut ReferenceTensor,
+        ty: TensorType,
+    ) {
         if asked {
             let operands = [gradient.clone(), inputs[9].clone(), inputs[10].clone()];
             *gradient = Rope { inverse: true }.reference(&operands, &[ty]).swap_remove(0);
@@ -68,7 +82,14 @@ impl Operation for AttentionGradient {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (q, k, lse) = (launch.inputs[0], launch.inputs[1], launch.inputs[4]);
-        let turn = |asked: bool| asked.then_some([Place::Input(9), Place::Input(10)]);
+        let turns_itself = self.turns_itself(launch);
+        let turn = |asked: bool| {
+            (asked && turns_itself).then(|| Turn {
+                positions: Place::Input(9),
+                table: Place::Input(10),
+                angles: launch.inputs[10].rows(),
+            })
+        };
         let walk = |pass, [starts, ends, query_ends]: [Option<Place>; 3], turn| Walk {
             pass,
             head_dim: self.head_dim,
@@ -79,12 +100,15 @@ impl Operation for AttentionGradient {
             query_ends,
             turn,
         };
+        // a row of the table is read, not all of it
+        let table = if self.turns() { launch.inputs[10].bytes() as f64 } else { 0.0 };
+        let traffic = launch.traffic() - table;
         let common = |dispatch: Dispatch, flops: f64| {
             dispatch
                 .param("lse_stride", lse.cols4() * 4)
                 .read("d_o", Place::Input(5), q.dtype)
                 .read_scalar("lse", Place::Input(4), DType::F32)
-                .cost(flops * (q.shape.elements() * k.rows()) as f64, launch.traffic())
+                .cost(flops * (q.shape.elements() * k.rows()) as f64, traffic)
         };
         let (starts, ends, query_ends) = (Place::Input(6), Place::Input(7), Place::Input(8));
         let query = walk(Pass::GradientQuery, [Some(starts), Some(ends), None], turn(self.turns_query));
@@ -101,7 +125,16 @@ impl Operation for AttentionGradient {
                 .write("dk", Place::Output(1), k.dtype)
                 .write("dv", Place::Output(2), k.dtype)
         });
-        LaunchPlan { dispatches: vec![query, key_value], workspaces: vec![lse.bytes()], ..Default::default() }
+        let mut dispatches = vec![query, key_value];
+        if self.turns() && !turns_itself {
+            let angles =
+                Angles { positions: Place::Input(9), table: Place::Input(10), head_dim: self.head_dim };
+            for (output, asked) in [self.turns_query, self.turns_key].into_iter().enumerate() {
+                let turned = Turned { ty: launch.outputs[output], from: None, to: Place::Output(output) };
+                dispatches.extend(asked.then(|| rope::dispatch(true, &angles, &[turned])));
+            }
+        }
+        LaunchPlan { dispatches, workspaces: vec![lse.bytes()], ..Default::default() }
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

@@ -123,8 +123,10 @@ impl Variant {
     pub fn all(device: &DeviceProfile) -> Vec<Variant> {
         let mut all: Vec<Variant> = Vec::new();
         for head_dim in [16, 128, 256] {
-            let candidates =
-                Variant::candidates(device, &Extents { pass: Pass::Forward, head_dim, rows: 512, turned: false });
+            let candidates = Variant::candidates(
+                device,
+                &Extents { pass: Pass::Forward, head_dim, rows: 512, turned: false },
+            );
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
         all

@@ -16,7 +16,15 @@ pub(super) struct Walk {
     pub ends: Option<Place>,
     pub query_ends: Option<Place>,
     /// Positions and rotary angles by which its gradient is turned back.
-    pub turn: Option<[Place; 2]>,
+    pub turn: Option<Turn>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Turn {
+    pub positions: Place,
+    pub table: Place,
+    /// Rows of the table.
+    pub angles: usize,
 }
 
 impl Walk {
@@ -59,16 +67,17 @@ impl Walk {
             Pass::GradientQuery => "attention gradient q",
             Pass::GradientKeyValue => "attention gradient kv",
         };
+        let turned = if self.turn.is_some() { " turned" } else { "" };
         let (heads, kv_heads) = self.heads();
         let (rows, keys) = (self.q.rows(), self.k.rows());
         Class {
-            family: format!("{pass} {} head_dim={}", self.q.dtype, self.head_dim),
+            family: format!("{pass} {}{turned} head_dim={}", self.q.dtype, self.head_dim),
             // training has as many keys as rows: they count once
             extents: vec![rounded(rows), rounded(keys.div_ceil(rows)), heads, kv_heads],
         }
     }
 
-    /// Ranges for a measurement: one causal segment, whose last row sees the last key. Every row turns by the first angle.
+    /// Ranges for a measurement: one causal segment, whose last row sees the last key, at positions that have angles.
     fn causal(&self) -> Vec<(Place, Vec<u32>)> {
         let (rows, keys) = (self.q.rows() as u32, self.k.rows() as u32);
         let before = keys.saturating_sub(rows);
@@ -77,7 +86,8 @@ impl Walk {
         indices
             .extend(self.ends.map(|place| (place, (0..rows).map(|t| (before + t + 1).min(keys)).collect())));
         indices.extend(self.query_ends.map(|place| (place, vec![rows; rows as usize])));
-        indices.extend(self.turn.map(|[positions, _]| (positions, vec![0; rows as usize])));
+        let positions = |turn: Turn| (0..rows).map(|t| t % turn.angles as u32).collect();
+        indices.extend(self.turn.map(|turn| (turn.positions, positions(turn))));
         indices
     }
 
@@ -109,7 +119,7 @@ impl Walk {
                 dispatch = dispatch.read_scalar(name, place, DType::U32);
             }
         }
-        if let Some([positions, table]) = self.turn {
+        if let Some(Turn { positions, table, .. }) = self.turn {
             dispatch =
                 dispatch.read_scalar("positions", positions, DType::U32).read("table", table, DType::F32);
         }

@@ -12,11 +12,15 @@ pub fn source() -> String {
         crate::shader!("shared/quantised"),
         crate::shader!("shared/result"),
         crate::shader!("shared/swiglu"),
+        crate::shader!("shared/tile_order"),
+        crate::shader!("copy"),
+        crate::shader!("swiglu"),
         crate::shader!("shared/swiglu_gradient"),
     ];
     let shaders = [LANES, TILED, COOP, FINISH].into_iter().chain(shared);
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
-    shaders.map(|s| s.source).collect::<String>() + &format!("{WIDE:?}{THIN:?}{SWIZZLE}{GATING}{candidates:?}")
+    shaders.map(|s| s.source).collect::<String>()
+        + &format!("{WIDE:?}{THIN:?}{SWIZZLE}{GATING}{candidates:?}")
 }
 
 /// Products of more rows than [`THIN`] serves; the last two serve 17 to 32 rows as well.

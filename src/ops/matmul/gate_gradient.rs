@@ -3,11 +3,12 @@
 //! With y the product, `dgate = y up (s + gate s (1 - s))` and `dup = y gate s`, s = sigmoid(gate) ([`crate::ops::swiglu`]); both
 //! overwrite. Made by [`crate::fuse`] after differentiation: no gradient.
 
-use super::{Gate, Layout, Matmul, Operand};
+use super::{Gate, Layout, MaskOn, Masked, Matmul, Operand};
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, TensorType, Value,
 };
+use crate::ops::dropout::Dropout;
 use crate::ops::expect;
 use crate::ops::swiglu::SwiGluGradient;
 
@@ -73,7 +74,15 @@ impl Operation for GateGradient {
                 let widened: Vec<CaseInput> = alone.iter().cloned().chain(second).collect();
                 let op = || GateGradient { product: Matmul::plain(Layout::NN, 1.0, dtype) };
                 let label = format!("{m}x{n}x{k} {other} on {dtype}");
-                [Case::new(format!("{label}, pair"), op(), widened), Case::new(label, op(), alone)]
+                let mut dropped = widened.clone();
+                dropped.push(CaseInput::indices([7, 1, 4, 0]));
+                let mask = Masked { dropout: Dropout { p: 0.25, key: 5 }, on: MaskOn::Pair };
+                let masked = GateGradient { product: Matmul { mask: Some(mask), ..op().product } };
+                [
+                    Case::new(format!("{label}, pair"), op(), widened),
+                    Case::new(format!("{label}, dropout on the pair"), masked, dropped),
+                    Case::new(label, op(), alone),
+                ]
             })
             .collect()
     }

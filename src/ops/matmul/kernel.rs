@@ -39,10 +39,19 @@ impl Kernel {
         if ways.iter().any(|&staged| o.has_room(device, staged, false)) {
             ways.retain(|&staged| o.has_room(device, staged, false));
         }
-        // made before the product unless a measurement says otherwise; whoever has no scratch space takes the last ones
-        let gating = ways.iter().filter(|&&staged| o.gated() && o.has_room(device, staged, true));
-        let gating: Vec<Kernel> = gating.flat_map(|&staged| all(staged, true).take(GATING)).collect();
-        ways.into_iter().flat_map(|staged| all(staged, false)).chain(gating).collect()
+        let first = ways[0];
+        let mut kernels: Vec<Kernel> = ways.iter().flat_map(|&staged| all(staged, false)).collect();
+        if o.gated() {
+            // made before the product unless a measurement says otherwise; early in the list, for measuring ends after a while
+            let room = ways.into_iter().filter(|&staged| o.has_room(device, staged, true));
+            let mut gating: Vec<Kernel> = room.flat_map(|staged| all(staged, true).take(GATING)).collect();
+            if gating.is_empty() {
+                // what needs no scratch space must be there, if only for the device to refuse it
+                gating.extend(all(first, true).take(1));
+            }
+            kernels.splice(1..1, gating);
+        }
+        kernels
     }
 
     pub fn fits(&self, device: &DeviceProfile, o: &Oriented) -> bool {

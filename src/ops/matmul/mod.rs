@@ -380,8 +380,7 @@ impl Operation for Matmul {
                     let up = CaseInput::random(&a, dtype);
                     let residual = CaseInput::random(&[m, n], dtype);
                     let inputs = vec![gate, CaseInput::random(&b, other), up, residual];
-                    let op =
-                        Matmul { gated: true, residual: true, ..Matmul::plain(layout, 0.5, dtype) };
+                    let op = Matmul { gated: true, residual: true, ..Matmul::plain(layout, 0.5, dtype) };
                     cases.push(Case::new(format!("gated {m}x{n}x{k} {other} on {dtype}"), op, inputs));
                 }
             }

@@ -77,7 +77,7 @@ pub(super) struct Oriented {
     pub out: Operand,
 }
 
-/// What is added to the product of the two operands.
+/// What else goes into a product of two operands, and what is made of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Terms {
     /// `(a2, b2, k2)`: the product of a second pair over k2, scaled like the first.
@@ -92,7 +92,7 @@ pub struct Terms {
     pub gradient_of: Option<Gate>,
 }
 
-/// A gated activation whose gradients a product makes: that of the gate is the product's result.
+/// A gated activation whose gradients a product makes; that of the gate is what it stores as its result.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate {
     pub gate: Operand,
@@ -125,7 +125,7 @@ impl Oriented {
         self.r.dtype.is_quantised() || self.c.dtype.is_quantised()
     }
 
-    /// The rows' operand is gated.
+    /// The rows' operand is a gated activation that is still to be made.
     pub fn gated(&self) -> bool {
         self.terms.up.is_some()
     }

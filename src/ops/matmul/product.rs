@@ -8,6 +8,7 @@ use crate::graph::{
     Alternative, Alternatives, Class, DType, Dispatch, Launch, LaunchPlan, Place, Shape, TensorType, View,
     rounded,
 };
+use crate::ops::swiglu;
 
 /// A product as other operations launch it.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,7 @@ pub struct Product {
 }
 
 impl Product {
-    /// Appends what makes `out (+)= alpha * (a·b + a2·b2) + residual`.
+    /// Appends what makes `out (+)= alpha * (a·b + a2·b2) + residual`, or the gradients that are made of such a product alone.
     pub fn launch(
         &self,
         launch: &Launch<'_>,
@@ -33,6 +34,7 @@ impl Product {
         terms: Terms,
         out: Operand,
     ) {
+        debug_assert!(terms.gradient_of.is_none() || (terms.residual.is_none() && !self.accumulate));
         let oriented = self.orient(a, b, terms, out);
         let choices = &launch.device.choices;
         let mut kernels = Kernel::candidates(launch.device, &oriented);
@@ -164,11 +166,19 @@ impl Product {
         let col_tiles = o.cols.div_ceil(tile_cols);
         let tiles = o.rows.div_ceil(tile_rows) * col_tiles;
         let k2 = o.terms.pair.map_or(0, |(_, _, k2)| k2);
-        let flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;
         let elements = |x: usize, y: usize, t: DType| TensorType::new(Shape::matrix(x, y), t).bytes() as f64;
-        let bytes = elements(o.rows, self.k, o.r.dtype)
-            + elements(o.cols, self.k, o.c.dtype)
-            + elements(self.m, self.n, o.out.dtype);
+        let rows = elements(o.rows, self.k, o.r.dtype);
+        let out = elements(self.m, self.n, o.out.dtype);
+        let mut flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;
+        let mut bytes = rows + elements(o.cols, self.k, o.c.dtype) + out;
+        if o.gated() {
+            flops += swiglu::FLOPS * (o.rows * self.k) as f64;
+            bytes += rows;
+        }
+        if o.terms.gradient_of.is_some() {
+            flops += swiglu::GRADIENT_FLOPS * (self.m * self.n) as f64;
+            bytes += 3.0 * out;
+        }
         let widened = if k2 == 0 { String::new() } else { format!("+{k2}") };
         let parts = if self.parts > 1 { format!(" in {}", self.parts) } else { String::new() };
         let detail = format!("{:?} {}x{}x{}{widened}{parts}", self.layout, self.m, self.n, self.k);
@@ -192,7 +202,8 @@ impl Product {
                 .bind(o.c.binding("c", View::Matrix, false))
                 .bind(Operand::new(scratch, DType::F32).binding("sums", View::Matrix, true))
                 .cost(flops, bytes + sums);
-            let finish = self.finish(o, scratch, k2).cost(0.0, sums + elements(self.m, self.n, o.out.dtype));
+            let stored = if o.terms.gradient_of.is_some() { 4.0 * out } else { out };
+            let finish = self.finish(o, scratch, k2).cost(0.0, sums + stored);
             return vec![main, finish];
         }
         let octets = |inner: bool, operand: Operand| {
@@ -277,14 +288,8 @@ impl Product {
             return (0..self.parts)
                 .fold(dispatch, |d, part| d.bind(o.out.part(part).binding("out", View::Vec4, true)));
         };
-        for (flag, name, replaces, operand) in
-            [("REPLACES_GATE", "gate", replaces[0], gate), ("REPLACES_UP", "up", replaces[1], up)]
-        {
-            dispatch = dispatch.flag(flag, replaces);
-            if !replaces {
-                dispatch = dispatch.bind(operand.binding(name, View::Vec4, false));
-            }
-        }
+        let sources = [gate.binding("gate", View::Vec4, false), up.binding("up", View::Vec4, false)];
+        dispatch = swiglu::sources(dispatch, sources, replaces);
         dispatch.bind(o.out.binding("dgate", View::Vec4, true)).bind(d_up.binding("dup", View::Vec4, true))
     }
 }
