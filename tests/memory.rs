@@ -85,17 +85,20 @@ fn no_policy_changes_a_bit() {
     for (precision, dropout) in
         [(Precision::F32True, 0.2), (Precision::BF16True, 0.0), (Precision::F16Mixed, 0.1)]
     {
-        let network = network(precision, dropout);
-        let mut first = None;
-        for recompute in policies() {
-            let (mut trainer, _) = trainer(&gpu, &network, 2, recompute);
-            trainer.begin().unwrap();
-            trainer.accumulate(&batch, 64.0).unwrap();
-            let gradients = trainer.optimiser().gradients().unwrap();
-            assert!(gradients.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)), "there are gradients");
-            let first = first.get_or_insert_with(|| gradients.clone());
-            assert!(*first == gradients, "{precision}, recompute {recompute}");
-        }
+        same_under_every_policy(&gpu, &network(precision, dropout), &batch, &precision.to_string());
+    }
+}
+
+fn same_under_every_policy(gpu: &Gpu, network: &Network, batch: &MicroBatch, what: &str) {
+    let mut first = None;
+    for recompute in policies() {
+        let (mut trainer, _) = trainer(gpu, network, 2, recompute);
+        trainer.begin().unwrap();
+        trainer.accumulate(batch, 64.0).unwrap();
+        let gradients = trainer.optimiser().gradients().unwrap();
+        assert!(gradients.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)), "there are gradients");
+        let first = first.get_or_insert_with(|| gradients.clone());
+        assert!(*first == gradients, "{what}, recompute {recompute}");
     }
 }
 
@@ -118,15 +121,7 @@ fn no_policy_changes_a_bit_of_gated_products() {
         let layout = Layout::new(&graph, &gpu.profile());
         let gates = layout.dispatches().flat_map(|d| &d.bindings).any(|b| b.name == "r_up");
         assert_eq!(gates, gating);
-        let mut first = None;
-        for recompute in policies() {
-            let (mut trainer, _) = trainer(&gpu, &network, 2, recompute);
-            trainer.begin().unwrap();
-            trainer.accumulate(&batch, 64.0).unwrap();
-            let gradients = trainer.optimiser().gradients().unwrap();
-            let first = first.get_or_insert_with(|| gradients.clone());
-            assert!(*first == gradients, "recompute {recompute}, gating {gating}");
-        }
+        same_under_every_policy(&gpu, &network, &batch, if gating { "gating" } else { "all trained" });
     }
 }
 

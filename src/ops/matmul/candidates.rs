@@ -1,6 +1,5 @@
 //! Which kernels of the family suit a device and a product.
 
-use super::kernel::GATING;
 use super::variant::{COOP, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
 use crate::graph::{Cooperative, DeviceProfile};
 
@@ -45,6 +44,9 @@ pub(super) const THIN: [Variant; 6] = [
     tiled((16, 128), (4, 4), 16, 2),
     tiled((16, 128), (4, 4), 16, 1),
 ];
+
+/// How many of the candidates are measured with the gate in their loads too.
+pub(super) const GATING: usize = 2;
 
 /// llvmpipe ends an invocation after 65,535 turns of all its loops together, without an error.
 const MOST_TURNS: usize = 65_000;

@@ -1,5 +1,6 @@
 //! A product's kernel: a variant, and what comes before it for a block-quantised weight and for a gated operand.
 
+use super::candidates::GATING;
 use super::operand::{Operand, Oriented};
 use super::variant::Variant;
 use crate::graph::{DeviceProfile, Dispatch, Place, TensorType, View};
@@ -20,9 +21,6 @@ pub(super) struct Kernel {
     pub staged: bool,
     pub gates: bool,
 }
-
-/// Variants that are measured with the gate in their loads.
-pub(super) const GATING: usize = 2;
 
 /// On CPU devices a product of more rows than this, those of the default tile, stages its weight first: each tile would expand it anew.
 const DIRECT_ROWS: usize = 32;
