@@ -83,6 +83,11 @@ fn kind<T: Operation + 'static>(node: &Node) -> Option<&T> {
     op.downcast_ref()
 }
 
+/// Whether both are made again together, if at all.
+fn together(a: &Node, b: &Node) -> bool {
+    a.block == b.block && a.piece == b.piece
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

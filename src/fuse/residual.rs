@@ -4,6 +4,7 @@
 //! The product moves to the place of the sum: everything it reads exists by then, and so does x. It may have no other
 //! reader, and its further outputs none before the sum.
 
+use super::together;
 use crate::graph::{Graph, GraphError, NewNode, Value};
 use std::collections::HashMap;
 
@@ -27,7 +28,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             let alone = product.outputs[0] == made
                 && uses.get(&made) == Some(&1)
                 && !changes.contains_key(&from)
-                && product.block == node.block
+                && together(product, node)
                 && graph.type_of(other) == graph.type_of(made);
             let early = graph.nodes()[from + 1..at]
                 .iter()

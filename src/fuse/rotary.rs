@@ -3,7 +3,7 @@
 //!
 //! The turn of q and k stays a launch: attention reads every row of them many times, for each tile of the other.
 
-use super::kind;
+use super::{kind, together};
 use crate::graph::{Graph, GraphError, NewNode, Node, Value};
 use crate::ops::attention::AttentionGradient;
 use crate::ops::rope::Rope;
@@ -19,11 +19,6 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
 fn turned(node: &Node, inverse: bool) -> Option<(Value, [Value; 2])> {
     let &[x, positions, table] = node.inputs.as_slice() else { return None };
     (kind::<Rope>(node)?.inverse == inverse).then_some((x, [positions, table]))
-}
-
-/// A place that both nodes share in recomputation.
-fn together(a: &Node, b: &Node) -> bool {
-    a.block == b.block && a.piece == b.piece
 }
 
 fn turn_back_in_attention(graph: Graph) -> Result<Graph, GraphError> {

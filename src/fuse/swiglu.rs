@@ -4,7 +4,7 @@
 //!
 //! In reverse, the product that gives the gradient of `silu(gate) * up` stores those of gate and up instead.
 
-use super::kind;
+use super::{kind, together};
 use crate::graph::{Graph, GraphError, LeafKind, NewNode};
 use crate::ops::matmul::gate_gradient::GateGradient;
 use crate::ops::matmul::{Layout, Matmul};
@@ -20,7 +20,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         let gated = node.inputs[0];
         let Some((from, _)) = graph.producer(gated) else { continue };
         let made = &graph.nodes()[from];
-        let alone = uses.get(&gated) == Some(&1) && made.block == node.block && made.piece == node.piece;
+        let alone = uses.get(&gated) == Some(&1) && together(made, node);
         let plain = product.layout == Layout::NT && product.mask.is_none() && !product.residual;
         // the gradient of a trained weight reads the gated tensor too, or that of a copy does: both must be made alike
         let frozen = graph.leaf_of(node.inputs[1]).is_some_and(|leaf| leaf.kind != LeafKind::Trainable);
@@ -38,7 +38,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         let Some((from, _)) = graph.producer(dy) else { continue };
         let made = &graph.nodes()[from];
         let Some(product) = kind::<Matmul>(made) else { continue };
-        let alone = uses.get(&dy) == Some(&1) && made.block == node.block && made.piece == node.piece;
+        let alone = uses.get(&dy) == Some(&1) && together(made, node);
         if alone && !product.residual && !product.gated && !changes.contains_key(&from) {
             let inputs = node.inputs[..2].iter().chain(&made.inputs).copied().collect();
             let op = Arc::new(GateGradient { product: product.clone() });
