@@ -1,10 +1,11 @@
 //! Every operation: kernels against the f64 reference (outputs poisoned with NaN first, padding must stay zero),
-//! gradient rules against central differences, every composed shader validated by naga.
+//! gradient rules against central differences.
 
 mod common;
 
 use common::Random;
-use engraft::gpu::{BufferSlice, Gpu, GpuError, Recording, ShaderKey};
+use common::cases::{plan, types};
+use engraft::gpu::{BufferSlice, Gpu, GpuError, Recording};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
@@ -12,7 +13,7 @@ use engraft::graph::{
     ReverseNode, TensorType, Value,
 };
 use engraft::ops::{attention, matmul};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The inputs of a case: their bytes on the device, and their values as the storage type holds them.
@@ -49,27 +50,6 @@ fn tolerance(dtype: DType) -> f64 {
         DType::BF16 => 1.2e-2,
         DType::Nf4 | DType::Nf4Double | DType::Int8 => unreachable!("no kernel writes blocks"),
     }
-}
-
-fn types(case: &Case) -> (Vec<TensorType>, Vec<TensorType>) {
-    let inputs: Vec<TensorType> = case.inputs.iter().map(|i| i.ty).collect();
-    let outputs = case.op.infer(&inputs).unwrap_or_else(|e| panic!("{} {}: {e}", case.op.name(), case.label));
-    (inputs, outputs)
-}
-
-fn plan(case: &Case, device: &DeviceProfile, accumulate: bool, replace: bool) -> LaunchPlan {
-    let (inputs, outputs) = types(case);
-    let accumulate: Vec<bool> = (0..outputs.len()).map(|o| accumulate && case.op.accumulates(o)).collect();
-    let live = vec![true; outputs.len()];
-    let launch = Launch {
-        replaces: &vec![replace; outputs.len()],
-        device,
-        inputs: &inputs,
-        outputs: &outputs,
-        accumulate: &accumulate,
-        live: &live,
-    };
-    launch.plan(&*case.op)
 }
 
 /// Runs the case and gives the worst error of its outputs, relative to the largest value and the tolerance.
@@ -429,68 +409,6 @@ fn kernels_do_with_the_storage_buffers_that_every_device_has() {
     }
 }
 
-/// The GPU's own profile, other subgroup sizes, a GPU without any: every shader that any of them would compile.
-#[test]
-fn every_shader_variant_is_valid() {
-    let profile = |cpu, subgroup, cooperative| DeviceProfile {
-        cpu,
-        subgroup,
-        wide_loads: false,
-        cooperative,
-        max_workgroup_invocations: 256,
-        max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
-        ..DeviceProfile::default()
-    };
-    let profiles = [
-        profile(true, Some(8), Some(Cooperative { size: 8, lanes: 8 })),
-        profile(true, Some(4), None),
-        DeviceProfile { max_binding: 1 << 12, ..profile(true, Some(4), None) },
-        profile(true, Some(16), None),
-        profile(true, None, None),
-        profile(false, Some(32), Some(Cooperative { size: 16, lanes: 32 })),
-        profile(false, None, None),
-        DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
-    ];
-    let (mut seen, mut variants) = (HashSet::new(), Vec::new());
-    let cases = engraft::ops::cases();
-    for device in profiles {
-        let products: Vec<String> =
-            matmul::Variant::all(&device).into_iter().map(|v| v.to_string()).collect();
-        let gating: Vec<String> = products.iter().map(|v| format!("gating {v}")).collect();
-        let products = products.into_iter().chain(gating);
-        let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
-        // in pieces only the generated declarations differ
-        let forced = products.chain(attention).filter(|_| device.max_binding == 0).map(Choices::forced);
-        for choices in std::iter::once(Choices::default()).chain(forced) {
-            let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
-            for case in &cases {
-                for (accumulate, replace) in [(false, false), (true, false), (false, true)] {
-                    for dispatch in plan(case, &device, accumulate, replace).dispatches {
-                        let key = ShaderKey::of(&dispatch);
-                        if seen.insert(key.clone()) {
-                            variants.push((key, device.max_workgroup_storage));
-                        }
-                    }
-                }
-            }
-        }
-    }
-    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
-    std::thread::scope(|scope| {
-        for worker in 0..workers {
-            let mine = variants.iter().skip(worker).step_by(workers);
-            scope.spawn(move || {
-                for (key, most) in mine {
-                    let (bytes, name) = (validate(key), key.shader.name);
-                    assert!(bytes <= *most, "{name}: {bytes} bytes of workgroup memory, not {most}");
-                }
-            });
-        }
-    });
-    println!("{} shader variants validated", variants.len());
-    assert!(variants.len() > 500);
-}
-
 /// The chunks of the head run one after the other: they share the sums of their products on matrix units.
 #[test]
 fn matrix_units_take_one_scratch_space_for_all_chunks() {
@@ -524,24 +442,6 @@ fn matrix_units_take_one_scratch_space_for_all_chunks() {
     assert_eq!(plan.workspaces.len(), 3, "logits, losses, sums: {:?}", plan.workspaces);
     let whole = (rows * vocab * 4) as u64;
     assert!(plan.workspaces.iter().all(|&bytes| bytes < whole), "no tensor of rows times vocabulary");
-}
-
-/// Gives the bytes of workgroup memory.
-fn validate(key: &ShaderKey) -> u32 {
-    let validate = |wide| validate_source(key, &key.compose(wide).unwrap_or_else(|e| panic!("{e}")));
-    validate(false).max(validate(true))
-}
-
-fn validate_source(key: &ShaderKey, source: &str) -> u32 {
-    let module = naga::front::wgsl::parse_str(source)
-        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(source)));
-    naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all())
-        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
-        .validate(&module)
-        .unwrap_or_else(|e| panic!("{}: {}", key.shader.name, e.emit_to_string(source)));
-    let workgroup = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
-    workgroup.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum()
 }
 
 /// `Σ_o Σ_i cotangent_o[i] · output_o[i]` of the case's operation in f64.

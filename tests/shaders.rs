@@ -1,0 +1,248 @@
+//! Every shader that any device would compile: validated by naga, and written in the language of each backend as wgpu asks for
+//! it. `ENGRAFT_TEST_SHADERS=FOLDER` keeps what is written there, for the backends' own compilers.
+
+mod common;
+
+use common::cases::plan;
+use engraft::gpu::ShaderKey;
+use engraft::graph::{Choices, Cooperative, DeviceProfile};
+use engraft::ops::{attention, matmul};
+use naga::back::{hlsl, msl, spv};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A shader, and what all devices that compile it have.
+struct Variant {
+    workgroup_storage: u32,
+    /// Some such device computes in software; is a GPU, as all of Metal's are; is one of Direct3D's, whose device in software,
+    /// WARP, has subgroups of four, and of which wgpu knows no cooperative matrices.
+    cpu: bool,
+    gpu: bool,
+    direct3d: bool,
+    subgroups: bool,
+    cooperative: bool,
+}
+
+/// What Metal has; tensors in more pieces than this are refused before a shader is made.
+const MOST_BUFFERS: usize = 31;
+
+/// Those of devices with other subgroup sizes, without subgroups, with matrix units, and with bindings that are too small.
+fn variants() -> HashMap<ShaderKey, Variant> {
+    let profile = |cpu, subgroup, cooperative| DeviceProfile {
+        cpu,
+        subgroup,
+        wide_loads: false,
+        cooperative,
+        max_workgroup_invocations: 256,
+        max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
+        ..DeviceProfile::default()
+    };
+    let matrices = |size, lanes| Some(Cooperative { size, lanes });
+    let profiles = [
+        profile(true, Some(8), matrices(8, 8)),
+        profile(true, Some(4), None),
+        DeviceProfile { max_binding: 1 << 12, ..profile(true, Some(4), None) },
+        profile(true, Some(16), None),
+        profile(true, None, None),
+        profile(false, Some(32), matrices(16, 32)),
+        profile(false, Some(32), matrices(8, 32)),
+        profile(false, None, None),
+        DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
+    ];
+    let mut variants: HashMap<ShaderKey, Variant> = HashMap::new();
+    let cases = engraft::ops::cases();
+    for device in profiles {
+        let products: Vec<String> =
+            matmul::Variant::all(&device).into_iter().map(|v| v.to_string()).collect();
+        let gating: Vec<String> = products.iter().map(|v| format!("gating {v}")).collect();
+        let products = products.into_iter().chain(gating);
+        let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
+        // in pieces only the generated declarations differ
+        let forced = products.chain(attention).filter(|_| device.max_binding == 0).map(Choices::forced);
+        for choices in std::iter::once(Choices::default()).chain(forced) {
+            let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
+            for case in &cases {
+                for (accumulate, replace) in [(false, false), (true, false), (false, true)] {
+                    let dispatches = plan(case, &device, accumulate, replace).dispatches;
+                    for dispatch in dispatches.iter().filter(|d| d.bindings.len() <= MOST_BUFFERS) {
+                        let variant = variants.entry(ShaderKey::of(dispatch)).or_insert(Variant {
+                            workgroup_storage: u32::MAX,
+                            cpu: false,
+                            gpu: false,
+                            direct3d: false,
+                            subgroups: true,
+                            cooperative: true,
+                        });
+                        variant.workgroup_storage =
+                            variant.workgroup_storage.min(device.max_workgroup_storage);
+                        variant.cpu |= device.cpu;
+                        variant.gpu |= !device.cpu;
+                        variant.direct3d |= !device.cpu || matches!(device.subgroup, None | Some(4));
+                        variant.subgroups &= device.subgroup.is_some();
+                        variant.cooperative &= device.cooperative.is_some();
+                    }
+                }
+            }
+        }
+    }
+    variants
+}
+
+#[test]
+fn every_backend_takes_every_shader_variant() {
+    let variants: Vec<_> = variants().into_iter().collect();
+    let kept = std::env::var_os("ENGRAFT_TEST_SHADERS").map(PathBuf::from);
+    if let Some(folder) = &kept {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    let keep = |name: String, bytes: &[u8]| {
+        if let Some(folder) = &kept {
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+    };
+    let written: [AtomicUsize; 3] = std::array::from_fn(|_| AtomicUsize::new(0));
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for worker in 0..workers {
+            let mine = variants.iter().enumerate().skip(worker).step_by(workers);
+            let (written, keep) = (&written, &keep);
+            scope.spawn(move || {
+                for (index, (key, variant)) in mine {
+                    // 64-bit words are for devices in software
+                    for wide in [false, true].into_iter().filter(|wide| !wide || variant.cpu) {
+                        let shader = Shader::of(key, wide);
+                        let (name, bytes) = (key.shader.name, shader.workgroup_bytes());
+                        let most = variant.workgroup_storage;
+                        assert!(bytes <= most, "{name}: {bytes} bytes of workgroup memory, not {most}");
+                        let file =
+                            |ending| format!("{index}-{name}{}.{ending}", if wide { "-wide" } else { "" });
+                        let words = shader.spirv(variant, wide);
+                        keep(file("spv"), &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
+                        written[0].fetch_add(1, Ordering::Relaxed);
+                        if variant.gpu && !wide {
+                            keep(file("metal"), shader.msl(variant).as_bytes());
+                            written[1].fetch_add(1, Ordering::Relaxed);
+                        }
+                        if variant.direct3d && !variant.cooperative {
+                            keep(file("hlsl"), shader.hlsl().as_bytes());
+                            written[2].fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let [spirv, msl, hlsl] = written.map(AtomicUsize::into_inner);
+    println!("{} shader variants: {spirv} in SPIR-V, {msl} in MSL, {hlsl} in HLSL", variants.len());
+    assert!(variants.len() > 500 && msl > 300 && hlsl > 500, "{} {msl} {hlsl}", variants.len());
+}
+
+/// A validated shader.
+struct Shader {
+    name: &'static str,
+    module: naga::Module,
+    info: ModuleInfo,
+}
+
+/// As the devices are asked to do (`gpu/pipeline.rs`).
+const UNCHECKED: BoundsCheckPolicies = BoundsCheckPolicies {
+    index: BoundsCheckPolicy::Unchecked,
+    buffer: BoundsCheckPolicy::Unchecked,
+    image_load: BoundsCheckPolicy::Unchecked,
+    binding_array: BoundsCheckPolicy::Unchecked,
+};
+
+impl Shader {
+    fn of(key: &ShaderKey, wide: bool) -> Shader {
+        let name = key.shader.name;
+        let source = key.compose(wide).unwrap_or_else(|e| panic!("{e}"));
+        let module = naga::front::wgsl::parse_str(&source)
+            .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+            .subgroup_stages(ShaderStages::COMPUTE)
+            .subgroup_operations(SubgroupOperationSet::all())
+            .validate(&module)
+            .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+        Shader { name, module, info }
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        let all = self.module.global_variables.iter();
+        let shared = all.filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+        shared.map(|(_, v)| self.module.types[v.ty].inner.size(self.module.to_ctx())).sum()
+    }
+
+    /// With the capabilities of what the device is asked for, and no others.
+    fn spirv(&self, variant: &Variant, wide: bool) -> Vec<u32> {
+        use spv::Capability::*;
+        let mut capabilities = vec![Shader];
+        if variant.subgroups {
+            capabilities.extend([
+                GroupNonUniform,
+                GroupNonUniformVote,
+                GroupNonUniformArithmetic,
+                GroupNonUniformBallot,
+                GroupNonUniformShuffle,
+                GroupNonUniformShuffleRelative,
+                GroupNonUniformQuad,
+            ]);
+        }
+        if variant.cooperative {
+            capabilities.extend([CooperativeMatrixKHR, VulkanMemoryModel, Float16, StorageBuffer16BitAccess]);
+        }
+        if wide {
+            capabilities.push(Int64);
+        }
+        let options = spv::Options {
+            lang_version: if variant.cooperative { (1, 6) } else { (1, 3) },
+            capabilities: Some(capabilities.into_iter().collect()),
+            bounds_check_policies: UNCHECKED,
+            zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+            force_loop_bounding: false,
+            emit_int_div_checks: false,
+            ..Default::default()
+        };
+        let entry =
+            spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".into() };
+        spv::write_vec(&self.module, &self.info, &options, Some(&entry))
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    fn msl(&self, variant: &Variant) -> String {
+        let options = msl::Options {
+            lang_version: if variant.cooperative { (2, 4) } else { (2, 1) },
+            bounds_check_policies: UNCHECKED,
+            zero_initialize_workgroup_memory: false,
+            force_loop_bounding: false,
+            emit_int_div_checks: false,
+            ..Default::default()
+        };
+        let (text, entries) =
+            msl::write_string(&self.module, &self.info, &options, &msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        entries
+            .entry_point_names
+            .into_iter()
+            .for_each(|n| drop(n.unwrap_or_else(|e| panic!("{}: {e}", self.name))));
+        text
+    }
+
+    fn hlsl(&self) -> String {
+        let options = hlsl::Options {
+            shader_model: hlsl::ShaderModel::V6_0,
+            zero_initialize_workgroup_memory: false,
+            restrict_indexing: false,
+            force_loop_bounding: false,
+            ..Default::default()
+        };
+        let (mut text, pipeline) = (String::new(), hlsl::PipelineOptions::default());
+        let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(&self.module, &self.info, None);
+        let entries = written.unwrap_or_else(|e| panic!("{}: {e}", self.name)).entry_point_names;
+        entries.into_iter().for_each(|n| drop(n.unwrap_or_else(|e| panic!("{}: {e}", self.name))));
+        text
+    }
+}
