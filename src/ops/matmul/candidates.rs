@@ -111,7 +111,9 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
         subgroups == 1 || (cols.next_multiple_of(tile) * 7 <= cols * 8 && tiles >= 4)
     };
     let rows = height as u32;
-    let workgroup = |subgroups, unroll| Variant::Workgroup { rows, lanes, subgroups, depth: 32, unroll };
+    // as many turns between barriers, whatever a turn takes
+    let workgroup =
+        |subgroups, unroll| Variant::Workgroup { rows, lanes, subgroups, depth: 32 * unroll, unroll };
     let widest: Vec<u32> = [8, 4, 2, 1].into_iter().filter(suits).take(2).collect();
     // two groups of four per turn gain little, and not in every product: for the widest alone
     let shared = widest.iter().map(|&subgroups| workgroup(subgroups, 1));
