@@ -2,7 +2,7 @@
 # The figures of docs/benchmarks.md on this machine's GPU, in one run: products and kernels against the device's own peak,
 # then whole training steps of two models beside PyTorch + PEFT (where python3 has them), in alternation.
 #   benches/gpu.sh [FOLDER]     reports as JSON lines in FOLDER (default target/bench-gpu)
-# SHAPES, SEQS, SIZE, ROUNDS and STEPS pick others than below.
+# SHAPES, SEQS, SIZE, ROUNDS and STEPS pick others than below; SOFTWARE=1 runs it without a GPU too, for who tries this script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-target/bench-gpu}
@@ -13,6 +13,21 @@ mkdir -p "$out"
 cargo build --locked --release
 engraft=${CARGO_TARGET_DIR:-target}/release/engraft
 "$engraft" devices | tee "$out/devices.txt"
+if [ -z "${SOFTWARE:-}" ] && head -1 "$out/devices.txt" | grep -q '(software)$'; then
+    echo "there is no GPU with a driver here; SOFTWARE=1 runs this on the software device, for which these sizes take hours" >&2
+    exit 1
+fi
+
+value() { # KEY JSON
+    grep -oE "\"$1\": ?[0-9.e-]+" <<<"$2" | head -1 | sed 's/.*: *//'
+}
+figures() { # JSON of a training benchmark
+    local bytes
+    [ "$1" != '{}' ] || { echo "failed, see $out/log.txt"; return; }
+    bytes=$(value peak_device_bytes "$1") || bytes=
+    printf '%.0f tokens/s, %.2f TFLOP/s, %s' "$(value tokens_per_s "$1")" "$(value tflop_per_s "$1")" \
+        "$([ -n "$bytes" ] && echo "$((bytes >> 20)) MiB" || echo "memory unknown")"
+}
 
 echo "== products of $size"
 for storage in f32 f16 bf16; do
@@ -30,22 +45,25 @@ peer=
 if python3 -c 'import torch, transformers, peft' 2>/dev/null; then peer=1; else
     echo "no PyTorch, transformers and PEFT in python3: engraft alone (pip install torch transformers peft)"
 fi
-echo "== training steps, tokens/s"
+echo "== training steps"
 for shape in "${shapes[@]}"; do
     for seq in "${seqs[@]}"; do
         for round in $(seq "$rounds"); do
-            line="$shape $seq round $round:"
-            report=$("$engraft" bench train --shape "$shape" --seq "$seq" --batch 1 --steps "$steps" --json 2>>"$out/log.txt") || report='{}'
-            echo "$report" >>"$out/engraft-$shape-$seq.jsonl"
-            line+=" engraft $(sed -n 's/.*"tokens_per_s":\([0-9]*\).*/\1/p' <<<"$report")"
+            echo "$shape, sequence $seq, round $round"
+            # matrix units take f16
+            for precision in bf16-true 16-true; do
+                report=$("$engraft" bench train --shape "$shape" --seq "$seq" --batch 1 --steps "$steps" \
+                    --precision "$precision" --json 2>>"$out/log.txt") || report='{}'
+                echo "$report" >>"$out/engraft-$precision-$shape-$seq.jsonl"
+                echo "    engraft $precision: $(figures "$report")"
+            done
             if [ -n "$peer" ]; then
                 for mode in "" --compile; do
                     report=$(python3 benches/peft/train.py --shape "$shape" --seq "$seq" --steps "$steps" $mode 2>>"$out/log.txt") || report='{}'
                     echo "$report" >>"$out/torch$mode-$shape-$seq.jsonl"
-                    line+=" torch$mode $(sed -n 's/.*"tokens_per_s": \([0-9]*\).*/\1/p' <<<"$report")"
+                    echo "    torch bf16${mode/--/ }: $(figures "$report")"
                 done
             fi
-            echo "$line"
         done
     done
 done

@@ -19,7 +19,7 @@ use crate::train::trainer::TrainerError;
 use crate::train::tuning::{TuneProgress, Tuner};
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -47,6 +47,7 @@ pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
 /// # Errors
 /// As [`train`], and a trace file that cannot be written.
 pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
+    let earlier = args.train.run.compare.as_deref().map(read_json).transpose()?;
     let mut bench = open_train(&args.train, quiet)?;
     let report = bench.run()?;
     let tuner = Tuner::new(args.train.run.tune.tune);
@@ -64,7 +65,7 @@ pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
     if args.train.run.json {
         print_json(&step);
     } else {
-        print!("{}", step_table(&step));
+        print!("{}", step_table(&step, earlier.as_ref()));
     }
     Ok(())
 }
@@ -93,7 +94,7 @@ pub fn matmul(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
             }
         }
     }
-    run(&args, cases, quiet)
+    run(&args, cases, true, quiet)
 }
 
 /// Attention and its gradient, one segment and segments of a quarter.
@@ -116,7 +117,7 @@ pub fn attention(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
             cases.push(KernelCase { name, graph, indices, share: visible_share(args.tokens, segment) });
         }
     }
-    run(&args, cases, quiet)
+    run(&args, cases, false, quiet)
 }
 
 /// A linear layer without an adapter, with one, and with one and its gradients.
@@ -138,7 +139,7 @@ pub fn lora(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
             cases.push(KernelCase { name, graph, indices: vec![], share: 1.0 });
         }
     }
-    run(&args, cases, quiet)
+    run(&args, cases, true, quiet)
 }
 
 /// The distinct `(outputs, inputs)` of a model's linear layers.
@@ -160,20 +161,35 @@ struct KernelCase {
     share: f64,
 }
 
-fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, quiet: bool) -> Result<(), Error> {
+/// `products`: the cases are products, of which the best is the measure of the others.
+fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, products: bool, quiet: bool) -> Result<(), Error> {
     let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
     let gpu = Gpu::open(&args.run.device.options())?;
     let mut tuner = Tuner::new(args.run.tune.tune);
-    let peak = peak(&gpu, &tuner, &mut reporter(quiet))?;
+    let mut peak = peak(&gpu, &tuner, &mut reporter(quiet))?;
     if let Some(variant) = &args.variant {
         known_variant(variant, &gpu.profile())?;
         tuner.forced = Some(variant.clone());
     }
-    let mut kernels = Vec::new();
+    let (mut kernels, mut troubles) = (Vec::new(), BTreeSet::new());
     for KernelCase { name, graph, indices, share } in cases {
         let graph = graph.map_err(TrainerError::from)?;
-        kernels
-            .push(Runnable::new(&gpu, &graph, &indices, &tuner, &mut reporter(quiet))?.measure(name, share)?);
+        let case = Runnable::new(&gpu, &graph, &indices, &tuner, &mut reporter(quiet))?;
+        if let Some(trouble) = &case.tuned().trouble {
+            troubles.insert(trouble.clone());
+        }
+        kernels.push(case.measure(name, share)?);
+    }
+    troubles.iter().for_each(|trouble| eprintln!("{trouble}"));
+    if let Some(variant) = &args.variant
+        && !kernels.iter().flat_map(|k| &k.variants).any(|taken| taken == variant)
+    {
+        eprintln!(
+            "--variant {variant}: nothing here can be done by it on this device; other kernels were timed"
+        );
+    }
+    if products {
+        peak = peak.with_products(kernels.iter().map(|k| k.gflops));
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
     let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };
@@ -252,6 +268,13 @@ pub(super) fn reporter(quiet: bool) -> impl FnMut(&TuneProgress) {
             return;
         }
         let m = &progress.measurement;
+        if !m.seconds.is_finite() {
+            eprintln!(
+                "measured {}/{}: {}: no room to try it; the default stays",
+                progress.done, progress.total, m.class
+            );
+            return;
+        }
         eprintln!(
             "measured {}/{}: {}: {}, {:.1} GFLOP/s, {:.2} times the default",
             progress.done,
@@ -327,7 +350,7 @@ impl KernelReports {
 }
 
 fn peak_line(peak: &Peak) -> String {
-    format!("peak here: {:.1} GFLOP/s (large bf16 product), {:.1} GB/s (copy)", peak.gflops, peak.gb_per_s)
+    format!("peak here: {:.1} GFLOP/s (best product), {:.1} GB/s (copy)", peak.gflops, peak.gb_per_s)
 }
 
 /// What `bench step` found.
@@ -340,8 +363,8 @@ struct StepReport {
     step_ms: f64,
     /// All dispatches of a step added up, by the device's clock.
     kernels_ms: f64,
-    /// What the host and the gaps between dispatches take of a step.
-    host_share: f64,
+    /// What the host and the gaps between dispatches take of a step; unknown where the kernels, timed one by one, take longer.
+    host_share: Option<f64>,
     peak: Peak,
     kernels: Vec<StepKernel>,
     /// Of a micro-batch, where something waits in host memory.
@@ -367,6 +390,8 @@ impl StepReport {
         transfers: Option<TransferReport>,
     ) -> Self {
         let kernels_ms = kernels.iter().map(|k| k.seconds * 1e3).sum();
+        let products = kernels.iter().filter(|k| k.kernel.starts_with("matmul"));
+        let peak = peak.with_products(products.map(|k| k.cost.flops / k.seconds / 1e9));
         let kernels = kernels.iter().map(|k| {
             let (flops, bytes) = (k.cost.flops / k.seconds / 1e9, k.cost.bytes / k.seconds / 1e9);
             StepKernel {
@@ -384,7 +409,7 @@ impl StepReport {
             tokens_per_s: report.tokens_per_s,
             step_ms: report.step_ms_median,
             kernels_ms,
-            host_share: 1.0 - kernels_ms / report.step_ms_median,
+            host_share: Some(1.0 - kernels_ms / report.step_ms_median).filter(|&share| share >= 0.0),
             peak,
             kernels: kernels.collect(),
             transfers,
@@ -392,29 +417,50 @@ impl StepReport {
     }
 }
 
-fn step_table(step: &StepReport) -> String {
+fn step_table(step: &StepReport, earlier: Option<&Value>) -> String {
     let mut text = format!("{} | {}\n{}\n\n", step.device, step.driver, peak_line(&step.peak));
     let _ = writeln!(
         text,
-        "{:<44}{:>6}{:>10}{:>8}{:>12}{:>10}{:>9}",
-        "kernel", "count", "ms", "share", "GFLOP/s", "GB/s", "of peak"
+        "{:<44}{:>6}{:>10}{:>8}{:>12}{:>10}{:>9}{}",
+        "kernel",
+        "count",
+        "ms",
+        "share",
+        "GFLOP/s",
+        "GB/s",
+        "of peak",
+        if earlier.is_some() { "  before/now" } else { "" }
     );
+    let before = |kernel: &str| {
+        let rows = earlier?["kernels"].as_array()?;
+        rows.iter().find(|row| row["kernel"] == kernel)?["ms"].as_f64()
+    };
+    let ratio =
+        |before: Option<f64>, now: f64| before.map_or(String::new(), |ms| format!("{:>12.2}", ms / now));
     for k in &step.kernels {
         let _ = writeln!(
             text,
-            "{:<44}{:>6}{:>10.2}{:>7.1}%{:>12.1}{:>10.1}{:>8.0}%",
+            "{:<44}{:>6}{:>10.2}{:>7.1}%{:>12.1}{:>10.1}{:>8.0}%{}",
             k.kernel,
             k.dispatches,
             k.ms,
             100.0 * k.ms / step.kernels_ms,
             k.gflop / k.ms * 1e3,
             k.mb / k.ms,
-            100.0 * k.share_of_peak
+            100.0 * k.share_of_peak,
+            ratio(before(&k.kernel), k.ms)
         );
     }
     let _ = writeln!(text, "{:<50}{:>10.2}", "sum of the kernels", step.kernels_ms);
-    let _ =
-        writeln!(text, "{:<50}{:>10.2}{:>7.1}% host and gaps", "step", step.step_ms, 100.0 * step.host_share);
+    // between the timestamps of one kernel and the next a device waits, which in a whole step it need not
+    let rest = step.host_share.map_or("  less than its kernels, timed one by one".to_string(), |share| {
+        format!("{:>7.1}% host and gaps", 100.0 * share)
+    });
+    let _ = writeln!(text, "{:<50}{:>10.2}{rest}", "step", step.step_ms);
+    if let Some(ms) = earlier.and_then(|v| v["step_ms"].as_f64()) {
+        let _ =
+            writeln!(text, "{:.2} times as fast as the step of {ms:.2} ms of the file", ms / step.step_ms);
+    }
     if let Some(transfers) = &step.transfers {
         let _ = write!(text, "{transfers}");
     }
@@ -428,6 +474,7 @@ fn report_table(report: &BenchTrainReport) -> String {
         ("device", report.device.clone()),
         ("driver", report.driver.clone()),
         ("speed", format!("{:.0} tokens/s", report.tokens_per_s)),
+        ("products", format!("{:.3} TFLOP/s", report.tflop_per_s)),
         ("step, median", format!("{:.1} ms", report.step_ms_median)),
         ("first step", format!("{:.2} s", report.first_step_s)),
         ("device memory", gib(report.peak_device_bytes as f64)),
@@ -449,6 +496,7 @@ mod tests {
     fn report() -> BenchTrainReport {
         BenchTrainReport {
             tokens_per_s: 2000.0,
+            tflop_per_s: 0.5,
             step_ms_median: 1250.0,
             first_step_s: 1.0,
             peak_device_bytes: 1 << 29,
@@ -471,10 +519,16 @@ mod tests {
         };
         let peak = Peak { gflops: 10.0, gb_per_s: 4.0 };
         let step = StepReport::new(&report(), &[kernel("matmul", 0.75), kernel("add", 0.25)], peak, None);
-        let table = step_table(&step);
+        let table = step_table(&step, None);
         let columns: Vec<&str> = table.lines().nth(4).unwrap().split_whitespace().collect();
         assert_eq!(columns, ["matmul", "NT", "3", "750.00", "75.0%", "4.0", "2.0", "50%"]);
         assert!(table.contains("20.0% host and gaps"), "{table}");
+        let quicker = BenchTrainReport { step_ms_median: 900.0, ..report() };
+        let quicker = StepReport::new(&quicker, &[kernel("matmul", 1.0)], peak, None);
+        let table = step_table(&quicker, None);
+        assert!(table.contains("900.00  less than its kernels"), "{table}");
+        let table = step_table(&quicker, serde_json::to_value(&step).ok().as_ref());
+        assert!(table.contains("  0.75\n") && table.contains("1.39 times as fast"), "{table}");
     }
 
     #[test]

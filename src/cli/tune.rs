@@ -31,6 +31,7 @@ pub fn run(mut args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
     let tokens = if args.all { vec![256, 512, 1024, 2048] } else { vec![args.tokens] };
     // nothing is left for later: that is what the command is for
     let tuner = Tuner { budget: Duration::MAX, ..Tuner::new(args.tune) };
+    tuner.readable().map_err(Error::input)?;
     let (mut measured, mut seconds) = (0, 0.0);
     for precision in precisions {
         for &tokens in &tokens {

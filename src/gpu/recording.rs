@@ -31,20 +31,25 @@ pub(super) enum Share {
     Uploads,
 }
 
-/// A submission ends after this much estimated work: far below the two seconds after which Windows resets a device.
+/// A submission holds no more estimated work than this, but for one dispatch that is more by itself: far below the two seconds after
+/// which Windows resets a device, for a device that does 100 GFLOP/s and 20 GB/s.
 const SUBMIT_FLOPS: f64 = 40e9;
 const SUBMIT_BYTES: f64 = 8e9;
 
 /// How many of these steps go in one submission: up to its bound of work, or to the next upload, which comes before all of the
 /// submission after it.
 pub(super) fn submission(steps: &[Step<'_>]) -> usize {
+    cut(steps.iter().map(|(step, uploads)| (step.cost, !uploads.is_empty()))).unwrap_or(steps.len())
+}
+
+/// Where the steps of these costs, before some of which are uploads, go over the bound.
+fn cut(steps: impl Iterator<Item = (Cost, bool)>) -> Option<usize> {
     let mut cost = Cost::default();
-    let end = steps.iter().enumerate().position(|(i, (step, uploads))| {
-        let full = cost.flops >= SUBMIT_FLOPS || cost.bytes >= SUBMIT_BYTES;
-        cost += step.cost;
-        full || (i > 0 && !uploads.is_empty())
-    });
-    end.unwrap_or(steps.len())
+    steps.enumerate().position(|(i, (step, uploads))| {
+        cost += step;
+        let full = cost.flops > SUBMIT_FLOPS || cost.bytes > SUBMIT_BYTES;
+        i > 0 && (full || uploads)
+    })
 }
 
 impl Gpu {
@@ -136,5 +141,27 @@ impl Recording {
         let mut total = Cost::default();
         self.steps.iter().for_each(|s| total += s.cost);
         total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_submission_is_within_its_bound_or_a_single_dispatch() {
+        let end = |gflop: &[f64]| cut(gflop.iter().map(|g| (Cost { flops: g * 1e9, bytes: 0.0 }, false)));
+        assert_eq!(end(&[10.0, 20.0, 20.0]), Some(2));
+        assert_eq!(end(&[10.0, 240.0, 1.0]), Some(1), "a large one after others begins its own");
+        assert_eq!(end(&[240.0, 1.0]), Some(1));
+        assert_eq!(end(&[10.0, 10.0, 20.0]), None);
+        let bytes = |gb: f64| (Cost { flops: 0.0, bytes: gb * 1e9 }, false);
+        assert_eq!(cut([bytes(5.0), bytes(2.0), bytes(2.0)].into_iter()), Some(2));
+        let upload = (Cost::default(), true);
+        assert_eq!(
+            cut([upload, bytes(0.0), upload].into_iter()),
+            Some(2),
+            "an upload comes before its submission"
+        );
     }
 }

@@ -61,6 +61,12 @@ impl Tuner {
         Tuner { mode, file: default_file(), budget: Duration::from_secs(30), forced: None }
     }
 
+    /// # Errors
+    /// What is wrong with the cache file, in which nothing could be kept.
+    pub fn readable(&self) -> Result<(), String> {
+        self.file.as_deref().map_or(Ok(()), |file| Cache::read(file).map(drop))
+    }
+
     /// Sets the device's choices from the file alone; a file that cannot be read is as good as none.
     pub fn recall(&self, gpu: &Gpu) {
         let cache = self.file.as_deref().and_then(|file| Cache::read(file).ok()).unwrap_or_default();

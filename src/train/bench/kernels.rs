@@ -2,16 +2,16 @@
 
 use crate::autograd::{Recompute, differentiate};
 use crate::error::Error;
-use crate::gpu::{Gpu, Recording};
+use crate::gpu::{Gpu, GpuError, Recording};
 use crate::graph::layout::pack;
-use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape};
+use crate::graph::{Cost, DType, Graph, GraphError, Leaf, LeafKind, Shape};
 use crate::ops::attention::{AttentionGradient, Visibility, attention};
 use crate::ops::copy::copy;
 use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
 use crate::plan::{Bindings, Program};
 use crate::train::trainer::TrainerError;
-use crate::train::tuning::{TuneProgress, Tuner};
+use crate::train::tuning::{TuneProgress, TuneReport, Tuner};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -30,16 +30,24 @@ pub struct KernelReport {
 /// What the device reaches at best: the measure of everything else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Peak {
-    /// GFLOP/s of a large square product, bf16 storage.
+    /// GFLOP/s of the best product: a large square one in bf16, or one of those that were measured.
     pub gflops: f64,
     /// GB/s of a copy, bytes read and written.
     pub gb_per_s: f64,
+}
+
+impl Peak {
+    /// The same, or what the best of other products reaches.
+    pub fn with_products(self, gflops: impl IntoIterator<Item = f64>) -> Peak {
+        Peak { gflops: gflops.into_iter().fold(self.gflops, f64::max), ..self }
+    }
 }
 
 /// An operation with memory behind every leaf, ready to run.
 pub struct Runnable {
     gpu: Gpu,
     program: Program,
+    tuned: TuneReport,
 }
 
 /// Timed runs, after one that compiles; the fastest counts.
@@ -58,7 +66,10 @@ impl Runnable {
         tuner: &Tuner,
         progress: &mut dyn FnMut(&TuneProgress),
     ) -> Result<Self, Error> {
-        tuner.prepare(gpu, graph, progress)?;
+        let of_leaf =
+            |leaf: &Leaf| GpuError::of_buffer(&leaf.name, graph.type_of(leaf.value).bytes(), &gpu.profile());
+        graph.leaves().iter().find_map(of_leaf).map_or(Ok(()), Err)?;
+        let tuned = tuner.prepare(gpu, graph, progress)?;
         let mut bindings = Bindings::new();
         for leaf in graph.leaves() {
             let ty = graph.type_of(leaf.value);
@@ -77,7 +88,12 @@ impl Runnable {
             bindings.bind(leaf.name.clone(), slice);
         }
         let program = Program::compile(gpu, graph, &bindings).map_err(TrainerError::from)?;
-        Ok(Runnable { gpu: gpu.clone(), program })
+        Ok(Runnable { gpu: gpu.clone(), program, tuned })
+    }
+
+    /// What measuring kernels for it took, and said.
+    pub fn tuned(&self) -> &TuneReport {
+        &self.tuned
     }
 
     /// Runs once and waits.

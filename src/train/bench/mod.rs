@@ -107,6 +107,9 @@ pub fn small_config() -> ModelConfig {
 pub struct BenchTrainReport {
     /// Tokens of a step over the median time of a step.
     pub tokens_per_s: f64,
+    /// 2 FLOPs per weight of the base's products and token forward and 2 in reverse, as frozen weights have no gradient of their
+    /// own; attention, adapters and what is computed twice not counted.
+    pub tflop_per_s: f64,
     pub step_ms_median: f64,
     /// Time of the first step, with planning and the compilation of its kernels.
     pub first_step_s: f64,
@@ -139,6 +142,8 @@ pub struct BenchTrain {
     seq: usize,
     steps: usize,
     taken: u64,
+    /// FLOPs per token, as [`BenchTrainReport::tflop_per_s`] counts them.
+    token_flops: f64,
     tuned: TuneReport,
     chosen: String,
 }
@@ -162,6 +167,8 @@ impl BenchTrain {
             options.dropout,
         )?;
         let layers = config.layers;
+        let products = Network::adaptable_modules(&config).into_iter();
+        let token_flops = 4.0 * products.map(|(_, outputs, inputs)| (outputs * inputs) as f64).sum::<f64>();
         let network = Network {
             config,
             weights: WeightMode::Frozen(Storage {
@@ -197,7 +204,7 @@ impl BenchTrain {
         let chosen = lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
         let trainer = Trainer::from_plan(gpu, choice.plan, &WeightSource::Random { seed: 0 }, 0)?;
         let (seq, steps) = (options.seq, options.steps);
-        Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, tuned, chosen })
+        Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, token_flops, tuned, chosen })
     }
 
     /// Takes the first step and then the timed ones.
@@ -227,8 +234,10 @@ impl BenchTrain {
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         let info = self.trainer.gpu().info();
+        let tokens_per_s = self.batch.tokens_len() as f64 / median;
         Ok(BenchTrainReport {
-            tokens_per_s: self.batch.tokens_len() as f64 / median,
+            tokens_per_s,
+            tflop_per_s: tokens_per_s * self.token_flops / 1e12,
             step_ms_median: median * 1e3,
             first_step_s: first,
             peak_device_bytes: peak,
