@@ -63,8 +63,10 @@ fn details(device: &DeviceInfo) -> String {
         (true, false) => format!("subgroups of {smallest} to {largest}"),
     };
     let has = |there: bool, what: &str| format!("{}{what}", if there { "" } else { "no " });
-    let features =
-        [subgroups, has(device.shader_f16, "f16 arithmetic"), has(device.timestamps, "timestamps")];
+    let matrices =
+        device.matrix_size.map_or("no matrix units".to_owned(), |n| format!("matrix units {n}x{n}x{n}"));
+    let (f16, timestamps) = (has(device.shader_f16, "f16 arithmetic"), has(device.timestamps, "timestamps"));
+    let features = [subgroups, f16, matrices, timestamps];
     let mut text = format!("{}: {} ({})", device.index, device.name, device.kind);
     let mut line = |name: &str, value: String| text += &format!("\n   {name:10}{value}");
     line("backend", device.backend.clone());
@@ -116,6 +118,7 @@ mod tests {
             max_storage_buffers: 16,
             subgroup_sizes: (32, 32),
             shader_f16: false,
+            matrix_size: None,
             subgroups: true,
             timestamps: true,
             unusable: None,
@@ -139,6 +142,8 @@ mod tests {
         let text = details(&device(2, "discrete GPU"));
         assert!(text.starts_with("2: device 2 (discrete GPU)"), "{text}");
         assert!(text.contains("up to 4.0 GiB, 128.0 MiB bound at once"), "{text}");
-        assert!(text.contains("subgroups of 32, no f16 arithmetic, timestamps"), "{text}");
+        assert!(text.contains("subgroups of 32, no f16 arithmetic, no matrix units, timestamps"), "{text}");
+        let text = details(&DeviceInfo { matrix_size: Some(16), ..device(0, "discrete GPU") });
+        assert!(text.contains("matrix units 16x16x16, timestamps"), "{text}");
     }
 }

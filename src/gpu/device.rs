@@ -48,6 +48,8 @@ pub struct DeviceInfo {
     pub max_storage_buffers: u32,
     pub subgroup_sizes: (u32, u32),
     pub shader_f16: bool,
+    /// Rows, columns and depth of the cooperative matrices (f16, with f32 sums) that products would use, where there are such.
+    pub matrix_size: Option<u32>,
     pub subgroups: bool,
     pub timestamps: bool,
     /// Why a run cannot use it, if so.
@@ -63,6 +65,7 @@ pub const NEEDED_STORAGE_BUFFERS: u32 = 10;
 impl DeviceInfo {
     fn of(index: usize, adapter: &wgpu::Adapter) -> Self {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        let (smallest, largest) = (info.subgroup_min_size, info.subgroup_max_size);
         let kind = match info.device_type {
             wgpu::DeviceType::DiscreteGpu => "discrete GPU",
             wgpu::DeviceType::IntegratedGpu => "integrated GPU",
@@ -95,8 +98,9 @@ impl DeviceInfo {
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
-            subgroup_sizes: (info.subgroup_min_size, info.subgroup_max_size),
+            subgroup_sizes: (smallest, largest),
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            matrix_size: cooperative(adapter, &GpuOptions::default(), smallest, largest).map(|c| c.size),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             unusable,
