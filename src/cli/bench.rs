@@ -36,6 +36,7 @@ pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
     } else {
         print!("{}", report_table(&report));
     }
+    doubt(earlier.as_ref(), "loss_first", &report.driver).into_iter().for_each(|said| eprintln!("{said}"));
     if let Some(before) = earlier.as_ref().and_then(|v| v["tokens_per_s"].as_f64()) {
         eprintln!("{:.2} times the {before:.0} tokens/s of the file", report.tokens_per_s / before);
     }
@@ -62,6 +63,7 @@ pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
     }
     let transfers = bench.transfers(&dispatches)?;
     let step = StepReport::new(&report, &kernels, peak, transfers);
+    doubt(earlier.as_ref(), "step_ms", &step.driver).into_iter().for_each(|said| eprintln!("{said}"));
     if args.train.run.json {
         print_json(&step);
     } else {
@@ -192,6 +194,7 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, products: bool, quiet: bo
         peak = peak.with_products(kernels.iter().map(|k| k.gflops));
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
+    doubt(earlier.as_ref(), "storage", &driver).into_iter().for_each(|said| eprintln!("{said}"));
     let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };
     if args.run.json {
         print_json(&report);
@@ -291,6 +294,16 @@ fn read_json(path: &Path) -> Result<Value, Error> {
     let said = |reason: String| Error::input(format!("--compare {}: {reason}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| said(e.to_string()))?;
     serde_json::from_str(&text).map_err(|e| said(format!("{e}; give a file that --json wrote")))
+}
+
+/// Says where a comparison says little: a file of another command, which lacks `key`, or of another driver.
+fn doubt(earlier: Option<&Value>, key: &str, driver: &str) -> Option<String> {
+    let earlier = earlier?;
+    if earlier.get(key).is_none() {
+        return Some(format!("--compare: the file has no {key:?}: another command wrote it"));
+    }
+    let before = earlier["driver"].as_str().filter(|&before| before != driver)?;
+    Some(format!("--compare: the file is from another driver, {before}"))
 }
 
 fn print_json(report: &impl Serialize) {
@@ -529,6 +542,16 @@ mod tests {
         assert!(table.contains("900.00  less than its kernels"), "{table}");
         let table = step_table(&quicker, serde_json::to_value(&step).ok().as_ref());
         assert!(table.contains("  0.75\n") && table.contains("1.39 times as fast"), "{table}");
+    }
+
+    #[test]
+    fn a_file_of_another_command_or_driver_is_said() {
+        let file = serde_json::to_value(report()).unwrap();
+        assert_eq!(doubt(Some(&file), "loss_first", "v"), None);
+        assert_eq!(doubt(None, "loss_first", "v"), None);
+        let said = |key, driver| doubt(Some(&file), key, driver).unwrap();
+        assert!(said("step_ms", "v").contains("another command"));
+        assert!(said("loss_first", "w").ends_with("another driver, v"));
     }
 
     #[test]
