@@ -114,7 +114,7 @@ fn every_backend_takes_every_shader_variant() {
                 for (index, (key, variant)) in mine {
                     // 64-bit words are for devices in software
                     for wide in [false, true].into_iter().filter(|wide| !wide || variant.cpu) {
-                        let shader = Shader::of(key, wide);
+                        let shader = Validated::of(key, wide);
                         let (name, bytes) = (key.shader.name, shader.workgroup_bytes());
                         let most = variant.workgroup_storage;
                         assert!(bytes <= most, "{name}: {bytes} bytes of workgroup memory, not {most}");
@@ -141,8 +141,8 @@ fn every_backend_takes_every_shader_variant() {
     assert!(variants.len() > 500 && msl > 300 && hlsl > 500, "{} {msl} {hlsl}", variants.len());
 }
 
-/// A validated shader.
-struct Shader {
+/// A shader that naga found valid.
+struct Validated {
     name: &'static str,
     module: naga::Module,
     info: ModuleInfo,
@@ -156,8 +156,8 @@ const UNCHECKED: BoundsCheckPolicies = BoundsCheckPolicies {
     binding_array: BoundsCheckPolicy::Unchecked,
 };
 
-impl Shader {
-    fn of(key: &ShaderKey, wide: bool) -> Shader {
+impl Validated {
+    fn of(key: &ShaderKey, wide: bool) -> Validated {
         let name = key.shader.name;
         let source = key.compose(wide).unwrap_or_else(|e| panic!("{e}"));
         let module = naga::front::wgsl::parse_str(&source)
@@ -167,7 +167,7 @@ impl Shader {
             .subgroup_operations(SubgroupOperationSet::all())
             .validate(&module)
             .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
-        Shader { name, module, info }
+        Validated { name, module, info }
     }
 
     fn workgroup_bytes(&self) -> u32 {

@@ -346,13 +346,7 @@ impl KernelReports {
                 k.gb_per_s,
                 100.0 * k.gb_per_s / self.peak.gb_per_s
             );
-            let before = earlier.and_then(|v| {
-                let rows = v["kernels"].as_array()?;
-                rows.iter().find(|r| r["name"] == k.name.as_str())?["seconds"].as_f64()
-            });
-            if let Some(before) = before {
-                let _ = write!(text, "{:>12.2}", before / k.seconds);
-            }
+            text += &before_now(earlier, ("name", &k.name), ("seconds", k.seconds));
             if !k.variants.is_empty() {
                 let _ = write!(text, "  {}", k.variants.join(", "));
             }
@@ -360,6 +354,13 @@ impl KernelReports {
         }
         text
     }
+}
+
+/// A cell with the time of the row of this name in an earlier report, over the one now; empty where it has none.
+fn before_now(earlier: Option<&Value>, (key, name): (&str, &str), (unit, now): (&str, f64)) -> String {
+    let row = |rows: &Vec<Value>| rows.iter().find(|row| row[key] == name)?[unit].as_f64();
+    let before = earlier.and_then(|v| v["kernels"].as_array()).and_then(row);
+    before.map_or(String::new(), |before| format!("{:>12.2}", before / now))
 }
 
 fn peak_line(peak: &Peak) -> String {
@@ -444,12 +445,6 @@ fn step_table(step: &StepReport, earlier: Option<&Value>) -> String {
         "of peak",
         if earlier.is_some() { "  before/now" } else { "" }
     );
-    let before = |kernel: &str| {
-        let rows = earlier?["kernels"].as_array()?;
-        rows.iter().find(|row| row["kernel"] == kernel)?["ms"].as_f64()
-    };
-    let ratio =
-        |before: Option<f64>, now: f64| before.map_or(String::new(), |ms| format!("{:>12.2}", ms / now));
     for k in &step.kernels {
         let _ = writeln!(
             text,
@@ -461,7 +456,7 @@ fn step_table(step: &StepReport, earlier: Option<&Value>) -> String {
             k.gflop / k.ms * 1e3,
             k.mb / k.ms,
             100.0 * k.share_of_peak,
-            ratio(before(&k.kernel), k.ms)
+            before_now(earlier, ("kernel", &k.kernel), ("ms", k.ms))
         );
     }
     let _ = writeln!(text, "{:<50}{:>10.2}", "sum of the kernels", step.kernels_ms);
