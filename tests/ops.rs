@@ -374,6 +374,42 @@ fn every_variant_of_attention_equals_the_reference() {
     assert!(tiles >= 8, "{tiles}");
 }
 
+/// Matrix units where the device has them: each variant in all cases that it can do.
+#[test]
+fn attention_on_matrix_units_equals_the_reference() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = DeviceProfile::clone(&gpu.profile());
+    if !own.shared_matrices {
+        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
+        return;
+    }
+    let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop { .. });
+    let variants: Vec<String> =
+        attention::Variant::all(&own).iter().filter(|v| coop(v)).map(ToString::to_string).collect();
+    let cases: Vec<Case> = engraft::ops::cases()
+        .into_iter()
+        .filter(|c| c.op.name().starts_with("attention") && c.label.starts_with("matrices"))
+        .collect();
+    let (mut taken, mut failures) = (0, Vec::new());
+    for (v, variant) in variants.iter().enumerate() {
+        let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.clone())), ..own.clone() };
+        // all of them with two: software compiles for seconds each
+        let some = ["matrices", "matrices, turned", "matrices, growing scores"];
+        let wanted = |c: &&Case| v == 0 || v + 1 == variants.len() || some.contains(&c.label.as_str());
+        for case in cases.iter().filter(wanted) {
+            let passes = plan(case, &device, false, false).dispatches;
+            let passes = passes.iter().filter(|d| &d.variant == variant).count();
+            if passes > 0 {
+                taken += passes;
+                failures.extend(run(&gpu, &device, case, false).err().map(|e| format!("{variant}: {e}")));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    println!("{taken} passes by {variants:?}");
+    assert!(taken > 20 && variants.len() > 1, "{taken} passes by {variants:?}");
+}
+
 /// What a GPU takes without a measurement, for every case.
 #[test]
 fn attention_for_gpus_equals_the_reference() {

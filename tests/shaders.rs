@@ -37,6 +37,7 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         subgroup,
         wide_loads: false,
         cooperative,
+        shared_matrices: true,
         max_workgroup_invocations: 256,
         max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
         ..DeviceProfile::default()
@@ -120,7 +121,10 @@ fn every_backend_takes_every_shader_variant() {
                         assert!(bytes <= most, "{name}: {bytes} bytes of workgroup memory, not {most}");
                         let file =
                             |ending| format!("{index}-{name}{}.{ending}", if wide { "-wide" } else { "" });
-                        let words = shader.spirv(variant, wide);
+                        let words = match key.shares_matrices() {
+                            true => key.spirv(false).unwrap_or_else(|e| panic!("{name}: {e}")),
+                            false => shader.spirv(variant, wide),
+                        };
                         keep(file("spv"), &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
                         written[0].fetch_add(1, Ordering::Relaxed);
                         if variant.gpu && !wide {

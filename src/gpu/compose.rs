@@ -15,7 +15,7 @@ const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
-const SHARED: [(&str, &str); 10] = [
+const SHARED: [(&str, &str); 11] = [
     (
         "shared/operands.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
@@ -46,6 +46,10 @@ const SHARED: [(&str, &str); 10] = [
     (
         "shared/attention_tiled.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention_tiled.wgsl")),
+    ),
+    (
+        "shared/attention_coop.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention_coop.wgsl")),
     ),
 ];
 
@@ -92,6 +96,26 @@ impl ShaderKey {
         self.bindings.iter().map(|b| b.write)
     }
 
+    fn has_matrices(&self) -> bool {
+        self.bindings.iter().any(|b| b.view == View::Matrix)
+    }
+
+    /// Whether cooperative matrices meet workgroup memory, so that a Vulkan device needs [`ShaderKey::spirv`].
+    pub fn shares_matrices(&self) -> bool {
+        self.has_matrices() && expand_includes(self.shader.source).contains("var<workgroup>")
+    }
+
+    /// What a Vulkan device gets of a kernel with [`ShaderKey::shares_matrices`]; `checked` keeps indices within their arrays.
+    ///
+    /// # Errors
+    /// As [`ShaderKey::compose`], and what naga objects to.
+    pub fn spirv(&self, checked: bool) -> Result<Vec<u32>, GpuError> {
+        let params = self.has_params().then_some(0);
+        let bindings = params.into_iter().chain(1..=self.bindings.len() as u32);
+        super::spirv::compile(&self.compose(false)?, checked, bindings)
+            .map_err(|reason| GpuError::Shader { shader: self.shader.name.into(), reason })
+    }
+
     /// The WGSL text. `wide` moves every group of four in 64-bit words: llvmpipe loads and stores lane by lane and
     /// element by element, so half as many elements are almost half the time.
     ///
@@ -99,8 +123,7 @@ impl ShaderKey {
     /// A template that does not render: a mistake in `shaders/`.
     pub fn compose(&self, wide: bool) -> Result<String, GpuError> {
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
-        let matrix = self.bindings.iter().any(|b| b.view == View::Matrix);
-        let enable = if matrix { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
+        let enable = if self.has_matrices() { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
         let mut text = format!("{enable}{}", self.declarations(wide));
         text.push_str(COMMON);
         text.push('\n');

@@ -166,6 +166,8 @@ pub(super) struct Shared {
     pub offset_alignment: u64,
     pub max_groups: u32,
     pub checked: bool,
+    /// SPIR-V can be handed to the driver past wgpu's compiler.
+    pub passes_spirv: bool,
     pub pipelines: Mutex<PipelineCache>,
     pub pipeline_file: Option<PipelineFile>,
     pub allocated: AtomicU64,
@@ -238,8 +240,10 @@ impl Gpu {
         wanted.set(wgpu::Features::SHADER_INT64, wide_loads);
         let (smallest, largest) = info.subgroup_sizes;
         let cooperative = cooperative(adapter, options, smallest, largest);
+        let vulkan = adapter.get_info().backend == wgpu::Backend::Vulkan;
         if cooperative.is_some() {
             wanted |= COOPERATIVE;
+            wanted.set(wgpu::Features::PASSTHROUGH_SHADERS, vulkan);
         }
         let mut limits = adapter.limits();
         // wgpu would reserve a descriptor heap of this size on DX12
@@ -250,8 +254,8 @@ impl Gpu {
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             experimental_features: match cooperative {
-                // SAFETY: the one experimental feature asked for is used by one kernel, which is taken only where its results
-                // were measured equal to others' on this device
+                // SAFETY: the one experimental feature asked for is used by kernels that are taken only where their results were
+                // measured equal to others' on this device
                 Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
                 None => wgpu::ExperimentalFeatures::disabled(),
             },
@@ -276,11 +280,13 @@ impl Gpu {
                 record(&on_loss, if full { out_of_memory() } else { GpuError::Lost(message) });
             }
         });
+        let passes_spirv = vulkan && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
         let profile = DeviceProfile {
             cpu: info.is_software(),
             subgroup: (subgroups && smallest == largest && smallest > 0).then_some(smallest),
             wide_loads,
             cooperative,
+            shared_matrices: cooperative.is_some() && (passes_spirv || !vulkan),
             max_workgroup_invocations: info.max_workgroup_invocations,
             max_workgroup_storage: info.max_workgroup_storage,
             max_binding: info.max_binding_bytes,
@@ -300,6 +306,7 @@ impl Gpu {
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             max_groups: limits.max_compute_workgroups_per_dimension,
             checked: options.checked,
+            passes_spirv,
             allocated: AtomicU64::new(0),
             on_host: AtomicU64::new(0),
             memory_limit: AtomicU64::new(options.memory_limit.unwrap_or(u64::MAX)),

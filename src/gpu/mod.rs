@@ -12,6 +12,7 @@ mod memory;
 mod pipeline;
 mod pipeline_file;
 mod recording;
+mod spirv;
 mod timing;
 mod wide_vectors;
 

@@ -123,17 +123,7 @@ impl Gpu {
             bind_group_layouts: &[Some(&layout)],
             ..Default::default()
         });
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(key.shader.name),
-            source: wgpu::ShaderSource::Wgsl(source.as_str().into()),
-        };
-        let module = if self.shared.checked {
-            device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: kernels clamp or guard every index themselves and every loop ends; the tests run them with
-            // checks too
-            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        };
+        let module = self.module(key, &source)?;
         let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(key.shader.name),
             layout: Some(&pipeline_layout),
@@ -150,6 +140,33 @@ impl Gpu {
             return Err(GpuError::Shader { shader: key.shader.name.into(), reason: error.to_string() });
         }
         Ok(Arc::new(Pipeline { raw, layout }))
+    }
+
+    fn module(&self, key: &ShaderKey, source: &str) -> Result<wgpu::ShaderModule, GpuError> {
+        let (device, checked) = (&self.shared.device, self.shared.checked);
+        let label = Some(key.shader.name);
+        if self.shared.passes_spirv && key.shares_matrices() {
+            let words = key.spirv(checked)?;
+            let entry = wgpu::PassthroughShaderEntryPoint { name: "main".into(), workgroup_size: (1, 1, 1) };
+            let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
+                label,
+                entry_points: vec![entry].into(),
+                spirv: Some(words.into()),
+                ..Default::default()
+            };
+            // SAFETY: the words are naga's, of a module that it found valid, and the pipeline's layout has the bindings in the
+            // order in which they are numbered
+            return Ok(unsafe { device.create_shader_module_passthrough(descriptor) });
+        }
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
+        Ok(if checked {
+            device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: kernels clamp or guard every index themselves and every loop ends; the tests run them with
+            // checks too
+            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        })
     }
 
     /// Binds a dispatch to its buffers, one per binding; each binding's own offset and size apply within them.

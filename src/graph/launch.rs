@@ -19,6 +19,8 @@ pub struct DeviceProfile {
     pub wide_loads: bool,
     /// Matrix units that WGSL reaches: f16 operands, f32 sums.
     pub cooperative: Option<Cooperative>,
+    /// Kernels can hand cooperative matrices on through workgroup memory.
+    pub shared_matrices: bool,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_storage: u32,
     /// Bytes that one binding can be; 0 where that is not known to matter. What is larger is bound in pieces.
@@ -62,6 +64,7 @@ impl DeviceProfile {
         let gpu = DeviceProfile {
             max_workgroup_storage: 48 << 10,
             cooperative: units(16, 32),
+            shared_matrices: true,
             ..DeviceProfile::typical_gpu()
         };
         let small_units = DeviceProfile { cooperative: units(8, 32), ..gpu.clone() };

@@ -32,6 +32,15 @@ fn causal(lengths: &[u32], heads: Heads, dtype: DType) -> Vec<CaseInput> {
     windowed(lengths, u32::MAX, heads, dtype)
 }
 
+/// Scores that grow from key to key, by far more than exp can hold in f16: what a softmax is relative to must follow.
+fn growing((t, heads, d): (usize, usize, usize)) -> Vec<CaseInput> {
+    let mut all = causal(&[t as u32], (heads, heads, d), DType::F16);
+    let key = |i: usize| (3 * (i / (heads * d))) as f64 / 64.0;
+    all[0] = CaseInput::values(&[t, heads * d], DType::F16, vec![8.0; t * heads * d]);
+    all[1] = CaseInput::values(&[t, heads * d], DType::F16, (0..t * heads * d).map(key).collect());
+    all
+}
+
 /// The last `rows` of `keys` rows of a KV cache as queries, each of which sees `window` keys at most.
 fn cached(rows: u32, keys: u32, window: u32, (heads, kv_heads, d): Heads) -> Vec<CaseInput> {
     let mut all = causal(&[keys], (heads, kv_heads, d), DType::F32);
@@ -63,19 +72,28 @@ pub(super) fn forward() -> Vec<Case> {
         Case::new("window below a tile", op(16), windowed(&[60, 5, 33], 7, (4, 2, 16), f32)),
         Case::new("window of a tile", op(16), windowed(&[75, 40], 32, (4, 2, 16), f32)),
         Case::new("window above a tile", op(16), windowed(&[151], 70, (3, 1, 16), bf16)),
+        // for matrix units: f16, and all rows in whole matrices
+        Case::new("matrices", op(64), causal(&[70, 33, 9], (4, 2, 64), f16)),
+        Case::new("matrices, window", op(32), windowed(&[91, 5], 21, (2, 1, 32), f16)),
+        Case::new("matrices, wide head", op(128), causal(&[31, 33], (2, 1, 128), f16)),
+        Case::new("matrices, head of 80", op(80), causal(&[48], (1, 1, 80), f16)),
+        Case::new("matrices, growing scores", op(16), growing((64, 2, 16))),
     ]
 }
 
 /// Those of the forward cases with as many keys as queries, and of most widths of heads that have pairs one turned back.
 pub(super) fn gradient() -> Vec<Case> {
     let same = |case: &Case| case.inputs[0].ty.rows() == case.inputs[1].ty.rows();
-    let plain: Vec<Case> = forward().into_iter().filter(same).map(gradient_of).collect();
+    // backwards nothing is relative to a running value
+    let asked = |case: &Case| same(case) && !case.label.ends_with("growing scores");
+    let plain: Vec<Case> = forward().into_iter().filter(asked).map(gradient_of).collect();
     let mut widths = Vec::new();
     let mut all: Vec<Case> = Vec::new();
     for case in plain.iter().filter(|case| case.inputs[0].ty.rows() > 1) {
         let width = head_dim(case);
         // the widest compile for minutes on software devices
-        if width.is_multiple_of(8) && width <= 128 && !widths.contains(&width) {
+        let new = width.is_multiple_of(8) && width <= 128 && !widths.contains(&width);
+        if new || case.label.starts_with("matrices") {
             widths.push(width);
             all.push(turned(case));
         }

@@ -35,11 +35,17 @@ impl Walk {
             head_dim: self.head_dim,
             rows: self.rows(),
             turned: self.turn.is_some(),
+            matrix: self.matrix(device),
         };
         let candidates = Variant::candidates(device, &extents);
         let (choices, class) = (&device.choices, self.class());
         let measured = choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(device, &extents));
-        let with = |variant: Variant| bind(self.common(variant));
+        let with = |variant: Variant| {
+            let mut dispatch = bind(self.common(variant));
+            let operands = dispatch.bindings.iter_mut().filter(|b| ["q", "k", "v", "d_o"].contains(&b.name));
+            operands.for_each(|binding| binding.view = variant.view());
+            dispatch
+        };
         let mut dispatch = with(measured.unwrap_or(candidates[0]));
         if choices.wants(&class, candidates.len(), dispatch.cost.flops) {
             let alternative = |variant: &Variant| Alternative {
@@ -51,6 +57,14 @@ impl Walk {
             dispatch.alternatives = Some(Box::new(Alternatives { class, variants, indices: self.causal() }));
         }
         dispatch
+    }
+
+    /// See [`Extents::matrix`].
+    fn matrix(&self, device: &DeviceProfile) -> Option<usize> {
+        let plain = |ty: &TensorType| ty.dtype == DType::F16 && device.piece(ty.bytes()).is_none();
+        let divides = |n: &usize| self.q.rows().is_multiple_of(*n) && self.k.rows().is_multiple_of(*n);
+        let whole = [&self.q, &self.k].into_iter().all(plain);
+        [16, 8].into_iter().find(|n| whole && divides(n))
     }
 
     fn rows(&self) -> usize {
@@ -107,7 +121,7 @@ impl Walk {
             .read("q", Place::Input(0), self.q.dtype)
             .read("k", Place::Input(1), self.k.dtype)
             .read("v", Place::Input(2), self.k.dtype);
-        if let Variant::Tiled { .. } = variant {
+        if let Variant::Tiled { .. } | Variant::Coop { .. } = variant {
             dispatch = dispatch.param("heads", walked);
         }
         if self.pass != Pass::GradientKeyValue {
@@ -123,6 +137,7 @@ impl Walk {
             dispatch =
                 dispatch.read_scalar("positions", positions, DType::U32).read("table", table, DType::F32);
         }
-        variant.define(dispatch.flag("TURNED", self.turn.is_some()), self.head_dim)
+        let turned = self.turn.is_some();
+        variant.define(dispatch.flag("TURNED", turned), self.head_dim, turned)
     }
 }

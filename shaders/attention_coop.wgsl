@@ -1,0 +1,102 @@
+// Attention with online softmax on matrix units, forward: o = softmax(scale * q kᵀ) v and lse [heads, T].
+//
+// The same tensors and ranges as in attention.wgsl. A workgroup owns ROWS query rows of one head and walks the keys from its
+// first row's start to its last row's end, BLOCK at a time. KEEP stores lse. See shared/attention_coop.wgsl.
+//
+// The sums of a row can be rescaled only through workgroup memory. So the score that its weights are relative to is not the
+// largest so far, but follows it where that is LAZY above: weights stay below exp(LAZY), which f16 holds, and after its
+// first block hardly a row is rescaled (the same idea as in FlashAttention-4's conditional rescaling).
+{% set R_EXTENT = "params.rows" %}
+{% set R_STRIDE = "q_stride" %}
+{% set R_BASE = "q_base" %}
+{% set C_EXTENT = "params.keys" %}
+{% set C_STRIDE = "kv_stride" %}
+{% set C_BASE = "kv_base" %}
+{% set LAZY = "8.0" %}
+{% include "shared/attention_coop.wgsl" %}
+// whether a row of the subgroup's invocations is to be rescaled
+var<workgroup> outgrown: array<u32, {{ DOWN * ACROSS }}>;
+
+@compute @workgroup_size({{ WORKGROUP }})
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) in_subgroup: u32,
+) {
+    // surplus groups of a folded grid repeat the last tile and store nothing
+    let index = group_index(group, groups);
+    let tile = min(index, params.tiles - 1u);
+    let head = tile % params.heads;
+    // under a causal mask the last rows see most: they begin first
+    let row0 = (params.row_tiles - 1u - tile / params.heads) * {{ ROWS }}u;
+    let last_row = min(row0 + {{ ROWS - 1 }}u, params.rows - 1u);
+    let q_stride = 4u * params.q_stride;
+    let kv_stride = 4u * params.kv_stride;
+    let q_base = head * {{ HEAD_DIM }}u;
+    let kv_base = head / params.group * {{ HEAD_DIM }}u;
+{{ place() }}
+    let start = starts[row_at];
+    let end = ends[row_at];
+    let last = ends[last_row];
+    // what the weights are relative to; above a masked score, so that exp of one is zero in a row that has seen nothing yet
+    var base = -1e20;
+    // of the invocation's own columns
+    var sum = 0.0;
+{{ zero("o", D_TILES) }}
+    for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
+{{ columns() }}
+{{ product("s", "q", "k") }}
+{{ spill("s", "scores", range(S_TILES)) }}
+        workgroupBarrier();
+        var largest = -1e20;
+        for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
+            let column = part * {{ SHARE }}u + j;
+            let key = first + column;
+            let seen = key >= start && key < end;
+            largest = max(largest, select(-1e20, scores[column * {{ ROWS }}u + own] * params.scale, seen));
+        }
+{{ over_row("largest", true) }}
+        let outgrows = largest > base + {{ LAZY }};
+        // a row that has seen nothing has no sums yet
+        let rescales = outgrows && base > -1e19;
+        let shrink = select(1.0, exp(base - largest), rescales);
+        base = select(base, largest, outgrows);
+        sum *= shrink;
+        for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
+            let column = part * {{ SHARE }}u + j;
+            let key = first + column;
+            let at = column * {{ ROWS }}u + own;
+            let weight = select(0.0, exp(scores[at] * params.scale - base), key >= start && key < end);
+            sum += weight;
+            weights[at] = f16(weight);
+        }
+        let any = subgroupAny(rescales);
+        if (in_subgroup == 0u) {
+            outgrown[subgroup] = u32(any);
+        }
+        workgroupBarrier();
+        if (({% for s in range(DOWN * ACROSS) %}outgrown[{{ s }}]{{ " | " if not loop.last }}{% endfor %}) != 0u) {
+{% for q in range(HEAD_DIM // SPAN) %}
+{% set tiles = range(q * SPAN_TILES, (q + 1) * SPAN_TILES) | list %}
+{{ spill("o", "scores", tiles) }}
+            workgroupBarrier();
+            for (var column = part; column < {{ SPAN }}u; column += {{ PARTS }}u) {
+                scores[column * {{ ROWS }}u + own] *= shrink;
+            }
+            workgroupBarrier();
+{{ fetch("o", "scores", tiles) }}
+{% endfor %}
+        }
+{{ accumulate("o", "weights", "v") }}
+    }
+{{ over_row("sum", false) }}
+    let inverse = select(0.0, 1.0 / sum, sum > 0.0);
+{{ store("o", "o", "inverse") }}
+{% if KEEP %}
+    if (index < params.tiles && row < params.rows && part == 0u) {
+        lse[head * params.lse_stride + row] = base + log(max(sum, 1e-30));
+    }
+{% endif %}
+}

@@ -1,0 +1,69 @@
+// Gradient of attention on matrix units, first pass: dq, and delta [heads, T] = rowsum(do * o) for the second pass.
+//
+// With p = exp(scale * q kᵀ - lse) and ds = p (do vᵀ - delta): dq = scale * ds k. A workgroup owns ROWS query rows of one
+// head; rows and keys as in attention_coop.wgsl.
+{% set R_EXTENT = "params.rows" %}
+{% set R_STRIDE = "q_stride" %}
+{% set R_BASE = "q_base" %}
+{% set C_EXTENT = "params.keys" %}
+{% set C_STRIDE = "kv_stride" %}
+{% set C_BASE = "kv_base" %}
+{% include "shared/attention_coop.wgsl" %}
+var<workgroup> gradients: array<f32, {{ ROWS * BLOCK }}>;
+
+@compute @workgroup_size({{ WORKGROUP }})
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+) {
+    let index = group_index(group, groups);
+    let tile = min(index, params.tiles - 1u);
+    let head = tile % params.heads;
+    let row0 = (params.row_tiles - 1u - tile / params.heads) * {{ ROWS }}u;
+    let last_row = min(row0 + {{ ROWS - 1 }}u, params.rows - 1u);
+    let q_stride = 4u * params.q_stride;
+    let kv_stride = 4u * params.kv_stride;
+    let q_base = head * {{ HEAD_DIM }}u;
+    let kv_base = head / params.group * {{ HEAD_DIM }}u;
+{{ place() }}
+    let start = starts[row_at];
+    let end = ends[row_at];
+    let last = ends[last_row];
+    let lse_at = head * params.lse_stride + row_at;
+    let row_lse = lse[lse_at];
+    let row_base = row_at * q_stride + q_base;
+    var delta_sum = 0.0;
+    for (var d = part; d < {{ HEAD_DIM // 4 }}u; d += {{ PARTS }}u) {
+        let at = row_base + 4u * d;
+        delta_sum += dot(vec4<f32>(vec4<f16>(d_o[at], d_o[at + 1u], d_o[at + 2u], d_o[at + 3u])), load_o(at / 4u));
+    }
+{{ over_row("delta_sum", false) }}
+{{ zero("dq", D_TILES) }}
+    for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
+{{ columns() }}
+{{ product("s", "q", "k") }}
+{{ spill("s", "scores", range(S_TILES)) }}
+{{ product("dp", "d_o", "v") }}
+{{ spill("dp", "gradients", range(S_TILES)) }}
+        workgroupBarrier();
+        for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
+            let column = part * {{ SHARE }}u + j;
+            let key = first + column;
+            let at = column * {{ ROWS }}u + own;
+            let ds = exp(scores[at] * params.scale - row_lse) * (gradients[at] - delta_sum);
+            weights[at] = f16(select(0.0, ds, key >= start && key < end));
+        }
+        workgroupBarrier();
+{{ accumulate("dq", "weights", "k") }}
+    }
+{% if TURNED %}
+{{ store_turned("dq", "dq", "params.scale") }}
+{% else %}
+{{ store("dq", "dq", "params.scale") }}
+{% endif %}
+    if (index < params.tiles && row < params.rows && part == 0u) {
+        delta[lse_at] = delta_sum;
+    }
+}

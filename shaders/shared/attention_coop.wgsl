@@ -1,0 +1,171 @@
+// What the attention kernels on matrix units share: block products in cooperative matrices of SIZE x SIZE, and the way of
+// their scores through workgroup memory.
+//
+// A workgroup of DOWN x ACROSS subgroups of LANES owns ROWS rows (of queries, or of keys where their gradient is made) and
+// meets BLOCK columns (of keys, or of queries) per turn. A subgroup owns a strip of ROWS / DOWN rows and every ACROSS-th
+// column of matrices, of the scores, {name}{i}_{j}, as of a result, which has the head's dimension: {name}{i}_{c}.
+//
+// Operands are loaded straight from storage. No element of a cooperative matrix can be reached, so scores go to workgroup
+// memory (column by column: neighbouring invocations own neighbouring rows), where invocation `lane` owns row
+// lane % ROWS and one of PARTS parts of its columns, and come back as weights in f16; results leave the same way, SPAN
+// columns at a time. All rows are multiples of SIZE, so a matrix lies within a tensor or beyond it; those beyond are
+// replaced by the last one, and masked or not stored. The kernel that includes this says how the operands of each side
+// lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE.
+//
+// TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
+// same `positions` and `table`.
+{% set MATRIX = "coop_mat" ~ SIZE ~ "x" ~ SIZE %}
+{% set WORKGROUP = DOWN * ACROSS * LANES %}
+{% set STRIP = ROWS // DOWN %}
+{% set R_TILES = STRIP // SIZE %}
+{% set S_TILES = BLOCK // (SIZE * ACROSS) %}
+{% set D_TILES = HEAD_DIM // (SIZE * ACROSS) %}
+{% set PARTS = WORKGROUP // ROWS %}
+{% set SHARE = BLOCK // PARTS %}
+{% set SPAN_TILES = SPAN // (SIZE * ACROSS) %}
+var<workgroup> scores: array<f32, {{ ROWS * BLOCK }}>;
+var<workgroup> weights: array<f16, {{ ROWS * BLOCK }}>;
+{% if PARTS > 1 %}
+var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
+{% endif %}
+
+{# declares what every invocation knows of its place #}
+{% macro place() %}
+    let across = subgroup % {{ ACROSS }}u;
+    let strip = subgroup / {{ ACROSS }}u * {{ STRIP }}u;
+    let own = lane % {{ ROWS }}u;
+    let part = lane / {{ ROWS }}u;
+    let row = row0 + own;
+    // of a row beyond the end, the last one's
+    let row_at = min(row, {{ R_EXTENT }} - 1u);
+{% for i in range(R_TILES) %}
+    let r_at{{ i }} = min(row0 + strip + {{ i * SIZE }}u, {{ R_EXTENT }} - {{ SIZE }}u) * {{ R_STRIDE }} + {{ R_BASE }};
+{% endfor %}
+{% endmacro %}
+
+{# name{i}_{j} = zero, in `tiles` columns of matrices #}
+{% macro zero(name, tiles) %}
+{% for i in range(R_TILES) %}
+{% for j in range(tiles) %}
+        var {{ name }}{{ i }}_{{ j }} = {{ MATRIX }}<f32, C>();
+{% endfor %}
+{% endfor %}
+{% endmacro %}
+
+{# where the columns' matrices of this turn lie #}
+{% macro columns() %}
+{% for j in range(S_TILES) %}
+        let c_at{{ j }} = min(first + (across + {{ ACROSS * j }}u) * {{ SIZE }}u, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }};
+{% endfor %}
+{% endmacro %}
+
+{# name{i}_{j} = rows' operand . columns' operand over the head dimension #}
+{% macro product(name, row_tensor, column_tensor) %}
+{{ zero(name, S_TILES) }}
+        for (var t = 0u; t < {{ HEAD_DIM }}u; t += {{ SIZE }}u) {
+{% for i in range(R_TILES) %}
+            let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ row_tensor }}[r_at{{ i }} + t], {{ R_STRIDE }});
+{% endfor %}
+{% for j in range(S_TILES) %}
+            let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}[c_at{{ j }} + t], {{ C_STRIDE }});
+{% for i in range(R_TILES) %}
+            {{ name }}{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, {{ name }}{{ i }}_{{ j }});
+{% endfor %}
+{% endfor %}
+        }
+{% endmacro %}
+
+{# where the subgroup's matrix (i, j) lies in workgroup memory #}
+{% macro at(i, j) %}(across + {{ ACROSS * j }}u) * {{ SIZE * ROWS }}u + strip + {{ i * SIZE }}u{% endmacro %}
+
+{# hands the matrices of `tiles` to the workgroup; what read the last ones is past a barrier #}
+{% macro spill(name, area, tiles) %}
+{% for i in range(R_TILES) %}
+{% for c in tiles %}
+        coopStore({{ name }}{{ i }}_{{ c }}, &{{ area }}[{{ at(i, loop.index0) }}], {{ ROWS }}u);
+{% endfor %}
+{% endfor %}
+{% endmacro %}
+
+{# and takes them back #}
+{% macro fetch(name, area, tiles) %}
+{% for i in range(R_TILES) %}
+{% for c in tiles %}
+        {{ name }}{{ i }}_{{ c }} = coopLoad<{{ MATRIX }}<f32, C>>(&{{ area }}[{{ at(i, loop.index0) }}], {{ ROWS }}u);
+{% endfor %}
+{% endfor %}
+{% endmacro %}
+
+{# name = its sum or largest value over the invocations that share the row, in their order; leaves `partial` in use until
+   the next barrier #}
+{% macro over_row(name, largest) %}
+{% if PARTS > 1 %}
+        partial[lane] = {{ name }};
+        workgroupBarrier();
+        {{ name }} = partial[own];
+{% for p in range(1, PARTS) %}
+        {{ name }} = {% if largest %}max({{ name }}, partial[own + {{ p * ROWS }}u]){% else %}{{ name }} + partial[own + {{ p * ROWS }}u]{% endif %};
+{% endfor %}
+{% endif %}
+{% endmacro %}
+
+{# name{i}_{c} += weights . columns' operand over the block #}
+{% macro accumulate(name, area, tensor) %}
+        for (var t = 0u; t < {{ BLOCK }}u; t += {{ SIZE }}u) {
+            let line = min(first + t, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }} + across * {{ SIZE }}u;
+{% for i in range(R_TILES) %}
+            let a{{ i }} = coopLoad<{{ MATRIX }}<f16, A>>(&{{ area }}[t * {{ ROWS }}u + strip + {{ i * SIZE }}u], {{ ROWS }}u);
+{% endfor %}
+{% for c in range(D_TILES) %}
+            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}[line + {{ c * ACROSS * SIZE }}u], {{ C_STRIDE }});
+{% for i in range(R_TILES) %}
+            {{ name }}{{ i }}_{{ c }} = coopMultiplyAdd(a{{ i }}, b{{ c }}, {{ name }}{{ i }}_{{ c }});
+{% endfor %}
+{% endfor %}
+        }
+{% endmacro %}
+
+{# a group of four columns of the invocation's row in workgroup memory #}
+{% macro four(group) %}vec4<f32>({% for j in range(4) %}scores[(4u * ({{ group }}) + {{ j }}u) * {{ ROWS }}u + own]{{ ", " if not loop.last }}{% endfor %}){% endmacro %}
+
+{# stores the rows that exist, times `factor`; the scores are past their last use and a barrier #}
+{% macro store(tensor, name, factor) %}
+    let {{ name }}_at = (row_at * {{ R_STRIDE }} + {{ R_BASE }}) / 4u;
+{% for q in range(HEAD_DIM // SPAN) %}
+{{ spill(name, "scores", range(q * SPAN_TILES, (q + 1) * SPAN_TILES)) }}
+    workgroupBarrier();
+    if (index < params.tiles && row < {{ R_EXTENT }}) {
+        for (var g = part; g < {{ SPAN // 4 }}u; g += {{ PARTS }}u) {
+            store_{{ tensor }}({{ name }}_at + g + {{ q * SPAN // 4 }}u, {{ four("g") }} * {{ factor }});
+        }
+    }
+    workgroupBarrier();
+{% endfor %}
+{% endmacro %}
+
+{# the same, turned back by the angles of the rows' positions #}
+{% macro store_turned(tensor, name, factor) %}
+{% set HALF = SPAN_TILES // 2 %}
+{% set PAIR = HEAD_DIM // 8 %}
+    let {{ name }}_at = (row_at * {{ R_STRIDE }} + {{ R_BASE }}) / 4u;
+    let {{ name }}_angle = positions[row_at] * {{ 2 * PAIR }}u;
+{% for q in range(HEAD_DIM // SPAN) %}
+{# both halves of the pairs #}
+{% set first = range(q * HALF, (q + 1) * HALF) | list %}
+{% set second = range(D_TILES // 2 + q * HALF, D_TILES // 2 + (q + 1) * HALF) | list %}
+{{ spill(name, "scores", first + second) }}
+    workgroupBarrier();
+    if (index < params.tiles && row < {{ R_EXTENT }}) {
+        for (var g = part; g < {{ SPAN // 8 }}u; g += {{ PARTS }}u) {
+            let d = g + {{ q * SPAN // 8 }}u;
+            let x1 = {{ four("g") }};
+            let x2 = {{ four("g + " ~ (SPAN // 8) ~ "u") }};
+            let cosine = load_table({{ name }}_angle + d);
+            let sine = load_table({{ name }}_angle + d + {{ PAIR }}u);
+            store_{{ tensor }}({{ name }}_at + d, (x1 * cosine + x2 * sine) * {{ factor }});
+            store_{{ tensor }}({{ name }}_at + d + {{ PAIR }}u, (x2 * cosine - x1 * sine) * {{ factor }});
+        }
+    }
+    workgroupBarrier();
+{% endfor %}
+{% endmacro %}
