@@ -148,6 +148,21 @@ fn bench_prints_tables_and_objects_that_compare() {
     let table = succeed(cache, "bench lora --size 64x32x48 --tokens 16 --rank 2 --tune off");
     assert!(table.contains("32x48 no adapter") && table.contains("32x48 forward, dA, dB"), "{table}");
 
+    for storage in ["nf4", "nf4-dq", "int8"] {
+        let sizes = format!("--tune off --storage {storage}");
+        let text = succeed(cache, &format!("bench matmul --size 64x32x48 --json {sizes}"));
+        let report: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&report["storage"], &report["activations"]), (&storage.into(), &"bf16".into()));
+        let kernels = report["kernels"].as_array().unwrap();
+        assert_eq!(kernels.len(), 2, "the gradient of a quantised weight is not made: {text}");
+        assert!(kernels.iter().all(|k| k["gflops"].as_f64().unwrap() > 0.0), "{text}");
+        let table = succeed(cache, &format!("bench lora --size 64x32x48 --tokens 16 --rank 2 {sizes}"));
+        assert!(table.contains(&format!("{storage} weights, bf16 activations")), "{table}");
+    }
+    let refused = engraft(cache, "bench matmul --size 64x32x46 --storage nf4");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("multiples of 4"));
+
     let table = succeed(cache, "bench attention --tokens 32 --variant rows");
     assert_eq!(table.matches("  rows\n").count(), 4, "{table}");
     let refused = engraft(cache, "bench attention --variant columns");

@@ -3,12 +3,12 @@
 use super::args::{BenchKernelArgs, BenchTrainArgs, StepArgs};
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::graph::{DeviceProfile, Graph, GraphError};
+use crate::graph::{DeviceProfile, Graph, GraphError, blocks};
 use crate::models::{ModelConfig, Network, shape, shape_names};
 use crate::ops::matmul::Layout;
 use crate::ops::{attention, matmul};
 use crate::train::bench::kernels::{
-    Heads, KernelReport, Peak, Runnable, causal_attention, layer, peak, product, segments,
+    Heads, KernelReport, LayerStorage, Peak, Runnable, causal_attention, layer, peak, product, segments,
 };
 use crate::train::bench::trace::trace;
 use crate::train::bench::transfers::TransferReport;
@@ -88,7 +88,14 @@ pub fn matmul(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
         });
     };
     match args.shape()? {
-        None => [Layout::NT, Layout::NN, Layout::TN].into_iter().for_each(|l| add(l, args.size)),
+        None => {
+            add(Layout::NT, args.size);
+            add(Layout::NN, args.size);
+            // the gradient of a weight, which one that is quantised has not
+            if !args.storage.is_quantised() {
+                add(Layout::TN, args.size);
+            }
+        }
         Some(config) => {
             for (outputs, inputs) in layers(&config) {
                 add(Layout::NT, (args.tokens, outputs, inputs));
@@ -166,6 +173,7 @@ struct KernelCase {
 /// `products`: the cases are products, of which the best is the measure of the others.
 fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, products: bool, quiet: bool) -> Result<(), Error> {
     let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
+    cases.iter().filter_map(|case| case.graph.as_ref().ok()).try_for_each(whole_groups)?;
     let gpu = Gpu::open(&args.run.device.options())?;
     let mut tuner = Tuner::new(args.run.tune.tune);
     let mut peak = peak(&gpu, &tuner, &mut reporter(quiet))?;
@@ -195,13 +203,28 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, products: bool, quiet: bo
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
     doubt(earlier.as_ref(), "storage", &driver).into_iter().for_each(|said| eprintln!("{said}"));
-    let report = KernelReports { device, driver, storage: args.storage.to_string(), peak, kernels };
+    let storage = LayerStorage::from(args.storage);
+    let report = KernelReports { device, driver, storage, peak, kernels };
     if args.run.json {
         print_json(&report);
     } else {
         print!("{}", report.table(earlier.as_ref()));
     }
     Ok(())
+}
+
+/// # Errors
+/// A weight that cannot be held in blocks.
+fn whole_groups(graph: &Graph) -> Result<(), Error> {
+    let types = graph.leaves().iter().map(|leaf| graph.type_of(leaf.value));
+    let mut broken = types.filter(|ty| ty.dtype.is_quantised() && !blocks::fits(*ty));
+    broken.next().map_or(Ok(()), |ty| {
+        Err(Error::input(format!(
+            "--storage {}: the rows of a weight must be multiples of 4 long, and these are {}; choose other sizes",
+            ty.dtype,
+            ty.cols()
+        )))
+    })
 }
 
 /// # Errors
@@ -316,7 +339,8 @@ fn print_json(report: &impl Serialize) {
 struct KernelReports {
     device: String,
     driver: String,
-    storage: String,
+    #[serde(flatten)]
+    storage: LayerStorage,
     peak: Peak,
     kernels: Vec<KernelReport>,
 }
@@ -499,7 +523,7 @@ fn report_table(report: &BenchTrainReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Cost;
+    use crate::graph::{Cost, DType};
 
     fn report() -> BenchTrainReport {
         BenchTrainReport {
@@ -561,7 +585,7 @@ mod tests {
         let reports = |seconds| KernelReports {
             device: "d".into(),
             driver: "v".into(),
-            storage: "bf16".into(),
+            storage: DType::BF16.into(),
             peak: Peak { gflops: 10.0, gb_per_s: 4.0 },
             kernels: vec![kernel(seconds)],
         };
@@ -569,6 +593,14 @@ mod tests {
         let table = reports(0.25).table(Some(&before));
         let columns: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(columns, ["NT", "250.000", "5.0", "50%", "1.00", "25%", "2.00", "rows"]);
+    }
+
+    #[test]
+    fn weights_in_blocks_need_rows_of_whole_groups() {
+        let check = |dtype| whole_groups(&product(Layout::NT, (8, 8, 6), dtype).unwrap());
+        assert!(check(DType::BF16).is_ok());
+        let said = check(DType::Nf4).unwrap_err().to_string();
+        assert!(said.contains("--storage nf4") && said.contains("multiples of 4"), "{said}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::models::ModelConfig;
 use crate::train::bench::small_config;
 use crate::train::options::TuneMode;
 use crate::train::options::{Checks, LoraOptions, OptionsError, RecomputeKind};
+use crate::train::quantize::Quantize;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -63,7 +64,7 @@ pub struct BenchKernelArgs {
     /// Rank of the adapter
     #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = positive)]
     pub rank: usize,
-    /// What operands and results are stored in: f32, f16 or bf16
+    /// What operands and results are stored in: f32, f16, bf16; nf4, nf4-dq, int8: weights alone, the rest bf16
     #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = storage)]
     pub storage: DType,
     /// Take this kernel wherever it fits instead of the measured one; an unknown name lists those there are
@@ -165,11 +166,13 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a number above zero is needed".into())
 }
 
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// A float type, or what `--quantize` holds weights in, by its words.
 fn storage(text: &str) -> Result<DType, String> {
-    [DType::F32, DType::F16, DType::BF16]
-        .into_iter()
-        .find(|t| t.name() == text)
-        .ok_or_else(|| "there are f32, f16 and bf16".into())
+    let quantised = || text.parse::<Quantize>().ok().and_then(Quantize::dtype);
+    let unknown = || "there are f32, f16, bf16, nf4, nf4-dq and int8".to_owned();
+    FLOATS.into_iter().find(|t| t.name() == text).or_else(quantised).ok_or_else(unknown)
 }
 
 #[derive(Clone, Debug, Args)]

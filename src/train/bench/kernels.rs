@@ -3,6 +3,7 @@
 use crate::autograd::{Recompute, differentiate};
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuError, Recording};
+use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
 use crate::graph::{Cost, DType, Graph, GraphError, Leaf, LeafKind, Shape};
 use crate::ops::attention::{AttentionGradient, Visibility, attention};
@@ -10,9 +11,11 @@ use crate::ops::copy::copy;
 use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
 use crate::plan::{Bindings, Program};
+use crate::train::options::Precision;
 use crate::train::trainer::TrainerError;
 use crate::train::tuning::{TuneProgress, TuneReport, Tuner};
 use serde::Serialize;
+use std::fmt;
 use std::sync::Arc;
 
 /// One operation that was measured.
@@ -54,8 +57,8 @@ pub struct Runnable {
 const RUNS: usize = 5;
 
 impl Runnable {
-    /// Measures kernels where `tuner` says so, fills every float leaf with numbers in [-1, 1) and every index leaf with
-    /// what `indices` holds under its name, and compiles.
+    /// Measures kernels where `tuner` says so, fills every float leaf with numbers in [-1, 1), every quantised one with codes
+    /// and every index leaf with what `indices` holds under its name, and compiles.
     ///
     /// # Errors
     /// Failed allocations and what the device reported.
@@ -74,7 +77,10 @@ impl Runnable {
         for leaf in graph.leaves() {
             let ty = graph.type_of(leaf.value);
             let slice = gpu.allocate(&leaf.name, ty.bytes())?.whole();
-            if ty.dtype != DType::U32 {
+            if ty.dtype.is_quantised() {
+                // quantising numbers would take longer than everything else
+                slice.write(&sample(ty));
+            } else if ty.dtype != DType::U32 {
                 // steps of 1/32 lie in every storage type exactly
                 let values: Vec<f32> =
                     (0..ty.shape.elements()).map(|i| ((i * 7919) % 64) as f32 / 32.0 - 1.0).collect();
@@ -129,20 +135,51 @@ fn fastest(gpu: &Gpu, recording: &Recording) -> Result<(f64, Cost, Vec<String>),
     Ok((best, recording.cost(), variants))
 }
 
-/// The operands of a `[m, n]` product over k, all stored as `dtype`.
+/// What a linear layer's weight is stored in, and what its input and output are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LayerStorage {
+    #[serde(rename = "storage")]
+    pub weight: DType,
+    pub activations: DType,
+}
+
+impl From<DType> for LayerStorage {
+    /// A float type is that of the activations too; beside a quantised one they are what `finetune` has by default.
+    fn from(weight: DType) -> Self {
+        let activations = if weight.is_quantised() { Precision::default().activations() } else { weight };
+        LayerStorage { weight, activations }
+    }
+}
+
+impl fmt::Display for LayerStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.weight == self.activations {
+            true => f.pad(self.weight.name()),
+            false => f.pad(&format!("{} weights, {} activations", self.weight, self.activations)),
+        }
+    }
+}
+
+/// A `[m, n]` product over k, of which `b` is the weight: in [`Layout::NT`] that of a layer, in [`Layout::NN`] that of the gradient
+/// of its input.
 ///
 /// # Errors
 /// A name that is taken: none here.
-pub fn product(layout: Layout, (m, n, k): (usize, usize, usize), dtype: DType) -> Result<Graph, GraphError> {
+pub fn product(
+    layout: Layout,
+    (m, n, k): (usize, usize, usize),
+    storage: impl Into<LayerStorage>,
+) -> Result<Graph, GraphError> {
+    let LayerStorage { weight, activations } = storage.into();
     let (a, b) = match layout {
         Layout::NT => ([m, k], [n, k]),
         Layout::NN => ([m, k], [k, n]),
         Layout::TN => ([k, m], [k, n]),
     };
     let mut graph = Graph::new();
-    let a = graph.input("a", Shape::new(&a), dtype)?;
-    let b = graph.input("b", Shape::new(&b), dtype)?;
-    let c = matmul(&mut graph, layout, a, b, 1.0, dtype)?;
+    let a = graph.input("a", Shape::new(&a), activations)?;
+    let b = graph.input("b", Shape::new(&b), weight)?;
+    let c = matmul(&mut graph, layout, a, b, 1.0, activations)?;
     graph.output("c", c);
     Ok(graph)
 }
@@ -156,22 +193,23 @@ pub fn layer(
     tokens: usize,
     (outputs, inputs): (usize, usize),
     rank: usize,
-    dtype: DType,
+    storage: impl Into<LayerStorage>,
     gradient: bool,
 ) -> Result<Graph, GraphError> {
+    let LayerStorage { weight, activations } = storage.into();
     let mut graph = Graph::new();
-    let x = graph.input("x", Shape::matrix(tokens, inputs), dtype)?;
-    let weight = graph.frozen("weight", Shape::matrix(outputs, inputs), dtype)?;
+    let x = graph.input("x", Shape::matrix(tokens, inputs), activations)?;
+    let weight = graph.frozen("weight", Shape::matrix(outputs, inputs), weight)?;
     let y = if rank == 0 {
-        matmul(&mut graph, Layout::NT, x, weight, 1.0, dtype)?
+        matmul(&mut graph, Layout::NT, x, weight, 1.0, activations)?
     } else {
         let a = graph.trainable("a", Shape::matrix(rank, inputs))?;
         let b = graph.trainable("b", Shape::matrix(outputs, rank))?;
-        lora_linear(&mut graph, x, weight, (a, b), Dropped::Not, 2.0, dtype)?
+        lora_linear(&mut graph, x, weight, (a, b), Dropped::Not, 2.0, activations)?
     };
     graph.output("y", y);
     if gradient {
-        let dy = graph.input("dy", Shape::matrix(tokens, outputs), dtype)?;
+        let dy = graph.input("dy", Shape::matrix(tokens, outputs), activations)?;
         differentiate(&mut graph, y, dy, Recompute::None)?;
     }
     Ok(graph)
@@ -250,4 +288,23 @@ pub fn peak(gpu: &Gpu, tuner: &Tuner, progress: &mut dyn FnMut(&TuneProgress)) -
     graph.output("y", copied);
     let moved = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("copy", 1.0)?;
     Ok(Peak { gflops: best.gflops, gb_per_s: moved.gb_per_s })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantised_weight_has_finetunes_activations_beside_it() {
+        for dtype in [DType::Nf4, DType::Nf4Double, DType::Int8] {
+            let graph = layer(16, (8, 12), 2, dtype, true).unwrap();
+            let stored = |name: &str| {
+                let leaf = graph.leaves().iter().find(|leaf| leaf.name == name).unwrap();
+                graph.type_of(leaf.value).dtype
+            };
+            assert_eq!(["x", "weight", "dy"].map(stored), [DType::BF16, dtype, DType::BF16]);
+        }
+        assert_eq!(LayerStorage::from(DType::Int8).to_string(), "int8 weights, bf16 activations");
+        assert_eq!(LayerStorage::from(DType::F16).to_string(), "f16");
+    }
 }
