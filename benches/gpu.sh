@@ -22,10 +22,12 @@ value() { # KEY JSON
     grep -oE "\"$1\": ?[0-9.e-]+" <<<"$2" | head -1 | sed 's/.*: *//'
 }
 figures() { # JSON of a training benchmark
-    local bytes
+    local bytes share
     [ "$1" != '{}' ] || { echo "failed, see $out/log.txt"; return; }
     bytes=$(value peak_device_bytes "$1") || bytes=
-    printf '%.0f tokens/s, %.2f TFLOP/s, %s' "$(value tokens_per_s "$1")" "$(value tflop_per_s "$1")" \
+    # PyTorch's report has no such share
+    share=$(value share_of_peak "$1") && share=$(printf '%.2f of peak, ' "$share") || share=
+    printf '%.0f tokens/s, %.2f TFLOP/s, %s%s' "$(value tokens_per_s "$1")" "$(value tflop_per_s "$1")" "$share" \
         "$([ -n "$bytes" ] && echo "$((bytes >> 20)) MiB" || echo "memory unknown")"
 }
 

@@ -211,6 +211,7 @@ fn fusions_give_the_same_losses() {
         serde_json::from_str(&succeed(folder.path(), &command)).unwrap()
     };
     let (plain, dropping) = (run(""), run(" --lora_dropout 0.1"));
+    assert!(plain["share_of_peak"].as_f64().is_some_and(|share| share > 0.0), "{plain}");
     for name in engraft::fuse::Fusions::NAMES {
         let (all, dropout) = match name {
             "dropout" => (&dropping, " --lora_dropout 0.1"),

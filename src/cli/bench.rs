@@ -1,7 +1,7 @@
 //! `engraft bench`: speed without any files.
 
 use super::args::{BenchKernelArgs, BenchTrainArgs, StepArgs};
-use crate::error::Error;
+use crate::error::{Error, Failure};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::graph::{DeviceProfile, Graph, GraphError, blocks};
 use crate::models::{ModelConfig, Network, shape, shape_names};
@@ -30,15 +30,26 @@ use std::path::Path;
 pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
     let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
     let mut bench = open_train(&args, quiet)?;
-    let report = bench.run()?;
+    let run = bench.run()?;
+    // the trainer's memory is given back first, for a run that leaves no room beside it
+    let gpu = bench.trainer().gpu().clone();
+    drop(bench);
+    let activations = args.precision.precision.activations();
+    let peak = match peak(&gpu, &Tuner::new(args.run.tune.tune), activations, &mut reporter(quiet)) {
+        Ok(peak) => Some(peak),
+        Err(error) if error.failure() == Failure::Memory => None,
+        Err(error) => return Err(error),
+    };
+    let report = TrainReport::new(run, peak);
     if args.run.json {
         print_json(&report);
     } else {
-        print!("{}", report_table(&report));
+        print!("{}", report.table());
     }
-    doubt(earlier.as_ref(), "loss_first", &report.driver).into_iter().for_each(|said| eprintln!("{said}"));
+    let BenchTrainReport { driver, tokens_per_s, .. } = &report.run;
+    doubt(earlier.as_ref(), "loss_first", driver).into_iter().for_each(|said| eprintln!("{said}"));
     if let Some(before) = earlier.as_ref().and_then(|v| v["tokens_per_s"].as_f64()) {
-        eprintln!("{:.2} times the {before:.0} tokens/s of the file", report.tokens_per_s / before);
+        eprintln!("{:.2} times the {before:.0} tokens/s of the file", tokens_per_s / before);
     }
     Ok(())
 }
@@ -52,7 +63,8 @@ pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
     let mut bench = open_train(&args.train, quiet)?;
     let report = bench.run()?;
     let tuner = Tuner::new(args.train.run.tune.tune);
-    let peak = peak(bench.trainer().gpu(), &tuner, &mut reporter(quiet))?;
+    let activations = args.train.precision.precision.activations();
+    let peak = peak(bench.trainer().gpu(), &tuner, activations, &mut reporter(quiet))?;
     let dispatches = bench.dispatches()?;
     let kernels = by_kind(&dispatches);
     if let Some(path) = &args.trace {
@@ -176,7 +188,8 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, products: bool, quiet: bo
     cases.iter().filter_map(|case| case.graph.as_ref().ok()).try_for_each(whole_groups)?;
     let gpu = Gpu::open(&args.run.device.options())?;
     let mut tuner = Tuner::new(args.run.tune.tune);
-    let mut peak = peak(&gpu, &tuner, &mut reporter(quiet))?;
+    let storage = LayerStorage::from(args.storage);
+    let mut peak = peak(&gpu, &tuner, storage.activations, &mut reporter(quiet))?;
     if let Some(variant) = &args.variant {
         known_variant(variant, &gpu.profile())?;
         tuner.forced = Some(variant.clone());
@@ -203,7 +216,6 @@ fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, products: bool, quiet: bo
     }
     let (device, driver) = (gpu.info().name.clone(), gpu.info().driver.clone());
     doubt(earlier.as_ref(), "storage", &driver).into_iter().for_each(|said| eprintln!("{said}"));
-    let storage = LayerStorage::from(args.storage);
     let report = KernelReports { device, driver, storage, peak, kernels };
     if args.run.json {
         print_json(&report);
@@ -499,25 +511,49 @@ fn step_table(step: &StepReport, earlier: Option<&Value>) -> String {
     text
 }
 
-fn report_table(report: &BenchTrainReport) -> String {
-    let gib = |bytes: f64| format!("{:.3} GiB", bytes / f64::from(1 << 30));
-    let rss = report.peak_rss_mb.map_or("unknown".into(), |mib| gib(mib * f64::from(1 << 20)));
-    let rows = [
-        ("device", report.device.clone()),
-        ("driver", report.driver.clone()),
-        ("speed", format!("{:.0} tokens/s", report.tokens_per_s)),
-        ("products", format!("{:.3} TFLOP/s", report.tflop_per_s)),
-        ("step, median", format!("{:.1} ms", report.step_ms_median)),
-        ("first step", format!("{:.2} s", report.first_step_s)),
-        ("device memory", gib(report.peak_device_bytes as f64)),
-        ("process memory", rss),
-        ("loss", format!("{:.4} -> {:.4}", report.loss_first, report.loss_last)),
-    ];
-    rows.iter().fold(String::new(), |mut text, (name, value)| {
-        // writing to a String cannot fail
-        let _ = writeln!(text, "{name:<16}{value}");
-        text
-    })
+/// What `bench train` found.
+#[derive(Serialize)]
+struct TrainReport {
+    #[serde(flatten)]
+    run: BenchTrainReport,
+    /// Unknown where the device had no room to measure it.
+    peak: Option<Peak>,
+    /// FLOP/s of the whole step over those of the best product.
+    share_of_peak: Option<f64>,
+}
+
+impl TrainReport {
+    fn new(run: BenchTrainReport, peak: Option<Peak>) -> Self {
+        let share_of_peak = peak.map(|peak| 1e3 * run.step_tflop_per_s / peak.gflops);
+        TrainReport { run, peak, share_of_peak }
+    }
+
+    fn table(&self) -> String {
+        let run = &self.run;
+        let gib = |bytes: f64| format!("{:.3} GiB", bytes / f64::from(1 << 30));
+        let rss = run.peak_rss_mb.map_or("unknown".into(), |mib| gib(mib * f64::from(1 << 20)));
+        let share = match (self.share_of_peak, &self.peak) {
+            (Some(share), Some(peak)) => format!("{:.0}% of peak; {}", 100.0 * share, peak_line(peak)),
+            _ => "no room to measure the device's peak".into(),
+        };
+        let rows = [
+            ("device", run.device.clone()),
+            ("driver", run.driver.clone()),
+            ("speed", format!("{:.0} tokens/s", run.tokens_per_s)),
+            ("products", format!("{:.3} TFLOP/s", run.tflop_per_s)),
+            ("whole step", format!("{:.3} TFLOP/s, {share}", run.step_tflop_per_s)),
+            ("step, median", format!("{:.1} ms", run.step_ms_median)),
+            ("first step", format!("{:.2} s", run.first_step_s)),
+            ("device memory", gib(run.peak_device_bytes as f64)),
+            ("process memory", rss),
+            ("loss", format!("{:.4} -> {:.4}", run.loss_first, run.loss_last)),
+        ];
+        rows.iter().fold(String::new(), |mut text, (name, value)| {
+            // writing to a String cannot fail
+            let _ = writeln!(text, "{name:<16}{value}");
+            text
+        })
+    }
 }
 
 #[cfg(test)]
@@ -529,6 +565,7 @@ mod tests {
         BenchTrainReport {
             tokens_per_s: 2000.0,
             tflop_per_s: 0.5,
+            step_tflop_per_s: 0.6,
             step_ms_median: 1250.0,
             first_step_s: 1.0,
             peak_device_bytes: 1 << 29,
@@ -604,9 +641,24 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_step_is_a_share_of_the_best_product() {
+        let peak = Peak { gflops: 800.0, gb_per_s: 4.0 };
+        let report = TrainReport::new(report(), Some(peak));
+        assert!(
+            report.table().contains("0.600 TFLOP/s, 75% of peak; peak here: 800.0"),
+            "{}",
+            report.table()
+        );
+        let json = serde_json::to_value(&report).unwrap();
+        assert!((json["share_of_peak"].as_f64().unwrap() - 0.75).abs() < 1e-9, "{json}");
+        assert_eq!((&json["peak"]["gflops"], &json["tokens_per_s"]), (&800.0.into(), &2000.0.into()));
+    }
+
+    #[test]
     fn unknown_memory_is_said_so() {
-        let table = report_table(&report());
+        let table = TrainReport::new(report(), None).table();
         assert!(table.contains("process memory  unknown") && table.contains("0.500 GiB"), "{table}");
+        assert!(table.contains("no room to measure"), "{table}");
     }
 
     #[test]

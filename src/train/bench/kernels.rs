@@ -33,7 +33,7 @@ pub struct KernelReport {
 /// What the device reaches at best: the measure of everything else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Peak {
-    /// GFLOP/s of the best product: a large square one in bf16, or one of those that were measured.
+    /// GFLOP/s of the best product: a large square one in bf16 or the run's own type, or one of those that were measured.
     pub gflops: f64,
     /// GB/s of a copy, bytes read and written.
     pub gb_per_s: f64,
@@ -271,15 +271,24 @@ pub fn segments(tokens: usize, segment: usize) -> [(&'static str, Vec<u32>); 3] 
     ]
 }
 
-/// Measures a copy and a large product.
+/// Measures a copy and large products: in bf16, and in `dtype`, for which a device may have matrix units.
 ///
 /// # Errors
 /// Failed allocations and what the device reported.
-pub fn peak(gpu: &Gpu, tuner: &Tuner, progress: &mut dyn FnMut(&TuneProgress)) -> Result<Peak, Error> {
+pub fn peak(
+    gpu: &Gpu,
+    tuner: &Tuner,
+    dtype: DType,
+    progress: &mut dyn FnMut(&TuneProgress),
+) -> Result<Peak, Error> {
     // large enough to fill the device, small enough for a software one and for every binding limit
     let (side, rows) = if gpu.info().is_software() { (1024, 8 << 10) } else { (4096, 24 << 10) };
-    let graph = product(Layout::NT, (side, side, side), DType::BF16).map_err(TrainerError::from)?;
-    let best = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("product", 1.0)?;
+    let mut best = Vec::new();
+    for dtype in [Some(DType::BF16), Some(dtype).filter(|&other| other != DType::BF16)].into_iter().flatten()
+    {
+        let graph = product(Layout::NT, (side, side, side), dtype).map_err(TrainerError::from)?;
+        best.push(Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("product", 1.0)?.gflops);
+    }
     let mut graph = Graph::new();
     let copied = graph
         .input("x", Shape::matrix(rows, 1024), DType::F32)
@@ -287,7 +296,7 @@ pub fn peak(gpu: &Gpu, tuner: &Tuner, progress: &mut dyn FnMut(&TuneProgress)) -
         .map_err(TrainerError::from)?;
     graph.output("y", copied);
     let moved = Runnable::new(gpu, &graph, &[], tuner, progress)?.measure("copy", 1.0)?;
-    Ok(Peak { gflops: best.gflops, gb_per_s: moved.gb_per_s })
+    Ok(Peak { gflops: 0.0, gb_per_s: moved.gb_per_s }.with_products(best))
 }
 
 #[cfg(test)]

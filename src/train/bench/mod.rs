@@ -110,6 +110,8 @@ pub struct BenchTrainReport {
     /// 2 FLOPs per weight of the base's products and token forward and 2 in reverse, as frozen weights have no gradient of their
     /// own; attention, adapters and what is computed twice not counted.
     pub tflop_per_s: f64,
+    /// All FLOPs of the forward and the reverse pass: attention, adapters and what is computed twice too.
+    pub step_tflop_per_s: f64,
     pub step_ms_median: f64,
     /// Time of the first step, with planning and the compilation of its kernels.
     pub first_step_s: f64,
@@ -144,6 +146,8 @@ pub struct BenchTrain {
     taken: u64,
     /// FLOPs per token, as [`BenchTrainReport::tflop_per_s`] counts them.
     token_flops: f64,
+    /// FLOPs per step, as [`BenchTrainReport::step_tflop_per_s`] counts them.
+    step_flops: f64,
     tuned: TuneReport,
     chosen: String,
 }
@@ -202,9 +206,10 @@ impl BenchTrain {
         }
         let lines = [Some(choice.describe(options.recompute)), choice.plan.moved_in_vain()];
         let chosen = lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
+        let step_flops = choice.plan.flops;
         let trainer = Trainer::from_plan(gpu, choice.plan, &WeightSource::Random { seed: 0 }, 0)?;
         let (seq, steps) = (options.seq, options.steps);
-        Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, token_flops, tuned, chosen })
+        Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, token_flops, step_flops, tuned, chosen })
     }
 
     /// Takes the first step and then the timed ones.
@@ -238,6 +243,7 @@ impl BenchTrain {
         Ok(BenchTrainReport {
             tokens_per_s,
             tflop_per_s: tokens_per_s * self.token_flops / 1e12,
+            step_tflop_per_s: self.step_flops / median / 1e12,
             step_ms_median: median * 1e3,
             first_step_s: first,
             peak_device_bytes: peak,
