@@ -34,7 +34,10 @@ mod validate;
 
 pub use adapter::LoraArgs;
 use bench::named_config;
-pub use bench::{BenchArgs, BenchCommand, BenchKernelArgs, BenchTrainArgs, StepArgs, TuneCommandArgs};
+pub use bench::{
+    BenchArgs, BenchAttentionArgs, BenchCommand, BenchKernelArgs, BenchLoraArgs, BenchMatmulArgs,
+    BenchTrainArgs, StepArgs, TuneCommandArgs,
+};
 pub use chat::{ChatArgs, SamplingArgs, TalkArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use download::DownloadArgs;

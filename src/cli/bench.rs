@@ -1,6 +1,8 @@
 //! `engraft bench`: speed without any files.
 
-use super::args::{BenchKernelArgs, BenchTrainArgs, StepArgs};
+use super::args::{
+    BenchAttentionArgs, BenchKernelArgs, BenchLoraArgs, BenchMatmulArgs, BenchTrainArgs, StepArgs,
+};
 use crate::error::{Error, Failure};
 use crate::gpu::{Gpu, GpuOptions};
 use crate::graph::{DeviceProfile, Graph, GraphError, blocks};
@@ -88,42 +90,39 @@ pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
 ///
 /// # Errors
 /// An unknown shape, no device, and what the device reports.
-pub fn matmul(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
+pub fn matmul(args: BenchMatmulArgs, quiet: bool) -> Result<(), Error> {
+    args.check()?;
+    let storage = args.storage.storage;
     let mut cases = Vec::new();
-    let mut add = |layout: Layout, (m, n, k): (usize, usize, usize)| {
-        let graph = product(layout, (m, n, k), args.storage);
-        cases.push(KernelCase {
-            name: format!("{layout:?} {m}x{n}x{k}"),
-            graph,
-            indices: vec![],
-            share: 1.0,
-        });
+    let mut add = |layout: Layout, [m, n, k]: [usize; 3]| {
+        let graph = product(layout, (m, n, k), storage);
+        cases.push(KernelCase { name: format!("{layout:?} {m}x{n}x{k}"), graph, segment: None, share: 1.0 });
     };
-    match args.shape()? {
+    match args.kernel.shape()? {
         None => {
             add(Layout::NT, args.size);
             add(Layout::NN, args.size);
             // the gradient of a weight, which one that is quantised has not
-            if !args.storage.is_quantised() {
+            if !storage.weight.is_quantised() {
                 add(Layout::TN, args.size);
             }
         }
         Some(config) => {
             for (outputs, inputs) in layers(&config) {
-                add(Layout::NT, (args.tokens, outputs, inputs));
-                add(Layout::NN, (args.tokens, inputs, outputs));
+                add(Layout::NT, [args.tokens(), outputs, inputs]);
+                add(Layout::NN, [args.tokens(), inputs, outputs]);
             }
         }
     }
-    run(&args, cases, true, quiet)
+    run(&args.kernel, storage, cases, true, quiet)
 }
 
 /// Attention and its gradient, one segment and segments of a quarter.
 ///
 /// # Errors
 /// As [`matmul`].
-pub fn attention(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
-    let config = args.shape()?;
+pub fn attention(args: BenchAttentionArgs, quiet: bool) -> Result<(), Error> {
+    let config = args.kernel.shape()?;
     let heads = config.map_or(Heads { heads: 8, kv_heads: 2, head_dim: 64 }, |c| Heads {
         heads: c.heads,
         kv_heads: c.kv_heads,
@@ -134,21 +133,22 @@ pub fn attention(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
         for (what, gradient) in [("forward", false), ("gradient", true)] {
             let name = format!("{what}, {} tokens in segments of {segment}", args.tokens);
             let graph = causal_attention(args.tokens, heads, args.storage, gradient);
-            let indices = segments(args.tokens, segment).to_vec();
-            cases.push(KernelCase { name, graph, indices, share: visible_share(args.tokens, segment) });
+            let share = visible_share(args.tokens, segment);
+            cases.push(KernelCase { name, graph, segment: Some((args.tokens, segment)), share });
         }
     }
-    run(&args, cases, false, quiet)
+    run(&args.kernel, args.storage.into(), cases, false, quiet)
 }
 
 /// A linear layer without an adapter, with one, and with one and its gradients.
 ///
 /// # Errors
 /// As [`matmul`].
-pub fn lora(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
-    let layers = match args.shape()? {
+pub fn lora(args: BenchLoraArgs, quiet: bool) -> Result<(), Error> {
+    let storage = args.storage.storage;
+    let layers = match args.kernel.shape()? {
         Some(config) => layers(&config),
-        None => vec![(args.size.1, args.size.2)],
+        None => vec![args.size.into()],
     };
     let mut cases = Vec::new();
     for (outputs, inputs) in layers {
@@ -156,11 +156,11 @@ pub fn lora(args: BenchKernelArgs, quiet: bool) -> Result<(), Error> {
             [("no adapter", 0, false), ("forward", args.rank, false), ("forward, dA, dB", args.rank, true)]
         {
             let name = format!("{outputs}x{inputs} {what}");
-            let graph = layer(args.tokens, (outputs, inputs), rank, args.storage, gradient);
-            cases.push(KernelCase { name, graph, indices: vec![], share: 1.0 });
+            let graph = layer(args.tokens, (outputs, inputs), rank, storage, gradient);
+            cases.push(KernelCase { name, graph, segment: None, share: 1.0 });
         }
     }
-    run(&args, cases, true, quiet)
+    run(&args.kernel, storage, cases, true, quiet)
 }
 
 /// The distinct `(outputs, inputs)` of a model's linear layers.
@@ -177,26 +177,33 @@ fn layers(config: &ModelConfig) -> Vec<(usize, usize)> {
 struct KernelCase {
     name: String,
     graph: Result<Graph, GraphError>,
-    indices: Vec<(&'static str, Vec<u32>)>,
+    /// Tokens, and those of a segment, where it is attention.
+    segment: Option<(usize, usize)>,
     /// Of the FLOPs that its plan counts, those that are done.
     share: f64,
 }
 
 /// `products`: the cases are products, of which the best is the measure of the others.
-fn run(args: &BenchKernelArgs, cases: Vec<KernelCase>, products: bool, quiet: bool) -> Result<(), Error> {
+fn run(
+    args: &BenchKernelArgs,
+    storage: LayerStorage,
+    cases: Vec<KernelCase>,
+    products: bool,
+    quiet: bool,
+) -> Result<(), Error> {
     let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
     cases.iter().filter_map(|case| case.graph.as_ref().ok()).try_for_each(whole_groups)?;
     let gpu = Gpu::open(&args.run.device.options())?;
     let mut tuner = Tuner::new(args.run.tune.tune);
-    let storage = LayerStorage::from(args.storage);
     let mut peak = peak(&gpu, &tuner, storage.activations, &mut reporter(quiet))?;
     if let Some(variant) = &args.variant {
         known_variant(variant, &gpu.profile())?;
         tuner.forced = Some(variant.clone());
     }
     let (mut kernels, mut troubles) = (Vec::new(), BTreeSet::new());
-    for KernelCase { name, graph, indices, share } in cases {
+    for KernelCase { name, graph, segment, share } in cases {
         let graph = graph.map_err(TrainerError::from)?;
+        let indices = segment.map_or(vec![], |(tokens, segment)| segments(tokens, segment).into());
         let case = Runnable::new(&gpu, &graph, &indices, &tuner, &mut reporter(quiet))?;
         if let Some(trouble) = &case.tuned().trouble {
             troubles.insert(trouble.clone());

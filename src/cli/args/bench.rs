@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::graph::DType;
 use crate::models::ModelConfig;
+use crate::train::bench::kernels::LayerStorage;
 use crate::train::bench::small_config;
 use crate::train::options::TuneMode;
 use crate::train::options::{Checks, LoraOptions, OptionsError, RecomputeKind};
@@ -23,11 +24,11 @@ pub struct BenchArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum BenchCommand {
     /// Time matrix products: one size in three layouts, or those of a model's layers
-    Matmul(BenchKernelArgs),
+    Matmul(BenchMatmulArgs),
     /// Time attention and its gradient
-    Attention(BenchKernelArgs),
+    Attention(BenchAttentionArgs),
     /// Time linear layers without an adapter, with one, and with its gradients
-    Lora(BenchKernelArgs),
+    Lora(BenchLoraArgs),
     /// Time every kernel of a training step
     Step(StepArgs),
     /// Time LoRA training steps of a Llama with random weights
@@ -49,24 +50,13 @@ pub struct BenchRunArgs {
     pub compare: Option<PathBuf>,
 }
 
+/// What the benchmarks of single operations share.
 #[derive(Clone, Debug, Args)]
-#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+#[command(rename_all = "snake_case")]
 pub struct BenchKernelArgs {
     /// Take the sizes of this model, such as llama-3.2-1b; an unknown name lists those there are
     #[arg(long, value_name = "NAME")]
     pub shape: Option<String>,
-    /// Rows, columns and inner dimension of a product, where no shape is named
-    #[arg(long, value_name = "MxNxK", default_value = "512x1024x1024", value_parser = size)]
-    pub size: (usize, usize, usize),
-    /// Tokens of a micro-batch
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
-    pub tokens: usize,
-    /// Rank of the adapter
-    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = positive)]
-    pub rank: usize,
-    /// What operands and results are stored in: f32, f16, bf16; nf4, nf4-dq, int8: weights alone, the rest bf16
-    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = storage)]
-    pub storage: DType,
     /// Take this kernel wherever it fits instead of the measured one; an unknown name lists those there are
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
@@ -82,6 +72,91 @@ impl BenchKernelArgs {
     pub fn shape(&self) -> Result<Option<ModelConfig>, Error> {
         self.shape.as_deref().map(named_shape).transpose()
     }
+}
+
+/// How the operands of linear layers are stored.
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub struct LayerStorageArgs {
+    /// What operands and results are stored in: f32, f16, bf16; nf4, nf4-dq, int8: weights alone, the rest bf16
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = layer_storage)]
+    pub storage: LayerStorage,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct BenchMatmulArgs {
+    /// Rows, columns and inner dimension of a product, where no shape is named
+    #[arg(
+        long,
+        value_name = "MxNxK",
+        default_value = "512x1024x1024",
+        value_parser = sizes::<3>,
+        conflicts_with = "shape"
+    )]
+    pub size: [usize; 3],
+    /// Tokens of a micro-batch: the rows of a named shape's products [default: 512]
+    #[arg(long, value_name = "N", value_parser = extent)]
+    pub tokens: Option<usize>,
+    #[command(flatten)]
+    pub storage: LayerStorageArgs,
+    #[command(flatten)]
+    pub kernel: BenchKernelArgs,
+}
+
+impl BenchMatmulArgs {
+    /// # Errors
+    /// Tokens where `--size` has them already.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let mut checks = Checks::default();
+        if let (Some(tokens), None) = (self.tokens, &self.kernel.shape) {
+            let allowed = "goes with --shape; without one the rows are the first number of --size";
+            checks.require(false, "--tokens", tokens, allowed);
+        }
+        checks.finish()
+    }
+
+    /// Rows of the products of a named shape.
+    pub fn tokens(&self) -> usize {
+        self.tokens.unwrap_or(TOKENS)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct BenchAttentionArgs {
+    /// Tokens of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = TOKENS, value_parser = extent)]
+    pub tokens: usize,
+    /// What operands and results are stored in: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = float)]
+    pub storage: DType,
+    #[command(flatten)]
+    pub kernel: BenchKernelArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+pub struct BenchLoraArgs {
+    /// Outputs and inputs of a layer, where no shape is named
+    #[arg(
+        long,
+        value_name = "OUTxIN",
+        default_value = "1024x1024",
+        value_parser = sizes::<2>,
+        conflicts_with = "shape"
+    )]
+    pub size: [usize; 2],
+    /// Tokens of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = TOKENS, value_parser = extent)]
+    pub tokens: usize,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = extent)]
+    pub rank: usize,
+    #[command(flatten)]
+    pub storage: LayerStorageArgs,
+    #[command(flatten)]
+    pub kernel: BenchKernelArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -154,25 +229,40 @@ fn fusion(text: &str) -> Result<String, String> {
     }
 }
 
-fn size(text: &str) -> Result<(usize, usize, usize), String> {
-    let numbers: Option<Vec<usize>> = text.split('x').map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
-    match numbers.as_deref() {
-        Some(&[m, n, k]) => Ok((m, n, k)),
-        _ => Err("three sizes above zero are needed, such as 512x1024x1024".into()),
-    }
+/// Tokens of a micro-batch where nothing else is said.
+const TOKENS: usize = 512;
+
+/// The largest extent: a matrix of two has bytes that can still be counted.
+const LARGEST: usize = 1 << 30;
+
+fn extent(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| (1..=LARGEST).contains(n));
+    number.ok_or_else(|| format!("a number from 1 to {LARGEST} is needed"))
+}
+
+fn sizes<const N: usize>(text: &str) -> Result<[usize; N], String> {
+    let numbers: Result<Vec<usize>, String> = text.split('x').map(extent).collect();
+    let numbers = numbers.ok().and_then(|numbers| numbers.try_into().ok());
+    numbers.ok_or_else(|| {
+        let example = ["512", "1024", "1024"][3 - N..].join("x");
+        format!("{N} numbers from 1 to {LARGEST} are needed, such as {example}")
+    })
 }
 
 fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a number above zero is needed".into())
 }
 
-const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+fn float(text: &str) -> Result<DType, String> {
+    let found = [DType::F32, DType::F16, DType::BF16].into_iter().find(|t| t.name() == text);
+    found.ok_or_else(|| "there are f32, f16 and bf16".into())
+}
 
 /// A float type, or what `--quantize` holds weights in, by its words.
-fn storage(text: &str) -> Result<DType, String> {
+fn layer_storage(text: &str) -> Result<LayerStorage, String> {
     let quantised = || text.parse::<Quantize>().ok().and_then(Quantize::dtype);
-    let unknown = || "there are f32, f16, bf16, nf4, nf4-dq and int8".to_owned();
-    FLOATS.into_iter().find(|t| t.name() == text).or_else(quantised).ok_or_else(unknown)
+    let found = float(text).ok().or_else(quantised).map(LayerStorage::from);
+    found.ok_or_else(|| "there are f32, f16, bf16, nf4, nf4-dq and int8".into())
 }
 
 #[derive(Clone, Debug, Args)]

@@ -4,6 +4,7 @@ use super::*;
 use crate::autograd::Recompute;
 use crate::data::{DataSource, Format};
 use crate::generate::sampling::SamplingOptions;
+use crate::graph::DType;
 use crate::train::logging::LoggerKind;
 use crate::train::options::{Example, LayerRange, LoraOptions, OptimizerKind, RecomputeKind, TuneMode};
 use crate::train::quantize::Quantize;
@@ -502,6 +503,35 @@ fn bench_train_takes_the_shape_of_a_model() {
     assert!(bench(&["--kv-heads", "3"]).check().is_err());
     assert!(bench(&["--heads", "0"]).check().is_err());
     assert!(bench(&["--hidden", "12"]).check().is_err(), "a head of 3 has no rotary pairs");
+}
+
+#[test]
+fn benchmarks_refuse_options_that_change_nothing_there() {
+    for (words, said) in [
+        ("attention --size 8x8x8", "--size"),
+        ("attention --rank 4", "--rank"),
+        ("attention --storage nf4", "f32, f16 and bf16"),
+        ("matmul --rank 4", "--rank"),
+        ("matmul --size 8x8x8 --shape llama-3.2-1b", "cannot be used with '--shape"),
+        ("matmul --size 8x8", "3 numbers"),
+        ("matmul --storage fp4", "nf4-dq"),
+        ("lora --size 8x8 --shape llama-3.2-1b", "cannot be used with '--shape"),
+        ("lora --size 8x8x8", "such as 1024x1024"),
+        ("lora --tokens 99999999999999", "1073741824"),
+    ] {
+        let error = parse(&["bench"].into_iter().chain(words.split(' ')).collect::<Vec<_>>()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(said), "{words}: {error}");
+    }
+    let matmul = |words: &str| match parse(&words.split(' ').collect::<Vec<_>>()).unwrap().command {
+        Command::Bench(BenchArgs { command: BenchCommand::Matmul(args) }) => args,
+        other => panic!("{other:?}"),
+    };
+    let said = matmul("bench matmul --tokens 64").check().unwrap_err().to_string();
+    assert!(said.contains("--tokens 64") && said.contains("--shape"), "{said}");
+    let named = matmul("bench matmul --tokens 64 --shape llama-3.2-1b --storage bnb.nf4");
+    assert_eq!((named.check(), named.tokens()), (Ok(()), 64));
+    assert_eq!(named.storage.storage, DType::Nf4.into());
 }
 
 #[test]
