@@ -58,6 +58,9 @@ pub enum Error {
         saved.as_ref().map_or(String::new(), |path| format!("; what was saved last is whole: {}", path.display()))
     )]
     OutOfMemory { source: Box<Error>, planned: u64, advice: Advice, saved: Option<PathBuf> },
+    /// A benchmark asks for more than the device has; `advice` is in the options of that benchmark, which a run's are not.
+    #[error("{}; {advice}", what_is_lacking(source))]
+    Benchmark { source: GpuError, advice: &'static str },
     /// The run was asked to stop, and saved what it had. `unfinished`: during the validation after that step, which will be made again.
     #[error(
         "stopped after step {step} of {steps}{}, saved in {}; the same command with --resume goes on",
@@ -99,6 +102,7 @@ impl Error {
     pub fn gpu(&self) -> Option<&GpuError> {
         match self {
             Error::Gpu(e)
+            | Error::Benchmark { source: e, .. }
             | Error::Trainer(
                 TrainerError::Gpu(e)
                 | TrainerError::Plan(PlanError::Gpu(e))
@@ -133,7 +137,7 @@ impl Error {
             Error::Stopped { .. } | Error::NotBegun { .. } => Failure::Stopped,
             Error::Hub(e) if e.is_input() => Failure::Input,
             Error::Hub(_) => Failure::Run,
-            Error::Gpu(e) => of_gpu(e),
+            Error::Gpu(e) | Error::Benchmark { source: e, .. } => of_gpu(e),
             Error::Generate(e) => of_generate(e),
             Error::Trainer(_) => self.gpu().map_or(Failure::Run, of_gpu),
         }
@@ -180,6 +184,22 @@ impl From<WeightError> for Error {
             WeightError::Gpu(e) => Error::Gpu(e),
             WeightError::Stopped(_) => Error::Trainer(error.into()),
         }
+    }
+}
+
+/// What a device has too little of, without advice.
+fn what_is_lacking(error: &GpuError) -> String {
+    match error {
+        GpuError::OverLimit { what, limit, requested, maximum } => {
+            format!("{what} needs {requested}, over this device's limit of {maximum} {limit}")
+        }
+        GpuError::OutOfMemory { what, bytes: 0 } => {
+            format!("out of device memory: {what} could not be allocated")
+        }
+        GpuError::OutOfMemory { what, bytes } => {
+            format!("out of device memory: {bytes} bytes for {what} could not be allocated")
+        }
+        other => other.to_string(),
     }
 }
 

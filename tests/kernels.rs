@@ -170,6 +170,11 @@ fn bench_prints_tables_and_objects_that_compare() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("tiled 64x32 per=4x4 depth=16") && said.contains("split=1"), "{said}");
 
+    let refused = engraft(cache, "bench attention --tokens 100000000");
+    assert_eq!(refused.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("fewer --tokens") && !said.contains("--micro_batch_size"), "{said}");
+
     let refused = engraft(cache, "bench matmul --shape llama-9");
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("llama-3.2-1b"));

@@ -4,13 +4,13 @@ use super::args::{
     BenchAttentionArgs, BenchKernelArgs, BenchLoraArgs, BenchMatmulArgs, BenchTrainArgs, StepArgs,
 };
 use crate::error::{Error, Failure};
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuError, GpuOptions};
 use crate::graph::{DeviceProfile, Graph, GraphError, blocks};
 use crate::models::{ModelConfig, Network, shape, shape_names};
 use crate::ops::matmul::Layout;
 use crate::ops::{attention, matmul};
 use crate::train::bench::kernels::{
-    Heads, KernelReport, LayerStorage, Peak, Runnable, causal_attention, layer, peak, product, segments,
+    Heads, KernelReport, LayerStorage, Peak, Runnable, causal_attention, fits, layer, peak, product, segments,
 };
 use crate::train::bench::trace::trace;
 use crate::train::bench::transfers::TransferReport;
@@ -30,8 +30,12 @@ use std::path::Path;
 /// # Errors
 /// Options out of range, no device, and what the device reports.
 pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
+    time_training(&args, quiet).map_err(|error| advised(error, SMALLER_TRAINING))
+}
+
+fn time_training(args: &BenchTrainArgs, quiet: bool) -> Result<(), Error> {
     let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
-    let mut bench = open_train(&args, quiet)?;
+    let mut bench = open_train(args, quiet)?;
     let run = bench.run()?;
     // the trainer's memory is given back first, for a run that leaves no room beside it
     let gpu = bench.trainer().gpu().clone();
@@ -61,6 +65,10 @@ pub fn train(args: BenchTrainArgs, quiet: bool) -> Result<(), Error> {
 /// # Errors
 /// As [`train`], and a trace file that cannot be written.
 pub fn step(args: StepArgs, quiet: bool) -> Result<(), Error> {
+    time_step(&args, quiet).map_err(|error| advised(error, SMALLER_TRAINING))
+}
+
+fn time_step(args: &StepArgs, quiet: bool) -> Result<(), Error> {
     let earlier = args.train.run.compare.as_deref().map(read_json).transpose()?;
     let mut bench = open_train(&args.train, quiet)?;
     let report = bench.run()?;
@@ -114,7 +122,9 @@ pub fn matmul(args: BenchMatmulArgs, quiet: bool) -> Result<(), Error> {
             }
         }
     }
-    run(&args.kernel, storage, cases, true, quiet)
+    let advice =
+        "use a smaller --size, or fewer --tokens of a named shape, or another device (`engraft devices`)";
+    run(&args.kernel, storage, cases, true, quiet).map_err(|error| advised(error, advice))
 }
 
 /// Attention and its gradient, one segment and segments of a quarter.
@@ -137,7 +147,8 @@ pub fn attention(args: BenchAttentionArgs, quiet: bool) -> Result<(), Error> {
             cases.push(KernelCase { name, graph, segment: Some((args.tokens, segment)), share });
         }
     }
-    run(&args.kernel, args.storage.into(), cases, false, quiet)
+    let advice = "use fewer --tokens, or another device (`engraft devices`)";
+    run(&args.kernel, args.storage.into(), cases, false, quiet).map_err(|error| advised(error, advice))
 }
 
 /// A linear layer without an adapter, with one, and with one and its gradients.
@@ -160,7 +171,21 @@ pub fn lora(args: BenchLoraArgs, quiet: bool) -> Result<(), Error> {
             cases.push(KernelCase { name, graph, segment: None, share: 1.0 });
         }
     }
-    run(&args.kernel, storage, cases, true, quiet)
+    let advice = "use fewer --tokens, a smaller --size or --rank, or another device (`engraft devices`)";
+    run(&args.kernel, storage, cases, true, quiet).map_err(|error| advised(error, advice))
+}
+
+const SMALLER_TRAINING: &str =
+    "use a smaller --batch, --seq or network, or another device (`engraft devices`)";
+
+/// The same, where it is that something is too large for the device: with `advice` instead of that for a run.
+fn advised(error: Error, advice: &'static str) -> Error {
+    match error.gpu() {
+        Some(source @ (GpuError::OverLimit { .. } | GpuError::OutOfMemory { .. })) => {
+            Error::Benchmark { source: source.clone(), advice }
+        }
+        _ => error,
+    }
 }
 
 /// The distinct `(outputs, inputs)` of a model's linear layers.
@@ -192,8 +217,10 @@ fn run(
     quiet: bool,
 ) -> Result<(), Error> {
     let earlier = args.run.compare.as_deref().map(read_json).transpose()?;
-    cases.iter().filter_map(|case| case.graph.as_ref().ok()).try_for_each(whole_groups)?;
+    let graphs = || cases.iter().filter_map(|case| case.graph.as_ref().ok());
+    graphs().try_for_each(whole_groups)?;
     let gpu = Gpu::open(&args.run.device.options())?;
+    graphs().try_for_each(|graph| fits(graph, &gpu.profile()))?;
     let mut tuner = Tuner::new(args.run.tune.tune);
     let mut peak = peak(&gpu, &tuner, storage.activations, &mut reporter(quiet))?;
     if let Some(variant) = &args.variant {
@@ -637,6 +664,21 @@ mod tests {
         let table = reports(0.25).table(Some(&before));
         let columns: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(columns, ["NT", "250.000", "5.0", "50%", "1.00", "25%", "2.00", "rows"]);
+    }
+
+    #[test]
+    fn what_is_too_large_is_answered_in_a_benchmarks_own_options() {
+        let heads = Heads { heads: 8, kv_heads: 2, head_dim: 64 };
+        let graph = causal_attention(100_000_000, heads, DType::BF16, false).unwrap();
+        let device = DeviceProfile { max_buffer: 1 << 32, ..DeviceProfile::typical_gpu() };
+        let error = fits(&graph, &device).unwrap_err();
+        let said = advised(error.into(), "use fewer --tokens");
+        assert_eq!(said.failure(), Failure::Memory);
+        let said = said.to_string();
+        assert!(said.contains("4294967296 bytes of one buffer; use fewer --tokens"), "{said}");
+        let source = GpuError::OutOfMemory { what: "q".into(), bytes: 8 };
+        let said = advised(source.into(), "use fewer --tokens").to_string();
+        assert!(said.contains("8 bytes for q") && !said.contains("--recompute"), "{said}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::gpu::{Gpu, GpuError, Recording};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
-use crate::graph::{Cost, DType, Graph, GraphError, Leaf, LeafKind, Shape};
+use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Leaf, LeafKind, Shape};
 use crate::ops::attention::{AttentionGradient, Visibility, attention};
 use crate::ops::copy::copy;
 use crate::ops::lora_linear::{Dropped, lora_linear};
@@ -69,9 +69,7 @@ impl Runnable {
         tuner: &Tuner,
         progress: &mut dyn FnMut(&TuneProgress),
     ) -> Result<Self, Error> {
-        let of_leaf =
-            |leaf: &Leaf| GpuError::of_buffer(&leaf.name, graph.type_of(leaf.value).bytes(), &gpu.profile());
-        graph.leaves().iter().find_map(of_leaf).map_or(Ok(()), Err)?;
+        fits(graph, &gpu.profile())?;
         let tuned = tuner.prepare(gpu, graph, progress)?;
         let mut bindings = Bindings::new();
         for leaf in graph.leaves() {
@@ -121,6 +119,15 @@ impl Runnable {
         let (gflops, gb_per_s) = (per_second(share * cost.flops), per_second(cost.bytes));
         Ok(KernelReport { name: name.into(), seconds, gflops, gb_per_s, variants })
     }
+}
+
+/// Whether a device can have every leaf, however much memory it has: known before anything is made for it.
+///
+/// # Errors
+/// [`GpuError::OverLimit`].
+pub fn fits(graph: &Graph, device: &DeviceProfile) -> Result<(), GpuError> {
+    let of_leaf = |leaf: &Leaf| GpuError::of_buffer(&leaf.name, graph.type_of(leaf.value).bytes(), device);
+    graph.leaves().iter().find_map(of_leaf).map_or(Ok(()), Err)
 }
 
 /// Seconds of the fastest run, its dispatches added up, and which kernels it has.
