@@ -4,7 +4,7 @@ mod common;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use engraft::graph::DType;
-use engraft::train::bench::kernels::layer;
+use engraft::train::bench::kernels::{LayerGradients, layer};
 
 const TOKENS: usize = 512;
 const SHAPES: [(usize, usize); 2] = [(2048, 2048), (8192, 2048)];
@@ -17,16 +17,17 @@ fn bench(criterion: &mut Criterion) {
         for dtype in [DType::F32, DType::BF16] {
             let shape = format!("{TOKENS}x{outputs}x{inputs}");
             group.throughput(Throughput::Elements((2 * TOKENS * outputs * inputs) as u64));
-            let mut measure = |what: String, rank, gradient| {
-                let graph = layer(TOKENS, (outputs, inputs), rank, dtype, gradient);
+            let mut measure = |what: String, rank, gradients| {
+                let graph = layer(TOKENS, (outputs, inputs), rank, dtype, gradients);
                 let layer = common::operation(&gpu, graph, &[]);
                 let id = BenchmarkId::new(format!("{what} {dtype}"), &shape);
                 group.bench_function(id, |bencher| bencher.iter(|| layer.run().expect("the device works")));
             };
-            measure("no adapter".into(), 0, false);
+            measure("no adapter".into(), 0, LayerGradients::None);
             for rank in RANKS {
-                measure(format!("rank {rank}"), rank, false);
-                measure(format!("rank {rank} with gradients"), rank, true);
+                measure(format!("rank {rank}"), rank, LayerGradients::None);
+                measure(format!("rank {rank} with gradients"), rank, LayerGradients::Adapter);
+                measure(format!("rank {rank} with dx too"), rank, LayerGradients::AdapterAndInput);
             }
         }
     }

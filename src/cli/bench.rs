@@ -10,7 +10,8 @@ use crate::models::{ModelConfig, Network, shape, shape_names};
 use crate::ops::matmul::Layout;
 use crate::ops::{attention, matmul};
 use crate::train::bench::kernels::{
-    Heads, KernelReport, LayerStorage, Peak, Runnable, causal_attention, fits, layer, peak, product, segments,
+    Heads, KernelReport, LayerGradients, LayerStorage, Peak, Runnable, causal_attention, fits, layer, peak,
+    product, segments,
 };
 use crate::train::bench::trace::trace;
 use crate::train::bench::transfers::TransferReport;
@@ -151,7 +152,7 @@ pub fn attention(args: BenchAttentionArgs, quiet: bool) -> Result<(), Error> {
     run(&args.kernel, args.storage.into(), cases, false, quiet).map_err(|error| advised(error, advice))
 }
 
-/// A linear layer without an adapter, with one, and with one and its gradients.
+/// A linear layer without an adapter, with one, with its gradients, and with that of the input too.
 ///
 /// # Errors
 /// As [`matmul`].
@@ -163,11 +164,14 @@ pub fn lora(args: BenchLoraArgs, quiet: bool) -> Result<(), Error> {
     };
     let mut cases = Vec::new();
     for (outputs, inputs) in layers {
-        for (what, rank, gradient) in
-            [("no adapter", 0, false), ("forward", args.rank, false), ("forward, dA, dB", args.rank, true)]
-        {
+        for (what, rank, gradients) in [
+            ("no adapter", 0, LayerGradients::None),
+            ("forward", args.rank, LayerGradients::None),
+            ("forward, dA, dB", args.rank, LayerGradients::Adapter),
+            ("forward, dA, dB, dx", args.rank, LayerGradients::AdapterAndInput),
+        ] {
             let name = format!("{outputs}x{inputs} {what}");
-            let graph = layer(args.tokens, (outputs, inputs), rank, storage, gradient);
+            let graph = layer(args.tokens, (outputs, inputs), rank, storage, gradients);
             cases.push(KernelCase { name, graph, segment: None, share: 1.0 });
         }
     }

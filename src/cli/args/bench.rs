@@ -27,7 +27,7 @@ pub enum BenchCommand {
     Matmul(BenchMatmulArgs),
     /// Time attention and its gradient
     Attention(BenchAttentionArgs),
-    /// Time linear layers without an adapter, with one, and with its gradients
+    /// Time linear layers without an adapter, with one, with its gradients, and with the input's too
     Lora(BenchLoraArgs),
     /// Time every kernel of a training step
     Step(StepArgs),

@@ -1,11 +1,10 @@
 //! Single operations on random numbers: products, attention, a layer with its adapter, and what the device can do at best.
 
-use crate::autograd::{Recompute, differentiate};
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuError, Recording};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
-use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Leaf, LeafKind, Shape};
+use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Leaf, LeafKind, ReverseNode, Shape};
 use crate::ops::attention::{AttentionGradient, Visibility, attention};
 use crate::ops::copy::copy;
 use crate::ops::lora_linear::{Dropped, lora_linear};
@@ -191,8 +190,17 @@ pub fn product(
     Ok(graph)
 }
 
-/// `y [tokens, outputs]` of `x [tokens, inputs]` with an adapter of this rank, or without one where it is 0; with
-/// `gradient`, also the gradients of A and B (and none of x, which is an input).
+/// The gradients that a layer's reverse pass makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerGradients {
+    None,
+    /// dA and dB, as in the first block, whose input nothing trained comes before.
+    Adapter,
+    /// dx as well, as in all other blocks.
+    AdapterAndInput,
+}
+
+/// `y [tokens, outputs]` of `x [tokens, inputs]` with an adapter of this rank, or without one and any gradient where it is 0.
 ///
 /// # Errors
 /// Shapes that do not fit: none here.
@@ -201,23 +209,38 @@ pub fn layer(
     (outputs, inputs): (usize, usize),
     rank: usize,
     storage: impl Into<LayerStorage>,
-    gradient: bool,
+    gradients: LayerGradients,
 ) -> Result<Graph, GraphError> {
     let LayerStorage { weight, activations } = storage.into();
     let mut graph = Graph::new();
     let x = graph.input("x", Shape::matrix(tokens, inputs), activations)?;
     let weight = graph.frozen("weight", Shape::matrix(outputs, inputs), weight)?;
-    let y = if rank == 0 {
-        matmul(&mut graph, Layout::NT, x, weight, 1.0, activations)?
-    } else {
-        let a = graph.trainable("a", Shape::matrix(rank, inputs))?;
-        let b = graph.trainable("b", Shape::matrix(outputs, rank))?;
-        lora_linear(&mut graph, x, weight, (a, b), Dropped::Not, 2.0, activations)?
-    };
+    if rank == 0 {
+        let y = matmul(&mut graph, Layout::NT, x, weight, 1.0, activations)?;
+        graph.output("y", y);
+        return Ok(graph);
+    }
+    let a = graph.trainable("a", Shape::matrix(rank, inputs))?;
+    let b = graph.trainable("b", Shape::matrix(outputs, rank))?;
+    let y = lora_linear(&mut graph, x, weight, (a, b), Dropped::Not, 2.0, activations)?;
     graph.output("y", y);
-    if gradient {
+    if gradients != LayerGradients::None
+        && let Some((node, _)) = graph.producer(y)
+    {
         let dy = graph.input("dy", Shape::matrix(tokens, outputs), activations)?;
-        differentiate(&mut graph, y, dy, Recompute::None)?;
+        // by the layer's own rule: `differentiate` wants no gradient of an input of the graph
+        let node = graph.nodes()[node].clone();
+        let wanted = [gradients == LayerGradients::AdapterAndInput, false, true, true];
+        let (inputs, outputs, gradients) = (&node.inputs, &node.outputs, &[Some(dy), None]);
+        let made =
+            node.op.reverse(&mut graph, &ReverseNode { inputs, outputs, gradients, wanted: &wanted })?;
+        for (&input, gradient) in node.inputs.iter().zip(made) {
+            match gradient {
+                Some(dx) if input == x => graph.output("dx", dx),
+                Some(gradient) => graph.accumulate(input, gradient),
+                None => {}
+            }
+        }
     }
     Ok(graph)
 }
@@ -313,7 +336,7 @@ mod tests {
     #[test]
     fn a_quantised_weight_has_finetunes_activations_beside_it() {
         for dtype in [DType::Nf4, DType::Nf4Double, DType::Int8] {
-            let graph = layer(16, (8, 12), 2, dtype, true).unwrap();
+            let graph = layer(16, (8, 12), 2, dtype, LayerGradients::AdapterAndInput).unwrap();
             let stored = |name: &str| {
                 let leaf = graph.leaves().iter().find(|leaf| leaf.name == name).unwrap();
                 graph.type_of(leaf.value).dtype
@@ -322,5 +345,23 @@ mod tests {
         }
         assert_eq!(LayerStorage::from(DType::Int8).to_string(), "int8 weights, bf16 activations");
         assert_eq!(LayerStorage::from(DType::F16).to_string(), "f16");
+    }
+    #[test]
+    fn a_layers_gradients_are_those_asked_for() {
+        let flops = |rank, gradients| {
+            let graph = layer(16, (8, 12), rank, DType::F32, gradients).unwrap();
+            let dx = graph.outputs().iter().any(|(name, _)| name == "dx");
+            let layout = crate::plan::Layout::new(&graph, &DeviceProfile::typical_gpu());
+            (dx, layout.dispatches().map(|d| d.cost.flops).sum::<f64>())
+        };
+        let [(no, forward), (none, adapter), (dx, all)] =
+            [LayerGradients::None, LayerGradients::Adapter, LayerGradients::AdapterAndInput]
+                .map(|g| flops(2, g));
+        assert_eq!([no, none, dx], [false, false, true]);
+        // x·Wᵀ and h·Bᵀ beside x·Aᵀ; then dy·B, eᵀ·x and dyᵀ·h; then dy·W and e·A
+        let product = |m: usize, n: usize, k: usize| (2 * m * n * k) as f64;
+        assert!((forward - product(16, 8, 14) - product(16, 2, 12)).abs() < 1.0, "{forward}");
+        assert!((adapter - forward - product(16, 2, 8) - product(2, 12, 16) - product(8, 2, 16)).abs() < 1.0);
+        assert!((all - adapter - product(16, 12, 10)).abs() < 1.0, "{all}");
     }
 }
