@@ -6,9 +6,10 @@ use engraft::graph::{DType, DeviceProfile, Graph, Shape};
 use engraft::ops::attention;
 use engraft::ops::matmul::{Layout, Variant, matmul};
 use engraft::plan::tune::{measure, unmeasured};
+use engraft::stop::StopFlag;
 use engraft::train::bench::kernels::{Heads, causal_attention};
 use engraft::train::options::TuneMode;
-use engraft::train::tuning::Tuner;
+use engraft::train::tuning::{TuneProgress, Tuner};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -54,6 +55,15 @@ fn what_was_measured_is_kept_and_used() {
     assert!(Variant::parse(&measured[0].variant).is_some());
     let choices = gpu.profile().choices.clone();
     assert_eq!(choices.iter().map(|(_, v)| v).collect::<Vec<_>>(), [&measured[0].variant]);
+
+    // one count over several graphs, and no class twice
+    let all = folder.path().join("all.json");
+    let mut counts = Vec::new();
+    let graphs = [product(256), product(1024), product(256)];
+    let mut count = |p: &TuneProgress| counts.push((p.done, p.total));
+    let report =
+        tuner(TuneMode::Full, &all).prepare_all(&gpu, &graphs, &mut count, &StopFlag::default()).unwrap();
+    assert_eq!((report.measured, report.left, counts), (2, 0, vec![(1, 2), (2, 2)]));
 
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains(&gpu.info().driver) && text.contains(&measured[0].variant), "{text}");
@@ -246,6 +256,9 @@ fn tune_measures_ahead() {
     assert!(folder.path().join("kernels.json").is_file());
     let second = succeed(folder.path(), &command);
     assert!(second.contains(": 0 classes"), "{second}");
+    // what the run with dropout needs and the one without has not
+    let dropping = succeed(folder.path(), &format!("{command} --lora_dropout 0.1"));
+    assert!(!dropping.contains(": 0 classes"), "{dropping}");
     let refused = engraft(folder.path(), "tune");
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--shape"));

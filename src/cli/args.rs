@@ -32,7 +32,7 @@ mod serve;
 mod training;
 mod validate;
 
-pub use adapter::LoraArgs;
+pub use adapter::{FreezeArgs, LoraArgs};
 use bench::named_config;
 pub use bench::{
     BenchArgs, BenchAttentionArgs, BenchCommand, BenchKernelArgs, BenchLoraArgs, BenchMatmulArgs,
@@ -440,6 +440,13 @@ pub struct MemoryArgs {
     /// Keep the inputs of blocks that are made again in host memory until the reverse pass
     #[arg(long, alias = "offload-activations")]
     pub offload_activations: bool,
+    #[command(flatten)]
+    pub mlp: MlpArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub struct MlpArgs {
     /// Run each MLP on so many chunks of the tokens, one after the other, and make each again in the reverse pass
     #[arg(long, alias = "mlp-chunks", value_name = "N", default_value_t = 1)]
     pub mlp_chunks: usize,

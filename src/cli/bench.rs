@@ -311,7 +311,7 @@ fn open_train(args: &BenchTrainArgs, quiet: bool) -> Result<BenchTrain, Error> {
         memory_limit: args.memory.memory_limit,
         offload: args.memory.offload,
         offload_activations: args.memory.offload_activations,
-        mlp_chunks: args.memory.mlp_chunks,
+        mlp_chunks: args.memory.mlp.mlp_chunks,
         tune: args.run.tune.tune,
         fusions: args.fusions(),
     };

@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::Error;
 use crate::graph::{DeviceProfile, LeafKind};
-use crate::models::ModelConfig;
+use crate::models::{ModelConfig, Network};
 use crate::nn::PlainLayers;
 use crate::plan::MemoryReport;
 use crate::stop::StopFlag;
@@ -98,6 +98,25 @@ pub fn plan_run(
             return Err(Error::input("a plan without --data.json_path needs --max_seq_length"));
         }
     };
+    let network = planned_network(&mut options, config, length.max(sampled))?;
+    let demand = demand_by_size(|micro_batch| match &data {
+        Some(data) => Demand { sampled, ..run_demand(data, &options, micro_batch, steps(data, &options)) },
+        None => Demand { optimizer: options.optimizer, ..Demand::uniform(micro_batch, length) },
+    });
+    let (batch_size, resumed) = (options.batch_size, options.resume.is_some());
+    let planner = Planner { network, device, batch_size, resumed, demand: &demand };
+    report(&planner, &options, limit)
+}
+
+/// The network that a run of `options` trains, as far as it is known without weights; `positions` is the longest sample.
+///
+/// # Errors
+/// Targets that match no layer, an adapter to go on from that cannot be read, weights that are quantised in another way.
+pub fn planned_network(
+    options: &mut FinetuneOptions,
+    config: &ModelConfig,
+    positions: usize,
+) -> Result<Network, Error> {
     let mut plain_layers = PlainLayers::default();
     if options.method == Method::Lora {
         // weights that cannot be read are for the run to complain of
@@ -111,17 +130,10 @@ pub fn plan_run(
         options.quantize = quantize.kind;
     }
     let adapter = match options.method {
-        Method::Lora => Some(adapter_of(&mut options, config)?.0),
+        Method::Lora => Some(adapter_of(options, config)?.0),
         Method::Full { .. } => None,
     };
-    let network = network_of(config, &options, adapter, plain_layers, length.max(sampled))?;
-    let demand = demand_by_size(|micro_batch| match &data {
-        Some(data) => Demand { sampled, ..run_demand(data, &options, micro_batch, steps(data, &options)) },
-        None => Demand { optimizer: options.optimizer, ..Demand::uniform(micro_batch, length) },
-    });
-    let (batch_size, resumed) = (options.batch_size, options.resume.is_some());
-    let planner = Planner { network, device, batch_size, resumed, demand: &demand };
-    report(&planner, &options, limit)
+    Ok(network_of(config, options, adapter, plain_layers, positions)?)
 }
 
 fn report(

@@ -9,7 +9,7 @@ use crate::gpu::Gpu;
 use crate::graph::{Choices, Class, Graph};
 use crate::ops::fingerprint;
 use crate::plan::PlanError;
-use crate::plan::tune::{Measurement, measure, unmeasured};
+use crate::plan::tune::{Candidate, Measurement, measure, unmeasured};
 use crate::stop::StopFlag;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -97,6 +97,21 @@ impl Tuner {
         progress: &mut dyn FnMut(&TuneProgress),
         stop: &StopFlag,
     ) -> Result<TuneReport, PlanError> {
+        self.prepare_all(gpu, std::slice::from_ref(graph), progress, stop)
+    }
+
+    /// [`Tuner::prepare_until`] for several graphs, whose classes are counted as one and measured once each; what was measured is
+    /// kept after every graph. Where that fails, no further graph is begun.
+    ///
+    /// # Errors
+    /// As [`Tuner::prepare`].
+    pub fn prepare_all(
+        &self,
+        gpu: &Gpu,
+        graphs: &[Graph],
+        progress: &mut dyn FnMut(&TuneProgress),
+        stop: &StopFlag,
+    ) -> Result<TuneReport, PlanError> {
         let mut report = TuneReport::default();
         if self.mode == TuneMode::Off || self.forced.is_some() {
             gpu.set_choices(self.forced.as_ref().map_or_else(Choices::default, Choices::forced));
@@ -114,32 +129,45 @@ impl Tuner {
         let mut entries = cache.devices.get(&key).cloned().unwrap_or_default();
         // without a choice all classes count as unmeasured
         gpu.set_choices(if self.mode == TuneMode::Full { Choices::default() } else { choices(&entries) });
-        let candidates = unmeasured(graph, &gpu.profile());
-        for (done, candidate) in candidates.iter().enumerate() {
-            if start.elapsed() > self.budget || stop.is_set() {
-                report.left = candidates.len() - done;
-                break;
-            }
-            let measurement = measure(gpu, candidate, CLASS_BUDGET)?;
-            if measurement.seconds.is_finite() {
-                entries.insert(measurement.class.to_string(), Entry::of(&measurement));
-            }
-            report.measured += 1;
-            progress(&TuneProgress { done: done + 1, total: candidates.len(), measurement });
+        let mut work: Vec<Vec<Candidate>> = Vec::new();
+        for graph in graphs {
+            let mut candidates = unmeasured(graph, &gpu.profile());
+            candidates.retain(|new| work.iter().flatten().all(|known| known.class != new.class));
+            work.push(candidates);
         }
+        let total = work.iter().map(Vec::len).sum();
+        for candidates in &work {
+            let before = report.measured;
+            for candidate in candidates {
+                if start.elapsed() > self.budget || stop.is_set() {
+                    break;
+                }
+                let measurement = measure(gpu, candidate, CLASS_BUDGET)?;
+                if measurement.seconds.is_finite() {
+                    entries.insert(measurement.class.to_string(), Entry::of(&measurement));
+                }
+                report.measured += 1;
+                progress(&TuneProgress { done: report.measured, total, measurement });
+            }
+            if report.measured > before
+                && report.trouble.is_none()
+                && let Some(file) = &self.file
+            {
+                // another process may have written since
+                if let Ok(latest) = Cache::read(file) {
+                    cache = latest;
+                }
+                // entries of a device replace those of the same class
+                cache.devices.entry(key.clone()).or_default().extend(entries.clone());
+                report.trouble = cache.write(file).err();
+                if report.trouble.is_some() {
+                    // what the next graphs measured could not be kept either
+                    break;
+                }
+            }
+        }
+        report.left = total - report.measured;
         gpu.set_choices(choices(&entries));
-        if report.measured > 0
-            && report.trouble.is_none()
-            && let Some(file) = &self.file
-        {
-            // another process may have written since
-            if let Ok(latest) = Cache::read(file) {
-                cache = latest;
-            }
-            // entries of a device replace those of the same class
-            cache.devices.entry(key).or_default().extend(entries);
-            report.trouble = cache.write(file).err();
-        }
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
     }

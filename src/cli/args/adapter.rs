@@ -39,6 +39,20 @@ pub struct LoraArgs {
     pub init_adapter: Option<PathBuf>,
 }
 
+/// What a run leaves as it is.
+#[derive(Clone, Debug, Args)]
+pub struct FreezeArgs {
+    /// Patterns of modules to leave as they are, such as 'model.layers.[0-7].*' [default: none]
+    #[arg(long, value_name = "PATTERNS", value_parser = words)]
+    pub freeze: Option<Words>,
+}
+
+impl FreezeArgs {
+    pub(super) fn patterns(self) -> Vec<String> {
+        self.freeze.map(|Words(patterns)| patterns).unwrap_or_default()
+    }
+}
+
 impl LoraArgs {
     /// # Errors
     /// Switches that are all off.

@@ -1,7 +1,7 @@
 //! What `engraft bench` and `engraft tune` take.
 
 use super::PrecisionArgs;
-use super::{DeviceArgs, EXIT_CODES, MemoryArgs, TuneArgs, count, targets};
+use super::{DeviceArgs, EXIT_CODES, FreezeArgs, LoraArgs, MemoryArgs, MlpArgs, TuneArgs, count, targets};
 use crate::cli::bench::named_shape;
 use crate::error::Error;
 use crate::fuse::Fusions;
@@ -10,7 +10,7 @@ use crate::models::ModelConfig;
 use crate::train::bench::kernels::LayerStorage;
 use crate::train::bench::small_config;
 use crate::train::options::TuneMode;
-use crate::train::options::{Checks, LoraOptions, OptionsError, RecomputeKind};
+use crate::train::options::{Checks, FinetuneOptions, LoraOptions, OptionsError, RecomputeKind};
 use crate::train::quantize::Quantize;
 use clap::{Args, Subcommand};
 use std::path::{Path, PathBuf};
@@ -170,7 +170,8 @@ pub struct StepArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(rename_all = "snake_case", after_help = EXIT_CODES)]
+#[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]
+#[command(mut_arg("lora_rank", |arg| arg.alias("rank")))]
 pub struct TuneCommandArgs {
     /// Hugging Face folder whose config.json gives the sizes
     #[arg(value_name = "MODEL_DIR")]
@@ -179,21 +180,27 @@ pub struct TuneCommandArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "model_dir")]
     pub shape: Option<String>,
     /// Tokens of a micro-batch
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = TOKENS, value_parser = extent)]
     pub tokens: usize,
-    /// Rank of the adapter
-    #[arg(long, value_name = "R", default_value_t = LoraOptions::default().rank, value_parser = positive)]
-    pub rank: usize,
+    /// How many of them carry a label [default: all]
+    #[arg(long, value_name = "N", value_parser = extent)]
+    pub labels: Option<usize>,
+    #[command(flatten)]
+    pub mlp: MlpArgs,
     #[command(flatten)]
     pub precision: PrecisionArgs,
-    /// 32-true, 16-true and bf16-true, and micro-batches of 256, 512, 1024 and 2048 tokens
-    #[arg(long, conflicts_with_all = ["tokens", "precision"])]
+    /// 32-true, 16-true and bf16-true, and micro-batches of 256, 512, 1024 and 2048 tokens, all labelled
+    #[arg(long, conflicts_with_all = ["tokens", "precision", "labels"])]
     pub all: bool,
     /// What to measure: cached (what the cache lacks), or full (all again)
     #[arg(long, value_name = "MODE", default_value_t = TuneMode::Cached, value_parser = measuring)]
     pub tune: TuneMode,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    #[command(flatten)]
+    pub freeze: FreezeArgs,
 }
 
 impl TuneCommandArgs {
@@ -203,6 +210,33 @@ impl TuneCommandArgs {
     /// A name that is unknown, a `config.json` that cannot be used.
     pub fn config(&self) -> Result<ModelConfig, Error> {
         named_config(self.shape.as_deref(), self.model_dir.as_deref())
+    }
+
+    /// The run to measure for, in as far as it decides kernels.
+    ///
+    /// # Errors
+    /// Every option that is out of its range.
+    pub fn resolve(self) -> Result<FinetuneOptions, OptionsError> {
+        let mut checks = Checks::default();
+        if let Some(labels) = self.labels {
+            let allowed = format!("must be at most --tokens ({})", self.tokens);
+            checks.require(labels <= self.tokens, "--labels", labels, allowed);
+        }
+        checks.finish()?;
+        self.lora.check()?;
+        let options = FinetuneOptions {
+            model_dir: self.model_dir.unwrap_or_default(),
+            init_adapter: self.lora.init_adapter.clone(),
+            lora: self.lora.options(),
+            freeze: self.freeze.patterns(),
+            mlp_chunks: self.mlp.mlp_chunks,
+            precision: self.precision.precision,
+            quantize: self.precision.quantize,
+            quantize_head: self.precision.quantize_head,
+            ..FinetuneOptions::default()
+        };
+        options.validate_for_plan()?;
+        Ok(options)
     }
 }
 
@@ -247,10 +281,6 @@ fn sizes<const N: usize>(text: &str) -> Result<[usize; N], String> {
         let example = ["512", "1024", "1024"][3 - N..].join("x");
         format!("{N} numbers from 1 to {LARGEST} are needed, such as {example}")
     })
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a number above zero is needed".into())
 }
 
 fn float(text: &str) -> Result<DType, String> {
@@ -382,7 +412,7 @@ impl BenchTrainArgs {
         }
         checks.below_one("--lora_dropout", self.lora_dropout);
         checks.offload_activations(self.memory.offload_activations, self.recompute);
-        checks.mlp_chunks(self.memory.mlp_chunks);
+        checks.mlp_chunks(self.memory.mlp.mlp_chunks);
         if self.heads > 0 && self.kv_heads() > 0 {
             checks.require(
                 self.hidden.is_multiple_of(2 * self.heads),

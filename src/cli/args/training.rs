@@ -1,8 +1,8 @@
 //! How a run trains, evaluates, saves and ends.
 
 use super::{
-    DataArgs, DeviceArgs, LoggingArgs, MemoryArgs, PrecisionArgs, SplitArgs, TuneArgs, Words, boolean, count,
-    words,
+    DataArgs, DeviceArgs, FreezeArgs, LoggingArgs, MemoryArgs, PrecisionArgs, SplitArgs, TuneArgs, boolean,
+    count,
 };
 use crate::train::duration::parse_duration;
 use crate::train::options::{Example, FinetuneOptions, OptimizerKind, RecomputeKind};
@@ -201,9 +201,8 @@ pub struct TrainingArgs {
     pub recompute: RecomputeKind,
     #[command(flatten)]
     pub memory: MemoryArgs,
-    /// Patterns of modules to leave as they are, such as 'model.layers.[0-7].*' [default: none]
-    #[arg(long, value_name = "PATTERNS", value_parser = words)]
-    pub freeze: Option<Words>,
+    #[command(flatten)]
+    pub freeze: FreezeArgs,
     /// Optimiser steps between printed lines; the metrics have every step [default: about fifty lines]
     #[arg(long, aliases = ["log-interval", "train.log_interval"], value_name = "N", value_parser = count)]
     pub log_interval: Option<usize>,
@@ -251,7 +250,7 @@ impl TrainingArgs {
             lr_warmup_fraction: self.lr_warmup_fraction,
             lr_schedule: self.lr_schedule,
             min_lr: self.min_lr,
-            freeze: self.freeze.map(|Words(patterns)| patterns).unwrap_or_default(),
+            freeze: self.freeze.patterns(),
             optimizer: self.optimizer,
             momentum: self.momentum,
             loraplus_lr_ratio: self.loraplus_lr_ratio,
@@ -280,7 +279,7 @@ impl TrainingArgs {
             recompute: self.recompute,
             offload: self.memory.offload,
             offload_activations: self.memory.offload_activations,
-            mlp_chunks: self.memory.mlp_chunks,
+            mlp_chunks: self.memory.mlp.mlp_chunks,
             memory_limit: self.memory.memory_limit,
             gpu: device.gpu,
             no_coop: device.no_coop,
