@@ -87,6 +87,7 @@ fn main(
             }
             workgroupBarrier();
 {{ fetch("o", "scores", tiles) }}
+            workgroupBarrier();
 {% endfor %}
         }
 {{ accumulate("o", "weights", "v") }}

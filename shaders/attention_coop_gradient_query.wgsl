@@ -1,7 +1,8 @@
 // Gradient of attention on matrix units, first pass: dq, and delta [heads, T] = rowsum(do * o) for the second pass.
 //
 // With p = exp(scale * q kᵀ - lse) and ds = p (do vᵀ - delta): dq = scale * ds k. A workgroup owns ROWS query rows of one
-// head; rows and keys as in attention_coop.wgsl.
+// head; rows and keys as in attention_coop.wgsl. ds meets k in f16: where do is below 1e-3 that rounds more than the result in f16
+// does itself, and the loss scale keeps it above.
 {% set R_EXTENT = "params.rows" %}
 {% set R_STRIDE = "q_stride" %}
 {% set R_BASE = "q_base" %}

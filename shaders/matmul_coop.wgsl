@@ -4,7 +4,7 @@
 //     sums[row, col] = sum over k of r[row, k] * c[col, k]
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. All extents are multiples of the
 // tile's. Operands are loaded straight from storage and sums stored straight to it, for matmul_finish.wgsl to read in a
-// dispatch of its own: naga 30 leaves the memory operands out that sharing through workgroup memory would need here.
+// dispatch of its own: nothing is shared within one, and the module needs no memory operands (see gpu/spirv.rs).
 {% set MATRIX = "coop_mat" ~ SIZE ~ "x" ~ SIZE %}
 {% set DOWN = ROWS // SIZE %}
 {% set ACROSS = COLS // SIZE %}

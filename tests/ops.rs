@@ -10,7 +10,7 @@ use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
     Case, Choices, Cooperative, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor,
-    ReverseNode, TensorType, Value,
+    ReverseNode, SharedMatrices, TensorType, Value,
 };
 use engraft::ops::{attention, matmul};
 use std::collections::HashMap;
@@ -309,8 +309,9 @@ fn every_variant_of_the_product_equals_the_reference() {
     if own.cooperative.is_none() {
         eprintln!("SKIPPED: cooperative matrices, which this device has not");
     }
+    let staged_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
     for device in [own, as_gpu] {
-        for variant in matmul::Variant::all(&device) {
+        for variant in matmul::Variant::all(&device).into_iter().filter(|v| !staged_units(v)) {
             let device =
                 DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..device.clone() };
             let coop = variant.to_string().starts_with("coop");
@@ -338,6 +339,56 @@ fn every_variant_of_the_product_equals_the_reference() {
     }
     println!("{variants} variants checked");
     assert!(variants >= 15);
+}
+
+/// Matrix units from workgroup memory, where the device has them: each variant in all products that it can do.
+#[test]
+fn products_on_matrix_units_from_tiles_equal_the_reference() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = DeviceProfile::clone(&gpu.profile());
+    if own.shared_matrices.is_none() {
+        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
+        return;
+    }
+    let variants: Vec<String> = matmul::Variant::all(&own)
+        .iter()
+        .filter(|v| matches!(v, matmul::Variant::CoopTiled(_)))
+        .map(ToString::to_string)
+        .collect();
+    // and arrays of elements, as Metal has them
+    let small = variants.last().expect("some variant suits every device");
+    let elements = small.strip_suffix(" groups").map(str::to_owned);
+    let (mut taken, mut failures) = (HashMap::<&str, usize>::new(), Vec::new());
+    for (variant, shared) in variants
+        .iter()
+        .map(|v| (v, own.shared_matrices))
+        .chain(elements.iter().map(|v| (v, Some(SharedMatrices::Elements))))
+    {
+        for name in [variant.clone(), format!("gating {variant}")] {
+            let choices = Arc::new(Choices::forced(name.clone()));
+            let device = DeviceProfile { choices, shared_matrices: shared, ..own.clone() };
+            for (i, case) in engraft::ops::cases().iter().enumerate() {
+                let accumulate = i % 2 == 0 && case.op.accumulates(0);
+                let gates = case.label.starts_with("gated ");
+                // software compiles for seconds each: all of them with the smallest tile
+                let some = ["NN whole", "NT whole, pair and residual", "NT 64x128x48 nf4 on f16"];
+                if variant != small && !some.contains(&case.label.as_str()) {
+                    continue;
+                }
+                let launch = plan(case, &device, accumulate, false);
+                if gates == name.starts_with("gating")
+                    && launch.dispatches.iter().any(|d| &d.variant == variant)
+                {
+                    *taken.entry(variant).or_default() += 1;
+                    let ran = run(&gpu, &device, case, accumulate);
+                    failures.extend(ran.err().map(|e| format!("{name}: {e}")));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    println!("{taken:?}");
+    assert!(taken.len() >= 2 && taken[small.as_str()] > 20, "{taken:?}");
 }
 
 /// The families behind attention and its gradient: narrow and wide heads, segments, windows. A CPU device runs the variants
@@ -379,7 +430,7 @@ fn every_variant_of_attention_equals_the_reference() {
 fn attention_on_matrix_units_equals_the_reference() {
     let Some(gpu) = common::gpu() else { return };
     let own = DeviceProfile::clone(&gpu.profile());
-    if !own.shared_matrices {
+    if own.shared_matrices.is_none() {
         eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
         return;
     }

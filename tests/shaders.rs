@@ -5,7 +5,7 @@ mod common;
 
 use common::cases::plan;
 use engraft::gpu::ShaderKey;
-use engraft::graph::{Choices, Cooperative, DeviceProfile};
+use engraft::graph::{Choices, Cooperative, DeviceProfile, SharedMatrices};
 use engraft::ops::{attention, matmul};
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
@@ -37,7 +37,11 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         subgroup,
         wide_loads: false,
         cooperative,
-        shared_matrices: true,
+        // as on Metal, whose matrices are small
+        shared_matrices: match cooperative {
+            Some(Cooperative { size: 8, lanes: 32 }) => Some(SharedMatrices::Elements),
+            other => other.map(|_| SharedMatrices::Groups),
+        },
         max_workgroup_invocations: 256,
         max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
         ..DeviceProfile::default()
@@ -122,7 +126,14 @@ fn every_backend_takes_every_shader_variant() {
                         let file =
                             |ending| format!("{index}-{name}{}.{ending}", if wide { "-wide" } else { "" });
                         let words = match key.shares_matrices() {
-                            true => key.spirv(false).unwrap_or_else(|e| panic!("{name}: {e}")),
+                            true => {
+                                let made =
+                                    |checked| key.spirv(checked).unwrap_or_else(|e| panic!("{name}: {e}"));
+                                if index % 16 == 0 {
+                                    made(true);
+                                }
+                                made(false)
+                            }
                             false => shader.spirv(variant, wide),
                         };
                         keep(file("spv"), &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
@@ -208,6 +219,7 @@ impl Validated {
             zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
             force_loop_bounding: false,
             emit_int_div_checks: false,
+            use_storage_input_output_16: false,
             ..Default::default()
         };
         let entry =

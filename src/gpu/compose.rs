@@ -15,7 +15,7 @@ const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
-const SHARED: [(&str, &str); 11] = [
+const SHARED: [(&str, &str); 12] = [
     (
         "shared/operands.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
@@ -24,6 +24,7 @@ const SHARED: [(&str, &str); 11] = [
         "shared/dropout.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/dropout.wgsl")),
     ),
+    ("shared/pair.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/pair.wgsl"))),
     ("shared/result.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/result.wgsl"))),
     (
         "shared/swiglu_gradient.wgsl",
@@ -97,7 +98,7 @@ impl ShaderKey {
     }
 
     fn has_matrices(&self) -> bool {
-        self.bindings.iter().any(|b| b.view == View::Matrix)
+        expand_includes(self.shader.source).contains("coopLoad")
     }
 
     /// Whether cooperative matrices meet workgroup memory, so that a Vulkan device needs [`ShaderKey::spirv`].

@@ -3,7 +3,7 @@
 use super::GpuError;
 use super::pipeline::PipelineCache;
 use super::pipeline_file::PipelineFile;
-use crate::graph::{Choices, Cooperative, DeviceProfile};
+use crate::graph::{Choices, Cooperative, DeviceProfile, SharedMatrices};
 use serde::Serialize;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -286,7 +286,13 @@ impl Gpu {
             subgroup: (subgroups && smallest == largest && smallest > 0).then_some(smallest),
             wide_loads,
             cooperative,
-            shared_matrices: cooperative.is_some() && (passes_spirv || !vulkan),
+            shared_matrices: match (vulkan, passes_spirv) {
+                (true, true) => Some(SharedMatrices::Groups),
+                (true, false) => None,
+                // naga's MSL loads from elements alone
+                (false, _) => Some(SharedMatrices::Elements),
+            }
+            .filter(|_| cooperative.is_some()),
             max_workgroup_invocations: info.max_workgroup_invocations,
             max_workgroup_storage: info.max_workgroup_storage,
             max_binding: info.max_binding_bytes,
@@ -409,7 +415,7 @@ fn cooperative(
     smallest: u32,
     largest: u32,
 ) -> Option<Cooperative> {
-    // the kernel's workgroup is one subgroup, so its size must be known
+    // kernels hand out work by subgroup, so its size must be known
     if options.no_coop || !adapter.features().contains(COOPERATIVE) || smallest != largest || largest == 0 {
         return None;
     }

@@ -147,6 +147,7 @@ impl Gpu {
         let label = Some(key.shader.name);
         if self.shared.passes_spirv && key.shares_matrices() {
             let words = key.spirv(checked)?;
+            // the size is for Metal alone
             let entry = wgpu::PassthroughShaderEntryPoint { name: "main".into(), workgroup_size: (1, 1, 1) };
             let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
                 label,
@@ -154,8 +155,8 @@ impl Gpu {
                 spirv: Some(words.into()),
                 ..Default::default()
             };
-            // SAFETY: the words are naga's, of a module that it found valid, and the pipeline's layout has the bindings in the
-            // order in which they are numbered
+            // SAFETY: the words are naga's, of a module that it found valid, with memory operands added; their capabilities are
+            // those of features that the device has, and the pipeline's layout numbers the bindings in the same order
             return Ok(unsafe { device.create_shader_module_passthrough(descriptor) });
         }
         let descriptor =

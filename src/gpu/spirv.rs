@@ -41,7 +41,7 @@ pub fn compile(
         (from, spv::BindingInfo { descriptor_set: 0, binding: place as u32, binding_array_size: None })
     });
     let options = spv::Options {
-        // what every device with cooperative matrices takes
+        // what the extension asks for, in its revision 10
         lang_version: (1, 3),
         bounds_check_policies: BoundsCheckPolicies {
             index: policy,
@@ -53,6 +53,9 @@ pub fn compile(
         force_loop_bounding: checked,
         emit_int_div_checks: checked,
         binding_map: numbered.collect(),
+        fake_missing_bindings: false,
+        // no kernel passes f16 between stages, and not every device could
+        use_storage_input_output_16: false,
         ..Default::default()
     };
     let entry = spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".into() };
@@ -70,6 +73,7 @@ mod op {
     pub const VARIABLE: u32 = 59;
     pub const LOAD: u32 = 61;
     pub const STORE: u32 = 62;
+    pub const COPY_MEMORY: u32 = 63;
     pub const ACCESS_CHAIN: u32 = 65;
     pub const IN_BOUNDS_ACCESS_CHAIN: u32 = 66;
     pub const CONTROL_BARRIER: u32 = 224;
@@ -86,6 +90,9 @@ const WORKGROUP: u32 = 4;
 const NON_PRIVATE_POINTER: u32 = 0x20;
 /// Memory semantics of a barrier that makes what was written before it visible after it.
 const MAKE_AVAILABLE_AND_VISIBLE: u32 = 0x2000 | 0x4000;
+
+/// Memory semantics of storage buffers and images.
+const OTHER_MEMORY: u32 = 0x40 | 0x800;
 
 const HEADER: usize = 5;
 
@@ -106,7 +113,8 @@ fn instructions(words: &[u32]) -> impl Iterator<Item = Option<(u32, &[u32])>> {
 }
 
 /// The module with the memory operands that order its accesses to workgroup memory; `None` where it is none, or none of
-/// naga's: an access that has memory operands already, or a barrier whose semantics are no constant.
+/// naga's: an access that has memory operands already, or a barrier whose semantics are no constant; or where more than workgroup
+/// memory is shared within a dispatch, which no kernel does.
 fn synchronised(words: &[u32]) -> Option<Vec<u32>> {
     let all: Vec<(u32, &[u32])> = instructions(words).collect::<Option<_>>()?;
     let mut pointers = HashMap::new();
@@ -163,11 +171,17 @@ fn synchronised(words: &[u32]) -> Option<Vec<u32>> {
             body.push(NON_PRIVATE_POINTER);
             continue;
         }
+        if opcode == op::COPY_MEMORY && [class(*at.get(1)?), class(*at.get(2)?)].contains(&Some(WORKGROUP)) {
+            return None;
+        }
         let start = body.len();
         body.extend(at);
         if matches!(opcode, op::CONTROL_BARRIER | op::MEMORY_BARRIER) {
             let semantics = *at.last()?;
             let &(ty, value) = constants.get(&semantics)?;
+            if value & OTHER_MEMORY != 0 {
+                return None;
+            }
             let id = *completed.entry(semantics).or_insert_with(|| {
                 added.extend([4 << 16 | op::CONSTANT, ty, bound, value | MAKE_AVAILABLE_AND_VISIBLE]);
                 bound += 1;
@@ -237,6 +251,25 @@ mod tests {
             .collect();
         // acquire and release, of workgroup memory
         assert_eq!(barriers, [0x8 | 0x100 | MAKE_AVAILABLE_AND_VISIBLE; 2]);
+    }
+
+    #[test]
+    fn modules_ask_for_what_the_device_was_asked_for() {
+        let words = compile(KERNEL, false, [1, 2]).unwrap();
+        let mut capabilities: Vec<u32> = nth_words(&words, 17, 1).into_iter().flatten().collect();
+        capabilities.sort_unstable();
+        // Shader, Float16, StorageBuffer16BitAccess, UniformAndStorageBuffer16BitAccess, VulkanMemoryModel, CooperativeMatrixKHR
+        assert_eq!(capabilities, [1, 9, 4433, 4434, 5345, 6022]);
+        // wgpu numbers from zero: x, y
+        let all = instructions(&words).map(Option::unwrap);
+        let decorated = all.filter(|(opcode, at)| *opcode == op::DECORATE && at[2] == 33);
+        assert_eq!(decorated.map(|(_, at)| at[3]).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn what_shares_storage_within_a_dispatch_is_refused() {
+        let storage = KERNEL.replacen("workgroupBarrier", "storageBarrier", 1);
+        assert!(compile(&storage, false, [1, 2]).is_err());
     }
 
     #[test]

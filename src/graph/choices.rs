@@ -32,6 +32,8 @@ pub struct Alternatives {
     pub variants: Vec<Alternative>,
     /// What a measurement writes to the u32 inputs; all others get random numbers.
     pub indices: Vec<(Place, Vec<u32>)>,
+    /// How many times larger than one half the random numbers of an input go; one where it is not named.
+    pub spreads: Vec<(Place, f32)>,
 }
 
 /// One kernel, or a few in order, that could do the work.

@@ -19,8 +19,8 @@ pub struct DeviceProfile {
     pub wide_loads: bool,
     /// Matrix units that WGSL reaches: f16 operands, f32 sums.
     pub cooperative: Option<Cooperative>,
-    /// Kernels can hand cooperative matrices on through workgroup memory.
-    pub shared_matrices: bool,
+    /// How kernels can hand cooperative matrices on through workgroup memory.
+    pub shared_matrices: Option<SharedMatrices>,
     pub max_workgroup_invocations: u32,
     pub max_workgroup_storage: u32,
     /// Bytes that one binding can be; 0 where that is not known to matter. What is larger is bound in pieces.
@@ -46,6 +46,15 @@ pub struct Cooperative {
     pub lanes: u32,
 }
 
+/// What cooperative matrices can be loaded from in workgroup memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SharedMatrices {
+    /// Arrays of their elements.
+    Elements,
+    /// Arrays of groups of four elements as well.
+    Groups,
+}
+
 impl DeviceProfile {
     /// A discrete GPU as most are, for plans without a device: subgroups of 32, no matrix units, nothing measured.
     pub fn typical_gpu() -> Self {
@@ -64,10 +73,14 @@ impl DeviceProfile {
         let gpu = DeviceProfile {
             max_workgroup_storage: 48 << 10,
             cooperative: units(16, 32),
-            shared_matrices: true,
+            shared_matrices: Some(SharedMatrices::Groups),
             ..DeviceProfile::typical_gpu()
         };
-        let small_units = DeviceProfile { cooperative: units(8, 32), ..gpu.clone() };
+        let small_units = DeviceProfile {
+            cooperative: units(8, 32),
+            shared_matrices: Some(SharedMatrices::Elements),
+            ..gpu.clone()
+        };
         let on_cpu = |lanes| DeviceProfile { cpu: true, subgroup: lanes, cooperative: None, ..gpu.clone() };
         [on_cpu(None), on_cpu(Some(4)), on_cpu(Some(8)), on_cpu(Some(16)), small_units, gpu]
     }

@@ -18,7 +18,7 @@ pub use choices::{Alternative, Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
 pub use launch::{
     Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader,
-    View,
+    SharedMatrices, View,
 };
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
 pub use pieces::OFFSET_ALIGNMENT;

@@ -24,6 +24,8 @@ pub struct Candidate {
     buffers: HashMap<Place, (u64, Option<TensorType>)>,
     /// Contents of the u32 inputs.
     indices: Vec<(Place, Vec<u32>)>,
+    /// Of random numbers that go further than others.
+    spreads: Vec<(Place, f32)>,
     /// FLOPs of all launches of the class in one run of the graph.
     pub flops: f64,
 }
@@ -69,8 +71,9 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
             let own = |place: Place| default.workspaces.iter().any(|(p, _)| *p == place);
             let bound = default.dispatches.iter().flat_map(|d| &d.bindings).map(|b| b.place);
             let buffers = bound.filter(|p| !own(*p)).map(|p| (p, memory(p))).collect();
-            let Alternatives { class, variants, indices } = *alternatives;
-            found.push(Candidate { class, variants, buffers, indices, flops: dispatch.cost.flops });
+            let Alternatives { class, variants, indices, spreads } = *alternatives;
+            let flops = dispatch.cost.flops;
+            found.push(Candidate { class, variants, buffers, indices, spreads, flops });
         }
     }
     found.sort_by(|a, b| b.flops.total_cmp(&a.flops));
@@ -100,7 +103,10 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         let Some(buffer) = buffers.get(&binding.place) else { continue };
         match candidate.buffers[&binding.place].1.filter(|ty| ty.dtype.is_quantised()) {
             Some(ty) => buffer.write(&sample(ty)),
-            None => fill(buffer, binding.dtype, seed as u32 + 1),
+            None => {
+                let spread = candidate.spreads.iter().find(|(place, _)| *place == binding.place);
+                fill(buffer, binding.dtype, seed as u32 + 1, spread.map_or(1.0, |(_, spread)| *spread));
+            }
         }
     }
     for (place, values) in &candidate.indices {
@@ -188,7 +194,7 @@ fn try_variant(
     gpu: &Gpu,
     variant: &Alternative,
     buffers: &HashMap<Place, BufferSlice>,
-) -> Result<(Run, Vec<f32>), GpuError> {
+) -> Result<(Run, Vec<Vec<f32>>), GpuError> {
     let mut buffers = buffers.clone();
     for &(place, bytes) in &variant.workspaces {
         buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
@@ -205,12 +211,12 @@ struct Run {
 }
 
 impl Run {
-    /// Compiles and times one launch; gives the result of a launch on zeroed outputs too.
+    /// Compiles and times one launch; gives the results of a launch on zeroed outputs too.
     fn new(
         gpu: &Gpu,
         dispatches: &[Dispatch],
         buffers: &HashMap<Place, BufferSlice>,
-    ) -> Result<(Self, Vec<f32>), GpuError> {
+    ) -> Result<(Self, Vec<Vec<f32>>), GpuError> {
         let record = |group: &mut Recording| -> Result<(), GpuError> {
             for dispatch in dispatches {
                 let slices: Vec<BufferSlice> =
@@ -219,7 +225,7 @@ impl Run {
             }
             Ok(())
         };
-        // what the last dispatch writes is the result
+        // what the last dispatch writes are the results
         let written = dispatches.iter().last().into_iter().flat_map(|d| &d.bindings).filter(|b| b.write);
         let mut written: Vec<&Binding> = written.collect();
         written.dedup_by_key(|b| b.place);
@@ -233,11 +239,10 @@ impl Run {
             true => vec![slice.part(0, COMPARED), slice.part(slice.size - COMPARED, COMPARED)],
             false => vec![slice.clone()],
         };
-        let mut result = Vec::new();
+        let mut results = Vec::new();
         for (slice, dtype) in &outputs {
-            for bytes in gpu.read(&ends(slice))? {
-                result.extend(floats(&bytes, *dtype));
-            }
+            let bytes = gpu.read(&ends(slice))?;
+            results.push(bytes.iter().flat_map(|bytes| floats(bytes, *dtype)).collect());
         }
         let mut run = Run { group, each: dispatches.len(), seconds: f64::INFINITY };
         run.again(gpu)?;
@@ -246,7 +251,7 @@ impl Run {
                 record(&mut run.group)?;
             }
         }
-        Ok((run, result))
+        Ok((run, results))
     }
 
     fn again(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
@@ -259,13 +264,22 @@ impl Run {
     }
 }
 
-/// Largest difference over the largest value: rounding of the sums' order and of the storage type, not a wrong result.
+/// Largest difference over the largest value of an output, and root mean square of all over that of the values: rounding of the
+/// sums' order and of the storage type, not a wrong result. The one finds an element that is wrong, the other many small ones.
 const AGREEMENT: f32 = 2e-2;
 
-fn agree(expected: &[f32], actual: &[f32]) -> bool {
-    let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let close = |a: &f32, b: &f32| (a - b).abs() <= AGREEMENT * largest;
-    expected.len() == actual.len() && expected.iter().zip(actual).all(|(a, b)| close(a, b))
+fn agree(expected: &[Vec<f32>], actual: &[Vec<f32>]) -> bool {
+    let one = |(expected, actual): (&Vec<f32>, &Vec<f32>)| {
+        let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let differences = || expected.iter().zip(actual).map(|(a, b)| a - b);
+        let squares =
+            |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+        let (wrong, right) = (squares(&mut differences()), squares(&mut expected.iter().copied()));
+        expected.len() == actual.len()
+            && differences().all(|d| d.abs() <= AGREEMENT * largest)
+            && wrong.sqrt() <= f64::from(AGREEMENT) * right.sqrt()
+    };
+    expected.len() == actual.len() && expected.iter().zip(actual).all(one)
 }
 
 fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
@@ -273,14 +287,14 @@ fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
     crate::graph::layout::unpack(TensorType::new(Shape::vector(count), dtype), bytes)
 }
 
-/// Random numbers in [-0.5, 0.5), one stretch of them over and over; its length divides no usual row.
-fn fill(slice: &BufferSlice, dtype: DType, seed: u32) {
+/// Random numbers in [-spread / 2, spread / 2), one stretch of them over and over; its length divides no usual row.
+fn fill(slice: &BufferSlice, dtype: DType, seed: u32, spread: f32) {
     let count = (slice.size as usize / dtype.size()).min(250_004);
     let mut state = seed;
     let values: Vec<f32> = (0..count)
         .map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+            spread * ((state >> 8) as f32 / (1 << 24) as f32 - 0.5)
         })
         .collect();
     let stretch = pack(TensorType::new(Shape::vector(count), dtype), &values);
@@ -336,9 +350,21 @@ mod tests {
 
     #[test]
     fn results_agree_to_rounding_and_no_further() {
-        assert!(agree(&[1.0, -2.0], &[1.01, -2.0]));
-        assert!(!agree(&[1.0, -2.0], &[1.1, -2.0]));
-        assert!(!agree(&[1.0, -2.0], &[f32::NAN, -2.0]));
-        assert!(!agree(&[1.0], &[]));
+        let agree = |a: &[&[f32]], b: &[&[f32]]| {
+            let owned = |all: &[&[f32]]| all.iter().map(|one| one.to_vec()).collect::<Vec<_>>();
+            super::agree(&owned(a), &owned(b))
+        };
+        assert!(agree(&[&[1.0, -2.0]], &[&[1.01, -2.0]]));
+        assert!(!agree(&[&[1.0, -2.0]], &[&[1.1, -2.0]]));
+        assert!(!agree(&[&[1.0, -2.0]], &[&[f32::NAN, -2.0]]));
+        assert!(!agree(&[&[1.0]], &[&[]]));
+        assert!(!agree(&[&[1.0]], &[]));
+        // a large output hides no small one, and a large element no small ones
+        assert!(!agree(&[&[100.0], &[1.0]], &[&[100.0], &[0.0]]));
+        let mut few = [0.01; 10_001];
+        few[0] = 1.0;
+        let mut none = [0.0; 10_001];
+        none[0] = 1.0;
+        assert!(!agree(&[&few], &[&none]));
     }
 }

@@ -32,19 +32,27 @@ fn causal(lengths: &[u32], heads: Heads, dtype: DType) -> Vec<CaseInput> {
     windowed(lengths, u32::MAX, heads, dtype)
 }
 
-/// Scores that grow from key to key, by far more than exp can hold in f16: what a softmax is relative to must follow.
-fn growing((t, heads, d): (usize, usize, usize)) -> Vec<CaseInput> {
-    let mut all = causal(&[t as u32], (heads, heads, d), DType::F16);
-    let key = |i: usize| (3 * (i / (heads * d))) as f64 / 64.0;
-    all[0] = CaseInput::values(&[t, heads * d], DType::F16, vec![8.0; t * heads * d]);
-    all[1] = CaseInput::values(&[t, heads * d], DType::F16, (0..t * heads * d).map(key).collect());
+/// Scores that grow from key to key, by far more than exp can hold in f16: what a softmax is relative to must follow. In one row of
+/// three they grow by little, and in one not at all.
+fn growing((t, heads, kv_heads, d): (usize, usize, usize, usize)) -> Vec<CaseInput> {
+    let mut all = causal(&[t as u32], (heads, kv_heads, d), DType::F16);
+    let query = |i: usize| [8.0, 1.0, 0.0][i / (heads * d) % 3] * 4.0 / (d as f64).sqrt();
+    let key = |i: usize| (3 * (i / (kv_heads * d))) as f64 / 64.0;
+    let stored = |x: f64| (x * 64.0).round() / 64.0;
+    let values = |width: usize| 0..t * width * d;
+    all[0] = CaseInput::values(&[t, heads * d], DType::F16, values(heads).map(query).map(stored).collect());
+    all[1] = CaseInput::values(&[t, kv_heads * d], DType::F16, values(kv_heads).map(key).collect());
     all
 }
 
 /// The last `rows` of `keys` rows of a KV cache as queries, each of which sees `window` keys at most.
-fn cached(rows: u32, keys: u32, window: u32, (heads, kv_heads, d): Heads) -> Vec<CaseInput> {
-    let mut all = causal(&[keys], (heads, kv_heads, d), DType::F32);
-    all[0] = CaseInput::random(&[rows as usize, heads * d], DType::F32);
+fn cached(rows: u32, keys: u32, window: u32, heads: Heads) -> Vec<CaseInput> {
+    cached_in(DType::F32, rows, keys, window, heads)
+}
+
+fn cached_in(dtype: DType, rows: u32, keys: u32, window: u32, (heads, kv_heads, d): Heads) -> Vec<CaseInput> {
+    let mut all = causal(&[keys], (heads, kv_heads, d), dtype);
+    all[0] = CaseInput::random(&[rows as usize, heads * d], dtype);
     // some rows of the cache are not written yet
     let ends = keys - rows - 3..keys - 3;
     all[3] = CaseInput::indices(ends.clone().map(|t| (t + 1).saturating_sub(window)));
@@ -77,7 +85,9 @@ pub(super) fn forward() -> Vec<Case> {
         Case::new("matrices, window", op(32), windowed(&[91, 5], 21, (2, 1, 32), f16)),
         Case::new("matrices, wide head", op(128), causal(&[31, 33], (2, 1, 128), f16)),
         Case::new("matrices, head of 80", op(80), causal(&[48], (1, 1, 80), f16)),
-        Case::new("matrices, growing scores", op(16), growing((64, 2, 16))),
+        Case::new("matrices, cache", op(32), cached_in(DType::F16, 32, 96, 40, (2, 1, 32))),
+        Case::new("matrices, growing scores", op(64), growing((64, 4, 2, 64))),
+        Case::new("matrices, growing scores of a wide head", op(128), growing((48, 1, 1, 128))),
     ]
 }
 
@@ -85,7 +95,7 @@ pub(super) fn forward() -> Vec<Case> {
 pub(super) fn gradient() -> Vec<Case> {
     let same = |case: &Case| case.inputs[0].ty.rows() == case.inputs[1].ty.rows();
     // backwards nothing is relative to a running value
-    let asked = |case: &Case| same(case) && !case.label.ends_with("growing scores");
+    let asked = |case: &Case| same(case) && !case.label.contains("growing scores");
     let plain: Vec<Case> = forward().into_iter().filter(asked).map(gradient_of).collect();
     let mut widths = Vec::new();
     let mut all: Vec<Case> = Vec::new();
@@ -105,6 +115,11 @@ pub(super) fn gradient() -> Vec<Case> {
         Case { label: label.into(), op: Arc::new(op), ..turned(case) }
     };
     all.extend([alone(true, "only dq turned"), alone(false, "only dk turned")]);
+    // as small as a loss scale lets them become
+    let mut small = plain.iter().find(|case| case.label == "matrices").cloned().expect("a case of this name");
+    small.label.push_str(", small");
+    small.inputs[5].spread = 2e-3;
+    all.push(small);
     plain.into_iter().chain(all).collect()
 }
 

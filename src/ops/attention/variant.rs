@@ -201,7 +201,7 @@ impl Variant {
             }
             Variant::Coop { size, lanes, .. } => {
                 self.sound()
-                    && device.shared_matrices
+                    && device.shared_matrices.is_some()
                     && device.cooperative == Some(Cooperative { size, lanes })
                     && device.subgroup == Some(lanes)
                     && extents.matrix.is_some_and(|rows| rows > 0 && rows.is_multiple_of(size as usize))
@@ -444,6 +444,7 @@ impl fmt::Display for Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::SharedMatrices;
 
     const PASSES: [Pass; 3] = [Pass::Forward, Pass::GradientQuery, Pass::GradientKeyValue];
 
@@ -509,7 +510,7 @@ mod tests {
         for size in [8, 16] {
             let device = DeviceProfile {
                 cooperative: Some(Cooperative { size, lanes: 32 }),
-                shared_matrices: true,
+                shared_matrices: Some(SharedMatrices::Elements),
                 ..DeviceProfile::typical_gpu()
             };
             for (pass, head_dim) in PASSES.into_iter().flat_map(|pass| [(pass, 64), (pass, 128)]) {

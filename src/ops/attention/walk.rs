@@ -38,7 +38,7 @@ impl Walk {
             matrix: self.matrix(device),
         };
         let candidates = Variant::candidates(device, &extents);
-        let (choices, class) = (&device.choices, self.class());
+        let (choices, class) = (&device.choices, self.class(extents.matrix));
         let measured = choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(device, &extents));
         let with = |variant: Variant| {
             let mut dispatch = bind(self.common(variant));
@@ -54,7 +54,10 @@ impl Walk {
                 workspaces: vec![],
             };
             let variants = candidates.iter().map(alternative).collect();
-            dispatch.alternatives = Some(Box::new(Alternatives { class, variants, indices: self.causal() }));
+            // scores whose largest grows along a row, as they do in models; backwards they would have to fit lse
+            let large = (self.pass == Pass::Forward).then_some((Place::Input(0), 64.0));
+            let (indices, spreads) = (self.causal(), large.into_iter().collect());
+            dispatch.alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
         }
         dispatch
     }
@@ -63,7 +66,7 @@ impl Walk {
     fn matrix(&self, device: &DeviceProfile) -> Option<usize> {
         let plain = |ty: &TensorType| ty.dtype == DType::F16 && device.piece(ty.bytes()).is_none();
         let divides = |n: &usize| self.q.rows().is_multiple_of(*n) && self.k.rows().is_multiple_of(*n);
-        let whole = [&self.q, &self.k].into_iter().all(plain);
+        let whole = device.shared_matrices.is_some() && [&self.q, &self.k].into_iter().all(plain);
         [16, 8].into_iter().find(|n| whole && divides(n))
     }
 
@@ -75,17 +78,19 @@ impl Walk {
         (self.q.cols() / self.head_dim, self.k.cols() / self.head_dim)
     }
 
-    fn class(&self) -> Class {
+    fn class(&self, matrix: Option<usize>) -> Class {
         let pass = match self.pass {
             Pass::Forward => "attention",
             Pass::GradientQuery => "attention gradient q",
             Pass::GradientKeyValue => "attention gradient kv",
         };
         let turned = if self.turn.is_some() { " turned" } else { "" };
+        // what matrix units can take is a class of its own
+        let whole = matrix.map_or(String::new(), |size| format!(" by {size}"));
         let (heads, kv_heads) = self.heads();
         let (rows, keys) = (self.q.rows(), self.k.rows());
         Class {
-            family: format!("{pass} {}{turned} head_dim={}", self.q.dtype, self.head_dim),
+            family: format!("{pass} {}{turned}{whole} head_dim={}", self.q.dtype, self.head_dim),
             // training has as many keys as rows: they count once
             extents: vec![rounded(rows), rounded(keys.div_ceil(rows)), heads, kv_heads],
         }

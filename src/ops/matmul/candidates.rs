@@ -1,6 +1,6 @@
 //! Which kernels of the family suit a device and a product.
 
-use super::variant::{COOP, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
+use super::variant::{COOP, COOP_TILED, CoopTile, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
 use crate::graph::{Cooperative, DeviceProfile};
 
 /// The kernels' text, tiles and candidates, for the key of what was measured.
@@ -9,6 +9,7 @@ pub fn source() -> String {
         crate::shader!("shared/operands"),
         crate::shader!("shared/dropout"),
         crate::shader!("shared/quantised"),
+        crate::shader!("shared/pair"),
         crate::shader!("shared/result"),
         crate::shader!("shared/swiglu"),
         crate::shader!("shared/tile_order"),
@@ -16,10 +17,10 @@ pub fn source() -> String {
         crate::shader!("swiglu"),
         crate::shader!("shared/swiglu_gradient"),
     ];
-    let shaders = [LANES, TILED, COOP, FINISH].into_iter().chain(shared);
+    let shaders = [LANES, TILED, COOP, COOP_TILED, FINISH].into_iter().chain(shared);
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.map(|s| s.source).collect::<String>()
-        + &format!("{WIDE:?}{THIN:?}{SWIZZLE}{GATING}{candidates:?}")
+        + &format!("{WIDE:?}{THIN:?}{COOP_TILES:?}{SWIZZLE}{GATING}{candidates:?}")
 }
 
 /// Products of more rows than [`THIN`] serves; the last two serve 17 to 32 rows as well.
@@ -61,6 +62,8 @@ pub struct Extents {
     pub k2: usize,
     /// Matrix units can read the operands: f16, as they are stored.
     pub matrix: bool,
+    /// Or from tiles in workgroup memory: f16, or weights in blocks, whose values f16 holds.
+    pub halves: bool,
 }
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
@@ -125,6 +128,23 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
     shared.chain(few).chain([broadcast]).collect()
 }
 
+/// Rows, columns and depth of tiles in workgroup memory for matrix units, and subgroups down and across, most hopeful first.
+const COOP_TILES: [((u32, u32, u32), (u32, u32)); 6] = [
+    ((128, 128, 32), (2, 2)),
+    ((64, 64, 32), (2, 2)),
+    ((128, 64, 32), (2, 2)),
+    ((64, 128, 32), (2, 2)),
+    ((128, 128, 32), (4, 2)),
+    ((32, 32, 32), (2, 2)),
+];
+
+/// Rows that a product must have for tiles of matrix units to be worth a measurement.
+const COOP_ROWS: usize = 33;
+
+/// Floats that an invocation sums in cooperative matrices: with operands and addresses they should stay below the 255 registers
+/// that GPUs have at most.
+const COOP_SUMS: u32 = 128;
+
 fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
     let Cooperative { size, lanes } = cooperative;
     let tiles: &[(u32, u32)] =
@@ -132,13 +152,34 @@ fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
     tiles.iter().map(|&(rows, cols)| Variant::Coop { rows, cols, size, lanes }).collect()
 }
 
-fn on_gpu(extents: &Extents) -> Vec<Variant> {
+/// Through workgroup memory.
+fn on_matrix_tiles(device: &DeviceProfile) -> Vec<Variant> {
+    let (Some(shared), Some(Cooperative { size, lanes })) = (device.shared_matrices, device.cooperative)
+    else {
+        return Vec::new();
+    };
+    let tile = |&((rows, cols, depth), (down, across)): &((u32, u32, u32), (u32, u32))| {
+        Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared })
+    };
+    COOP_TILES.iter().map(tile).collect()
+}
+
+/// Rows of a broadcast on GPUs: with four columns of each, an invocation's sums stay in registers.
+const BROADCAST_ROWS: u32 = 32;
+
+fn on_gpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let families: [&[Variant]; 2] = match extents.rows {
         ..=16 => [&THIN, &[]],
         17..=32 => [&WIDE[7..], &THIN[..4]],
         _ => [&WIDE, &[]],
     };
-    families.into_iter().flatten().copied().collect()
+    let tiles = families.into_iter().flatten().copied();
+    // where workgroup memory is slow: rows reach the invocations by subgroup operations
+    let lanes = device.subgroup.filter(|&lanes| lanes >= 8 && BROADCAST_ROWS.is_multiple_of(lanes));
+    let broadcast = lanes.filter(|_| extents.rows > BROADCAST_ROWS as usize);
+    let broadcast =
+        broadcast.map(|lanes| Variant::Lanes { rows: BROADCAST_ROWS, lanes, uniform: false, unroll: 1 });
+    tiles.chain(broadcast).collect()
 }
 
 impl Variant {
@@ -146,8 +187,10 @@ impl Variant {
     pub fn all(device: &DeviceProfile) -> Vec<Variant> {
         let mut all: Vec<Variant> = Vec::new();
         for rows in [8, 16, 32, 512] {
-            let candidates =
-                Variant::candidates(device, &Extents { rows, cols: 512, k: 512, k2: 0, matrix: true });
+            let candidates = Variant::candidates(
+                device,
+                &Extents { rows, cols: 512, k: 512, k2: 0, matrix: true, halves: true },
+            );
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
         all
@@ -155,8 +198,12 @@ impl Variant {
 
     /// Variants that the device can run, for a product of so many rows and columns; the default first.
     pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
-        let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(extents) };
-        all.extend(device.cooperative.into_iter().flat_map(on_matrix_units));
+        let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(device, extents) };
+        let units = device.cooperative.into_iter().flat_map(on_matrix_units);
+        let units = on_matrix_tiles(device).into_iter().chain(units);
+        // where they are hardware they are the most hopeful, and measuring ends after a while
+        let first = if device.cpu { all.len() } else { 1 };
+        all.splice(first..first, units);
         all.retain(|v| v.fits(device, extents));
         all
     }
@@ -169,7 +216,8 @@ impl Variant {
         };
         match *self {
             Variant::Lanes { lanes, uniform, unroll, .. } => {
-                (uniform || device.vector_lanes() == Some(lanes)) && divided(unroll)
+                let broadcasts = device.vector_lanes().or(device.subgroup.filter(|_| !device.cpu));
+                (uniform || broadcasts == Some(lanes)) && divided(unroll)
             }
             Variant::Workgroup { lanes, unroll, .. } => {
                 device.cpu
@@ -186,6 +234,17 @@ impl Variant {
                     && whole(extents.rows, rows)
                     && whole(extents.cols, cols)
                     && whole(extents.k, size)
+            }
+            Variant::CoopTiled(tile @ CoopTile { size, lanes, shared, .. }) => {
+                let (rows, cols) = tile.own();
+                device.shared_matrices == Some(shared)
+                    && device.cooperative == Some(Cooperative { size, lanes })
+                    && device.subgroup == Some(lanes)
+                    && extents.halves
+                    && extents.rows >= COOP_ROWS
+                    && rows * cols <= COOP_SUMS * lanes
+                    && self.invocations() <= device.max_workgroup_invocations
+                    && self.workgroup_bytes() <= device.max_workgroup_storage
             }
             Variant::Tiled { .. } => {
                 self.invocations() <= device.max_workgroup_invocations
@@ -219,8 +278,8 @@ mod tests {
                 ..DeviceProfile::default()
             };
             for rows in [1, 8, 16, 17, 32, 33, 500] {
-                let extents = Extents { rows, cols: 64, k: 37, k2: 0, matrix: false };
-                let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&extents)[0] };
+                let extents = Extents { rows, cols: 64, k: 37, k2: 0, matrix: false, halves: false };
+                let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&weakest, &extents)[0] };
                 let candidates = Variant::candidates(&weakest, &extents);
                 assert!(candidates.len() > 1);
                 assert_eq!(candidates[0], default);
@@ -237,7 +296,8 @@ mod tests {
             max_workgroup_storage: 32 << 10,
             ..DeviceProfile::default()
         };
-        let candidates = Variant::candidates(&device, &Extents { rows, cols, k, k2: 0, matrix: false });
+        let candidates =
+            Variant::candidates(&device, &Extents { rows, cols, k, k2: 0, matrix: false, halves: false });
         let shared = |v: &&Variant| matches!(v, Variant::Workgroup { unroll: 1, .. });
         candidates.iter().filter(shared).map(Variant::tile).collect()
     }
@@ -263,7 +323,7 @@ mod tests {
     fn unrolled_variants_need_an_inner_dimension_that_they_divide() {
         let device = DeviceProfile { cpu: true, subgroup: Some(8), ..DeviceProfile::default() };
         let names = |k, k2| {
-            let extents = Extents { rows: 512, cols: 512, k, k2, matrix: true };
+            let extents = Extents { rows: 512, cols: 512, k, k2, matrix: true, halves: true };
             Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
         };
         let unrolled = |k, k2| names(k, k2).iter().any(|n| n.contains("unroll=2"));

@@ -177,17 +177,20 @@ impl Oriented {
     pub fn extents(&self, device: &DeviceProfile, staged: bool, gates: bool) -> Extents {
         // a staged weight has the type of the other operand
         let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
+        let held = |x: DType| x == DType::F16 || x.is_quantised();
         // matrix units reach no pieces
         let one = |bytes: u64| device.piece(bytes).is_none();
         let bound = self.stored(staged).iter().all(|ty| one(ty.bytes())) && one(self.out_bytes(DType::F32));
-        let whole = self.parts == 1 && bound;
-        let plain = !self.masks_rows() && !self.masks_cols() && !self.swapped && !gates && whole;
+        // no thin product, whose long side gives the columns, and whose operand is dropped from as it is loaded
+        let whole_result = self.parts == 1 && !self.masks_rows() && !self.masks_cols() && !self.swapped;
+        let plain = whole_result && !gates && bound;
         Extents {
             rows: self.rows,
             cols: self.cols,
             k: self.k,
             k2: self.terms.pair.map_or(0, |(_, _, k2)| k2),
             matrix: half(self.r.dtype) && half(self.c.dtype) && plain,
+            halves: held(self.r.dtype) && held(self.c.dtype) && whole_result,
         }
     }
 }

@@ -63,7 +63,8 @@ impl Product {
             // what comes before and after a product is little work
             let most = dispatches.iter_mut().max_by(|a, b| a.cost.flops.total_cmp(&b.cost.flops));
             if let Some(main) = most {
-                main.alternatives = Some(Box::new(Alternatives { class, variants, indices: vec![] }));
+                main.alternatives =
+                    Some(Box::new(Alternatives { class, variants, indices: vec![], spreads: vec![] }));
             }
         }
         plan.dispatches.extend(dispatches);
@@ -226,7 +227,10 @@ impl Product {
             .param("k_4", self.k.div_ceil(4))
             .flag("TRANSPOSED", o.swapped)
             .flag("AHEAD", o.c_inner && variant.loads_ahead() && !o.c.dtype.is_quantised() && !o.masks_cols())
-            .flag("NF4_TABLE", matches!(variant, Variant::Tiled { .. }) && o.nf4())
+            .flag(
+                "NF4_TABLE",
+                matches!(variant, Variant::Tiled { .. } | Variant::CoopTiled { .. }) && o.nf4(),
+            )
             .cost(flops, bytes);
         if let Some(up) = o.terms.up {
             main = main.bind(up.binding("r_up", View::Vec4, false));
@@ -256,6 +260,7 @@ impl Product {
             .flag("R_INNER", o.r_inner)
             .flag("C_INNER", o.c_inner)
             .param("rows", o.rows)
+            .param("cols", o.cols)
             .param("cols4", cols4)
             .read("sums", sums, DType::F32)
             .detail(format!("{}x{}", o.rows, o.cols));

@@ -1,11 +1,12 @@
 //! The family of kernels behind a product: their names, tiles and defines.
 
-use crate::graph::{Dispatch, Shader};
+use crate::graph::{Dispatch, Shader, SharedMatrices};
 use std::fmt;
 
 pub(super) const LANES: Shader = crate::shader!("matmul_lanes");
 pub(super) const TILED: Shader = crate::shader!("matmul_tiled");
 pub(super) const COOP: Shader = crate::shader!("matmul_coop");
+pub(super) const COOP_TILED: Shader = crate::shader!("matmul_coop_tiled");
 pub(super) const FINISH: Shader = crate::shader!("matmul_finish");
 
 /// A member of the family with its tile. Its text form is its name in the cache of measured choices.
@@ -23,6 +24,56 @@ pub enum Variant {
     /// For matrix units: a subgroup of `lanes` owns `rows` x `cols`, in cooperative matrices of `size`. Operands are f16 as
     /// they are stored; a second dispatch stores the result.
     Coop { rows: u32, cols: u32, size: u32, lanes: u32 },
+    /// For matrix units, from workgroup memory: a workgroup of `down` x `across` subgroups of `lanes` owns `rows` x `cols`, staged
+    /// `depth` deep as f16 however its operands are stored, and stores the result itself.
+    CoopTiled(CoopTile),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoopTile {
+    pub rows: u32,
+    pub cols: u32,
+    pub down: u32,
+    pub across: u32,
+    pub depth: u32,
+    pub size: u32,
+    pub lanes: u32,
+    /// What the tiles are arrays of.
+    pub shared: SharedMatrices,
+}
+
+impl CoopTile {
+    /// Rows and columns of a subgroup.
+    pub fn own(&self) -> (u32, u32) {
+        (self.rows / self.down, self.cols / self.across)
+    }
+
+    /// Columns of a row of matrices that leave the units together: two matrices', where a subgroup has an even number.
+    fn span(&self) -> u32 {
+        let double = 2 * self.size;
+        if self.own().1.is_multiple_of(double) { double } else { self.size }
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        let CoopTile { rows, cols, down, across, depth, size, .. } = *self;
+        // as they are stored with k innermost, and outermost
+        let tile = |extent: u32| 2 * (extent * (depth + 8)).max(depth * (extent + 8));
+        let sums = 4 * down * across * size * self.span();
+        let nf4_table = 4 * 16;
+        tile(rows) + tile(cols) + sums + nf4_table
+    }
+
+    fn sound(&self) -> bool {
+        let CoopTile { rows, cols, down, across, depth, size, lanes, .. } = *self;
+        let whole = |n: u32, of: u32| n > 0 && n <= 256 && n.is_multiple_of(of);
+        [8, 16].contains(&size)
+            && (1..=8).contains(&down)
+            && (1..=8).contains(&across)
+            && whole(rows, down * size)
+            && whole(cols, across * size)
+            && whole(depth, size)
+            && (4..=128).contains(&lanes)
+    }
 }
 
 /// Row tiles that are walked together, so that their operands stay in the GPU's cache.
@@ -62,6 +113,17 @@ impl Variant {
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
                 Variant::Coop { rows: tile.0, cols: tile.1, size: number("size=")?, lanes: number("lanes=")? }
             }
+            "coop-tiled" => {
+                let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
+                let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
+                let (depth, size, lanes) = (number("depth=")?, number("size=")?, number("lanes=")?);
+                let shared = match words.next() {
+                    Some("groups") => SharedMatrices::Groups,
+                    _ => SharedMatrices::Elements,
+                };
+                let (rows, cols) = tile;
+                Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared })
+            }
             "tiled" => {
                 let per = pair(words.next()?.strip_prefix("per=")?)?;
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
@@ -95,6 +157,7 @@ impl Variant {
                 let whole = |n: u32| n > 0 && n <= 256 && n.is_multiple_of(size);
                 [8, 16].contains(&size) && whole(rows) && whole(cols) && (4..=128).contains(&lanes)
             }
+            Variant::CoopTiled(tile) => tile.sound(),
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
                 let quads = |n: u32| n > 0 && n.is_multiple_of(4) && n <= 256;
                 quads(rows)
@@ -115,9 +178,9 @@ impl Variant {
             Variant::Lanes { rows, .. } | Variant::Workgroup { rows, .. } => {
                 (rows as usize, 4 * self.invocations() as usize)
             }
-            Variant::Tiled { rows, cols, .. } | Variant::Coop { rows, cols, .. } => {
-                (rows as usize, cols as usize)
-            }
+            Variant::Tiled { rows, cols, .. }
+            | Variant::Coop { rows, cols, .. }
+            | Variant::CoopTiled(CoopTile { rows, cols, .. }) => (rows as usize, cols as usize),
         }
     }
 
@@ -126,6 +189,7 @@ impl Variant {
             Variant::Lanes { .. } | Variant::Workgroup { .. } => LANES,
             Variant::Tiled { .. } => TILED,
             Variant::Coop { .. } => COOP,
+            Variant::CoopTiled { .. } => COOP_TILED,
         }
     }
 
@@ -153,6 +217,17 @@ impl Variant {
                 .define("SIZE", size)
                 .define("LANES", lanes)
                 .define("SWIZZLE", SWIZZLE),
+            Variant::CoopTiled(tile) => dispatch
+                .define("ROWS", tile.rows)
+                .define("COLS", tile.cols)
+                .define("DOWN", tile.down)
+                .define("ACROSS", tile.across)
+                .define("DEPTH", tile.depth)
+                .define("SIZE", tile.size)
+                .define("LANES", tile.lanes)
+                .define("SPAN", tile.span())
+                .flag("VECTORS", tile.shared == SharedMatrices::Groups)
+                .define("SWIZZLE", SWIZZLE),
         }
     }
 
@@ -171,6 +246,7 @@ impl Variant {
         match *self {
             Variant::Lanes { lanes, .. } | Variant::Coop { lanes, .. } => lanes,
             Variant::Workgroup { lanes, subgroups, .. } => lanes * subgroups,
+            Variant::CoopTiled(CoopTile { down, across, lanes, .. }) => down * across * lanes,
             Variant::Tiled { rows, cols, per_rows, per_cols, split, .. } => {
                 rows / per_rows * (cols / per_cols) * split
             }
@@ -182,6 +258,7 @@ impl Variant {
         match *self {
             Variant::Lanes { .. } | Variant::Coop { .. } => 0,
             Variant::Workgroup { rows, depth, .. } => 16 * rows * depth,
+            Variant::CoopTiled(tile) => tile.workgroup_bytes(),
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
                 let tiles = depth * split * (rows / 4 + 1 + cols / 4 + 1);
                 let partials = self.invocations() / split * (split - 1) * per_rows * (per_cols / 4);
@@ -206,6 +283,13 @@ impl fmt::Display for Variant {
                 let cols = 4 * lanes * subgroups;
                 write!(f, "workgroup {rows}x{cols} lanes={lanes} depth={depth} unroll={unroll}")
             }
+            Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared }) => {
+                let groups = if *shared == SharedMatrices::Groups { " groups" } else { "" };
+                write!(
+                    f,
+                    "coop-tiled {rows}x{cols} subgroups={down}x{across} depth={depth} size={size} lanes={lanes}{groups}"
+                )
+            }
             Variant::Coop { rows, cols, size, lanes } => {
                 write!(f, "coop {rows}x{cols} size={size} lanes={lanes}")
             }
@@ -226,7 +310,13 @@ mod tests {
         let lanes = Variant::Lanes { rows: 16, lanes: 8, uniform: true, unroll: 2 };
         let workgroup = Variant::Workgroup { rows: 32, lanes: 16, subgroups: 4, depth: 32, unroll: 2 };
         let coop = Variant::Coop { rows: 64, cols: 32, size: 16, lanes: 32 };
-        for variant in WIDE.into_iter().chain(THIN).chain([lanes, workgroup, coop]) {
+        let tile = |shared| {
+            let tile =
+                CoopTile { rows: 64, cols: 128, down: 2, across: 4, depth: 32, size: 16, lanes: 32, shared };
+            Variant::CoopTiled(tile)
+        };
+        let tiles = [SharedMatrices::Elements, SharedMatrices::Groups].map(tile);
+        for variant in WIDE.into_iter().chain(THIN).chain([lanes, workgroup, coop]).chain(tiles) {
             assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
         }
         let wrong = [
@@ -242,6 +332,10 @@ mod tests {
             "tiled 64x64 per=0x4 depth=16 split=1",
             "tiled 64x64 per=8x4 depth=16 split=1 more",
             "coop 64x20 size=16 lanes=32",
+            "coop-tiled 64x128 subgroups=2x0 depth=32 size=16 lanes=32",
+            "coop-tiled 64x120 subgroups=2x4 depth=32 size=16 lanes=32",
+            "coop-tiled 64x128 subgroups=2x4 depth=24 size=16 lanes=32",
+            "coop-tiled 64x128 subgroups=2x4 depth=32 size=16 lanes=32 more",
             "magic 8x8",
         ];
         for name in wrong {

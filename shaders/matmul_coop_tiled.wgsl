@@ -1,0 +1,136 @@
+// Matrix product on matrix units, for GPUs: tiles of both operands in workgroup memory, in f16, however they are stored.
+//
+// A workgroup of DOWN x ACROSS subgroups of LANES owns ROWS x COLS elements of
+//     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
+// r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
+// they are stored. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
+// and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time. VECTORS: tiles are
+// arrays of groups of four, which Metal cannot load matrices from. PAIR adds the second pair, in f32. Masks, gates, and what
+// is added to the result or made of it: see the includes.
+{% include "shared/operands.wgsl" %}
+{% include "shared/result.wgsl" %}
+{% include "shared/pair.wgsl" %}
+{% set MATRIX = "coop_mat" ~ SIZE ~ "x" ~ SIZE %}
+{% set WORKGROUP = DOWN * ACROSS * LANES %}
+{% set OWN_ROWS = ROWS // DOWN %}
+{% set OWN_COLS = COLS // ACROSS %}
+{% set SPANS = SPAN // SIZE %}
+{# groups of four per line of a tile, and two more, which keeps lines at 16 bytes and apart in the banks #}
+{% set R_LINE = (DEPTH if R_INNER else ROWS) // 4 + 2 %}
+{% set C_LINE = (DEPTH if C_INNER else COLS) // 4 + 2 %}
+{% set GROUP = 1 if VECTORS else 4 %}
+{% set HALF = "vec4<f16>" if VECTORS else "f16" %}
+var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_INNER else DEPTH) }}>;
+var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_INNER else DEPTH) }}>;
+var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
+
+{# a group of four becomes one of the tile's #}
+{% macro keep(tile, at) %}
+            let half = vec4<f16>(v);
+            let place = {{ at }};
+{% if VECTORS %}
+            {{ tile }}[place] = half;
+{% else %}
+{% for j in range(4) %}
+            {{ tile }}[4u * place + {{ j }}u] = half[{{ j }}];
+{% endfor %}
+{% endif %}
+{% endmacro %}
+
+{# copies a block of the operand #}
+{% macro stage(name, tile, line, inner, extent, first, width) %}
+{% set PER_LINE = (DEPTH if inner else width) // 4 %}
+        for (var e = lane; e < {{ width * DEPTH // 4 }}u; e += {{ WORKGROUP }}u) {
+            let row = e / {{ PER_LINE }}u;
+            let q = e % {{ PER_LINE }}u;
+            var v = vec4<f32>();
+{% if inner %}
+            if (t + q < params.k_4) {
+                v = {{ load(name, "min(" ~ first ~ " + row, params." ~ extent ~ " - 1u) * params.k_4 + t + q") }};
+            }
+{% else %}
+            if (4u * t + row < params.k) {
+                v = {{ load(name, "(4u * t + row) * params." ~ extent ~ "4 + min(" ~ first ~ " / 4u + q, params." ~ extent ~ "4 - 1u)") }};
+            }
+{% endif %}
+{{ keep(tile, "row * " ~ line ~ "u + q") }}
+        }
+{% endmacro %}
+
+{# a matrix of an operand's tile: SIZE rows from `row`, SIZE deep from `depth`; both are multiples of SIZE #}
+{% macro matrix(tile, line, inner, role, row, depth) %}
+{% set across = "coopLoadT" if inner == (role == "A") else "coopLoad" %}
+{% set at = "(" ~ row ~ ") * " ~ GROUP * line ~ "u + " ~ depth * GROUP // 4 if inner else (depth * GROUP * line) ~ "u + (" ~ row ~ ") * " ~ GROUP ~ "u / 4u" %}
+{{ across }}<{{ MATRIX }}<f16, {{ role }}>>(&{{ tile }}[{{ at }}], {{ GROUP * line }}u){% endmacro %}
+
+@compute @workgroup_size({{ WORKGROUP }})
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) in_subgroup: u32,
+) {
+{% if NF4_TABLE %}
+    fill_nf4_table(lane);
+    workgroupBarrier();
+{% endif %}
+    // surplus groups of a folded grid repeat the last tile's loads and store nothing
+    let index = group_index(group, groups);
+    let tile = min(index, params.tiles - 1u);
+{% include "shared/tile_order.wgsl" %}
+    let own_row = subgroup / {{ ACROSS }}u * {{ OWN_ROWS }}u;
+    let own_col = subgroup % {{ ACROSS }}u * {{ OWN_COLS }}u;
+{% for i in range(OWN_ROWS // SIZE) %}
+{% for j in range(OWN_COLS // SIZE) %}
+    var s{{ i }}_{{ j }} = {{ MATRIX }}<f32, C>();
+{% endfor %}
+{% endfor %}
+{% if MASKED %}
+    let seed = mask_seed();
+{% endif %}
+    for (var t = 0u; t < params.k_4; t += {{ DEPTH // 4 }}u) {
+{{ stage("r", "r_tile", R_LINE, R_INNER, "rows", "row_tile", ROWS) }}
+{{ stage("c", "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS) }}
+        workgroupBarrier();
+{% for depth in range(0, DEPTH, SIZE) %}
+        {
+{% for i in range(OWN_ROWS // SIZE) %}
+            let a{{ i }} = {{ matrix("r_tile", R_LINE, R_INNER, "A", "own_row + " ~ (i * SIZE) ~ "u", depth) }};
+{% endfor %}
+{% for j in range(OWN_COLS // SIZE) %}
+            let b{{ j }} = {{ matrix("c_tile", C_LINE, C_INNER, "B", "own_col + " ~ (j * SIZE) ~ "u", depth) }};
+{% for i in range(OWN_ROWS // SIZE) %}
+            s{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, s{{ i }}_{{ j }});
+{% endfor %}
+{% endfor %}
+        }
+{% endfor %}
+        workgroupBarrier();
+    }
+    let own_sums = subgroup * {{ SIZE * SPAN }}u;
+{% for i in range(OWN_ROWS // SIZE) %}
+{% for first in range(0, OWN_COLS // SIZE, SPANS) %}
+{% for j in range(SPANS) %}
+    coopStoreT(s{{ i }}_{{ first + j }}, &sums[own_sums + {{ j * SIZE }}u], {{ SPAN }}u);
+{% endfor %}
+    workgroupBarrier();
+    for (var e = in_subgroup; e < {{ SIZE * SPAN // 4 }}u; e += {{ LANES }}u) {
+        let row = row_tile + own_row + {{ i * SIZE }}u + e / {{ SPAN // 4 }}u;
+        let col = col_tile + own_col + {{ first * SIZE }}u + 4u * (e % {{ SPAN // 4 }}u);
+        if (index < params.tiles && row < params.rows && col < params.cols) {
+            let first = own_sums + 4u * e;
+            var v = vec4<f32>(sums[first], sums[first + 1u], sums[first + 2u], sums[first + 3u]);
+            let at = row * params.cols4 + col / 4u;
+{% if PAIR %}
+            v += pair_sum(row, col / 4u{% if PAIR_MASKED %}, mask_seed(){% endif %});
+{% endif %}
+            let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
+            v = select(vec4<f32>(), params.alpha * v, valid);
+            {{ put("at", "v") }}
+        }
+    }
+    workgroupBarrier();
+{% endfor %}
+{% endfor %}
+}
