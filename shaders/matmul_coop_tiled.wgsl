@@ -5,8 +5,9 @@
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
 // they are stored. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
 // and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time. VECTORS: tiles are
-// arrays of groups of four, which Metal cannot load matrices from. PAIR adds the second pair, in f32. Masks, gates, and what
-// is added to the result or made of it: see the includes.
+// arrays of groups of four, which Metal cannot load matrices from. PREFETCHED: the next block is loaded while this one is multiplied;
+// what is RAW waits as it is stored. PAIR adds the second pair, in f32. Gates, and what is added to the result or made of
+// it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
 {% include "shared/pair.wgsl" %}
@@ -25,8 +26,8 @@ var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_INNER el
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
 
 {# a group of four becomes one of the tile's #}
-{% macro keep(tile, at) %}
-            let half = vec4<f16>(v);
+{% macro keep(tile, at, value) %}
+            let half = vec4<f16>({{ value }});
             let place = {{ at }};
 {% if VECTORS %}
             {{ tile }}[place] = half;
@@ -37,6 +38,10 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
 {% endif %}
 {% endmacro %}
 
+{# whether group (row, q) of the block from group t on is within the inner dimension, and where it is stored #}
+{% macro within(inner, t) %}{% if inner %}{{ t }} + q < params.k_4{% else %}4u * ({{ t }}) + row < params.k{% endif %}{% endmacro %}
+{% macro stored(inner, extent, first, t) %}{% if inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.k_4 + {{ t }} + q{% else %}(4u * ({{ t }}) + row) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
+
 {# copies a block of the operand #}
 {% macro stage(name, tile, line, inner, extent, first, width) %}
 {% set PER_LINE = (DEPTH if inner else width) // 4 %}
@@ -44,17 +49,46 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
             let row = e / {{ PER_LINE }}u;
             let q = e % {{ PER_LINE }}u;
             var v = vec4<f32>();
-{% if inner %}
-            if (t + q < params.k_4) {
-                v = {{ load(name, "min(" ~ first ~ " + row, params." ~ extent ~ " - 1u) * params.k_4 + t + q") }};
+            if ({{ within(inner, "t") }}) {
+                v = {{ load(name, stored(inner, extent, first, "t")) }};
             }
-{% else %}
-            if (4u * t + row < params.k) {
-                v = {{ load(name, "(4u * t + row) * params." ~ extent ~ "4 + min(" ~ first ~ " / 4u + q, params." ~ extent ~ "4 - 1u)") }};
-            }
-{% endif %}
-{{ keep(tile, "row * " ~ line ~ "u + q") }}
+{{ keep(tile, "row * " ~ line ~ "u + q", "v") }}
         }
+{% endmacro %}
+
+{# name{n}, declared or not, = the invocation's groups of the block from group `t` on #}
+{% macro fetch(name, raw, declared, inner, extent, first, width, t) %}
+{% set PER_LINE = (DEPTH if inner else width) // 4 %}
+{% for n in range(width * DEPTH // 4 // WORKGROUP) %}
+{% if declared %}
+    var {{ name }}_next{{ n }} = {{ "vec2<u32>" if raw else "vec4<f16>" }}();
+{% endif %}
+    {
+        let row = (lane + {{ n * WORKGROUP }}u) / {{ PER_LINE }}u;
+        let q = (lane + {{ n * WORKGROUP }}u) % {{ PER_LINE }}u;
+        if ({{ within(inner, t) }}) {
+{% if raw %}
+            {{ name }}_next{{ n }} = raw_{{ name }}({{ stored(inner, extent, first, t) }});
+{% else %}
+            {{ name }}_next{{ n }} = vec4<f16>({{ load(name, stored(inner, extent, first, t)) }});
+{% endif %}
+        } else {
+            {{ name }}_next{{ n }} = {{ "vec2<u32>" if raw else "vec4<f16>" }}();
+        }
+    }
+{% endfor %}
+{% endmacro %}
+
+{# hands them to the tile #}
+{% macro release(name, raw, tile, line, inner, width) %}
+{% set PER_LINE = (DEPTH if inner else width) // 4 %}
+{% for n in range(width * DEPTH // 4 // WORKGROUP) %}
+        {
+            let row = (lane + {{ n * WORKGROUP }}u) / {{ PER_LINE }}u;
+            let q = (lane + {{ n * WORKGROUP }}u) % {{ PER_LINE }}u;
+{{ keep(tile, "row * " ~ line ~ "u + q", "decode_" ~ name ~ "(" ~ name ~ "_next" ~ n ~ ")" if raw else name ~ "_next" ~ n) }}
+        }
+{% endfor %}
 {% endmacro %}
 
 {# a matrix of an operand's tile: SIZE rows from `row`, SIZE deep from `depth`; both are multiples of SIZE #}
@@ -86,13 +120,22 @@ fn main(
     var s{{ i }}_{{ j }} = {{ MATRIX }}<f32, C>();
 {% endfor %}
 {% endfor %}
-{% if MASKED %}
-    let seed = mask_seed();
+{% if PREFETCHED %}
+{{ fetch("r", R_RAW, true, R_INNER, "rows", "row_tile", ROWS, "0u") }}
+{{ fetch("c", C_RAW, true, C_INNER, "cols", "col_tile", COLS, "0u") }}
 {% endif %}
     for (var t = 0u; t < params.k_4; t += {{ DEPTH // 4 }}u) {
+{% if PREFETCHED %}
+{{ release("r", R_RAW, "r_tile", R_LINE, R_INNER, ROWS) }}
+{{ release("c", C_RAW, "c_tile", C_LINE, C_INNER, COLS) }}
+        workgroupBarrier();
+{{ fetch("r", R_RAW, false, R_INNER, "rows", "row_tile", ROWS, "t + " ~ (DEPTH // 4) ~ "u") }}
+{{ fetch("c", C_RAW, false, C_INNER, "cols", "col_tile", COLS, "t + " ~ (DEPTH // 4) ~ "u") }}
+{% else %}
 {{ stage("r", "r_tile", R_LINE, R_INNER, "rows", "row_tile", ROWS) }}
 {{ stage("c", "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS) }}
         workgroupBarrier();
+{% endif %}
 {% for depth in range(0, DEPTH, SIZE) %}
         {
 {% for i in range(OWN_ROWS // SIZE) %}

@@ -20,7 +20,7 @@ pub fn source() -> String {
     let shaders = [LANES, TILED, COOP, COOP_TILED, FINISH].into_iter().chain(shared);
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.map(|s| s.source).collect::<String>()
-        + &format!("{WIDE:?}{THIN:?}{COOP_TILES:?}{SWIZZLE}{GATING}{candidates:?}")
+        + &format!("{WIDE:?}{THIN:?}{COOP_TILES:?}{COOP_DEPTH}{SWIZZLE}{GATING}{candidates:?}")
 }
 
 /// Products of more rows than [`THIN`] serves; the last two serve 17 to 32 rows as well.
@@ -128,15 +128,24 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
     shared.chain(few).chain([broadcast]).collect()
 }
 
-/// Rows, columns and depth of tiles in workgroup memory for matrix units, and subgroups down and across, most hopeful first.
-const COOP_TILES: [((u32, u32, u32), (u32, u32)); 6] = [
-    ((128, 128, 32), (2, 2)),
-    ((64, 64, 32), (2, 2)),
-    ((128, 64, 32), (2, 2)),
-    ((64, 128, 32), (2, 2)),
-    ((128, 128, 32), (4, 2)),
-    ((32, 32, 32), (2, 2)),
+/// Rows and columns, subgroups down and across, and whether the next block is loaded ahead.
+type CoopShape = ((u32, u32), (u32, u32), bool);
+
+/// Tiles in workgroup memory for matrix units, most hopeful first.
+const COOP_TILES: [CoopShape; 9] = [
+    ((128, 128), (2, 2), true),
+    ((128, 128), (2, 2), false),
+    ((128, 128), (4, 2), true),
+    ((64, 64), (2, 2), true),
+    ((64, 64), (2, 2), false),
+    ((128, 64), (2, 2), true),
+    ((64, 128), (2, 2), true),
+    ((64, 128), (2, 2), false),
+    ((32, 32), (2, 2), false),
 ];
+
+/// Their depth.
+const COOP_DEPTH: u32 = 32;
 
 /// Rows that a product must have for tiles of matrix units to be worth a measurement.
 const COOP_ROWS: usize = 33;
@@ -158,10 +167,20 @@ fn on_matrix_tiles(device: &DeviceProfile) -> Vec<Variant> {
     else {
         return Vec::new();
     };
-    let tile = |&((rows, cols, depth), (down, across)): &((u32, u32, u32), (u32, u32))| {
-        Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared })
+    let tile = |((rows, cols), (down, across), ahead)| {
+        Variant::CoopTiled(CoopTile {
+            rows,
+            cols,
+            down,
+            across,
+            depth: COOP_DEPTH,
+            size,
+            lanes,
+            shared,
+            ahead,
+        })
     };
-    COOP_TILES.iter().map(tile).collect()
+    COOP_TILES.into_iter().map(tile).collect()
 }
 
 /// Rows of a broadcast on GPUs: with four columns of each, an invocation's sums stay in registers.
@@ -237,7 +256,8 @@ impl Variant {
             }
             Variant::CoopTiled(tile @ CoopTile { size, lanes, shared, .. }) => {
                 let (rows, cols) = tile.own();
-                device.shared_matrices == Some(shared)
+                tile.sound()
+                    && device.shared_matrices == Some(shared)
                     && device.cooperative == Some(Cooperative { size, lanes })
                     && device.subgroup == Some(lanes)
                     && extents.halves

@@ -232,6 +232,10 @@ impl Product {
                 matches!(variant, Variant::Tiled { .. } | Variant::CoopTiled { .. }) && o.nf4(),
             )
             .cost(flops, bytes);
+        if let Variant::CoopTiled { .. } = variant {
+            let raw = |operand: Operand| operand.dtype == DType::F16;
+            main = main.flag("R_RAW", raw(o.r) && !o.gated()).flag("C_RAW", raw(o.c));
+        }
         if let Some(up) = o.terms.up {
             main = main.bind(up.binding("r_up", View::Vec4, false));
         }

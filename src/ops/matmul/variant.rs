@@ -40,6 +40,8 @@ pub struct CoopTile {
     pub lanes: u32,
     /// What the tiles are arrays of.
     pub shared: SharedMatrices,
+    /// The next block is loaded while one is multiplied.
+    pub ahead: bool,
 }
 
 impl CoopTile {
@@ -63,8 +65,10 @@ impl CoopTile {
         tile(rows) + tile(cols) + sums + nf4_table
     }
 
-    fn sound(&self) -> bool {
-        let CoopTile { rows, cols, down, across, depth, size, lanes, .. } = *self;
+    pub(super) fn sound(&self) -> bool {
+        let CoopTile { rows, cols, down, across, depth, size, lanes, ahead, .. } = *self;
+        // each invocation holds as many groups of four of a block
+        let even = |extent: u32| (extent * depth / 4).is_multiple_of(down * across * lanes);
         let whole = |n: u32, of: u32| n > 0 && n <= 256 && n.is_multiple_of(of);
         [8, 16].contains(&size)
             && (1..=8).contains(&down)
@@ -73,6 +77,7 @@ impl CoopTile {
             && whole(cols, across * size)
             && whole(depth, size)
             && (4..=128).contains(&lanes)
+            && (!ahead || (even(rows) && even(cols)))
     }
 }
 
@@ -117,12 +122,13 @@ impl Variant {
                 let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
                 let (depth, size, lanes) = (number("depth=")?, number("size=")?, number("lanes=")?);
-                let shared = match words.next() {
-                    Some("groups") => SharedMatrices::Groups,
-                    _ => SharedMatrices::Elements,
+                let rest: Vec<&str> = words.collect();
+                let shared = match rest.contains(&"groups") {
+                    true => SharedMatrices::Groups,
+                    false => SharedMatrices::Elements,
                 };
-                let (rows, cols) = tile;
-                Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared })
+                let ((rows, cols), ahead) = (tile, rest.contains(&"ahead"));
+                Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared, ahead })
             }
             "tiled" => {
                 let per = pair(words.next()?.strip_prefix("per=")?)?;
@@ -227,6 +233,7 @@ impl Variant {
                 .define("LANES", tile.lanes)
                 .define("SPAN", tile.span())
                 .flag("VECTORS", tile.shared == SharedMatrices::Groups)
+                .flag("PREFETCHED", tile.ahead)
                 .define("SWIZZLE", SWIZZLE),
         }
     }
@@ -283,12 +290,12 @@ impl fmt::Display for Variant {
                 let cols = 4 * lanes * subgroups;
                 write!(f, "workgroup {rows}x{cols} lanes={lanes} depth={depth} unroll={unroll}")
             }
-            Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared }) => {
-                let groups = if *shared == SharedMatrices::Groups { " groups" } else { "" };
-                write!(
-                    f,
-                    "coop-tiled {rows}x{cols} subgroups={down}x{across} depth={depth} size={size} lanes={lanes}{groups}"
-                )
+            Variant::CoopTiled(tile) => {
+                let CoopTile { rows, cols, down, across, depth, size, lanes, .. } = tile;
+                let groups = if tile.shared == SharedMatrices::Groups { " groups" } else { "" };
+                let ahead = if tile.ahead { " ahead" } else { "" };
+                write!(f, "coop-tiled {rows}x{cols} subgroups={down}x{across} depth={depth}")?;
+                write!(f, " size={size} lanes={lanes}{groups}{ahead}")
             }
             Variant::Coop { rows, cols, size, lanes } => {
                 write!(f, "coop {rows}x{cols} size={size} lanes={lanes}")
@@ -311,9 +318,9 @@ mod tests {
         let workgroup = Variant::Workgroup { rows: 32, lanes: 16, subgroups: 4, depth: 32, unroll: 2 };
         let coop = Variant::Coop { rows: 64, cols: 32, size: 16, lanes: 32 };
         let tile = |shared| {
-            let tile =
-                CoopTile { rows: 64, cols: 128, down: 2, across: 4, depth: 32, size: 16, lanes: 32, shared };
-            Variant::CoopTiled(tile)
+            let ((rows, cols), (down, across), (size, lanes)) = ((64, 128), (2, 4), (16, 32));
+            let ahead = shared == SharedMatrices::Groups;
+            Variant::CoopTiled(CoopTile { rows, cols, down, across, depth: 32, size, lanes, shared, ahead })
         };
         let tiles = [SharedMatrices::Elements, SharedMatrices::Groups].map(tile);
         for variant in WIDE.into_iter().chain(THIN).chain([lanes, workgroup, coop]).chain(tiles) {
@@ -336,6 +343,7 @@ mod tests {
             "coop-tiled 64x120 subgroups=2x4 depth=32 size=16 lanes=32",
             "coop-tiled 64x128 subgroups=2x4 depth=24 size=16 lanes=32",
             "coop-tiled 64x128 subgroups=2x4 depth=32 size=16 lanes=32 more",
+            "coop-tiled 32x128 subgroups=2x4 depth=16 size=16 lanes=32 ahead",
             "magic 8x8",
         ];
         for name in wrong {
