@@ -62,7 +62,7 @@ pub struct Extents {
     pub k2: usize,
     /// Matrix units can read the operands: f16, as they are stored.
     pub matrix: bool,
-    /// Or from tiles in workgroup memory: f16, or weights in blocks, whose values f16 holds.
+    /// Or from tiles in workgroup memory: f16, or what f16 holds well enough, as it does weights in blocks.
     pub halves: bool,
 }
 

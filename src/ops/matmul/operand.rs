@@ -12,11 +12,13 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
+    /// f16 holds its values well enough, though it is stored in more: matrix units may round it as they load it.
+    pub rounds: bool,
 }
 
 impl Operand {
     pub fn new(place: Place, dtype: DType) -> Self {
-        Operand { place, dtype, offset: 0, size: None }
+        Operand { place, dtype, offset: 0, size: None, rounds: false }
     }
 
     pub fn input(launch: &Launch<'_>, input: usize) -> Self {
@@ -28,7 +30,7 @@ impl Operand {
     }
 
     pub(super) fn binding(self, name: &'static str, view: View, write: bool) -> Binding {
-        let Operand { place, dtype, offset, size } = self;
+        let Operand { place, dtype, offset, size, .. } = self;
         Binding { offset, size, ..Binding::new(name, place, dtype, view, write) }
     }
 
@@ -177,7 +179,7 @@ impl Oriented {
     pub fn extents(&self, device: &DeviceProfile, staged: bool, gates: bool) -> Extents {
         // a staged weight has the type of the other operand
         let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
-        let held = |x: DType| x == DType::F16 || x.is_quantised();
+        let held = |x: Operand| x.dtype == DType::F16 || x.dtype.is_quantised() || x.rounds;
         // matrix units reach no pieces
         let one = |bytes: u64| device.piece(bytes).is_none();
         let bound = self.stored(staged).iter().all(|ty| one(ty.bytes())) && one(self.out_bytes(DType::F32));
@@ -190,7 +192,7 @@ impl Oriented {
             k: self.k,
             k2: self.terms.pair.map_or(0, |(_, _, k2)| k2),
             matrix: half(self.r.dtype) && half(self.c.dtype) && plain,
-            halves: held(self.r.dtype) && held(self.c.dtype) && whole_result,
+            halves: held(self.r) && held(self.c) && whole_result,
         }
     }
 }

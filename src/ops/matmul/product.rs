@@ -121,8 +121,10 @@ impl Product {
     }
 
     fn class(&self, o: &Oriented) -> Class {
-        let side =
-            |inner: bool, operand: Operand| format!("{}{}", operand.dtype, if inner { "" } else { "ᵀ" });
+        let side = |inner: bool, operand: Operand| {
+            let rounds = if operand.rounds { " as f16" } else { "" };
+            format!("{}{rounds}{}", operand.dtype, if inner { "" } else { "ᵀ" })
+        };
         let pair = o.terms.pair.map_or(String::new(), |(r2, c2, _)| format!(" + {}·{}", r2.dtype, c2.dtype));
         let mask = match o.terms.mask {
             Some((Masked { on: MaskOn::Pair, .. }, _)) => " dropout on sum",
