@@ -97,6 +97,25 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
 {% set at = "(" ~ row ~ ") * " ~ GROUP * line ~ "u + " ~ depth * GROUP // 4 if inner else (depth * GROUP * line) ~ "u + (" ~ row ~ ") * " ~ GROUP ~ "u / 4u" %}
 {{ across }}<{{ MATRIX }}<f16, {{ role }}>>(&{{ tile }}[{{ at }}], {{ GROUP * line }}u){% endmacro %}
 
+// Stores the SIZE x SPAN sums from `own_sums` on, whose first is at (row0, col0).
+fn store_span(own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
+    for (var e = in_subgroup; e < {{ SIZE * SPAN // 4 }}u; e += {{ LANES }}u) {
+        let row = row0 + e / {{ SPAN // 4 }}u;
+        let col = col0 + 4u * (e % {{ SPAN // 4 }}u);
+        if (row < params.rows && col < params.cols) {
+            let first = own_sums + 4u * e;
+            var v = vec4<f32>(sums[first], sums[first + 1u], sums[first + 2u], sums[first + 3u]);
+            let at = row * params.cols4 + col / 4u;
+{% if PAIR %}
+            v += pair_sum(row, col / 4u{% if PAIR_MASKED %}, mask_seed(){% endif %});
+{% endif %}
+            let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
+            v = select(vec4<f32>(), params.alpha * v, valid);
+            {{ put("at", "v") }}
+        }
+    }
+}
+
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -158,20 +177,8 @@ fn main(
     coopStoreT(s{{ i }}_{{ first + j }}, &sums[own_sums + {{ j * SIZE }}u], {{ SPAN }}u);
 {% endfor %}
     workgroupBarrier();
-    for (var e = in_subgroup; e < {{ SIZE * SPAN // 4 }}u; e += {{ LANES }}u) {
-        let row = row_tile + own_row + {{ i * SIZE }}u + e / {{ SPAN // 4 }}u;
-        let col = col_tile + own_col + {{ first * SIZE }}u + 4u * (e % {{ SPAN // 4 }}u);
-        if (index < params.tiles && row < params.rows && col < params.cols) {
-            let first = own_sums + 4u * e;
-            var v = vec4<f32>(sums[first], sums[first + 1u], sums[first + 2u], sums[first + 3u]);
-            let at = row * params.cols4 + col / 4u;
-{% if PAIR %}
-            v += pair_sum(row, col / 4u{% if PAIR_MASKED %}, mask_seed(){% endif %});
-{% endif %}
-            let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
-            v = select(vec4<f32>(), params.alpha * v, valid);
-            {{ put("at", "v") }}
-        }
+    if (index < params.tiles) {
+        store_span(own_sums, in_subgroup, row_tile + own_row + {{ i * SIZE }}u, col_tile + own_col + {{ first * SIZE }}u);
     }
     workgroupBarrier();
 {% endfor %}

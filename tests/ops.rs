@@ -373,8 +373,8 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
                 let gates = case.label.starts_with("gated ");
                 // software compiles for seconds each: all of them with the smallest tile
                 let some = ["NN whole", "NT whole, pair and residual", "NT 64x128x48 nf4 on f16"];
-                let all = variant == small || (variant == ahead && !gates);
-                if !all && !some.contains(&case.label.as_str()) {
+                let odd = variant == ahead && case.label.ends_with(" pair f16 f16");
+                if variant != small && !odd && !some.contains(&case.label.as_str()) {
                     continue;
                 }
                 let launch = plan(case, &device, accumulate, false);
@@ -390,7 +390,7 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     println!("{taken:?}");
-    assert!(taken.len() >= 3 && taken[small.as_str()] > 20 && taken[ahead.as_str()] > 20, "{taken:?}");
+    assert!(taken.len() >= 3 && taken[small.as_str()] > 20 && taken[ahead.as_str()] > 5, "{taken:?}");
 }
 
 /// The families behind attention and its gradient: narrow and wide heads, segments, windows. A CPU device runs the variants

@@ -123,6 +123,8 @@ impl ShaderKey {
     /// # Errors
     /// A template that does not render: a mistake in `shaders/`.
     pub fn compose(&self, wide: bool) -> Result<String, GpuError> {
+        // made for GPUs, and compiled for Vulkan without 64-bit words
+        let wide = wide && !self.shares_matrices();
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
         let enable = if self.has_matrices() { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
         let mut text = format!("{enable}{}", self.declarations(wide));

@@ -27,8 +27,7 @@ pub fn compile(
         Capabilities::SHADER_FLOAT16
             | Capabilities::SHADER_FLOAT16_IN_FLOAT32
             | Capabilities::SUBGROUP
-            | Capabilities::COOPERATIVE_MATRIX
-            | Capabilities::SHADER_INT64,
+            | Capabilities::COOPERATIVE_MATRIX,
     )
     .subgroup_stages(ShaderStages::COMPUTE)
     .subgroup_operations(SubgroupOperationSet::all())
