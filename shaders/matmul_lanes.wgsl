@@ -203,6 +203,9 @@ fn main(
 ) {
     // llvmpipe divides for local_invocation_index, anew in every turn of a kernel with barriers
     let lane = subgroup * {{ LANES }}u + within;
+{% elif BROADCAST %}
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
 {% else %}
     @builtin(local_invocation_index) lane: u32,
 ) {

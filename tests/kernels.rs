@@ -118,6 +118,24 @@ fn every_variant_of_attention_is_measured() {
     assert_eq!(classes, expected.map(|pass| format!("{pass} f16{whole} head_dim=64 128x1x4x2")));
 }
 
+/// As for attention: products in f16 and on a weight in blocks, which matrix units take from tiles.
+#[test]
+fn every_variant_of_a_product_in_f16_is_measured() {
+    let Some(gpu) = common::gpu() else { return };
+    let device = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    for weight in [DType::F16, DType::Nf4] {
+        let mut graph = Graph::new();
+        let a = graph.input("a", Shape::matrix(128, 128), DType::F16).unwrap();
+        let b = graph.input("b", Shape::matrix(160, 128), weight).unwrap();
+        let c = matmul(&mut graph, Layout::NT, a, b, 1.0, DType::F16).unwrap();
+        graph.output("c", c);
+        let candidate = unmeasured(&graph, &device).swap_remove(0);
+        let measured = measure(&gpu, &candidate, Duration::from_secs(60)).unwrap();
+        let right = measured.tried.iter().all(|(_, seconds)| seconds.is_some());
+        assert!(measured.tried.len() > 8 && right, "a kernel is wrong: {:?}", measured.tried);
+    }
+}
+
 fn engraft(cache: &Path, arguments: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
     command.env("ENGRAFT_CACHE", cache).env_remove("ENGRAFT_TUNE").args(arguments.split(' '));

@@ -99,7 +99,8 @@ fn variants() -> HashMap<ShaderKey, Variant> {
 
 #[test]
 fn every_backend_takes_every_shader_variant() {
-    let variants: Vec<_> = variants().into_iter().collect();
+    let mut variants: Vec<_> = variants().into_iter().collect();
+    variants.sort_by(|(a, _), (b, _)| a.cmp(b));
     let kept = std::env::var_os("ENGRAFT_TEST_SHADERS").map(PathBuf::from);
     if let Some(folder) = &kept {
         std::fs::create_dir_all(folder).unwrap();

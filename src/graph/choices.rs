@@ -32,7 +32,7 @@ pub struct Alternatives {
     pub variants: Vec<Alternative>,
     /// What a measurement writes to the u32 inputs; all others get random numbers.
     pub indices: Vec<(Place, Vec<u32>)>,
-    /// How many times larger than one half the random numbers of an input go; one where it is not named.
+    /// How far the random numbers of a tensor spread, where not from -1/2 to 1/2: how many times as far.
     pub spreads: Vec<(Place, f32)>,
 }
 

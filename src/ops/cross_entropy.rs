@@ -136,7 +136,8 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
             let product = Product { layout: Layout::NN, m: count, n: width, k: vocab, ..forward };
             let dh =
                 Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
-            // probabilities times the loss scale: what f16 flushes to zero of them is less than it rounds the rest by
+            // probabilities times loss scale over tokens: f16 takes what is below 2^-25 of them for zero, as a network in f16 does
+            // that stores them so
             let dlogits = Operand { rounds: h.dtype == DType::F16, ..logits };
             product.launch(launch, &mut plan, (dlogits, weight), Terms::default(), dh);
         }

@@ -132,7 +132,7 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
 type CoopShape = ((u32, u32), (u32, u32), bool);
 
 /// Tiles in workgroup memory for matrix units, most hopeful first.
-const COOP_TILES: [CoopShape; 9] = [
+const COOP_TILES: [CoopShape; 8] = [
     ((128, 128), (2, 2), true),
     ((128, 128), (2, 2), false),
     ((128, 128), (4, 2), true),
@@ -140,7 +140,6 @@ const COOP_TILES: [CoopShape; 9] = [
     ((64, 64), (2, 2), false),
     ((128, 64), (2, 2), true),
     ((64, 128), (2, 2), true),
-    ((64, 128), (2, 2), false),
     ((32, 32), (2, 2), false),
 ];
 
@@ -219,10 +218,7 @@ impl Variant {
     pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(device, extents) };
         let units = device.cooperative.into_iter().flat_map(on_matrix_units);
-        let units = on_matrix_tiles(device).into_iter().chain(units);
-        // where they are hardware they are the most hopeful, and measuring ends after a while
-        let first = if device.cpu { all.len() } else { 1 };
-        all.splice(first..first, units);
+        all.extend(on_matrix_tiles(device).into_iter().chain(units));
         all.retain(|v| v.fits(device, extents));
         all
     }
@@ -255,14 +251,17 @@ impl Variant {
                     && whole(extents.k, size)
             }
             Variant::CoopTiled(tile @ CoopTile { size, lanes, shared, .. }) => {
-                let (rows, cols) = tile.own();
+                let few_sums = || {
+                    let (rows, cols) = tile.own();
+                    rows * cols <= COOP_SUMS * lanes
+                };
                 tile.sound()
                     && device.shared_matrices == Some(shared)
                     && device.cooperative == Some(Cooperative { size, lanes })
                     && device.subgroup == Some(lanes)
                     && extents.halves
                     && extents.rows >= COOP_ROWS
-                    && rows * cols <= COOP_SUMS * lanes
+                    && few_sums()
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes() <= device.max_workgroup_storage
             }

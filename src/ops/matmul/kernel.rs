@@ -11,7 +11,8 @@ use crate::ops::swiglu::{FLOPS as SWIGLU_FLOPS, SHADER as SWIGLU};
 /// A variant, and whether block-quantised operands become plain ones in scratch space before it.
 ///
 /// Dequantised into the tile, a weight is expanded once per tile of the other operand's rows; staged, once, at the price of
-/// scratch space and its traffic. Matrix units read plain operands only.
+/// scratch space and its traffic. Matrix units read plain operands only, but for those that are loaded
+/// from tiles.
 ///
 /// An operand `silu(gate) * up` is made in scratch space before the product as well, once, or by the product itself as it loads
 /// the rows (`gates`): once per tile of columns, but neither stored nor read.
@@ -39,6 +40,9 @@ impl Kernel {
         }
         let first = ways[0];
         let mut kernels: Vec<Kernel> = ways.iter().flat_map(|&staged| all(staged, false)).collect();
+        // matrix units in either way come next to the default where they are hardware, as measuring ends after a while, and last
+        // where they are not
+        kernels[1..].sort_by_key(|kernel| kernel.variant.on_matrix_units() == device.cpu);
         if o.gated() {
             // made before the product unless a measurement says otherwise; early in the list, for measuring ends after a while
             let room = ways.into_iter().filter(|&staged| o.has_room(device, staged, true));

@@ -277,6 +277,13 @@ impl Operation for Matmul {
                 let case = Case::new(format!("{layout:?} {m}x{n}x{k}"), op, inputs);
                 cases.push(if m * n * k < 300 { case.gradients(&[0, 1]) } else { case });
             }
+            // several tiles of matrix units, the last ones not whole, and what is no multiple of four
+            for (m, n, k) in [(37, 70, 37), (200, 260, 100)] {
+                let (a, b) = dims(m, n, k);
+                let inputs = vec![CaseInput::random(&a, DType::F16), CaseInput::random(&b, DType::F16)];
+                let op = Matmul::plain(layout, 0.5, DType::F16);
+                cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} f16"), op, inputs));
+            }
             for (dtype, other) in
                 [(DType::F16, DType::F16), (DType::BF16, DType::BF16), (DType::F32, DType::BF16)]
             {
@@ -323,6 +330,8 @@ impl Operation for Matmul {
                     (DType::Nf4Double, DType::BF16, (70, 132, 256)),
                     (DType::Int8, DType::F32, (37, 44, 52)),
                     (DType::Nf4, DType::F16, (64, 128, 48)),
+                    (DType::Int8, DType::F16, (70, 132, 64)),
+                    (DType::Nf4Double, DType::F16, (70, 132, 64)),
                     (DType::Nf4Double, DType::F32, (3, 132, 64)),
                     (DType::Int8, DType::F16, (1, 68, 64)),
                     (DType::Nf4, DType::F32, (40, 8, 64)),
@@ -373,6 +382,7 @@ impl Operation for Matmul {
                 (DType::BF16, DType::BF16, (40, 8, 33)),
                 (DType::F16, DType::F16, (64, 128, 48)),
                 (DType::BF16, DType::Nf4, (35, 132, 64)),
+                (DType::F16, DType::Nf4, (35, 132, 64)),
             ] {
                 if layout == Layout::NT {
                     let (a, b) = dims(m, n, k);

@@ -183,16 +183,16 @@ impl Oriented {
         // matrix units reach no pieces
         let one = |bytes: u64| device.piece(bytes).is_none();
         let bound = self.stored(staged).iter().all(|ty| one(ty.bytes())) && one(self.out_bytes(DType::F32));
-        // no thin product, whose long side gives the columns, and whose operand is dropped from as it is loaded
-        let whole_result = self.parts == 1 && !self.masks_rows() && !self.masks_cols() && !self.swapped;
-        let plain = whole_result && !gates && bound;
+        // nor thin products, whose results are stored transposed, nor operands with dropout on their loads
+        let masked = self.masks_rows() || self.masks_cols();
+        let plain = self.parts == 1 && bound && !masked && !self.swapped;
         Extents {
             rows: self.rows,
             cols: self.cols,
             k: self.k,
             k2: self.terms.pair.map_or(0, |(_, _, k2)| k2),
-            matrix: half(self.r.dtype) && half(self.c.dtype) && plain,
-            halves: held(self.r) && held(self.c) && whole_result,
+            matrix: half(self.r.dtype) && half(self.c.dtype) && plain && !gates,
+            halves: held(self.r) && held(self.c) && plain,
         }
     }
 }

@@ -63,8 +63,10 @@ impl Product {
             // what comes before and after a product is little work
             let most = dispatches.iter_mut().max_by(|a, b| a.cost.flops.total_cmp(&b.cost.flops));
             if let Some(main) = most {
-                main.alternatives =
-                    Some(Box::new(Alternatives { class, variants, indices: vec![], spreads: vec![] }));
+                // what is rounded to f16 is small: who flushes subnormal numbers must be found out
+                let small = oriented.r.rounds.then_some((oriented.r.place, 2f32.powi(-15)));
+                let (indices, spreads) = (vec![], small.into_iter().collect());
+                main.alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
             }
         }
         plan.dispatches.extend(dispatches);

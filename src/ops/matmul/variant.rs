@@ -12,7 +12,7 @@ pub(super) const FINISH: Shader = crate::shader!("matmul_finish");
 /// A member of the family with its tile. Its text form is its name in the cache of measured choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
-    /// For CPU devices: `lanes` invocations own `rows` x `4 lanes` elements, without workgroup memory. The rows reach them
+    /// For CPU devices, by broadcast for GPUs too: `lanes` invocations own `rows` x `4 lanes` elements, without workgroup memory. The rows reach them
     /// by subgroup broadcast, or by loads that are `uniform`; `unroll` groups of four along k are taken together.
     Lanes { rows: u32, lanes: u32, uniform: bool, unroll: u32 },
     /// For CPU devices of wide vectors: `subgroups` of `lanes` invocations own `rows` x 4 columns of each; the rows reach them
@@ -236,6 +236,10 @@ impl Variant {
                 .flag("PREFETCHED", tile.ahead)
                 .define("SWIZZLE", SWIZZLE),
         }
+    }
+
+    pub(super) fn on_matrix_units(&self) -> bool {
+        matches!(self, Variant::Coop { .. } | Variant::CoopTiled(_))
     }
 
     /// Whether columns are loaded a turn before their use, where that can be.
