@@ -11,13 +11,15 @@
 //! With p = exp(scale q kᵀ - lse), delta = rowsum(do o), ds = p (do vᵀ - delta): `dq = scale ds k`,
 //! `dk = scale dsᵀ q`, `dv = pᵀ do`; all overwrite.
 
+mod candidates;
 mod cases;
 mod gradient;
 mod variant;
 mod walk;
 
+pub use candidates::{Extents, source};
 pub use gradient::AttentionGradient;
-pub use variant::{Extents, Pass, Variant, source};
+pub use variant::{Pass, Variant};
 
 use super::{expect, expect_inputs};
 use crate::graph::{

@@ -1,6 +1,7 @@
-//! The families of kernels behind attention and its gradient, and which of them a launch takes.
+//! The families of kernels behind attention and its gradient: their names, tiles and defines.
 
-use crate::graph::{Cooperative, DeviceProfile, Dispatch, Shader, View};
+use super::candidates::Extents;
+use crate::graph::{Dispatch, Shader, View};
 use std::fmt;
 
 /// One walk over the pairs of rows and keys; each has a family of its own.
@@ -13,30 +14,23 @@ pub enum Pass {
     GradientKeyValue,
 }
 
-const FORWARD: [Shader; 3] =
+pub(super) const FORWARD: [Shader; 3] =
     [crate::shader!("attention"), crate::shader!("attention_tiled"), crate::shader!("attention_coop")];
-const QUERY: [Shader; 3] = [
+pub(super) const QUERY: [Shader; 3] = [
     crate::shader!("attention_gradient_query"),
     crate::shader!("attention_tiled_gradient_query"),
     crate::shader!("attention_coop_gradient_query"),
 ];
-const KEY_VALUE: [Shader; 3] = [
+pub(super) const KEY_VALUE: [Shader; 3] = [
     crate::shader!("attention_gradient_key_value"),
     crate::shader!("attention_tiled_gradient_key_value"),
     crate::shader!("attention_coop_gradient_key_value"),
 ];
-const SHARED: [Shader; 3] = [
+pub(super) const SHARED: [Shader; 3] = [
     crate::shader!("shared/attention"),
     crate::shader!("shared/attention_tiled"),
     crate::shader!("shared/attention_coop"),
 ];
-
-/// The kernels' text, tiles and candidates, for the key of what was measured.
-pub fn source() -> String {
-    let shaders = [FORWARD, QUERY, KEY_VALUE, SHARED].concat();
-    let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
-    shaders.iter().map(|s| s.source).collect::<String>() + &format!("{TILES:?}{STRIPS:?}{candidates:?}")
-}
 
 /// A member of a family. Its text form is its name in the cache of measured choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,162 +51,10 @@ pub enum Variant {
     Coop { rows: u32, block: u32, down: u32, across: u32, size: u32, lanes: u32 },
 }
 
-const fn tiled((rows, block): (u32, u32), (per_rows, per_cols): (u32, u32), depth: u32) -> Variant {
-    Variant::Tiled { rows, block, per_rows, per_cols, depth, resident: false }
-}
-
-const fn resident((rows, block): (u32, u32), depth: u32) -> Variant {
-    Variant::Tiled { rows, block, per_rows: 4, per_cols: 4, depth, resident: true }
-}
-
-/// What a GPU chooses from, most hopeful first.
-const TILES: [Variant; 11] = [
-    tiled((64, 32), (4, 4), 16),
-    tiled((32, 64), (4, 4), 16),
-    tiled((32, 32), (4, 4), 16),
-    tiled((64, 64), (4, 4), 16),
-    tiled((64, 64), (8, 4), 16),
-    tiled((64, 32), (8, 4), 16),
-    resident((64, 32), 16),
-    resident((32, 64), 16),
-    tiled((32, 32), (4, 4), 32),
-    resident((32, 32), 32),
-    tiled((16, 64), (4, 4), 16),
-];
-
-/// Rows, block, and subgroups down and across that matrix units choose from, most hopeful first; the last ones are of subgroups
-/// of eight.
-const STRIPS: [((u32, u32), (u32, u32)); 10] = [
-    ((64, 32), (4, 1)),
-    ((64, 64), (4, 1)),
-    ((64, 32), (4, 2)),
-    ((64, 32), (2, 2)),
-    ((32, 32), (2, 1)),
-    ((32, 64), (2, 2)),
-    ((128, 32), (8, 1)),
-    ((32, 32), (2, 2)),
-    ((16, 16), (2, 1)),
-    ((8, 32), (1, 2)),
-];
-
-/// Floats of scores and results that an invocation holds in cooperative matrices: see [`SUMS`].
-const MATRIX_SUMS: u32 = 160;
-
-/// Floats of a result that an invocation sums: with its scores and addresses they should stay below the 255 registers that
-/// GPUs have at most.
-const SUMS: u32 = 128;
-
 /// Invocations of [`Variant::Rows`].
 const ROW_INVOCATIONS: u32 = 64;
 
-/// What the choice depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extents {
-    pub pass: Pass,
-    pub head_dim: usize,
-    /// Rows of queries, or of keys in [`Pass::GradientKeyValue`].
-    pub rows: usize,
-    /// The gradient is turned back by rotary angles before it is stored.
-    pub turned: bool,
-    /// What divides the rows of every tensor, where matrix units can read them: f16, and in one binding each.
-    pub matrix: Option<usize>,
-}
-
-fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
-    // tiles cost more in barriers than they save there, and compile for seconds
-    let Some(lanes) = device.vector_lanes() else { return vec![Variant::Rows] };
-    // with more rows a key serves more of them, and the unrolled kernel is longer
-    let (per, uniform): (&[u32], &[(u32, u32)]) = match extents.head_dim {
-        0..=64 => (&[2, 1, 4], &[(2, 4), (2, 2), (4, 2)]),
-        65..=128 => (&[1, 2], &[(2, 2), (1, 4), (1, 2)]),
-        _ => (&[1], &[(1, 2), (1, 1)]),
-    };
-    let broadcast = per.iter().map(|&per| Variant::Lanes { lanes, per });
-    let uniform = uniform.iter().map(|&(per, keys)| Variant::Uniform { lanes, per, keys });
-    // llvmpipe of today broadcasts among 16 lanes in a loop: one, for drivers that do better
-    if lanes >= 16 { uniform.chain(broadcast.take(1)).collect() } else { broadcast.chain(uniform).collect() }
-}
-
-fn on_gpu(extents: &Extents) -> Vec<Variant> {
-    let default = match (extents.rows, extents.head_dim, extents.pass) {
-        // few rows: many invocations share each
-        (..=16, _, _) => tiled((16, 64), (4, 4), 16),
-        // there are fewer KV heads than heads, and a key's result is twice as large
-        (_, ..=96, Pass::GradientKeyValue) => tiled((32, 32), (4, 4), 16),
-        (_, ..=96, _) => tiled((64, 32), (4, 4), 16),
-        // a wide head needs more invocations to share a row's result
-        _ => tiled((32, 64), (4, 4), 16),
-    };
-    let mut all = vec![default];
-    all.extend(TILES.into_iter().filter(|v| *v != default));
-    // beyond that a row's operands do not stay in registers
-    if extents.head_dim <= 128 {
-        all.push(Variant::Rows);
-    }
-    all
-}
-
-fn on_matrix_units(Cooperative { size, lanes }: Cooperative) -> impl Iterator<Item = Variant> {
-    STRIPS.into_iter().map(move |((rows, block), (down, across))| Variant::Coop {
-        rows,
-        block,
-        down,
-        across,
-        size,
-        lanes,
-    })
-}
-
 impl Variant {
-    /// Every variant that some pass takes on such a device, for tests that run them all.
-    pub fn all(device: &DeviceProfile) -> Vec<Variant> {
-        let mut all: Vec<Variant> = Vec::new();
-        for head_dim in [16, 128, 256] {
-            let extents =
-                Extents { pass: Pass::Forward, head_dim, rows: 512, turned: false, matrix: Some(16) };
-            let candidates = Variant::candidates(device, &extents);
-            all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
-        }
-        all
-    }
-
-    /// Variants that the device can run; the default first.
-    pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
-        let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(extents) };
-        let units = device.cooperative.into_iter().flat_map(on_matrix_units);
-        // where they are hardware they are the most hopeful, and measuring ends after a while
-        let first = if device.cpu { all.len() } else { 1 };
-        all.splice(first..first, units);
-        all.retain(|v| v.fits(device, extents));
-        all
-    }
-
-    /// Whether the device can run it for such a head.
-    pub fn fits(&self, device: &DeviceProfile, extents: &Extents) -> bool {
-        match *self {
-            Variant::Lanes { lanes, .. } | Variant::Uniform { lanes, .. } => {
-                device.vector_lanes() == Some(lanes)
-            }
-            Variant::Rows => true,
-            Variant::Tiled { .. } => {
-                self.invocations() <= device.max_workgroup_invocations
-                    && self.workgroup_bytes(extents) <= device.max_workgroup_storage
-                    && self.sums(extents) <= SUMS
-            }
-            Variant::Coop { size, lanes, .. } => {
-                self.sound()
-                    && device.shared_matrices.is_some()
-                    && device.cooperative == Some(Cooperative { size, lanes })
-                    && device.subgroup == Some(lanes)
-                    && extents.matrix.is_some_and(|rows| rows > 0 && rows.is_multiple_of(size as usize))
-                    && self.span(extents.head_dim as u32, extents.turned).is_some()
-                    && self.invocations() <= device.max_workgroup_invocations
-                    && self.workgroup_bytes(extents) <= device.max_workgroup_storage
-                    && self.sums(extents) <= MATRIX_SUMS
-            }
-        }
-    }
-
     /// Reads a name; `None` where it names no variant of this version.
     pub fn parse(name: &str) -> Option<Variant> {
         let mut words = name.split(' ');
@@ -249,7 +91,7 @@ impl Variant {
     }
 
     /// Whether the numbers make a kernel: names come from files, and not all of [`STRIPS`] suit all subgroups.
-    fn sound(&self) -> bool {
+    pub(super) fn sound(&self) -> bool {
         match *self {
             Variant::Lanes { lanes, per } => (4..=16).contains(&lanes) && (1..=4).contains(&per),
             Variant::Uniform { lanes, per, keys } => {
@@ -341,14 +183,14 @@ impl Variant {
 
     /// Columns of a result that leave the matrix units at a time, through the place of the scores: the most that fit and that
     /// divide the head; both halves of pairs that are turned. `None` where the head's columns are not all subgroups' alike.
-    fn span(&self, head_dim: u32, turned: bool) -> Option<u32> {
+    pub(super) fn span(&self, head_dim: u32, turned: bool) -> Option<u32> {
         let Variant::Coop { block, across, size, .. } = *self else { return None };
         let step = across * size * if turned { 2 } else { 1 };
         let divides = |span: &u32| head_dim.is_multiple_of(*span);
         (1..=block / step).rev().map(|n| n * step).find(divides)
     }
 
-    fn invocations(&self) -> u32 {
+    pub(super) fn invocations(&self) -> u32 {
         match *self {
             Variant::Lanes { lanes, .. } | Variant::Uniform { lanes, .. } => lanes,
             Variant::Rows => ROW_INVOCATIONS,
@@ -358,7 +200,7 @@ impl Variant {
     }
 
     /// Floats of the results that an invocation sums; of a block's scores too where they are matrices.
-    fn sums(&self, extents: &Extents) -> u32 {
+    pub(super) fn sums(&self, extents: &Extents) -> u32 {
         let results = if extents.pass == Pass::GradientKeyValue { 2 } else { 1 };
         match *self {
             Variant::Tiled { block, per_rows, per_cols, .. } => {
@@ -392,7 +234,7 @@ impl Variant {
     }
 
     /// Workgroup memory, as the shaders declare it.
-    fn workgroup_bytes(&self, extents: &Extents) -> u32 {
+    pub(super) fn workgroup_bytes(&self, extents: &Extents) -> u32 {
         let head4 = extents.head_dim as u32 / 4;
         match *self {
             Variant::Lanes { .. } | Variant::Uniform { .. } => 0,
@@ -443,10 +285,9 @@ impl fmt::Display for Variant {
 
 #[cfg(test)]
 mod tests {
+    use super::super::candidates::{TILES, on_matrix_units};
     use super::*;
-    use crate::graph::SharedMatrices;
-
-    const PASSES: [Pass; 3] = [Pass::Forward, Pass::GradientQuery, Pass::GradientKeyValue];
+    use crate::graph::Cooperative;
 
     #[test]
     fn names_read_back_and_others_are_refused() {
@@ -477,70 +318,5 @@ mod tests {
         for name in wrong {
             assert_eq!(Variant::parse(name), None, "{name}");
         }
-    }
-
-    /// 16 KiB of workgroup memory and 256 invocations are what every device has.
-    #[test]
-    fn the_defaults_fit_every_device() {
-        for cpu in [false, true] {
-            let weakest = DeviceProfile {
-                cpu,
-                max_workgroup_invocations: 256,
-                max_workgroup_storage: 16 << 10,
-                ..DeviceProfile::default()
-            };
-            for pass in PASSES {
-                for head_dim in (4..=256).step_by(4) {
-                    for rows in [1, 16, 17, 500] {
-                        let turned = pass != Pass::Forward && head_dim % 8 == 0;
-                        let extents = Extents { pass, head_dim, rows, turned, matrix: None };
-                        let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&extents)[0] };
-                        let candidates = Variant::candidates(&weakest, &extents);
-                        assert_eq!(candidates.first(), Some(&default), "{extents:?}");
-                        assert!(cpu || candidates.len() > 1, "{extents:?}");
-                    }
-                }
-            }
-        }
-    }
-
-    /// On the subgroups and matrices of most GPUs there is something to choose from for every pass of the usual heads.
-    #[test]
-    fn matrix_units_have_variants_for_the_usual_heads() {
-        for size in [8, 16] {
-            let device = DeviceProfile {
-                cooperative: Some(Cooperative { size, lanes: 32 }),
-                shared_matrices: Some(SharedMatrices::Elements),
-                ..DeviceProfile::typical_gpu()
-            };
-            for (pass, head_dim) in PASSES.into_iter().flat_map(|pass| [(pass, 64), (pass, 128)]) {
-                let turned = pass != Pass::Forward;
-                let extents = Extents { pass, head_dim, rows: 512, turned, matrix: Some(16) };
-                let candidates = Variant::candidates(&device, &extents);
-                let units = candidates.iter().filter(|v| matches!(v, Variant::Coop { .. })).count();
-                assert!(units >= 2, "{size} {extents:?}: {candidates:?}");
-                let others = Variant::candidates(&device, &Extents { matrix: None, ..extents });
-                assert_eq!(
-                    others.len() + units,
-                    candidates.len(),
-                    "what matrix units cannot read they do not"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn wide_heads_take_tiles_whose_sums_stay_in_registers() {
-        let device = DeviceProfile {
-            max_workgroup_invocations: 1024,
-            max_workgroup_storage: 48 << 10,
-            ..DeviceProfile::default()
-        };
-        let fits = |pass, head_dim| {
-            let extents = Extents { pass, head_dim, rows: 512, turned: true, matrix: None };
-            tiled((64, 32), (4, 4), 16).fits(&device, &extents)
-        };
-        assert!(fits(Pass::Forward, 256) && fits(Pass::GradientKeyValue, 128));
-        assert!(!fits(Pass::GradientKeyValue, 256));
     }
 }

@@ -1,6 +1,7 @@
 //! One pass of attention as the operations launch it: the kernel of its family, and the others for who measures them.
 
-use super::variant::{Extents, Pass, Variant};
+use super::candidates::Extents;
+use super::variant::{Pass, Variant};
 use crate::graph::{
     Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, Place, TensorType, rounded,
 };
