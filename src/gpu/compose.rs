@@ -97,13 +97,9 @@ impl ShaderKey {
         self.bindings.iter().map(|b| b.write)
     }
 
-    fn has_matrices(&self) -> bool {
-        expand_includes(self.shader.source).contains("coopLoad")
-    }
-
     /// Whether cooperative matrices meet workgroup memory, so that a Vulkan device needs [`ShaderKey::spirv`].
     pub fn shares_matrices(&self) -> bool {
-        self.has_matrices() && expand_includes(self.shader.source).contains("var<workgroup>")
+        shares_matrices(&expand_includes(self.shader.source))
     }
 
     /// What a Vulkan device gets of a kernel with [`ShaderKey::shares_matrices`]; `checked` keeps indices within their arrays.
@@ -123,10 +119,12 @@ impl ShaderKey {
     /// # Errors
     /// A template that does not render: a mistake in `shaders/`.
     pub fn compose(&self, wide: bool) -> Result<String, GpuError> {
+        let template = expand_includes(self.shader.source);
         // made for GPUs, and compiled for Vulkan without 64-bit words
-        let wide = wide && !self.shares_matrices();
+        let wide = wide && !shares_matrices(&template);
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
-        let enable = if self.has_matrices() { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
+        let enable =
+            if has_matrices(&template) { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
         let mut text = format!("{enable}{}", self.declarations(wide));
         text.push_str(COMMON);
         text.push('\n');
@@ -151,14 +149,14 @@ impl ShaderKey {
             })
             .collect();
         context.entry("NF4_TABLE").or_insert(Value::from(false));
-        let mut render = |source: &str| {
-            let body = environment.render_str(&expand_includes(source), &context);
+        let mut render = |template: &str| {
+            let body = environment.render_str(template, &context);
             body.map(|body| text.push_str(&body)).map_err(|e| error(format!("{e:#}")))
         };
         if quantised {
             render(QUANTISED)?;
         }
-        render(self.shader.source)?;
+        render(&template)?;
         Ok(text)
     }
 
@@ -357,6 +355,14 @@ pub fn param_bytes(dispatch: &Dispatch) -> Vec<u8> {
 /// Lines that hold only a template statement leave nothing behind.
 fn syntax() -> Result<SyntaxConfig, minijinja::Error> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
+}
+
+fn has_matrices(template: &str) -> bool {
+    template.contains("coopLoad")
+}
+
+fn shares_matrices(template: &str) -> bool {
+    has_matrices(template) && template.contains("var<workgroup>")
 }
 
 fn expand_includes(source: &str) -> String {

@@ -95,7 +95,6 @@ impl Gpu {
 
     fn compile(&self, key: &ShaderKey) -> Result<Arc<Pipeline>, GpuError> {
         let device = &self.shared.device;
-        let source = key.compose(self.shared.wide_loads)?;
         // the validator's objections, and those of the backend's own compiler
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let inner = device.push_error_scope(wgpu::ErrorFilter::Internal);
@@ -123,7 +122,7 @@ impl Gpu {
             bind_group_layouts: &[Some(&layout)],
             ..Default::default()
         });
-        let module = self.module(key, &source)?;
+        let module = self.module(key)?;
         let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(key.shader.name),
             layout: Some(&pipeline_layout),
@@ -142,7 +141,7 @@ impl Gpu {
         Ok(Arc::new(Pipeline { raw, layout }))
     }
 
-    fn module(&self, key: &ShaderKey, source: &str) -> Result<wgpu::ShaderModule, GpuError> {
+    fn module(&self, key: &ShaderKey) -> Result<wgpu::ShaderModule, GpuError> {
         let (device, checked) = (&self.shared.device, self.shared.checked);
         let label = Some(key.shader.name);
         if self.shared.passes_spirv && key.shares_matrices() {
@@ -159,8 +158,8 @@ impl Gpu {
             // those of features that the device has, and the pipeline's layout numbers the bindings in the same order
             return Ok(unsafe { device.create_shader_module_passthrough(descriptor) });
         }
-        let descriptor =
-            wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let source = wgpu::ShaderSource::Wgsl(key.compose(self.shared.wide_loads)?.into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label, source };
         Ok(if checked {
             device.create_shader_module(descriptor)
         } else {

@@ -154,7 +154,7 @@ impl Variant {
                     && device.shared_matrices.is_some()
                     && device.cooperative == Some(Cooperative { size, lanes })
                     && device.subgroup == Some(lanes)
-                    && extents.matrix.is_some_and(|rows| rows > 0 && rows.is_multiple_of(size as usize))
+                    && extents.matrix.is_some_and(|rows| rows.is_multiple_of(size as usize))
                     && self.span(extents.head_dim as u32, extents.turned).is_some()
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes(extents) <= device.max_workgroup_storage
