@@ -57,10 +57,10 @@ fn choice(devices: &[DeviceInfo]) -> Result<(&DeviceInfo, String), GpuError> {
 
 fn details(device: &DeviceInfo) -> String {
     let (smallest, largest) = device.subgroup_sizes;
-    let subgroups = match (device.subgroups, smallest == largest) {
-        (false, _) => "no subgroups".to_owned(),
-        (true, true) => format!("subgroups of {smallest}"),
-        (true, false) => format!("subgroups of {smallest} to {largest}"),
+    let subgroups = match device.subgroup_size {
+        _ if !device.subgroups => "no subgroups".to_owned(),
+        Some(size) => format!("subgroups of {size}"),
+        None => format!("subgroups of {smallest} to {largest}"),
     };
     let has = |there: bool, what: &str| format!("{}{what}", if there { "" } else { "no " });
     let matrices =
@@ -117,6 +117,7 @@ mod tests {
             max_workgroup_invocations: 1024,
             max_storage_buffers: 16,
             subgroup_sizes: (32, 32),
+            subgroup_size: Some(32),
             shader_f16: false,
             matrix_size: None,
             subgroups: true,

@@ -3,6 +3,7 @@
 use super::GpuError;
 use super::pipeline::PipelineCache;
 use super::pipeline_file::PipelineFile;
+use super::subgroups::Subgroups;
 use crate::graph::{Choices, Cooperative, DeviceProfile, SharedMatrices};
 use serde::Serialize;
 use std::cell::Cell;
@@ -46,7 +47,9 @@ pub struct DeviceInfo {
     pub max_workgroup_storage: u32,
     pub max_workgroup_invocations: u32,
     pub max_storage_buffers: u32,
+    /// Sizes that wgpu names, and the one that kernels get, where that is known.
     pub subgroup_sizes: (u32, u32),
+    pub subgroup_size: Option<u32>,
     pub shader_f16: bool,
     /// Rows, columns and depth of the cooperative matrices (f16, with f32 sums) that products would use, where there are such.
     pub matrix_size: Option<u32>,
@@ -65,7 +68,7 @@ pub const NEEDED_STORAGE_BUFFERS: u32 = 10;
 impl DeviceInfo {
     fn of(index: usize, adapter: &wgpu::Adapter) -> Self {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-        let (smallest, largest) = (info.subgroup_min_size, info.subgroup_max_size);
+        let subgroups = Subgroups::of(adapter, &info);
         let kind = match info.device_type {
             wgpu::DeviceType::DiscreteGpu => "discrete GPU",
             wgpu::DeviceType::IntegratedGpu => "integrated GPU",
@@ -98,9 +101,10 @@ impl DeviceInfo {
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
-            subgroup_sizes: (smallest, largest),
+            subgroup_sizes: (subgroups.smallest, subgroups.largest),
+            subgroup_size: subgroups.known.map(|(size, _)| size),
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
-            matrix_size: cooperative(adapter, &GpuOptions::default(), smallest, largest).map(|c| c.size),
+            matrix_size: cooperative(adapter, &GpuOptions::default(), &subgroups).map(|c| c.size),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             unusable,
@@ -232,15 +236,17 @@ impl Gpu {
     ) -> Result<Self, GpuError> {
         let mut info = info;
         info.max_binding_bytes = info.max_binding_bytes.min(options.max_binding.unwrap_or(u64::MAX));
-        let subgroups = info.subgroups && !options.no_subgroups;
+        let backend = adapter.get_info().backend;
+        let vulkan = backend == wgpu::Backend::Vulkan;
+        let sizes = Subgroups::of(adapter, &adapter.get_info());
+        let subgroups = info.subgroups && !options.no_subgroups && sizes.with_feature().is_some();
         let wide_loads = info.is_software() && adapter.features().contains(wgpu::Features::SHADER_INT64);
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
         wanted.set(wgpu::Features::PIPELINE_CACHE, options.pipelines.is_some());
         wanted.set(wgpu::Features::SUBGROUP, subgroups);
         wanted.set(wgpu::Features::SHADER_INT64, wide_loads);
-        let (smallest, largest) = info.subgroup_sizes;
-        let cooperative = cooperative(adapter, options, smallest, largest);
-        let vulkan = adapter.get_info().backend == wgpu::Backend::Vulkan;
+        // on Vulkan these kernels go past wgpu and its feature
+        let cooperative = cooperative(adapter, options, &sizes).filter(|_| vulkan || subgroups);
         if cooperative.is_some() {
             wanted |= COOPERATIVE;
             wanted.set(wgpu::Features::PASSTHROUGH_SHADERS, vulkan);
@@ -283,7 +289,7 @@ impl Gpu {
         let passes_spirv = vulkan && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
         let profile = DeviceProfile {
             cpu: info.is_software(),
-            subgroup: (subgroups && smallest == largest && smallest > 0).then_some(smallest),
+            subgroup: sizes.with_feature().filter(|_| subgroups),
             wide_loads,
             cooperative,
             shared_matrices: match (vulkan, passes_spirv) {
@@ -412,15 +418,15 @@ const COOPERATIVE: wgpu::Features =
 fn cooperative(
     adapter: &wgpu::Adapter,
     options: &GpuOptions,
-    smallest: u32,
-    largest: u32,
+    subgroups: &Subgroups,
 ) -> Option<Cooperative> {
     // kernels hand out work by subgroup, so its size must be known
-    if options.no_coop || !adapter.features().contains(COOPERATIVE) || smallest != largest || largest == 0 {
+    let (lanes, _) = subgroups.known?;
+    if options.no_coop || !adapter.features().contains(COOPERATIVE) {
         return None;
     }
     // llvmpipe of Mesa 26.2.6 crashes in them where its vectors have 512 bits
-    if adapter.get_info().device_type == wgpu::DeviceType::Cpu && largest > 8 {
+    if adapter.get_info().device_type == wgpu::DeviceType::Cpu && lanes > 8 {
         return None;
     }
     let (half, single) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
@@ -429,7 +435,7 @@ fn cooperative(
         .iter()
         .filter(|p| p.ab_type == half && p.cr_type == single && p.m_size == p.n_size && p.n_size == p.k_size);
     let sizes = square.map(|p| p.m_size).filter(|size| [8, 16].contains(size));
-    sizes.max().map(|size| Cooperative { size, lanes: largest })
+    sizes.max().map(|size| Cooperative { size, lanes })
 }
 
 /// Of what the driver does not say how large it was.

@@ -4,7 +4,7 @@
 //! (budget) and what it uses already (usage). A software device lives in the system's memory, which Linux tells. Elsewhere
 //! nothing is known, and a run needs `--memory_limit` to be planned for.
 
-use super::{DeviceInfo, Gpu, GpuError, host_memory};
+use super::{DeviceInfo, Gpu, GpuError, host_memory, vulkan};
 use std::sync::atomic::Ordering;
 
 /// Host memory that counts as the device's until this is dropped.
@@ -69,47 +69,6 @@ impl Gpu {
 /// Free bytes of the device's own memory.
 pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
     if info.is_software() { host_memory::available() } else { vulkan::budget(adapter) }
-}
-
-#[cfg(not(target_vendor = "apple"))]
-mod vulkan {
-    use ash::vk;
-
-    /// Budget less usage of the largest device-local heap.
-    pub(super) fn budget(adapter: &wgpu::Adapter) -> Option<u64> {
-        // SAFETY: the handles are only read from, and live as long as `adapter`
-        let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
-        let extension = vk::EXT_MEMORY_BUDGET_NAME;
-        let (instance, device) = (hal.shared_instance().raw_instance(), hal.raw_physical_device());
-        // SAFETY: `device` belongs to `instance`
-        let version = unsafe { instance.get_physical_device_properties(device) }.api_version;
-        if version.min(hal.shared_instance().instance_api_version()) < vk::API_VERSION_1_1 {
-            return None;
-        }
-        // SAFETY: as above
-        let known = unsafe { instance.enumerate_device_extension_properties(device) }.ok()?;
-        if !known.iter().any(|e| e.extension_name_as_c_str() == Ok(extension)) {
-            return None;
-        }
-        let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
-        let mut memory = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
-        // SAFETY: instance and device have Vulkan 1.1, whose call this is, and the extension that `budget` is of
-        unsafe { instance.get_physical_device_memory_properties2(device, &mut memory) };
-        let heaps = memory.memory_properties;
-        let local =
-            |&heap: &usize| heaps.memory_heaps[heap].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL);
-        let heap = (0..heaps.memory_heap_count as usize)
-            .filter(local)
-            .max_by_key(|&heap| heaps.memory_heaps[heap].size)?;
-        Some(budget.heap_budget[heap].saturating_sub(budget.heap_usage[heap])).filter(|&free| free > 0)
-    }
-}
-
-#[cfg(target_vendor = "apple")]
-mod vulkan {
-    pub(super) fn budget(_adapter: &wgpu::Adapter) -> Option<u64> {
-        None
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ mod pipeline;
 mod pipeline_file;
 mod recording;
 mod spirv;
+mod subgroups;
 mod timing;
+mod vulkan;
 mod wide_vectors;
 
 pub use buffer::{Buffer, BufferSlice, Readback, allocation};

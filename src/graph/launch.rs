@@ -68,7 +68,7 @@ impl DeviceProfile {
     }
 
     /// One device of every kind that kernels are chosen for, with plenty of workgroup memory.
-    pub fn kinds() -> [Self; 6] {
+    pub fn kinds() -> [Self; 7] {
         let units = |size, lanes| Some(Cooperative { size, lanes });
         let gpu = DeviceProfile {
             max_workgroup_storage: 48 << 10,
@@ -81,8 +81,10 @@ impl DeviceProfile {
             shared_matrices: Some(SharedMatrices::Elements),
             ..gpu.clone()
         };
+        // as AMD's, whose subgroups have one size only where wgpu knows none
+        let wide_units = DeviceProfile { cooperative: units(16, 64), subgroup: None, ..gpu.clone() };
         let on_cpu = |lanes| DeviceProfile { cpu: true, subgroup: lanes, cooperative: None, ..gpu.clone() };
-        [on_cpu(None), on_cpu(Some(4)), on_cpu(Some(8)), on_cpu(Some(16)), small_units, gpu]
+        [on_cpu(None), on_cpu(Some(4)), on_cpu(Some(8)), on_cpu(Some(16)), small_units, wide_units, gpu]
     }
 
     /// Lanes of a CPU device's vectors: its subgroup size, where kernels are made for it.

@@ -153,7 +153,6 @@ impl Variant {
                 self.sound()
                     && device.shared_matrices.is_some()
                     && device.cooperative == Some(Cooperative { size, lanes })
-                    && device.subgroup == Some(lanes)
                     && extents.matrix.is_some_and(|rows| rows.is_multiple_of(size as usize))
                     && self.span(extents.head_dim as u32, extents.turned).is_some()
                     && self.invocations() <= device.max_workgroup_invocations
@@ -199,9 +198,9 @@ mod tests {
     /// On the subgroups and matrices of most GPUs there is something to choose from for every pass of the usual heads.
     #[test]
     fn matrix_units_have_variants_for_the_usual_heads() {
-        for size in [8, 16] {
+        for (size, lanes) in [(8, 32), (16, 32), (16, 64)] {
             let device = DeviceProfile {
-                cooperative: Some(Cooperative { size, lanes: 32 }),
+                cooperative: Some(Cooperative { size, lanes }),
                 shared_matrices: Some(SharedMatrices::Elements),
                 ..DeviceProfile::typical_gpu()
             };
@@ -210,7 +209,7 @@ mod tests {
                 let extents = Extents { pass, head_dim, rows: 512, turned, matrix: Some(16) };
                 let candidates = Variant::candidates(&device, &extents);
                 let units = candidates.iter().filter(|v| matches!(v, Variant::Coop { .. })).count();
-                assert!(units >= 2, "{size} {extents:?}: {candidates:?}");
+                assert!(units >= 2, "{size} {lanes} {extents:?}: {candidates:?}");
                 let others = Variant::candidates(&device, &Extents { matrix: None, ..extents });
                 assert_eq!(
                     others.len() + units,

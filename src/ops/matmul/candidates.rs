@@ -258,7 +258,6 @@ impl Variant {
                 tile.sound()
                     && device.shared_matrices == Some(shared)
                     && device.cooperative == Some(Cooperative { size, lanes })
-                    && device.subgroup == Some(lanes)
                     && extents.halves
                     && extents.rows >= COOP_ROWS
                     && few_sums()
