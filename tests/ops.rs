@@ -9,8 +9,8 @@ use engraft::gpu::{BufferSlice, Gpu, GpuError, Recording};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
-    Case, Choices, Cooperative, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place, ReferenceTensor,
-    ReverseNode, SharedMatrices, TensorType, Value,
+    Case, CaseInput, Choices, Cooperative, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place,
+    ReferenceTensor, ReverseNode, SharedMatrices, TensorType, Value,
 };
 use engraft::ops::{attention, matmul};
 use std::collections::HashMap;
@@ -394,6 +394,51 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
     println!("{taken:?}");
     assert!(gating > 1 && elements.iter().all(|v| taken[v.as_str()] > 1), "{gating} {taken:?}");
     assert!(taken.len() >= 3 && taken[small.as_str()] > 20 && taken[ahead.as_str()] > 5, "{taken:?}");
+}
+
+/// bf16 has a range that f16 has not, from one row to the next: matrix units lose nothing of it, nor of what it holds.
+#[test]
+fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = DeviceProfile::clone(&gpu.profile());
+    if own.shared_matrices.is_none() {
+        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
+        return;
+    }
+    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
+    let variant =
+        matmul::Variant::all(&own).into_iter().rfind(on_units).expect("some variant suits every device");
+    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..own };
+    let (m, n, k) = (45, 36, 75);
+    let mut random = Random::new(3);
+    // among them a row of zeros, and one whose values differ as rows do
+    let magnitude = |row: usize, column: usize| match row {
+        7 => 0.0,
+        8 => 2f64.powi(24 - 2 * (column as i32 % 20)),
+        _ => 2f64.powi(4 * row as i32 - 90),
+    };
+    let a: Vec<f64> = (0..m * k).map(|i| random.next() * magnitude(i / k, i % k)).collect();
+    for layout in [matmul::Layout::NT, matmul::Layout::NN] {
+        let b = if layout == matmul::Layout::NT { [n, k] } else { [k, n] };
+        let operands =
+            vec![CaseInput::values(&[m, k], DType::BF16, a.clone()), CaseInput::random(&b, DType::BF16)];
+        let case =
+            Case::new("rows of any magnitude", matmul::Matmul::plain(layout, 1.0, DType::F32), operands);
+        let launch = plan(&case, &device, false, false);
+        let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
+        assert_eq!(shaders, ["round_rows", "matmul_coop_tiled"]);
+        let (_, outputs) = types(&case);
+        let read = execute(&gpu, &case, &launch, false, false).unwrap();
+        let actual = unpack(outputs[0], &read[0]);
+        let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs)[0];
+        for row in 0..m {
+            let largest = expected.row(row).iter().fold(0f64, |most, v| most.max(v.abs()));
+            for (a, e) in actual[row * n..(row + 1) * n].iter().zip(expected.row(row)) {
+                let error = (f64::from(*a) - e).abs();
+                assert!(error <= 1e-6 * largest, "{layout:?} row {row}: {a} for {e}, of {largest}");
+            }
+        }
+    }
 }
 
 /// The families behind attention and its gradient: narrow and wide heads, segments, windows. A CPU device runs the variants

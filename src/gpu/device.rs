@@ -415,11 +415,7 @@ const COOPERATIVE: wgpu::Features =
     wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
 /// The largest square shape with f16 operands and f32 sums: the feature alone says only that there is some shape.
-fn cooperative(
-    adapter: &wgpu::Adapter,
-    options: &GpuOptions,
-    subgroups: &Subgroups,
-) -> Option<Cooperative> {
+fn cooperative(adapter: &wgpu::Adapter, options: &GpuOptions, subgroups: &Subgroups) -> Option<Cooperative> {
     // kernels hand out work by subgroup, so its size must be known
     let (lanes, _) = subgroups.known?;
     if options.no_coop || !adapter.features().contains(COOPERATIVE) {

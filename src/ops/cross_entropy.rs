@@ -137,8 +137,8 @@ fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
             let dh =
                 Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
             // probabilities times loss scale over tokens: f16 takes what is below 2^-25 of them for zero, as a network in f16 does
-            // that stores them so
-            let dlogits = Operand { rounds: h.dtype == DType::F16, ..logits };
+            // that stores them so; one in bf16 keeps fewer bits of each
+            let dlogits = Operand { rounds: h.dtype != DType::F32, ..logits };
             product.launch(launch, &mut plan, (dlogits, weight), Terms::default(), dh);
         }
         if want_dw {

@@ -1,5 +1,6 @@
 //! Which kernels of the family suit a device and a product.
 
+use super::kernel::ROUND_ROWS;
 use super::variant::{COOP, COOP_TILED, CoopTile, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
 use crate::graph::{Cooperative, DeviceProfile};
 
@@ -7,6 +8,7 @@ use crate::graph::{Cooperative, DeviceProfile};
 pub fn source() -> String {
     let shared = [
         crate::shader!("shared/operands"),
+        crate::shader!("shared/rows"),
         crate::shader!("shared/dropout"),
         crate::shader!("shared/quantised"),
         crate::shader!("shared/pair"),
@@ -17,7 +19,7 @@ pub fn source() -> String {
         crate::shader!("swiglu"),
         crate::shader!("shared/swiglu_gradient"),
     ];
-    let shaders = [LANES, TILED, COOP, COOP_TILED, FINISH].into_iter().chain(shared);
+    let shaders = [LANES, TILED, COOP, COOP_TILED, FINISH, ROUND_ROWS].into_iter().chain(shared);
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.map(|s| s.source).collect::<String>()
         + &format!("{WIDE:?}{THIN:?}{COOP_TILES:?}{COOP_DEPTH}{SWIZZLE}{GATING}{candidates:?}")

@@ -3,10 +3,12 @@
 use super::candidates::GATING;
 use super::operand::{Operand, Oriented};
 use super::variant::Variant;
-use crate::graph::{DeviceProfile, Dispatch, Place, TensorType, View};
+use crate::graph::{Binding, DType, DeviceProfile, Dispatch, Place, Shader, TensorType, View};
 use crate::ops::copy::SHADER as COPY;
 use crate::ops::elementwise;
 use crate::ops::swiglu::{FLOPS as SWIGLU_FLOPS, SHADER as SWIGLU};
+
+pub(super) const ROUND_ROWS: Shader = crate::shader!("round_rows");
 
 /// A variant, and whether block-quantised operands become plain ones in scratch space before it.
 ///
@@ -66,7 +68,15 @@ impl Kernel {
 
     /// Whether it needs scratch space for such a product.
     pub fn needs_scratch(&self, o: &Oriented) -> bool {
-        self.staged || (o.gated() && !self.gates) || matches!(self.variant, Variant::Coop { .. })
+        self.staged
+            || (o.gated() && !self.gates)
+            || self.rounds_rows(o)
+            || matches!(self.variant, Variant::Coop { .. })
+    }
+
+    /// Whether the rows go to scratch space in f16 first.
+    pub fn rounds_rows(&self, o: &Oriented) -> bool {
+        self.variant.on_matrix_units() && o.scales()
     }
 
     pub fn parse(name: &str) -> Option<Kernel> {
@@ -86,7 +96,7 @@ impl std::fmt::Display for Kernel {
 
 /// The scratch space of a kernel: what products of one node share, and what this one uses.
 pub(super) struct Scratch {
-    pub shared: [Option<usize>; 3],
+    pub shared: [Option<usize>; 5],
     pub next: usize,
     pub used: Vec<(Place, u64)>,
 }
@@ -100,6 +110,9 @@ pub(super) enum Shared {
     Plain,
     /// An operand that a gate has passed.
     Gated,
+    /// Rows as matrix units take them, and what they are scaled by.
+    Rounded,
+    Unscale,
 }
 
 impl Scratch {
@@ -146,4 +159,37 @@ pub(super) fn gated(o: &Oriented, up: Operand, scratch: &mut Scratch) -> (Operan
         .bind(made.binding("y", View::Vec4, true))
         .cost(SWIGLU_FLOPS * ty.shape.elements() as f64, 3.0 * ty.bytes() as f64);
     (made, dispatch)
+}
+
+/// The rows' operand in f16, each row times a power of two, gated on the way where it is to be; where the inverses of those lie;
+/// and the dispatch that makes both.
+pub(super) fn rounded_rows(o: &Oriented, scratch: &mut Scratch) -> (Operand, Place, Dispatch) {
+    let (ty, stored) = (TensorType::new(o.r_shape(), DType::F16), TensorType::new(o.r_shape(), o.r.dtype));
+    let made = Operand::new(scratch.take(Shared::Rounded, ty.bytes()), ty.dtype).range(0, ty.bytes());
+    let scales = (4 * ty.rows() as u64).next_multiple_of(16);
+    let unscale = scratch.take(Shared::Unscale, scales);
+    let lanes = (ty.cols4().next_power_of_two() as u32).clamp(1, 64);
+    let dispatch = Dispatch::new(ROUND_ROWS, ty.rows().div_ceil(64 / lanes as usize))
+        .define("LANES", lanes)
+        .define("ROWS", 64 / lanes)
+        .flag("GATED", o.gated())
+        .param("rows", ty.rows())
+        .param("cols4", ty.cols4())
+        .detail(format!("{stored}"));
+    let (dispatch, reads) = match o.terms.up {
+        Some(up) => (
+            dispatch.bind(o.r.binding("gate", View::Vec4, false)).bind(up.binding("up", View::Vec4, false)),
+            2,
+        ),
+        None => (dispatch.bind(o.r.binding("x", View::Vec4, false)), 1),
+    };
+    let gating = if o.gated() { SWIGLU_FLOPS * ty.shape.elements() as f64 } else { 0.0 };
+    let dispatch = dispatch
+        .bind(made.binding("y", View::Vec4, true))
+        .bind(Binding {
+            size: Some(scales),
+            ..Binding::new("unscale", unscale, DType::F32, View::Scalar, true)
+        })
+        .cost(gating, (reads * stored.bytes() + ty.bytes()) as f64);
+    (made, unscale, dispatch)
 }

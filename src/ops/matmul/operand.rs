@@ -12,7 +12,8 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
-    /// f16 holds its values well enough, though it is stored in more: matrix units may round it as they load it.
+    /// Stored in more than it needs: f16 holds its values well enough, beside bf16 those of a row once they are scaled, so matrix
+    /// units may round it.
     pub rounds: bool,
 }
 
@@ -77,6 +78,8 @@ pub(super) struct Oriented {
     pub c: Operand,
     pub terms: Terms,
     pub out: Operand,
+    /// Where the factors lie that the sums of scaled rows are multiplied by.
+    pub unscale: Option<Place>,
 }
 
 /// What else goes into a product of two operands, and what is made of it.
@@ -121,6 +124,14 @@ impl Oriented {
 
     pub(super) fn nf4(&self) -> bool {
         [self.r.dtype, self.c.dtype].iter().any(|t| matches!(t, DType::Nf4 | DType::Nf4Double))
+    }
+
+    /// Matrix units can take the rows in f16 once each is scaled by a power of two: bf16 has f16's precision and more than its range,
+    /// which within a row is no loss. Of the other operand's values, a weight's, f16 holds those that matter as they are.
+    pub fn scales(&self) -> bool {
+        let narrow = self.r.dtype == DType::BF16 || (self.r.rounds && self.c.dtype == DType::BF16);
+        let weight = self.c.dtype == DType::BF16 || self.c.dtype.is_quantised();
+        self.r_inner && narrow && weight
     }
 
     pub fn quantised(&self) -> bool {
@@ -192,7 +203,7 @@ impl Oriented {
             k: self.k,
             k2: self.terms.pair.map_or(0, |(_, _, k2)| k2),
             matrix: half(self.r.dtype) && half(self.c.dtype) && plain && !gates,
-            halves: held(self.r) && held(self.c) && plain,
+            halves: plain && if self.scales() { !gates } else { held(self.r) && held(self.c) },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A product as operations launch it.
 
 use super::Layout;
-use super::kernel::{Kernel, Scratch, Shared, gated, staged};
+use super::kernel::{Kernel, Scratch, Shared, gated, rounded_rows, staged};
 use super::operand::{Gate, MaskOn, Masked, Operand, Oriented, Terms};
 use super::variant::{FINISH, Variant};
 use crate::graph::{
@@ -103,6 +103,7 @@ impl Product {
                 c: a,
                 terms,
                 out,
+                unscale: None,
             }
         } else {
             let (rows, cols, k, parts) = (self.m, self.n, self.k, self.parts);
@@ -118,6 +119,7 @@ impl Product {
                 c: b,
                 terms,
                 out,
+                unscale: None,
             }
         }
     }
@@ -151,7 +153,11 @@ impl Product {
     fn with(&self, kernel: Kernel, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
         let mut o = *o;
         let mut dispatches = Vec::new();
-        if let Some(up) = o.terms.up.filter(|_| !kernel.gates) {
+        if kernel.rounds_rows(&o) {
+            let (r, unscale, made) = rounded_rows(&o, scratch);
+            dispatches.push(made);
+            o = Oriented { r, unscale: Some(unscale), terms: Terms { up: None, ..o.terms }, ..o };
+        } else if let Some(up) = o.terms.up.filter(|_| !kernel.gates) {
             let (r, made) = gated(&o, up, scratch);
             dispatches.push(made);
             o = Oriented { r, terms: Terms { up: None, ..o.terms }, ..o };
@@ -238,7 +244,13 @@ impl Product {
             .cost(flops, bytes);
         if let Variant::CoopTiled { .. } = variant {
             let raw = |operand: Operand| operand.dtype == DType::F16;
-            main = main.flag("R_RAW", raw(o.r) && !o.gated()).flag("C_RAW", raw(o.c));
+            main = main
+                .flag("R_RAW", raw(o.r) && !o.gated())
+                .flag("C_RAW", raw(o.c))
+                .flag("SCALED", o.unscale.is_some());
+            if let Some(unscale) = o.unscale {
+                main = main.read_scalar("unscale", unscale, DType::F32);
+            }
         }
         if let Some(up) = o.terms.up {
             main = main.bind(up.binding("r_up", View::Vec4, false));

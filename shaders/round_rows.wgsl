@@ -1,0 +1,42 @@
+// Rows for matrix units: y[row] = x[row] * 2^e in f16, and unscale[row] = 2^-e, of x [rows, cols]. e brings the largest magnitude
+// of the row to at least 2^14 and below 2^15, so f16 holds in full what is up to 2^28 times smaller: of bf16, whose
+// range f16 has not, nothing else is lost than what a sum in f32 would lose. LANES invocations share a row. GATED: x is
+// silu(gate) * up.
+{% include "shared/rows.wgsl" %}
+{% if GATED %}
+{% include "shared/swiglu.wgsl" %}
+fn load(at: u32) -> vec4<f32> {
+    return gated(load_gate(at), load_up(at));
+}
+{% else %}
+fn load(at: u32) -> vec4<f32> {
+    return load_x(at);
+}
+{% endif %}
+
+@compute @workgroup_size({{ WORKGROUP }})
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let row = group_index(group, groups) * {{ ROWS }}u + lane / {{ LANES }}u;
+    let base = min(row, params.rows - 1u) * params.cols4;
+    var magnitudes = vec4<f32>();
+    for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
+        magnitudes = max(magnitudes, abs(load(base + i)));
+    }
+    let largest = row_max(lane, max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w)));
+    // of 2^e and 2^-e as f32 store them; a row of zeros, and one that is hardly more, gets the largest that has an inverse
+    let exponent = min(127u + 14u + 127u - (bitcast<u32>(largest) >> 23u), 253u);
+    let scale = bitcast<f32>(exponent << 23u);
+    if (row >= params.rows) {
+        return;
+    }
+    for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
+        store_y(base + i, load(base + i) * scale);
+    }
+    if (lane % {{ LANES }}u == 0u) {
+        unscale[row] = bitcast<f32>((254u - exponent) << 23u);
+    }
+}
