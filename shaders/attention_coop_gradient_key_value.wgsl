@@ -2,7 +2,7 @@
 //
 // With p and ds as in attention_coop_gradient_query.wgsl: dv = pᵀ do, dk = scale * dsᵀ q. Key row s is seen by the query
 // rows s .. query_ends[s], which only grow with s. A workgroup owns ROWS key rows of one KV head and walks the queries from
-// its first row to its last row's end, BLOCK at a time, for one query head after the other.
+// its first row to its last row's end, BLOCK at a time, for one query head after the other. SCALED: as there, and not of delta.
 {% set R_EXTENT = "params.rows" %}
 {% set R_STRIDE = "kv_stride" %}
 {% set R_BASE = "kv_base" %}
@@ -30,6 +30,7 @@ fn main(
     let kv_stride = 4u * params.kv_stride;
     let kv_base = kv_head * {{ HEAD_DIM }}u;
 {{ place() }}
+{{ factors() }}
     let end = query_ends[row_at];
     let last = query_ends[last_row];
 {{ zero("dk", D_TILES) }}
@@ -52,7 +53,8 @@ fn main(
                 let seen = query >= row && query < end;
                 let p = select(0.0, exp(scores[at] * params.scale - lse[of_query]), seen);
                 weights[at] = f16(p);
-                gradient_weights[at] = f16(p * (gradients[at] - delta[of_query]));
+                let ds = p * (gradients[at] - delta[of_query]{% if SCALED %} * larger{% endif %});
+                gradient_weights[at] = f16({{ bounded("ds") }});
             }
             workgroupBarrier();
 {{ accumulate("dv", "weights", "d_o") }}
@@ -60,9 +62,9 @@ fn main(
         }
     }
 {% if TURNED %}
-{{ store_turned("dk", "dk", "params.scale") }}
+{{ store_turned("dk", "dk", "scale_back") }}
 {% else %}
-{{ store("dk", "dk", "params.scale") }}
+{{ store("dk", "dk", "scale_back") }}
 {% endif %}
-{{ store("dv", "dv", "1.0") }}
+{{ store("dv", "dv", "smaller" if SCALED else "1.0") }}
 }

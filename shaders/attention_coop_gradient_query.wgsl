@@ -2,7 +2,7 @@
 //
 // With p = exp(scale * q kᵀ - lse) and ds = p (do vᵀ - delta): dq = scale * ds k. A workgroup owns ROWS query rows of one
 // head; rows and keys as in attention_coop.wgsl. ds meets k in f16: where do is below 1e-3 that rounds more than the result in f16
-// does itself, and the loss scale keeps it above.
+// does itself, and the loss scale keeps it above. SCALED: do is as many times larger as `unscale` makes smaller, and so is ds.
 {% set R_EXTENT = "params.rows" %}
 {% set R_STRIDE = "q_stride" %}
 {% set R_BASE = "q_base" %}
@@ -41,6 +41,7 @@ fn main(
         delta_sum += dot(vec4<f32>(vec4<f16>(d_o[at], d_o[at + 1u], d_o[at + 2u], d_o[at + 3u])), load_o(at / 4u));
     }
 {{ over_row("delta_sum", false) }}
+{{ factors() }}
 {{ zero("dq", D_TILES) }}
     for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
@@ -54,17 +55,17 @@ fn main(
             let key = first + column;
             let at = column * {{ ROWS }}u + own;
             let ds = exp(scores[at] * params.scale - row_lse) * (gradients[at] - delta_sum);
-            weights[at] = f16(select(0.0, ds, key >= start && key < end));
+            weights[at] = f16({{ bounded("select(0.0, ds, key >= start && key < end)") }});
         }
         workgroupBarrier();
 {{ accumulate("dq", "weights", "k") }}
     }
 {% if TURNED %}
-{{ store_turned("dq", "dq", "params.scale") }}
+{{ store_turned("dq", "dq", "scale_back") }}
 {% else %}
-{{ store("dq", "dq", "params.scale") }}
+{{ store("dq", "dq", "scale_back") }}
 {% endif %}
     if (index < params.tiles && row < params.rows && part == 0u) {
-        delta[lse_at] = delta_sum;
+        delta[lse_at] = delta_sum{% if SCALED %} * smaller{% endif %};
     }
 }

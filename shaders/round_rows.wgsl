@@ -3,6 +3,7 @@
 // range f16 has not, nothing else is lost than what a sum in f32 would lose. LANES invocations share a row. GATED: x is
 // silu(gate) * up.
 {% include "shared/rows.wgsl" %}
+{% include "shared/power_of_two.wgsl" %}
 {% if GATED %}
 {% include "shared/swiglu.wgsl" %}
 fn load(at: u32) -> vec4<f32> {
@@ -27,16 +28,14 @@ fn main(
         magnitudes = max(magnitudes, abs(load(base + i)));
     }
     let largest = row_max(lane, max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w)));
-    // of 2^e and 2^-e as f32 store them; a row of zeros, and one that is hardly more, gets the largest that has an inverse
-    let exponent = min(127u + 14u + 127u - (bitcast<u32>(largest) >> 23u), 253u);
-    let scale = bitcast<f32>(exponent << 23u);
+    let scales = to_magnitude(largest, 14u);
     if (row >= params.rows) {
         return;
     }
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
-        store_y(base + i, load(base + i) * scale);
+        store_y(base + i, load(base + i) * scales.x);
     }
     if (lane % {{ LANES }}u == 0u) {
-        unscale[row] = bitcast<f32>((254u - exponent) << 23u);
+        unscale[row] = scales.y;
     }
 }

@@ -495,7 +495,7 @@ fn attention_on_matrix_units_equals_the_reference() {
     for (v, variant) in variants.iter().enumerate() {
         let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.clone())), ..own.clone() };
         // all of them with two: software compiles for seconds each
-        let some = ["matrices", "matrices, turned", "matrices, growing scores"];
+        let some = ["matrices", "matrices, turned", "matrices, growing scores", "matrices, bf16, large"];
         let wanted = |c: &&Case| v == 0 || v + 1 == variants.len() || some.contains(&c.label.as_str());
         for case in cases.iter().filter(wanted) {
             let passes = plan(case, &device, false, false).dispatches;

@@ -43,6 +43,20 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endfor %}
 {% endmacro %}
 
+{# declares what gradients are multiplied by before they are stored, and what scales do #}
+{% macro factors() %}
+{% if SCALED %}
+    let smaller = unscale[0];
+    let larger = 1.0 / smaller;
+    let scale_back = params.scale * smaller;
+{% else %}
+    let scale_back = params.scale;
+{% endif %}
+{% endmacro %}
+
+{# a scaled value that f16 holds in any case #}
+{% macro bounded(value) %}{% if SCALED %}clamp({{ value }}, -65504.0, 65504.0){% else %}{{ value }}{% endif %}{% endmacro %}
+
 {# name{i}_{j} = zero, in `tiles` columns of matrices #}
 {% macro zero(name, tiles) %}
 {% for i in range(R_TILES) %}

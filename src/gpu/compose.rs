@@ -15,7 +15,7 @@ const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
-const SHARED: [(&str, &str); 12] = [
+const SHARED: [(&str, &str); 13] = [
     (
         "shared/operands.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
@@ -36,6 +36,10 @@ const SHARED: [(&str, &str); 12] = [
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/clipped.wgsl")),
     ),
     ("shared/rows.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/rows.wgsl"))),
+    (
+        "shared/power_of_two.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/power_of_two.wgsl")),
+    ),
     (
         "shared/tile_order.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/tile_order.wgsl")),

@@ -1,11 +1,13 @@
 //! Which kernels of the families suit a device and a launch.
 
+use super::halves::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 use super::variant::{FORWARD, KEY_VALUE, Pass, QUERY, SHARED, Variant};
 use crate::graph::{Cooperative, DeviceProfile};
 
 /// The kernels' text, tiles and candidates, for the key of what was measured.
 pub fn source() -> String {
-    let shaders = [FORWARD, QUERY, KEY_VALUE, SHARED].concat();
+    let halves = [MAGNITUDES, ROUND_SCALED, POWER_OF_TWO];
+    let shaders = [FORWARD, QUERY, KEY_VALUE, SHARED, halves].concat();
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.iter().map(|s| s.source).collect::<String>() + &format!("{TILES:?}{STRIPS:?}{candidates:?}")
 }
@@ -64,7 +66,8 @@ pub struct Extents {
     pub rows: usize,
     /// The gradient is turned back by rotary angles before it is stored.
     pub turned: bool,
-    /// What divides the rows of every tensor, where matrix units can read them: f16, and in one binding each.
+    /// What divides the rows of every tensor, where matrix units can read them: f16, or copied to it, and in one binding
+    /// each.
     pub matrix: Option<usize>,
 }
 

@@ -82,6 +82,8 @@ pub(super) fn forward() -> Vec<Case> {
         Case::new("window above a tile", op(16), windowed(&[151], 70, (3, 1, 16), bf16)),
         // for matrix units: f16, and all rows in whole matrices
         Case::new("matrices", op(64), causal(&[70, 33, 9], (4, 2, 64), f16)),
+        Case::new("matrices, bf16", op(64), causal(&[41, 23], (4, 2, 64), bf16)),
+        Case::new("matrices, window, bf16", op(80), windowed(&[75, 5], 21, (2, 1, 80), bf16)),
         Case::new("matrices, window", op(32), windowed(&[91, 5], 21, (2, 1, 32), f16)),
         Case::new("matrices, wide head", op(128), causal(&[31, 33], (2, 1, 128), f16)),
         Case::new("matrices, head of 80", op(80), causal(&[48], (1, 1, 80), f16)),
@@ -120,6 +122,13 @@ pub(super) fn gradient() -> Vec<Case> {
     small.label.push_str(", small");
     small.inputs[5].spread = 2e-3;
     all.push(small);
+    // beyond what f16 holds
+    let large: Vec<Case> = plain.iter().filter(|c| c.label == "matrices, bf16").cloned().collect();
+    all.extend(large.into_iter().map(|mut case| {
+        case.label.push_str(", large");
+        case.inputs[5].spread = 1e9;
+        case
+    }));
     plain.into_iter().chain(all).collect()
 }
 

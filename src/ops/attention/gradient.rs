@@ -1,5 +1,6 @@
 //! The gradient of attention: two passes, dq with the rows' delta, then dk and dv.
 
+use super::halves::Halves;
 use super::variant::Pass;
 use super::walk::{Turn, Walk};
 use super::{Probabilities, cases};
@@ -99,6 +100,8 @@ impl Operation for AttentionGradient {
             ends,
             query_ends,
             turn,
+            // after delta
+            halves: Halves { first: 1, q, k, d_o: Some(5) },
         };
         // a row of the table is read, not all of it
         let table = if self.turns() { launch.inputs[10].bytes() as f64 } else { 0.0 };
@@ -112,29 +115,29 @@ impl Operation for AttentionGradient {
         };
         let (starts, ends, query_ends) = (Place::Input(6), Place::Input(7), Place::Input(8));
         let query = walk(Pass::GradientQuery, [Some(starts), Some(ends), None], turn(self.turns_query));
-        let query = query.dispatch(launch.device, |dispatch| {
+        let mut plan = LaunchPlan { workspaces: vec![lse.bytes()], ..LaunchPlan::default() };
+        query.launch(launch.device, &mut plan, |dispatch| {
             common(dispatch, 3.0)
                 .read("o", Place::Input(3), q.dtype)
                 .write("dq", Place::Output(0), q.dtype)
                 .write_scalar("delta", Place::Workspace(0), DType::F32)
         });
         let key_value = walk(Pass::GradientKeyValue, [None, None, Some(query_ends)], turn(self.turns_key));
-        let key_value = key_value.dispatch(launch.device, |dispatch| {
+        key_value.launch(launch.device, &mut plan, |dispatch| {
             common(dispatch, 4.0)
                 .read_scalar("delta", Place::Workspace(0), DType::F32)
                 .write("dk", Place::Output(1), k.dtype)
                 .write("dv", Place::Output(2), k.dtype)
         });
-        let mut dispatches = vec![query, key_value];
         if self.turns() && !turns_itself {
             let angles =
                 Angles { positions: Place::Input(9), table: Place::Input(10), head_dim: self.head_dim };
             for (output, asked) in [self.turns_query, self.turns_key].into_iter().enumerate() {
                 let turned = Turned { ty: launch.outputs[output], from: None, to: Place::Output(output) };
-                dispatches.extend(asked.then(|| rope::dispatch(true, &angles, &[turned])));
+                plan.dispatches.extend(asked.then(|| rope::dispatch(true, &angles, &[turned])));
             }
         }
-        LaunchPlan { dispatches, workspaces: vec![lse.bytes()], ..Default::default() }
+        plan
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

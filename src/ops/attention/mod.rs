@@ -14,6 +14,7 @@
 mod candidates;
 mod cases;
 mod gradient;
+mod halves;
 mod variant;
 mod walk;
 
@@ -26,6 +27,7 @@ use crate::graph::{
     Case, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor, ReverseNode,
     Shape, TensorType, Value,
 };
+use halves::Halves;
 use std::sync::Arc;
 use walk::Walk;
 
@@ -94,8 +96,10 @@ impl Operation for Attention {
             ends: Some(Place::Input(4)),
             query_ends: None,
             turn: None,
+            halves: Halves { first: 0, q, k, d_o: None },
         };
-        let dispatch = walk.dispatch(launch.device, |dispatch| {
+        let mut plan = LaunchPlan::default();
+        walk.launch(launch.device, &mut plan, |dispatch| {
             let dispatch = dispatch
                 .flag("KEEP", keep)
                 .write("o", Place::Output(0), q.dtype)
@@ -107,7 +111,7 @@ impl Operation for Attention {
             let stride = launch.outputs[1].cols4() * 4;
             dispatch.param("lse_stride", stride).write_scalar("lse", Place::Output(1), DType::F32)
         });
-        dispatch.into()
+        plan
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {

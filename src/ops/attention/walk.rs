@@ -1,9 +1,10 @@
 //! One pass of attention as the operations launch it: the kernel of its family, and the others for who measures them.
 
 use super::candidates::Extents;
+use super::halves::Halves;
 use super::variant::{Pass, Variant};
 use crate::graph::{
-    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, Place, TensorType, rounded,
+    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, LaunchPlan, Place, TensorType, rounded,
 };
 
 /// Tensors of a pass and where the ranges of its rows lie.
@@ -18,6 +19,8 @@ pub(super) struct Walk {
     pub query_ends: Option<Place>,
     /// Positions and rotary angles by which its gradient is turned back.
     pub turn: Option<Turn>,
+    /// Copies for matrix units, where they need them.
+    pub halves: Halves,
 }
 
 #[derive(Clone, Copy)]
@@ -29,8 +32,9 @@ pub(super) struct Turn {
 }
 
 impl Walk {
-    /// The dispatch of the device's choice; `bind` adds what every variant has.
-    pub fn dispatch(&self, device: &DeviceProfile, bind: impl Fn(Dispatch) -> Dispatch) -> Dispatch {
+    /// Adds the dispatches of the device's choice to a plan, unless they are there those that make copies for matrix units first;
+    /// `bind` adds what every variant has.
+    pub fn launch(&self, device: &DeviceProfile, plan: &mut LaunchPlan, bind: impl Fn(Dispatch) -> Dispatch) {
         let extents = Extents {
             pass: self.pass,
             head_dim: self.head_dim,
@@ -43,16 +47,29 @@ impl Walk {
         let measured = choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(device, &extents));
         let with = |variant: Variant| {
             let mut dispatch = bind(self.common(variant));
-            let operands = dispatch.bindings.iter_mut().filter(|b| ["q", "k", "v", "d_o"].contains(&b.name));
-            operands.for_each(|binding| binding.view = variant.view());
+            let copied = self.copies(variant);
+            let halves = dispatch.bindings.iter_mut().filter_map(|b| Some((self.halves.place(b.name)?, b)));
+            for (copy, binding) in halves {
+                binding.view = variant.view();
+                if copied {
+                    (binding.place, binding.dtype) = (copy, DType::F16);
+                }
+            }
+            let Variant::Coop { .. } = variant else { return dispatch };
+            let scaled = copied && self.halves.d_o.is_some();
+            dispatch = dispatch.flag("SCALED", scaled);
+            if scaled {
+                dispatch = dispatch.read_scalar("unscale", self.halves.unscale(), DType::F32);
+            }
             dispatch
         };
-        let mut dispatch = with(measured.unwrap_or(candidates[0]));
+        let chosen = measured.unwrap_or(candidates[0]);
+        let mut dispatch = with(chosen);
         if choices.wants(&class, candidates.len(), dispatch.cost.flops) {
             let alternative = |variant: &Variant| Alternative {
                 name: variant.to_string(),
-                dispatches: vec![with(*variant)],
-                workspaces: vec![],
+                dispatches: self.before(*variant).into_iter().chain([with(*variant)]).collect(),
+                workspaces: if self.copies(*variant) { self.halves.workspaces() } else { vec![] },
             };
             let variants = candidates.iter().map(alternative).collect();
             // scores whose largest grows along a row, as they do in models; backwards they would have to fit lse
@@ -60,12 +77,30 @@ impl Walk {
             let (indices, spreads) = (self.causal(), large.into_iter().collect());
             dispatch.alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
         }
-        dispatch
+        if self.copies(chosen) && plan.workspaces.len() == self.halves.first {
+            plan.workspaces.extend(self.halves.workspaces().into_iter().map(|(_, bytes)| bytes));
+            plan.dispatches.extend(self.before(chosen));
+        }
+        plan.dispatches.push(dispatch);
+    }
+
+    /// Whether the kernel reads copies.
+    fn copies(&self, variant: Variant) -> bool {
+        matches!(variant, Variant::Coop { .. }) && self.q.dtype != DType::F16
+    }
+
+    /// What makes them.
+    fn before(&self, variant: Variant) -> Vec<Dispatch> {
+        if self.copies(variant) { self.halves.dispatches() } else { vec![] }
     }
 
     /// See [`Extents::matrix`].
     fn matrix(&self, device: &DeviceProfile) -> Option<usize> {
-        let plain = |ty: &TensorType| ty.dtype == DType::F16 && device.piece(ty.bytes()).is_none();
+        // with what scales a gradient, a pass that turns it binds 13 buffers
+        let buffers = if self.turn.is_some() { 13 } else { 11 };
+        let copied = device.choices.allows_scratch() && device.binds(buffers);
+        let read = |ty: &TensorType| ty.dtype == DType::F16 || (ty.dtype == DType::BF16 && copied);
+        let plain = |ty: &TensorType| read(ty) && device.piece(ty.bytes()).is_none();
         let divides = |n: &usize| self.q.rows().is_multiple_of(*n) && self.k.rows().is_multiple_of(*n);
         let whole = device.shared_matrices.is_some() && [&self.q, &self.k].into_iter().all(plain);
         [16, 8].into_iter().find(|n| whole && divides(n))

@@ -9,6 +9,7 @@ pub fn source() -> String {
     let shared = [
         crate::shader!("shared/operands"),
         crate::shader!("shared/rows"),
+        crate::shader!("shared/power_of_two"),
         crate::shader!("shared/dropout"),
         crate::shader!("shared/quantised"),
         crate::shader!("shared/pair"),
