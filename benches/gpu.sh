@@ -52,12 +52,13 @@ for shape in "${shapes[@]}"; do
     for seq in "${seqs[@]}"; do
         for round in $(seq "$rounds"); do
             echo "$shape, sequence $seq, round $round"
-            # matrix units take f16
-            for precision in bf16-true 16-true; do
+            # with and without matrix units, and with the loss scale that they do without in bf16
+            for mode in bf16-true "bf16-true --no_coop" 16-true; do
+                # shellcheck disable=SC2086
                 report=$("$engraft" bench train --shape "$shape" --seq "$seq" --batch 1 --steps "$steps" \
-                    --precision "$precision" --json 2>>"$out/log.txt") || report='{}'
-                echo "$report" >>"$out/engraft-$precision-$shape-$seq.jsonl"
-                echo "    engraft $precision: $(figures "$report")"
+                    --precision $mode --json 2>>"$out/log.txt") || report='{}'
+                echo "$report" >>"$out/engraft-${mode// /}-$shape-$seq.jsonl"
+                echo "    engraft $mode: $(figures "$report")"
             done
             if [ -n "$peer" ]; then
                 for mode in "" --compile; do

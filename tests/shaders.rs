@@ -55,6 +55,7 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         profile(true, None, None),
         profile(false, Some(32), matrices(16, 32)),
         profile(false, Some(32), matrices(8, 32)),
+        DeviceProfile { subgroup: None, ..profile(false, Some(64), matrices(16, 64)) },
         profile(false, None, None),
         DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
@@ -87,7 +88,7 @@ fn variants() -> HashMap<ShaderKey, Variant> {
                         variant.cpu |= device.cpu;
                         variant.gpu |= !device.cpu;
                         variant.direct3d |= !device.cpu || matches!(device.subgroup, None | Some(4));
-                        variant.subgroups &= device.subgroup.is_some();
+                        variant.subgroups &= device.subgroup.is_some() || device.cooperative.is_some();
                         variant.cooperative &= device.cooperative.is_some();
                     }
                 }
@@ -126,7 +127,7 @@ fn every_backend_takes_every_shader_variant() {
                         assert!(bytes <= most, "{name}: {bytes} bytes of workgroup memory, not {most}");
                         let file =
                             |ending| format!("{index}-{name}{}.{ending}", if wide { "-wide" } else { "" });
-                        let words = match key.shares_matrices() {
+                        let words = match key.has_matrices() {
                             true => {
                                 let made =
                                     |checked| key.spirv(checked).unwrap_or_else(|e| panic!("{name}: {e}"));

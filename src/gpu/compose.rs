@@ -101,12 +101,12 @@ impl ShaderKey {
         self.bindings.iter().map(|b| b.write)
     }
 
-    /// Whether cooperative matrices meet workgroup memory, so that a Vulkan device needs [`ShaderKey::spirv`].
-    pub fn shares_matrices(&self) -> bool {
-        shares_matrices(&expand_includes(self.shader.source))
+    /// Whether it has cooperative matrices, so that a Vulkan device gets [`ShaderKey::spirv`].
+    pub fn has_matrices(&self) -> bool {
+        has_matrices(&expand_includes(self.shader.source))
     }
 
-    /// What a Vulkan device gets of a kernel with [`ShaderKey::shares_matrices`]; `checked` keeps indices within their arrays.
+    /// What a Vulkan device gets of a kernel with [`ShaderKey::has_matrices`]; `checked` keeps indices within their arrays.
     ///
     /// # Errors
     /// As [`ShaderKey::compose`], and what naga objects to.
@@ -125,7 +125,7 @@ impl ShaderKey {
     pub fn compose(&self, wide: bool) -> Result<String, GpuError> {
         let template = expand_includes(self.shader.source);
         // made for GPUs, and compiled for Vulkan without 64-bit words
-        let wide = wide && !shares_matrices(&template);
+        let wide = wide && !has_matrices(&template);
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
         let enable =
             if has_matrices(&template) { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
@@ -363,10 +363,6 @@ fn syntax() -> Result<SyntaxConfig, minijinja::Error> {
 
 fn has_matrices(template: &str) -> bool {
     template.contains("coopLoad")
-}
-
-fn shares_matrices(template: &str) -> bool {
-    has_matrices(template) && template.contains("var<workgroup>")
 }
 
 fn expand_includes(source: &str) -> String {

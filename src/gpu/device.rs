@@ -24,6 +24,8 @@ pub struct GpuOptions {
     pub no_subgroups: bool,
     /// Do not use cooperative matrices.
     pub no_coop: bool,
+    /// Use cooperative matrices of devices in software too, where other kernels were ten times as fast (for tests).
+    pub software_coop: bool,
     /// Bind no more bytes at once than this, even where the device could (for tests).
     pub max_binding: Option<u64>,
     /// Bytes that may be allocated at a time; an allocation beyond is refused, see [`Gpu::set_memory_limit`].
@@ -421,8 +423,8 @@ fn cooperative(adapter: &wgpu::Adapter, options: &GpuOptions, subgroups: &Subgro
     if options.no_coop || !adapter.features().contains(COOPERATIVE) {
         return None;
     }
-    // llvmpipe of Mesa 26.2.6 crashes in them where its vectors have 512 bits
-    if adapter.get_info().device_type == wgpu::DeviceType::Cpu && lanes > 8 {
+    // measured, never the fastest there; and llvmpipe of Mesa 26.2.6 crashes in them where its vectors have 512 bits
+    if adapter.get_info().device_type == wgpu::DeviceType::Cpu && (!options.software_coop || lanes > 8) {
         return None;
     }
     let (half, single) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);

@@ -46,7 +46,8 @@ impl Bound {
 }
 
 impl Gpu {
-    /// Compiles what `dispatches` need, several at a time. Known pipelines cost nothing.
+    /// Compiles what `dispatches` need, several at a time. Known pipelines cost nothing, and what compiles is kept even where
+    /// another does not.
     ///
     /// # Errors
     /// [`GpuError::Shader`] with the driver's or the validator's message.
@@ -61,9 +62,9 @@ impl Gpu {
             }
         }
         let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(missing.len().max(1));
-        let results: Vec<Result<Vec<Compiled>, GpuError>> = std::thread::scope(|scope| {
+        let results: Vec<Result<Compiled, GpuError>> = std::thread::scope(|scope| {
             let missing = &missing;
-            let work = move |worker: usize| -> Result<Vec<Compiled>, GpuError> {
+            let work = move |worker: usize| -> Vec<Result<Compiled, GpuError>> {
                 let mine = missing.iter().skip(worker).step_by(workers);
                 mine.map(|key| Ok((key.clone(), self.compile(key)?))).collect()
             };
@@ -72,18 +73,24 @@ impl Gpu {
                 (worker, thread)
             };
             let handles: Vec<_> = (0..workers).map(begin).collect();
-            let panicked = || Err(GpuError::Validation("a shader compiler thread failed".into()));
+            let panicked = || vec![Err(GpuError::Validation("a shader compiler thread failed".into()))];
             let join = |(worker, handle): (usize, std::io::Result<std::thread::ScopedJoinHandle<'_, _>>)| {
                 // where no further thread may start, this one does its part
                 handle.map_or_else(|_| work(worker), |h| h.join().unwrap_or_else(|_| panicked()))
             };
-            handles.into_iter().map(join).collect()
+            handles.into_iter().flat_map(join).collect()
         });
-        for result in results {
-            let compiled = result?;
-            self.pipelines()?.pipelines.extend(compiled);
+        let mut failed = None;
+        {
+            let mut cache = self.pipelines()?;
+            for result in results {
+                match result {
+                    Ok((key, pipeline)) => drop(cache.pipelines.insert(key, pipeline)),
+                    Err(error) => drop(failed.get_or_insert(error)),
+                }
+            }
         }
-        self.check()
+        self.check().and(failed.map_or(Ok(()), Err))
     }
 
     fn pipelines(&self) -> Result<std::sync::MutexGuard<'_, PipelineCache>, GpuError> {
@@ -144,7 +151,7 @@ impl Gpu {
     fn module(&self, key: &ShaderKey) -> Result<wgpu::ShaderModule, GpuError> {
         let (device, checked) = (&self.shared.device, self.shared.checked);
         let label = Some(key.shader.name);
-        if self.shared.passes_spirv && key.shares_matrices() {
+        if self.shared.passes_spirv && key.has_matrices() {
             let words = key.spirv(checked)?;
             // the size is for Metal alone
             let entry = wgpu::PassthroughShaderEntryPoint { name: "main".into(), workgroup_size: (1, 1, 1) };

@@ -1,9 +1,10 @@
-//! SPIR-V of kernels that hand cooperative matrices on through workgroup memory, for Vulkan.
+//! SPIR-V of kernels with cooperative matrices, for Vulkan.
 //!
 //! Cooperative matrices bring Vulkan's memory model, in which only accesses that say so (`NonPrivatePointer`) take part in
 //! synchronisation, and only barriers that say so make writes available and visible. naga 30 leaves both out
 //! (gfx-rs/wgpu#8805), so what it writes is completed here and passed to the driver past wgpu's own compiler. The strides that naga
-//! gives to arrays in workgroup memory are left out, as Vulkan has none there.
+//! gives to arrays in workgroup memory are left out, as Vulkan has none there. And it is of version 1.3, in which subgroups have
+//! the size that the device names (`gpu/subgroups.rs`): in wgpu's, of the device's newest version, they need not.
 
 use naga::back::spv;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};

@@ -30,6 +30,7 @@ pub fn gpu_limited(no_subgroups: bool, max_binding: Option<u64>) -> Option<Gpu> 
         checked: on("ENGRAFT_TEST_CHECKED"),
         no_subgroups: no_subgroups || on("ENGRAFT_TEST_NO_SUBGROUPS"),
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
+        software_coop: true,
         pipelines: None,
         memory_limit: None,
         max_binding: max_binding.or(max_binding_of_tests()),
