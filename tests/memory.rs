@@ -917,11 +917,12 @@ fn the_command_says_whose_memory_it_planned_for() {
         .map(|more| json(&with(&[more, &["--json", "--memory_limit", "2.5GiB"]].concat())));
     assert_eq!(own, not);
     let number = |report: &Value, key: &str| report[key].as_u64().unwrap();
-    for key in ["peak_bytes", "host_bytes"] {
-        assert_eq!(number(&own, key), number(&shared, key));
-    }
+    assert_eq!(number(&own, "host_bytes"), number(&shared, "host_bytes"));
+    // a slower device gets long dispatches in more parts, each with parameters of its own
+    let parameters = number(&shared, "peak_bytes") - number(&own, "peak_bytes");
+    assert!(parameters < 64 << 10, "{parameters}");
     assert_eq!(number(&own, "needed_bytes"), number(&own, "peak_bytes"));
-    assert_eq!(number(&shared, "needed_bytes"), number(&own, "peak_bytes") + number(&own, "host_bytes"));
+    assert_eq!(number(&shared, "needed_bytes"), number(&shared, "peak_bytes") + number(&own, "host_bytes"));
     // 2.7 GiB in all, half a GiB of them on the host
     assert_eq!((&own["fits"], &shared["fits"]), (&Value::from(true), &Value::from(false)));
     assert!(shared["advice"].as_str().unwrap().contains("--quantize nf4"), "{}", shared["advice"]);

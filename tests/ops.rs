@@ -396,6 +396,39 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
     assert!(taken.len() >= 3 && taken[small.as_str()] > 20 && taken[ahead.as_str()] > 5, "{taken:?}");
 }
 
+/// What would run for long is cut into dispatches of some workgroups each, with the bits that it has in one.
+#[test]
+fn long_dispatches_in_parts_give_the_same_bits() {
+    let Some(gpu) = common::gpu() else { return };
+    let whole = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let mut slow = Choices::default();
+    slow.reached(1e-4);
+    let slow = DeviceProfile { choices: Arc::new(slow), ..whole.clone() };
+    let wanted = [
+        ("matmul", "NT 200x260x100 f16"),
+        ("matmul", "NN 200x260x100 f16"),
+        ("matmul", "TN 33x70x37"),
+        ("matmul", "NT 100x8x65"),
+        ("matmul", "NN 70x132x256 nf4-dq on bf16"),
+        ("attention", "segments, grouped"),
+        ("attention_gradient", "bf16, turned"),
+        ("linear_cross_entropy_gradient", "70x"),
+    ];
+    let mut most = 0;
+    for (op, label) in wanted {
+        let named = |case: &Case| case.op.name() == op && case.label.contains(label);
+        let case = engraft::ops::cases().into_iter().find(named).unwrap_or_else(|| panic!("{op} {label}"));
+        let accumulate = case.op.accumulates(0);
+        let (one, cut) = (plan(&case, &whole, accumulate, false), plan(&case, &slow, accumulate, false));
+        assert!(cut.dispatches.len() > one.dispatches.len(), "{op} {label} is not cut");
+        most = most.max(cut.dispatches.len() - one.dispatches.len());
+        let result =
+            |launch| execute(&gpu, &case, launch, accumulate, false).unwrap_or_else(|e| panic!("{e}"));
+        assert!(result(&one) == result(&cut), "{op} {label} in {} dispatches", cut.dispatches.len());
+    }
+    assert!(most > 10, "{most}");
+}
+
 /// bf16 has a range that f16 has not, from one row to the next: matrix units lose nothing of it, nor of what it holds.
 #[test]
 fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {

@@ -26,8 +26,3 @@ fn pack_bf16(v: vec4<f32>) -> vec2<u32> {
     let word = select(rounded, (bits >> vec4<u32>(16u)) | vec4<u32>(0x40u), nan);
     return vec2<u32>(word.x | (word.y << 16u), word.z | (word.w << 16u));
 }
-
-// One-dimensional index of a workgroup in a grid that was folded to two dimensions.
-fn group_index(group: vec3<u32>, groups: vec3<u32>) -> u32 {
-    return group.y * groups.x + group.x;
-}

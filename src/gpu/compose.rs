@@ -4,7 +4,7 @@
 //! `{% include "shared/…" %}` takes in the text itself, so its macros and variables are the includer's own.
 
 use super::GpuError;
-use crate::graph::{Binding, DType, Define, Dispatch, Param, Shader, View};
+use crate::graph::{Binding, DType, Define, Dispatch, FIRST_GROUP, Param, Shader, View};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, UndefinedBehavior};
@@ -131,6 +131,7 @@ impl ShaderKey {
             if has_matrices(&template) { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
         let mut text = format!("{enable}{}", self.declarations(wide));
         text.push_str(COMMON);
+        text.push_str(&self.group_index());
         text.push('\n');
         if wide {
             text.push_str(WIDE);
@@ -162,6 +163,16 @@ impl ShaderKey {
         }
         render(&template)?;
         Ok(text)
+    }
+
+    /// The function that gives a workgroup's place in the grid, which was folded to two dimensions, or is a part of a larger one.
+    fn group_index(&self) -> String {
+        let part = self.params.iter().any(|(name, _)| *name == FIRST_GROUP);
+        let first = if part { format!(" + params.{FIRST_GROUP}") } else { String::new() };
+        format!(
+            "\nfn group_index(group: vec3<u32>, groups: vec3<u32>) -> u32 {{\n    \
+             return group.y * groups.x + group.x{first};\n}}\n"
+        )
     }
 
     fn declarations(&self, wide: bool) -> String {

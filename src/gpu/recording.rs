@@ -31,23 +31,18 @@ pub(super) enum Share {
     Uploads,
 }
 
-/// A submission holds no more estimated work than this, but for one dispatch that is more by itself: far below the two seconds after
-/// which Windows resets a device, for a device that does 100 GFLOP/s and 20 GB/s.
-const SUBMIT_FLOPS: f64 = 40e9;
-const SUBMIT_BYTES: f64 = 8e9;
-
 /// How many of these steps go in one submission: up to its bound of work, or to the next upload, which comes before all of the
 /// submission after it.
-pub(super) fn submission(steps: &[Step<'_>]) -> usize {
-    cut(steps.iter().map(|(step, uploads)| (step.cost, !uploads.is_empty()))).unwrap_or(steps.len())
+pub(super) fn submission(steps: &[Step<'_>], bound: Cost) -> usize {
+    cut(steps.iter().map(|(step, uploads)| (step.cost, !uploads.is_empty())), bound).unwrap_or(steps.len())
 }
 
 /// Where the steps of these costs, before some of which are uploads, go over the bound.
-fn cut(steps: impl Iterator<Item = (Cost, bool)>) -> Option<usize> {
+fn cut(steps: impl Iterator<Item = (Cost, bool)>, bound: Cost) -> Option<usize> {
     let mut cost = Cost::default();
     steps.enumerate().position(|(i, (step, uploads))| {
         cost += step;
-        let full = cost.flops > SUBMIT_FLOPS || cost.bytes > SUBMIT_BYTES;
+        let full = cost.flops > bound.flops || cost.bytes > bound.bytes;
         i > 0 && (full || uploads)
     })
 }
@@ -76,8 +71,9 @@ impl Gpu {
         }
         let steps: Vec<Step<'_>> = recordings.iter().flat_map(|r| r.steps_with_uploads()).collect();
         let mut left = &steps[..];
+        let bound = self.profile().submission();
         while let Some((_, uploads)) = left.first() {
-            let (now, later) = left.split_at(submission(left));
+            let (now, later) = left.split_at(submission(left, bound));
             if share != Share::Dispatches {
                 uploads.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
             }
@@ -150,18 +146,18 @@ mod tests {
 
     #[test]
     fn a_submission_is_within_its_bound_or_a_single_dispatch() {
-        let end = |gflop: &[f64]| cut(gflop.iter().map(|g| (Cost { flops: g * 1e9, bytes: 0.0 }, false)));
+        let bound = Cost { flops: 40e9, bytes: 8e9 };
+        let cut = |steps: &[(Cost, bool)]| super::cut(steps.iter().copied(), bound);
+        let end = |gflop: &[f64]| {
+            cut(&gflop.iter().map(|g| (Cost { flops: g * 1e9, bytes: 0.0 }, false)).collect::<Vec<_>>())
+        };
         assert_eq!(end(&[10.0, 20.0, 20.0]), Some(2));
         assert_eq!(end(&[10.0, 240.0, 1.0]), Some(1), "a large one after others begins its own");
         assert_eq!(end(&[240.0, 1.0]), Some(1));
         assert_eq!(end(&[10.0, 10.0, 20.0]), None);
         let bytes = |gb: f64| (Cost { flops: 0.0, bytes: gb * 1e9 }, false);
-        assert_eq!(cut([bytes(5.0), bytes(2.0), bytes(2.0)].into_iter()), Some(2));
+        assert_eq!(cut(&[bytes(5.0), bytes(2.0), bytes(2.0)]), Some(2));
         let upload = (Cost::default(), true);
-        assert_eq!(
-            cut([upload, bytes(0.0), upload].into_iter()),
-            Some(2),
-            "an upload comes before its submission"
-        );
+        assert_eq!(cut(&[upload, bytes(0.0), upload]), Some(2), "an upload comes before its submission");
     }
 }

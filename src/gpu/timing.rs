@@ -141,8 +141,9 @@ impl Gpu {
             })
             .collect();
         let mut at = 0;
+        let bound = self.profile().submission();
         while at < steps.len() {
-            let until = at + submission(&steps[at..]);
+            let until = at + submission(&steps[at..], bound);
             upload(&steps[at]);
             let mut encoder = device.create_command_encoder(&Default::default());
             for (i, (step, _)) in steps.iter().enumerate().take(until).skip(at) {

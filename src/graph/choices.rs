@@ -19,6 +19,8 @@ pub struct Class {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
     measured: Vec<(Class, String)>,
+    /// FLOP/s of the fastest kernel, in whole ones.
+    fastest: u64,
     forced: Option<String>,
     list_alternatives: bool,
     without_scratch: bool,
@@ -115,6 +117,16 @@ impl Choices {
     pub fn insert(&mut self, class: Class, variant: impl Into<String>) {
         self.measured.retain(|(c, _)| *c != class);
         self.measured.push((class, variant.into()));
+    }
+
+    /// Takes note of what a measured kernel reached.
+    pub fn reached(&mut self, gflops: f64) {
+        self.fastest = self.fastest.max((gflops * 1e9) as u64);
+    }
+
+    /// FLOP/s of the fastest kernel that was measured.
+    pub fn fastest(&self) -> Option<f64> {
+        (self.fastest > 0).then_some(self.fastest as f64)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&Class, &str)> {

@@ -13,6 +13,7 @@ mod operation;
 mod pieces;
 mod rewrite;
 mod shape;
+mod work;
 
 pub use choices::{Alternative, Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
@@ -24,6 +25,7 @@ pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
 pub use pieces::OFFSET_ALIGNMENT;
 pub use rewrite::NewNode;
 pub use shape::{LANE, Shape, TensorType};
+pub use work::FIRST_GROUP;
 
 use std::sync::Arc;
 use thiserror::Error;

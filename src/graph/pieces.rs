@@ -40,12 +40,17 @@ impl DeviceProfile {
 }
 
 impl Launch<'_> {
-    /// What an operation runs here, with pieces of what is larger than one binding.
+    /// What an operation runs here, with pieces of what is larger than one binding, and parts of what is long.
     pub fn plan(&self, operation: &dyn Operation) -> LaunchPlan {
         let mut plan = operation.launch(self);
-        if self.device.max_binding == 0 {
-            return plan;
+        if self.device.max_binding > 0 {
+            self.bind_all_in_pieces(&mut plan);
         }
+        plan.split_work(self.device);
+        plan
+    }
+
+    fn bind_all_in_pieces(&self, plan: &mut LaunchPlan) {
         let workspaces = plan.workspaces.clone();
         for dispatch in &mut plan.dispatches {
             self.bind_in_pieces(dispatch, &workspaces);
@@ -60,7 +65,6 @@ impl Launch<'_> {
                 variant.dispatches.iter_mut().for_each(|d| self.bind_in_pieces(d, &own));
             }
         }
-        plan
     }
 
     fn bind_in_pieces(&self, dispatch: &mut Dispatch, workspaces: &[u64]) {

@@ -53,8 +53,10 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
         let node = &graph.nodes()[n];
         for dispatch in launch.dispatches {
             let Some(alternatives) = dispatch.alternatives else { continue };
+            // of all parts, where it is long
+            let flops: f64 = alternatives.variants[0].dispatches.iter().map(|d| d.cost.flops).sum();
             if let Some(known) = found.iter_mut().find(|c| c.class == alternatives.class) {
-                known.flops += dispatch.cost.flops;
+                known.flops += flops;
                 continue;
             }
             let tensor = |value| {
@@ -72,7 +74,6 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
             let bound = default.dispatches.iter().flat_map(|d| &d.bindings).map(|b| b.place);
             let buffers = bound.filter(|p| !own(*p)).map(|p| (p, memory(p))).collect();
             let Alternatives { class, variants, indices, spreads } = *alternatives;
-            let flops = dispatch.cost.flops;
             found.push(Candidate { class, variants, buffers, indices, spreads, flops });
         }
     }

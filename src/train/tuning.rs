@@ -204,6 +204,7 @@ fn choices(entries: &Entries) -> Choices {
     for (name, entry) in entries {
         if let Some(class) = parse(name) {
             choices.insert(class, entry.variant.clone());
+            choices.reached(entry.gflops);
         }
     }
     choices

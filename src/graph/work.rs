@@ -1,0 +1,132 @@
+//! How much work the device is given at a time: what runs for seconds without a pause ends in a reset of the device, on Windows after
+//! two of them.
+//!
+//! Bounds are in estimated FLOPs, from the fastest kernel that was measured here; until one is, from the kind of device. The slowest
+//! kernels reach a tenth of the fastest.
+
+use super::{Cost, DeviceProfile, Dispatch, LaunchPlan};
+
+/// Seconds of a submission, and of a dispatch by itself, at the speed of the fastest kernel.
+const SUBMISSION_SECONDS: f64 = 0.1;
+const DISPATCH_SECONDS: f64 = 0.1;
+
+/// FLOP/s of devices that nothing is known of: integrated ones and those in software, and discrete ones.
+const SLOWEST: f64 = 400e9;
+const DISCRETE: f64 = 2e12;
+
+/// Bytes that a submission moves at most for each FLOP that it may have.
+const BYTES_PER_FLOP: f64 = 0.2;
+
+/// The name of the parameter that says where a part of a dispatch begins.
+pub const FIRST_GROUP: &str = "first_group";
+
+impl DeviceProfile {
+    fn flops_per_second(&self) -> f64 {
+        let guess = if self.cpu || self.unified_memory { SLOWEST } else { DISCRETE };
+        self.choices.fastest().unwrap_or(guess)
+    }
+
+    /// What a submission holds at most, unless one dispatch is more by itself.
+    pub fn submission(&self) -> Cost {
+        let flops = SUBMISSION_SECONDS * self.flops_per_second();
+        Cost { flops, bytes: BYTES_PER_FLOP * flops }
+    }
+}
+
+impl LaunchPlan {
+    /// Makes several dispatches of each that has more work than a dispatch should: each takes a range of its workgroups.
+    pub(super) fn split_work(&mut self, device: &DeviceProfile) {
+        // nobody resets a device in software
+        if device.cpu {
+            return;
+        }
+        let most = DISPATCH_SECONDS * device.flops_per_second();
+        let whole = std::mem::take(&mut self.dispatches);
+        self.dispatches = whole.into_iter().flat_map(|dispatch| dispatch.split(most)).collect();
+        let variants =
+            self.dispatches.iter_mut().flat_map(|d| &mut d.alternatives).flat_map(|a| &mut a.variants);
+        for variant in variants {
+            let whole = std::mem::take(&mut variant.dispatches);
+            variant.dispatches = whole.into_iter().flat_map(|dispatch| dispatch.split(most)).collect();
+        }
+    }
+}
+
+/// Workgroups of one dimension of a grid that every device takes.
+const MOST_GROUPS: u64 = 65_535;
+
+impl Dispatch {
+    /// The dispatch in parts of at most so many FLOPs, where its kernel can begin anywhere; the first keeps the alternatives.
+    fn split(self, most: f64) -> Vec<Dispatch> {
+        let heavy = self.cost.flops > most && self.groups > 1 && self.shader.source.contains("group_index(");
+        if !heavy {
+            return vec![self];
+        }
+        // parts are not folded to two dimensions, where they would have surplus groups: those of the next part
+        let parts = ((self.cost.flops / most).ceil() as u64).max(self.groups.div_ceil(MOST_GROUPS));
+        let each = self.groups.div_ceil(parts);
+        let mut alternatives = self.alternatives.clone();
+        let part = |first: u64| {
+            let groups = each.min(self.groups - first);
+            let share = groups as f64 / self.groups as f64;
+            let cost = Cost { flops: self.cost.flops * share, bytes: self.cost.bytes * share };
+            let alternatives = alternatives.take();
+            let part = Dispatch { groups, cost, alternatives, ..self.clone() };
+            part.param(FIRST_GROUP, first as usize)
+        };
+        (0..self.groups).step_by(each as usize).map(part).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Choices, Param, Shader};
+    use std::sync::Arc;
+
+    fn heavy(groups: usize) -> Dispatch {
+        let shader = Shader { name: "heavy", source: "group_index(" };
+        Dispatch::new(shader, groups).cost(10e12, 1e9)
+    }
+
+    fn parts(dispatch: Dispatch, device: &DeviceProfile) -> Vec<(u64, Option<Param>)> {
+        let mut plan = LaunchPlan::from(dispatch);
+        plan.split_work(device);
+        let total: f64 = plan.dispatches.iter().map(|d| d.cost.flops).sum();
+        assert!((total - 10e12).abs() < 1.0, "{total}");
+        plan.dispatches.iter().map(|d| (d.groups, d.params.first().map(|(_, first)| *first))).collect()
+    }
+
+    #[test]
+    fn heavy_dispatches_are_cut_into_ranges_of_their_groups() {
+        let choices = |gflops| {
+            let mut choices = Choices::default();
+            choices.reached(gflops);
+            Arc::new(choices)
+        };
+        let fast = DeviceProfile { choices: choices(50_000.0), ..DeviceProfile::typical_gpu() };
+        let first = |n| Some(Param::U32(n));
+        assert_eq!(parts(heavy(100), &fast), [(50, first(0)), (50, first(50))]);
+        let faster = DeviceProfile { choices: choices(500_000.0), ..fast.clone() };
+        assert_eq!(parts(heavy(100), &faster), [(100, None)]);
+        assert_eq!(parts(heavy(1), &fast), [(1, None)], "one workgroup cannot be cut");
+        let many = parts(heavy(1_000_000), &fast);
+        assert!(many.iter().all(|(groups, _)| *groups <= MOST_GROUPS) && many.len() == 16, "{many:?}");
+        let software = DeviceProfile { cpu: true, ..fast.clone() };
+        assert_eq!(parts(heavy(100), &software), [(100, None)]);
+    }
+
+    #[test]
+    fn bounds_follow_what_was_measured() {
+        let discrete = DeviceProfile::typical_gpu();
+        let integrated = DeviceProfile { unified_memory: true, ..discrete.clone() };
+        assert_eq!(discrete.submission().flops, 200e9);
+        assert_eq!(integrated.submission(), Cost { flops: 40e9, bytes: 8e9 });
+        let mut choices = Choices::default();
+        choices.reached(300.0);
+        choices.reached(1_500.0);
+        choices.reached(20.0);
+        let measured = DeviceProfile { choices: Arc::new(choices), ..integrated };
+        assert_eq!(measured.submission().flops, 150e9);
+    }
+}
