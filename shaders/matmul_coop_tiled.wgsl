@@ -97,25 +97,65 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
 {% set at = "(" ~ row ~ ") * " ~ GROUP * line ~ "u + " ~ depth * GROUP // 4 if inner else (depth * GROUP * line) ~ "u + (" ~ row ~ ") * " ~ GROUP ~ "u / 4u" %}
 {{ across }}<{{ MATRIX }}<f16, {{ role }}>>(&{{ tile }}[{{ at }}], {{ GROUP * line }}u){% endmacro %}
 
+{# groups of four in a row of a span; an invocation owns EACH of one column of groups, STEP rows apart #}
+{% set GROUPS = SPAN // 4 %}
+{% set STEP = LANES // GROUPS %}
+{% set EACH = (SIZE + STEP - 1) // STEP %}
+{% if PAIR %}
+// Adds the pair to the invocation's own sums of a span, whose first is at (row0, col0); the columns are loaded once for all its rows.
+fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
+    let col4 = (col0 + own_col) / 4u;
+{% for n in range(EACH) %}
+    var pair{{ n }} = vec4<f32>();
+{% endfor %}
+    for (var t = 0u; t < params.k2_4; t += 1u) {
+        let columns = pair_columns(col4, t);
+{% for n in range(EACH) %}
+        pair{{ n }} += pair_term(pair_row(min(row0 + first + {{ n * STEP }}u, params.rows - 1u), t), columns);
+{% endfor %}
+    }
+{% if PAIR_MASKED %}
+    let seed = mask_seed();
+{% endif %}
+{% for n in range(EACH) %}
+{% set row = "(first + " ~ (n * STEP) ~ "u)" %}
+    if ({{ row }} < {{ SIZE }}u) {
+{% if PAIR_MASKED %}
+        pair{{ n }} = dropped(pair{{ n }}, (row0 + {{ row }}) * params.cols4 + col4, seed);
+{% endif %}
+{% if SCALED %}
+        let smaller = unscale[min(row0 + {{ row }}, params.rows - 1u)];
+{% endif %}
+{% for q in range(4) %}
+        let at{{ q }} = own_sums + {{ row }} * {{ SPAN }}u + own_col + {{ q }}u;
+        sums[at{{ q }}] = sums[at{{ q }}]{% if SCALED %} * smaller{% endif %} + pair{{ n }}[{{ q }}];
+{% endfor %}
+    }
+{% endfor %}
+}
+
+{% endif %}
 // Stores the SIZE x SPAN sums from `own_sums` on, whose first is at (row0, col0).
 fn store_span(own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
-    for (var e = in_subgroup; e < {{ SIZE * SPAN // 4 }}u; e += {{ LANES }}u) {
-        let row = row0 + e / {{ SPAN // 4 }}u;
-        let col = col0 + 4u * (e % {{ SPAN // 4 }}u);
-        if (row < params.rows && col < params.cols) {
-            let first = own_sums + 4u * e;
-            var v = vec4<f32>(sums[first], sums[first + 1u], sums[first + 2u], sums[first + 3u]);
-            let at = row * params.cols4 + col / 4u;
-{% if SCALED %}
-            v *= unscale[row];
-{% endif %}
+    let first = in_subgroup / {{ GROUPS }}u;
+    let own_col = 4u * (in_subgroup % {{ GROUPS }}u);
+    let col = col0 + own_col;
+    if (col >= params.cols) {
+        return;
+    }
 {% if PAIR %}
-            v += pair_sum(row, col / 4u{% if PAIR_MASKED %}, mask_seed(){% endif %});
+    add_pair(own_sums, first, own_col, row0, col0);
 {% endif %}
-            let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
-            v = select(vec4<f32>(), params.alpha * v, valid);
-            {{ put("at", "v") }}
-        }
+    let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
+    for (var own_row = first; own_row < {{ SIZE }}u && row0 + own_row < params.rows; own_row += {{ STEP }}u) {
+        let own = own_sums + own_row * {{ SPAN }}u + own_col;
+        var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
+{% if SCALED and not PAIR %}
+        v *= unscale[row0 + own_row];
+{% endif %}
+        v = select(vec4<f32>(), params.alpha * v, valid);
+        let at = (row0 + own_row) * params.cols4 + col / 4u;
+        {{ put("at", "v") }}
     }
 }
 

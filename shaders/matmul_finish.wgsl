@@ -19,7 +19,12 @@ fn main(
     }
     var v = vec4<f32>();
 {% if PAIR %}
-    v = pair_sum(at / params.cols4, at % params.cols4{% if PAIR_MASKED %}, mask_seed(){% endif %});
+    for (var t = 0u; t < params.k2_4; t += 1u) {
+        v += pair_term(pair_row(at / params.cols4, t), pair_columns(at % params.cols4, t));
+    }
+{% if PAIR_MASKED %}
+    v = dropped(v, at, mask_seed());
+{% endif %}
 {% endif %}
     v = params.alpha * (v + load_sums(at));
     {{ put("at", "v") }}

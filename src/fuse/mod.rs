@@ -2,9 +2,10 @@
 //! can be measured and its result compared.
 //!
 //! Three fusions are not rewrites but operations of their own: the adapter in its layer's product, and dropout inside the
-//! adapter's ([`crate::ops::lora_linear`], both switched where the layer is built), and gather, head and cross-entropy by chunks
-//! ([`crate::ops::cross_entropy`], which has no other form).
+//! adapter's ([`crate::ops::lora_linear`], both switched where the layer is built), and head and cross-entropy by chunks
+//! ([`crate::ops::cross_entropy`]).
 
+mod clip;
 mod residual;
 mod rotary;
 mod siblings;
@@ -30,10 +31,15 @@ pub struct Fusions {
     /// A gated activation is part of the down product that alone reads it, which can make it as it loads its rows; the product that
     /// gives its gradient stores those of gate and up.
     pub swiglu: bool,
+    /// Logits are made, and turned into their gradient, for some rows at a time, instead of all at once.
+    pub head: bool,
+    /// Gradients are clipped as the optimiser's update loads them, instead of by a kernel of its own.
+    pub clip: bool,
 }
 
 impl Fusions {
-    pub const NAMES: [&'static str; 6] = ["adapter", "residual", "dropout", "siblings", "rotary", "swiglu"];
+    pub const NAMES: [&'static str; 8] =
+        ["adapter", "residual", "dropout", "siblings", "rotary", "swiglu", "head", "clip"];
 
     /// All but the named ones.
     ///
@@ -55,6 +61,8 @@ impl Fusions {
             "siblings" => Some(&mut self.siblings),
             "rotary" => Some(&mut self.rotary),
             "swiglu" => Some(&mut self.swiglu),
+            "head" => Some(&mut self.head),
+            "clip" => Some(&mut self.clip),
             _ => None,
         }
     }
@@ -62,7 +70,16 @@ impl Fusions {
 
 impl Default for Fusions {
     fn default() -> Self {
-        Fusions { adapter: true, residual: true, dropout: true, siblings: true, rotary: true, swiglu: true }
+        Fusions {
+            adapter: true,
+            residual: true,
+            dropout: true,
+            siblings: true,
+            rotary: true,
+            swiglu: true,
+            head: true,
+            clip: true,
+        }
     }
 }
 
@@ -74,6 +91,7 @@ pub fn fuse(graph: Graph, fusions: Fusions) -> Result<Graph, GraphError> {
     let graph = if fusions.siblings { siblings::fuse(graph)? } else { graph };
     let graph = if fusions.rotary { rotary::fuse(graph)? } else { graph };
     let graph = if fusions.swiglu { swiglu::fuse(graph)? } else { graph };
+    let graph = if fusions.clip { clip::fuse(graph)? } else { graph };
     if fusions.residual { residual::fuse(graph) } else { Ok(graph) }
 }
 
@@ -127,6 +145,8 @@ mod tests {
             siblings: false,
             rotary: false,
             swiglu: false,
+            head: false,
+            clip: false,
         };
         assert_eq!(Fusions::without(&Fusions::NAMES), Ok(none));
         assert_eq!(Fusions::without(&["speed"]), Err("speed".into()));

@@ -124,6 +124,11 @@ impl Choices {
         self.fastest = self.fastest.max((gflops * 1e9) as u64);
     }
 
+    /// The same choices for a device as fast as these others say.
+    pub fn as_fast_as(self, other: &Choices) -> Self {
+        Choices { fastest: other.fastest, ..self }
+    }
+
     /// FLOP/s of the fastest kernel that was measured.
     pub fn fastest(&self) -> Option<f64> {
         (self.fastest > 0).then_some(self.fastest as f64)

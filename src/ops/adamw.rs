@@ -88,9 +88,11 @@ impl Hyper {
 pub struct AdamW {
     /// The element, a multiple of four, from which on the second group's rate holds.
     pub second_from: usize,
+    /// The gradient is clipped here, and not before.
+    pub clips: bool,
 }
 
-/// Appends the update and gives the new parameter, m, v (the same buffers).
+/// Appends the update by a gradient that is clipped already ([`super::clip`]); gives the new parameter, m, v (the same buffers).
 pub fn adamw(
     graph: &mut Graph,
     second_from: usize,
@@ -99,7 +101,10 @@ pub fn adamw(
     norm2: Value,
     hyper: Value,
 ) -> Result<Vec<Value>, GraphError> {
-    graph.apply(Arc::new(AdamW { second_from }), &[state[0], state[1], state[2], gradient, norm2, hyper])
+    graph.apply(
+        Arc::new(AdamW { second_from, clips: false }),
+        &[state[0], state[1], state[2], gradient, norm2, hyper],
+    )
 }
 
 /// What a gradient is multiplied with: the inverse of the loss scale, and less where the norm is over the clip.
@@ -137,6 +142,7 @@ impl Operation for AdamW {
         let update = |groups: Range<usize>| {
             let elements = 4.0 * groups.len() as f64;
             elementwise(SHADER, groups.len())
+                .flag("CLIPS", self.clips)
                 .write("p", Place::Output(0), DType::F32)
                 .write("m", Place::Output(1), DType::F32)
                 .write("v", Place::Output(2), DType::F32)
@@ -153,7 +159,7 @@ impl Operation for AdamW {
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let hyper = &inputs[5].data;
         let mut out: Vec<ReferenceTensor> = inputs[..3].to_vec();
-        let factor = gradient_factor(&inputs[4], hyper);
+        let factor = if self.clips { gradient_factor(&inputs[4], hyper) } else { 1.0 };
         for i in 0..outputs[0].shape.elements() {
             let g = inputs[3].data[i] * factor;
             let (rate, decay) = group_rate(hyper, i >= self.second_from);
@@ -194,13 +200,14 @@ impl Operation for AdamW {
                     hyper.to_array().iter().map(|&v| f64::from(v)).collect(),
                 ),
             ];
-            Case::new(label, AdamW { second_from }, inputs)
+            Case::new(label, AdamW { second_from, clips: !label.ends_with("clipped before") }, inputs)
         };
         vec![
             case("clipped", 1001, Some(1.0), 1.0, 1004),
             case("below the clip", 9, Some(100.0), 1.0, 0),
             case("no clip, scaled", 5, None, 1.0 / 1024.0, 4),
             case("two groups", 1001, Some(1.0), 1.0, 500),
+            case("clipped before", 1001, Some(1.0), 0.5, 500),
         ]
     }
 

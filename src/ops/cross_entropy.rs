@@ -2,7 +2,7 @@
 //!
 //! Rows whose target is [`NO_TARGET`] count nothing. The sum is not divided by the number of tokens: the caller weights it
 //! through the gradient's seed. Logits are made for a chunk of rows at a time, in f32, turned into their own gradient and
-//! thrown away: a `[L, vocab]` tensor never exists.
+//! thrown away: a `[L, vocab]` tensor never exists, unless it is asked for ([`LinearCrossEntropy::whole`]).
 //!
 //! Gradients with p = softmax(logits): `dlogits = (p - onehot) dloss`, `dh = dlogits·W` overwrites, `dW += dlogitsᵀ·h`.
 //! [`LinearCrossEntropyGradient`] gives the loss as well, so a training step makes the logits once.
@@ -22,6 +22,8 @@ use std::sync::Arc;
 const SHADER: Shader = crate::shader!("cross_entropy");
 const SUM: Shader = crate::shader!("sum");
 
+const GRADIENT_NAME: &str = "linear_cross_entropy_gradient";
+
 /// The target of a row that carries no label.
 pub const NO_TARGET: u32 = u32::MAX;
 
@@ -30,11 +32,16 @@ const CHUNK_BYTES: usize = 64 << 20;
 
 /// Inputs h, W, targets, and u, B of an adapter; output: loss `[1]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LinearCrossEntropy;
+pub struct LinearCrossEntropy {
+    /// All rows of logits exist at once, as they do where head, loss and gradient are operations of their own.
+    pub whole: bool,
+}
 
 /// Inputs h, W, targets, dloss `[1]`, and u, B of an adapter; outputs loss `[1]`, dh, dW, and du, dB.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LinearCrossEntropyGradient;
+pub struct LinearCrossEntropyGradient {
+    pub whole: bool,
+}
 
 pub fn linear_cross_entropy(
     graph: &mut Graph,
@@ -42,15 +49,16 @@ pub fn linear_cross_entropy(
     weight: Value,
     targets: Value,
     adapter: Option<(Value, Value)>,
+    whole: bool,
 ) -> Result<Value, GraphError> {
     let adapter = adapter.into_iter().flat_map(|(u, b)| [u, b]);
     let inputs: Vec<Value> = [h, weight, targets].into_iter().chain(adapter).collect();
-    graph.apply1(Arc::new(LinearCrossEntropy), &inputs)
+    graph.apply1(Arc::new(LinearCrossEntropy { whole }), &inputs)
 }
 
 /// The loss as the gradient node of the graph gives it, where there is one.
 pub fn loss_of_gradient(graph: &Graph) -> Option<Value> {
-    let node = graph.nodes().iter().rev().find(|n| n.op.name() == LinearCrossEntropyGradient.name())?;
+    let node = graph.nodes().iter().rev().find(|n| n.op.name() == GRADIENT_NAME)?;
     node.outputs.first().copied()
 }
 
@@ -77,10 +85,10 @@ fn check_adapter(op: &'static str, inputs: &[TensorType], first: usize) -> Resul
 }
 
 /// Dispatches of both operations; the gradient has a fourth input and the outputs after the loss.
-fn launch(launch: &Launch<'_>, gradient: bool) -> LaunchPlan {
+fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
     let (h, w) = (launch.inputs[0], launch.inputs[1]);
     let (rows, width, vocab) = (h.rows(), h.cols(), w.rows());
-    let chunk = chunk_rows(rows, vocab);
+    let chunk = if whole { rows.next_multiple_of(64) } else { chunk_rows(rows, vocab) };
     let logit_row = (w.rows().div_ceil(4) * 16) as u64;
     let h_row = h.bytes() / rows as u64;
     let logits = Operand::new(Place::Workspace(0), DType::F32);
@@ -213,7 +221,7 @@ impl Operation for LinearCrossEntropy {
         let (before, adapter) = node.inputs.split_at(3);
         let inputs: Vec<Value> =
             before.iter().copied().chain([dloss]).chain(adapter.iter().copied()).collect();
-        let outputs = graph.apply(Arc::new(LinearCrossEntropyGradient), &inputs)?;
+        let outputs = graph.apply(Arc::new(LinearCrossEntropyGradient { whole: self.whole }), &inputs)?;
         let of = |input: usize, output: usize| node.wanted[input].then(|| outputs[output]);
         let mut gradients = vec![of(0, 1), of(1, 2), None];
         if !adapter.is_empty() {
@@ -223,7 +231,7 @@ impl Operation for LinearCrossEntropy {
     }
 
     fn launch(&self, context: &Launch<'_>) -> LaunchPlan {
-        launch(context, false)
+        launch(context, false, self.whole)
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
@@ -239,13 +247,17 @@ impl Operation for LinearCrossEntropy {
                 CaseInput::random(&[vocab, width], weight),
                 CaseInput::indices(targets),
             ];
-            Case::new(format!("{rows}x{vocab}x{width} {dtype} {weight}"), LinearCrossEntropy, inputs)
+            Case::new(
+                format!("{rows}x{vocab}x{width} {dtype} {weight}"),
+                LinearCrossEntropy { whole: false },
+                inputs,
+            )
         };
         let adapted = |rows: usize, vocab: usize, width: usize, rank: usize, dtype, weight| {
             let Case { mut inputs, label, .. } = case(rows, vocab, width, dtype, weight);
             inputs.push(CaseInput::random(&[rows, rank], DType::F32));
             inputs.push(CaseInput::random(&[vocab, rank], DType::F32));
-            Case::new(format!("{label}, adapter of rank {rank}"), LinearCrossEntropy, inputs)
+            Case::new(format!("{label}, adapter of rank {rank}"), LinearCrossEntropy { whole: false }, inputs)
         };
         vec![
             case(4, 5, 6, DType::F32, DType::F32).gradients(&[0, 1]),
@@ -258,6 +270,12 @@ impl Operation for LinearCrossEntropy {
             adapted(4, 5, 6, 2, DType::F32, DType::F32).gradients(&[0, 1, 3, 4]),
             adapted(70, 131, 16, 8, DType::BF16, DType::BF16),
             adapted(200, 36_003, 4, 3, DType::F32, DType::F16),
+            // and all of them at once
+            Case {
+                op: Arc::new(LinearCrossEntropy { whole: true }),
+                label: "all logits at once".into(),
+                ..adapted(200, 36_003, 4, 3, DType::F32, DType::F16)
+            },
         ]
     }
 
@@ -268,7 +286,7 @@ impl Operation for LinearCrossEntropy {
 
 impl Operation for LinearCrossEntropyGradient {
     fn name(&self) -> &'static str {
-        "linear_cross_entropy_gradient"
+        GRADIENT_NAME
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
@@ -288,7 +306,7 @@ impl Operation for LinearCrossEntropyGradient {
     }
 
     fn launch(&self, context: &Launch<'_>) -> LaunchPlan {
-        launch(context, true)
+        launch(context, true, self.whole)
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
@@ -314,9 +332,9 @@ impl Operation for LinearCrossEntropyGradient {
         LinearCrossEntropy::cases()
             .into_iter()
             .map(|case| {
-                let mut inputs = case.inputs;
+                let (whole, mut inputs) = (case.label.contains("at once"), case.inputs);
                 inputs.insert(3, CaseInput::values(&[1], DType::F32, vec![0.125]));
-                Case::new(case.label, LinearCrossEntropyGradient, inputs)
+                Case::new(case.label, LinearCrossEntropyGradient { whole }, inputs)
             })
             .collect()
     }

@@ -7,6 +7,7 @@ pub mod adamw;
 pub mod add;
 pub mod attention;
 pub mod cache;
+pub mod clip;
 pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
@@ -40,6 +41,7 @@ operations![
     add::Add,
     attention::Attention,
     attention::AttentionGradient,
+    clip::Clip,
     cache::WriteRows,
     copy::Copy,
     cross_entropy::LinearCrossEntropy,

@@ -20,9 +20,11 @@ const SHADER: Shader = crate::shader!("sgd");
 pub struct Sgd {
     /// The element, a multiple of four, from which on the second group's rate holds.
     pub second_from: usize,
+    /// The gradient is clipped here, and not before.
+    pub clips: bool,
 }
 
-/// Appends the update and gives the new parameter and m (the same buffers).
+/// Appends the update by a gradient that is clipped already ([`super::clip`]); gives the new parameter and m (the same buffers).
 pub fn sgd(
     graph: &mut Graph,
     second_from: usize,
@@ -31,7 +33,7 @@ pub fn sgd(
     norm2: Value,
     hyper: Value,
 ) -> Result<Vec<Value>, GraphError> {
-    graph.apply(Arc::new(Sgd { second_from }), &[state[0], state[1], gradient, norm2, hyper])
+    graph.apply(Arc::new(Sgd { second_from, clips: false }), &[state[0], state[1], gradient, norm2, hyper])
 }
 
 impl Operation for Sgd {
@@ -57,6 +59,7 @@ impl Operation for Sgd {
         let update = |groups: Range<usize>| {
             let elements = 4.0 * groups.len() as f64;
             elementwise(SHADER, groups.len())
+                .flag("CLIPS", self.clips)
                 .write("p", Place::Output(0), DType::F32)
                 .write("m", Place::Output(1), DType::F32)
                 .read("gradient", Place::Input(2), DType::F32)
@@ -72,7 +75,7 @@ impl Operation for Sgd {
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let hyper = &inputs[4].data;
         let mut out: Vec<ReferenceTensor> = inputs[..2].to_vec();
-        let factor = gradient_factor(&inputs[3], hyper);
+        let factor = if self.clips { gradient_factor(&inputs[3], hyper) } else { 1.0 };
         for i in 0..outputs[0].shape.elements() {
             let p = inputs[0].data[i];
             let (rate, _) = group_rate(hyper, i >= self.second_from);
@@ -102,9 +105,13 @@ impl Operation for Sgd {
                 CaseInput::values(&[1], DType::F32, vec![9.0]),
                 CaseInput::values(&[HYPER_LEN], DType::F32, hyper),
             ];
-            Case::new(label, Sgd { second_from }, inputs)
+            Case::new(label, Sgd { second_from, clips: !label.ends_with("clipped before") }, inputs)
         };
-        vec![case("clipped, momentum", 1001, Some(1.0), 0.9, 1004), case("two groups", 9, None, 0.0, 4)]
+        vec![
+            case("clipped, momentum", 1001, Some(1.0), 0.9, 1004),
+            case("two groups", 9, None, 0.0, 4),
+            case("clipped before", 9, Some(1.0), 0.9, 4),
+        ]
     }
 
     fn in_place(&self, output: usize) -> Option<usize> {

@@ -133,8 +133,9 @@ impl Layout {
             if over.is_empty() {
                 break;
             }
-            let mut launches =
-                live_launches(graph, &DeviceProfile { choices: Arc::new(choices), ..device.clone() });
+            // in as many parts at most as the large one's
+            let choices = Arc::new(choices.as_fast_as(&device.choices));
+            let mut launches = live_launches(graph, &DeviceProfile { choices, ..device.clone() });
             over.into_iter().for_each(|i| small.nodes[i].1 = std::mem::take(&mut launches[i].1));
         }
         let fits = |value: &Value| match self.homes.get(value) {

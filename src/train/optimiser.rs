@@ -1,10 +1,12 @@
 //! The flat trainable buffer with its gradient and moments, and the optimiser's step on it.
 
 use super::options::OptimizerKind;
+use crate::fuse::{Fusions, fuse};
 use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, allocation};
 use crate::graph::layout::{pack, unpack};
 use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Shape, TensorType};
 use crate::ops::adamw::{HYPER_LEN, Hyper, adamw};
+use crate::ops::clip::clip;
 use crate::ops::norm_squared::norm_squared;
 use crate::ops::sgd::sgd;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program};
@@ -38,7 +40,7 @@ fn moment_names(kind: OptimizerKind) -> &'static [&'static str] {
 }
 
 /// The update of all parameters at once.
-fn update_graph(space: &ParameterSpace, kind: OptimizerKind) -> Result<Graph, GraphError> {
+fn update_graph(space: &ParameterSpace, kind: OptimizerKind, fusions: Fusions) -> Result<Graph, GraphError> {
     let mut graph = Graph::new();
     let shape = Shape::vector(flat_bytes(space) as usize / 4);
     let values = graph.state("values", shape, DType::F32)?;
@@ -49,13 +51,14 @@ fn update_graph(space: &ParameterSpace, kind: OptimizerKind) -> Result<Graph, Gr
     let gradient = graph.input("gradient", shape, DType::F32)?;
     let hyper = graph.input("hyper", Shape::vector(HYPER_LEN), DType::F32)?;
     let norm2 = norm_squared(&mut graph, gradient)?;
+    let clipped = clip(&mut graph, gradient, norm2, hyper)?;
     let from = space.second_from();
     match moments[..] {
-        [first, second] => adamw(&mut graph, from, [values, first, second], gradient, norm2, hyper)?,
-        _ => sgd(&mut graph, from, [values, moments[0]], gradient, norm2, hyper)?,
+        [first, second] => adamw(&mut graph, from, [values, first, second], clipped, norm2, hyper)?,
+        _ => sgd(&mut graph, from, [values, moments[0]], clipped, norm2, hyper)?,
     };
     graph.output("norm2", norm2);
-    Ok(graph)
+    fuse(graph, fusions)
 }
 
 /// What [`Optimiser::new`] takes on a device, and the work of an update.
@@ -65,9 +68,10 @@ fn update_graph(space: &ParameterSpace, kind: OptimizerKind) -> Result<Graph, Gr
 pub fn plan_update(
     space: &ParameterSpace,
     kind: OptimizerKind,
+    fusions: Fusions,
     device: &DeviceProfile,
 ) -> Result<(MemoryReport, Cost), GraphError> {
-    let layout = Layout::new(&update_graph(space, kind)?, device);
+    let layout = Layout::new(&update_graph(space, kind, fusions)?, device);
     let flat = allocation(flat_bytes(space));
     let mut cost = Cost::default();
     layout.dispatches().for_each(|dispatch| cost += dispatch.cost);
@@ -99,7 +103,12 @@ impl Optimiser {
     ///
     /// # Errors
     /// Failed allocations.
-    pub fn new(gpu: &Gpu, space: ParameterSpace, kind: OptimizerKind) -> Result<Self, OptimiserError> {
+    pub fn new(
+        gpu: &Gpu,
+        space: ParameterSpace,
+        kind: OptimizerKind,
+        fusions: Fusions,
+    ) -> Result<Self, OptimiserError> {
         let bytes = flat_bytes(&space);
         let allocate = |what| gpu.allocate(what, bytes).map(|b| b.whole());
         let (values, gradients) = (allocate("trainable parameters")?, allocate("gradients")?);
@@ -109,7 +118,7 @@ impl Optimiser {
             .collect::<Result<Vec<_>, GpuError>>()?;
         let hyper = gpu.allocate("hyperparameters", 4 * HYPER_LEN as u64)?.whole();
 
-        let graph = update_graph(&space, kind)?;
+        let graph = update_graph(&space, kind, fusions)?;
         let mut bindings = Bindings::new();
         bindings.bind("values", values.clone());
         moments.iter().for_each(|(name, slice)| bindings.bind(*name, slice.clone()));

@@ -77,7 +77,7 @@ impl TrainingPlan {
         let graph = training_graph(network, capacity)?;
         let evaluation = network.evaluation(capacity.tokens, capacity.labels)?;
         let layouts = [Layout::new(&graph, device), Layout::new(&evaluation, device)];
-        let (update, _) = plan_update(&ParameterSpace::of(&graph), optimizer, device)?;
+        let (update, _) = plan_update(&ParameterSpace::of(&graph), optimizer, network.fusions, device)?;
         // smaller sizes have as many parameters at most (Layout::shrink)
         let parameters = training_sizes as u64 * layouts[0].parameter_bytes()
             + evaluation_sizes as u64 * layouts[1].parameter_bytes();

@@ -76,7 +76,9 @@ impl CoopTile {
             && whole(rows, down * size)
             && whole(cols, across * size)
             && whole(depth, size)
+            // a subgroup stores whole rows of a span
             && (4..=128).contains(&lanes)
+            && lanes.is_multiple_of(self.span() / 4)
             && (!ahead || (even(rows) && even(cols)))
     }
 }
