@@ -559,16 +559,19 @@ fn attention_for_gpus_equals_the_reference() {
 fn kernels_do_with_the_storage_buffers_that_every_device_has() {
     let most = engraft::gpu::NEEDED_STORAGE_BUFFERS;
     let least = |device| DeviceProfile { max_storage_buffers: most, ..device };
-    for device in DeviceProfile::kinds().map(least) {
+    let mut on_units = 0;
+    for device in DeviceProfile::kinds().map(least).iter().flat_map(with_matrix_units) {
         for case in engraft::ops::cases() {
             for replace in [false, true] {
                 for dispatch in plan(&case, &device, false, replace).dispatches {
                     let (bound, kernel) = (dispatch.bindings.len(), dispatch.shader.name);
                     assert!(bound <= most as usize, "{kernel} of {} binds {bound}", case.label);
+                    on_units += usize::from(kernel.contains("_coop"));
                 }
             }
         }
     }
+    assert!(on_units > 100, "{on_units} kernels on matrix units");
     let Some(gpu) = common::gpu() else { return };
     let device = least(DeviceProfile::clone(&gpu.profile()));
     for case in engraft::ops::cases().iter().filter(|c| c.label == "bf16, turned") {
@@ -577,6 +580,40 @@ fn kernels_do_with_the_storage_buffers_that_every_device_has() {
         assert_eq!((launches.len(), turns), (4, 2), "{}", case.label);
         run(&gpu, &device, case, false).unwrap_or_else(|e| panic!("{e}"));
     }
+}
+
+/// The device as it is, and with some kernel on matrix units wherever there is one.
+fn with_matrix_units(device: &DeviceProfile) -> Vec<DeviceProfile> {
+    let tiled = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
+    let products = matmul::Variant::all(device).into_iter().find(tiled).map(|v| v.to_string());
+    let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop { .. });
+    let attention = attention::Variant::all(device).into_iter().find(coop).map(|v| v.to_string());
+    let forced = [products, attention].into_iter().flatten().map(Choices::forced);
+    let all = std::iter::once(Choices::default()).chain(forced);
+    all.map(|choices| DeviceProfile { choices: Arc::new(choices), ..device.clone() }).collect()
+}
+
+/// Whatever the head is stored in, a network in bf16 has no loss scale that would keep them within f16's range.
+#[test]
+fn gradients_of_logits_in_bf16_reach_matrix_units_scaled() {
+    let mut seen = Vec::new();
+    for device in DeviceProfile::kinds().iter().flat_map(with_matrix_units) {
+        for case in engraft::ops::cases() {
+            let head = case.op.name() == "linear_cross_entropy_gradient";
+            // a narrow result is a thin product's
+            if !head || case.inputs[0].ty.dtype != DType::BF16 || case.inputs[0].ty.cols() <= 16 {
+                continue;
+            }
+            let kernels = plan(&case, &device, false, false).dispatches;
+            let named = |name| kernels.iter().filter(|d| d.shader.name == name).count();
+            assert_eq!(named("round_rows"), named("matmul_coop_tiled"), "{}", case.label);
+            if named("round_rows") > 0 {
+                assert_eq!(named("round_rows"), 2, "logits and their gradient: {}", case.label);
+                seen.push(case.inputs[1].ty.dtype);
+            }
+        }
+    }
+    assert!(seen.contains(&DType::Nf4) && seen.contains(&DType::BF16), "{seen:?}");
 }
 
 /// The chunks of the head run one after the other: they share the sums of their products on matrix units.

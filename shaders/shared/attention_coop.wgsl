@@ -54,7 +54,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endif %}
 {% endmacro %}
 
-{# a scaled value that f16 holds in any case #}
+{# a scaled value that f16 holds in any case; what is not finite shows in dv, which is not bounded #}
 {% macro bounded(value) %}{% if SCALED %}clamp({{ value }}, -65504.0, 65504.0){% else %}{{ value }}{% endif %}{% endmacro %}
 
 {# name{i}_{j} = zero, in `tiles` columns of matrices #}

@@ -104,7 +104,7 @@ impl DeviceInfo {
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             subgroup_sizes: (subgroups.smallest, subgroups.largest),
-            subgroup_size: subgroups.known.map(|(size, _)| size),
+            subgroup_size: subgroups.known.map(|known| known.size),
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
             matrix_size: cooperative(adapter, &GpuOptions::default(), &subgroups).map(|c| c.size),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
@@ -248,7 +248,9 @@ impl Gpu {
         wanted.set(wgpu::Features::SUBGROUP, subgroups);
         wanted.set(wgpu::Features::SHADER_INT64, wide_loads);
         // on Vulkan these kernels go past wgpu and its feature
-        let cooperative = cooperative(adapter, options, &sizes).filter(|_| vulkan || subgroups);
+        let passes = adapter.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
+        let reaches = !options.no_subgroups && if vulkan { passes } else { subgroups };
+        let cooperative = cooperative(adapter, options, &sizes).filter(|_| reaches);
         if cooperative.is_some() {
             wanted |= COOPERATIVE;
             wanted.set(wgpu::Features::PASSTHROUGH_SHADERS, vulkan);
@@ -419,7 +421,7 @@ const COOPERATIVE: wgpu::Features =
 /// The largest square shape with f16 operands and f32 sums: the feature alone says only that there is some shape.
 fn cooperative(adapter: &wgpu::Adapter, options: &GpuOptions, subgroups: &Subgroups) -> Option<Cooperative> {
     // kernels hand out work by subgroup, so its size must be known
-    let (lanes, _) = subgroups.known?;
+    let lanes = subgroups.known?.size;
     if options.no_coop || !adapter.features().contains(COOPERATIVE) {
         return None;
     }

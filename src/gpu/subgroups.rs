@@ -8,19 +8,30 @@ use super::vulkan;
 pub(super) struct Subgroups {
     pub smallest: u32,
     pub largest: u32,
-    /// The size of all, and whether that holds for devices that are opened with wgpu's feature for subgroups as well.
-    pub known: Option<(u32, bool)>,
+    pub known: Option<Known>,
+}
+
+/// The size of all subgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub size: u32,
+    /// Also where the device is opened with wgpu's feature for subgroups.
+    pub with_feature: bool,
 }
 
 impl Subgroups {
     pub fn of(adapter: &wgpu::Adapter, info: &wgpu::AdapterInfo) -> Self {
         let (smallest, largest) = (info.subgroup_min_size, info.subgroup_max_size);
         let known = match info.backend {
-            _ if smallest == largest && largest > 0 => Some((largest, true)),
+            _ if smallest == largest && largest > 0 => Some(Known { size: largest, with_feature: true }),
             // AMD's and Intel's
-            wgpu::Backend::Vulkan => vulkan::subgroup_size(adapter).map(|size| (size, false)),
+            wgpu::Backend::Vulkan => {
+                vulkan::subgroup_size(adapter).map(|size| Known { size, with_feature: false })
+            }
             // a SIMD-group of Apple's own GPUs has 32 threads
-            wgpu::Backend::Metal if info.name.starts_with("Apple") => Some((32, true)),
+            wgpu::Backend::Metal if info.name.starts_with("Apple") => {
+                Some(Known { size: 32, with_feature: true })
+            }
             _ => None,
         };
         Subgroups { smallest, largest, known }
@@ -28,6 +39,6 @@ impl Subgroups {
 
     /// The size on a device with wgpu's feature.
     pub fn with_feature(&self) -> Option<u32> {
-        self.known.filter(|(_, with_feature)| *with_feature).map(|(size, _)| size)
+        self.known.filter(|known| known.with_feature).map(|known| known.size)
     }
 }

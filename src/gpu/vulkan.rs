@@ -40,8 +40,8 @@ mod asked {
         })
     }
 
-    /// Invocations of every subgroup of a kernel that does not allow other sizes, as those of SPIR-V before 1.6 do not unless
-    /// their pipeline does.
+    /// Size of the subgroups of a kernel that does not allow others, as those of SPIR-V before 1.6 do not unless their pipeline does,
+    /// where kernels can have them and vote in them.
     pub(in crate::gpu) fn subgroup_size(adapter: &wgpu::Adapter) -> Option<u32> {
         with(adapter, |instance, device| {
             let mut subgroup = vk::PhysicalDeviceSubgroupProperties::default();
@@ -49,7 +49,9 @@ mod asked {
             // SAFETY: instance and device have Vulkan 1.1, whose call and structure these are
             unsafe { instance.get_physical_device_properties2(device, &mut properties) };
             let compute = subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE);
-            Some(subgroup.subgroup_size).filter(|&size| compute && size > 0)
+            let needed = vk::SubgroupFeatureFlags::BASIC | vk::SubgroupFeatureFlags::VOTE;
+            let able = compute && subgroup.supported_operations.contains(needed);
+            Some(subgroup.subgroup_size).filter(|&size| able && size > 0)
         })
     }
 }

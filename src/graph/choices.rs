@@ -19,11 +19,12 @@ pub struct Class {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
     measured: Vec<(Class, String)>,
-    /// FLOP/s of the fastest kernel, in whole ones.
+    /// FLOP/s of the fastest kernel that is not on matrix units, in whole ones.
     fastest: u64,
     forced: Option<String>,
     list_alternatives: bool,
     without_scratch: bool,
+    uncut: bool,
 }
 
 /// The other kernels for the work of a dispatch, for who measures them.
@@ -119,9 +120,18 @@ impl Choices {
         self.measured.push((class, variant.into()));
     }
 
-    /// Takes note of what a measured kernel reached.
+    /// Takes note of what a measured kernel reached that is not on matrix units.
     pub fn reached(&mut self, gflops: f64) {
         self.fastest = self.fastest.max((gflops * 1e9) as u64);
+    }
+
+    /// The same choices, for dispatches that are not cut however long they run.
+    pub fn uncut(self) -> Self {
+        Choices { uncut: true, ..self }
+    }
+
+    pub fn is_uncut(&self) -> bool {
+        self.uncut
     }
 
     /// The same choices for a device as fast as these others say.
@@ -129,7 +139,7 @@ impl Choices {
         Choices { fastest: other.fastest, ..self }
     }
 
-    /// FLOP/s of the fastest kernel that was measured.
+    /// FLOP/s of the fastest such kernel.
     pub fn fastest(&self) -> Option<f64> {
         (self.fastest > 0).then_some(self.fastest as f64)
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub struct DeviceProfile {
     /// Kernels run on CPU cores: workgroup memory and barriers cost more than they save.
     pub cpu: bool,
-    /// Subgroup size where it is known, fixed and usable.
+    /// Subgroup size where it is known, the same for all kernels, and usable in WGSL.
     pub subgroup: Option<u32>,
     /// Groups of four move as 64-bit words: a CPU device that has them.
     pub wide_loads: bool,

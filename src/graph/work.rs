@@ -1,8 +1,8 @@
 //! How much work the device is given at a time: what runs for seconds without a pause ends in a reset of the device, on Windows after
 //! two of them.
 //!
-//! Bounds are in estimated FLOPs, from the fastest kernel that was measured here; until one is, from the kind of device. The slowest
-//! kernels reach a tenth of the fastest.
+//! Bounds are in estimated FLOPs, from the fastest kernel that was measured here but for those on matrix units, of which others are a
+//! small part; until one is, from the kind of device. The slowest kernels reach a tenth of that.
 
 use super::{Cost, DeviceProfile, Dispatch, LaunchPlan};
 
@@ -14,22 +14,30 @@ const DISPATCH_SECONDS: f64 = 0.1;
 const SLOWEST: f64 = 400e9;
 const DISCRETE: f64 = 2e12;
 
-/// Bytes that a submission moves at most for each FLOP that it may have.
-const BYTES_PER_FLOP: f64 = 0.2;
+/// Beyond this a measurement is not believed.
+const FASTEST: f64 = 100e12;
+
+/// Bytes that a submission moves at most, on the same two kinds of device.
+const SLOWEST_BYTES: f64 = 8e9;
+const DISCRETE_BYTES: f64 = 40e9;
 
 /// The name of the parameter that says where a part of a dispatch begins.
 pub const FIRST_GROUP: &str = "first_group";
 
 impl DeviceProfile {
+    fn is_discrete(&self) -> bool {
+        !self.cpu && !self.unified_memory
+    }
+
     fn flops_per_second(&self) -> f64 {
-        let guess = if self.cpu || self.unified_memory { SLOWEST } else { DISCRETE };
-        self.choices.fastest().unwrap_or(guess)
+        let guess = if self.is_discrete() { DISCRETE } else { SLOWEST };
+        self.choices.fastest().map_or(guess, |fastest| fastest.min(FASTEST))
     }
 
     /// What a submission holds at most, unless one dispatch is more by itself.
     pub fn submission(&self) -> Cost {
-        let flops = SUBMISSION_SECONDS * self.flops_per_second();
-        Cost { flops, bytes: BYTES_PER_FLOP * flops }
+        let bytes = if self.is_discrete() { DISCRETE_BYTES } else { SLOWEST_BYTES };
+        Cost { flops: SUBMISSION_SECONDS * self.flops_per_second(), bytes }
     }
 }
 
@@ -37,7 +45,7 @@ impl LaunchPlan {
     /// Makes several dispatches of each that has more work than a dispatch should: each takes a range of its workgroups.
     pub(super) fn split_work(&mut self, device: &DeviceProfile) {
         // nobody resets a device in software
-        if device.cpu {
+        if device.cpu || device.choices.is_uncut() {
             return;
         }
         let most = DISPATCH_SECONDS * device.flops_per_second();
@@ -57,15 +65,14 @@ const MOST_GROUPS: u64 = 65_535;
 
 impl Dispatch {
     /// The dispatch in parts of at most so many FLOPs, where its kernel can begin anywhere; the first keeps the alternatives.
-    fn split(self, most: f64) -> Vec<Dispatch> {
+    fn split(mut self, most: f64) -> Vec<Dispatch> {
         let heavy = self.cost.flops > most && self.groups > 1 && self.shader.source.contains("group_index(");
         if !heavy {
             return vec![self];
         }
         // parts are not folded to two dimensions, where they would have surplus groups: those of the next part
-        let parts = ((self.cost.flops / most).ceil() as u64).max(self.groups.div_ceil(MOST_GROUPS));
-        let each = self.groups.div_ceil(parts);
-        let mut alternatives = self.alternatives.clone();
+        let each = ((most / self.cost.flops * self.groups as f64) as u64).clamp(1, MOST_GROUPS);
+        let mut alternatives = self.alternatives.take();
         let part = |first: u64| {
             let groups = each.min(self.groups - first);
             let share = groups as f64 / self.groups as f64;
@@ -107,9 +114,12 @@ mod tests {
         let fast = DeviceProfile { choices: choices(50_000.0), ..DeviceProfile::typical_gpu() };
         let first = |n| Some(Param::U32(n));
         assert_eq!(parts(heavy(100), &fast), [(50, first(0)), (50, first(50))]);
-        let faster = DeviceProfile { choices: choices(500_000.0), ..fast.clone() };
-        assert_eq!(parts(heavy(100), &faster), [(100, None)]);
+        let uncut = DeviceProfile { choices: Arc::new(Choices::default().uncut()), ..fast.clone() };
+        assert_eq!(parts(heavy(100), &uncut), [(100, None)]);
         assert_eq!(parts(heavy(1), &fast), [(1, None)], "one workgroup cannot be cut");
+        let beyond_belief = DeviceProfile { choices: choices(5e6), ..fast.clone() };
+        assert_eq!(parts(heavy(100), &beyond_belief), [(100, None)]);
+        assert_eq!(beyond_belief.submission().flops, 10e12);
         let many = parts(heavy(1_000_000), &fast);
         assert!(many.iter().all(|(groups, _)| *groups <= MOST_GROUPS) && many.len() == 16, "{many:?}");
         let software = DeviceProfile { cpu: true, ..fast.clone() };

@@ -128,7 +128,9 @@ impl Layout {
         };
         // a kernel that was measured for the small size may want more than the large one's, and so may the built-in one where the
         // large one's was measured: weights in blocks, expanded into scratch space or as they are read
-        for choices in [Choices::default(), Choices::without_scratch()] {
+        // in other tiles it may even have more parts
+        let fallbacks = [Choices::default(), Choices::without_scratch(), Choices::without_scratch().uncut()];
+        for choices in fallbacks {
             let over: Vec<usize> = (0..self.nodes.len()).filter(|&i| !room(&small.nodes[i].1, i)).collect();
             if over.is_empty() {
                 break;

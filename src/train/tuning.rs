@@ -194,7 +194,8 @@ fn key(gpu: &Gpu) -> String {
     let info = gpu.info();
     let profile = gpu.profile();
     let subgroup = profile.subgroup.map_or(String::new(), |lanes| format!(" | subgroup {lanes}"));
-    let matrix = profile.cooperative.map_or(String::new(), |c| format!(" | matrix {}", c.size));
+    let matrix =
+        profile.cooperative.map_or(String::new(), |c| format!(" | matrix {} of {} lanes", c.size, c.lanes));
     let kernels = fingerprint();
     format!("{} | {} | {}{subgroup}{matrix} | kernels {kernels:08x}", info.name, info.backend, info.driver)
 }
@@ -204,7 +205,9 @@ fn choices(entries: &Entries) -> Choices {
     for (name, entry) in entries {
         if let Some(class) = parse(name) {
             choices.insert(class, entry.variant.clone());
-            choices.reached(entry.gflops);
+            if !entry.variant.contains("coop") {
+                choices.reached(entry.gflops);
+            }
         }
     }
     choices

@@ -47,7 +47,7 @@ pub enum Variant {
     /// operands in workgroup memory all the while.
     Tiled { rows: u32, block: u32, per_rows: u32, per_cols: u32, depth: u32, resident: bool },
     /// For matrix units: of a workgroup's `rows` and `block`, `down` x `across` subgroups of `lanes` own strips of rows, and
-    /// in those the matrices of `size` of every `across`-th column. Tensors are f16.
+    /// in those the matrices of `size` of every `across`-th column. Tensors are f16, or copied to it.
     Coop { rows: u32, block: u32, down: u32, across: u32, size: u32, lanes: u32 },
 }
 

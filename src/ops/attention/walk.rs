@@ -96,8 +96,13 @@ impl Walk {
 
     /// See [`Extents::matrix`].
     fn matrix(&self, device: &DeviceProfile) -> Option<usize> {
-        // with what scales a gradient, a pass that turns it binds 13 buffers
-        let buffers = if self.turn.is_some() { 13 } else { 11 };
+        // with what scales a gradient
+        let buffers = match self.pass {
+            Pass::Forward => 7,
+            Pass::GradientQuery => 11,
+            Pass::GradientKeyValue => 10,
+        };
+        let buffers = if self.turn.is_some() { buffers + 2 } else { buffers };
         let copied = device.choices.allows_scratch() && device.binds(buffers);
         let read = |ty: &TensorType| ty.dtype == DType::F16 || (ty.dtype == DType::BF16 && copied);
         let plain = |ty: &TensorType| read(ty) && device.piece(ty.bytes()).is_none();

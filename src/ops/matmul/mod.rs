@@ -361,9 +361,12 @@ impl Operation for Matmul {
                     vec![CaseInput::random(&a, DType::BF16), CaseInput::random(&b, DType::F32), rng.clone()];
                 cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} dropout {on:?}"), op, inputs));
             }
-            for (dtype, (m, n, k, k2)) in
-                [(DType::F32, (37, 44, 52, 8)), (DType::F32, (19, 5, 6, 2)), (DType::F16, (64, 128, 48, 8))]
-            {
+            for (dtype, (m, n, k, k2)) in [
+                (DType::F32, (37, 44, 52, 8)),
+                (DType::F32, (19, 5, 6, 2)),
+                (DType::F16, (64, 128, 48, 8)),
+                (DType::BF16, (37, 70, 50, 6)),
+            ] {
                 let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, k2));
                 let mask = Some(Masked { dropout, on: MaskOn::Pair });
                 let op = Matmul { mask, residual: true, ..Matmul::plain(layout, 0.5, dtype) };

@@ -12,8 +12,8 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
-    /// Stored in more than it needs: f16 holds its values well enough, beside bf16 those of a row once they are scaled, so matrix
-    /// units may round it.
+    /// Stored in f32, though 16 bits of its values do: matrix units may round it. Beside a weight in f16 as it is, for a loss scale keeps
+    /// it within range; beside others row by row, scaled ([`Oriented::scales`]).
     pub rounds: bool,
 }
 
@@ -129,9 +129,8 @@ impl Oriented {
     /// Matrix units can take the rows in f16 once each is scaled by a power of two: bf16 has f16's precision and more than its range,
     /// which within a row is no loss. Of the other operand's values, a weight's, f16 holds those that matter as they are.
     pub fn scales(&self) -> bool {
-        let narrow = self.r.dtype == DType::BF16 || (self.r.rounds && self.c.dtype == DType::BF16);
         let weight = self.c.dtype == DType::BF16 || self.c.dtype.is_quantised();
-        self.r_inner && narrow && weight
+        self.r_inner && weight && (self.r.dtype == DType::BF16 || self.r.rounds)
     }
 
     pub fn quantised(&self) -> bool {
