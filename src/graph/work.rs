@@ -49,14 +49,13 @@ impl LaunchPlan {
             return;
         }
         let most = DISPATCH_SECONDS * device.flops_per_second();
-        let whole = std::mem::take(&mut self.dispatches);
-        self.dispatches = whole.into_iter().flat_map(|dispatch| dispatch.split(most)).collect();
-        let variants =
-            self.dispatches.iter_mut().flat_map(|d| &mut d.alternatives).flat_map(|a| &mut a.variants);
-        for variant in variants {
-            let whole = std::mem::take(&mut variant.dispatches);
-            variant.dispatches = whole.into_iter().flat_map(|dispatch| dispatch.split(most)).collect();
-        }
+        let split = |dispatches: &mut Vec<Dispatch>| {
+            let whole = std::mem::take(dispatches);
+            dispatches.extend(whole.into_iter().flat_map(|dispatch| dispatch.split(most)));
+        };
+        split(&mut self.dispatches);
+        let alternatives = self.dispatches.iter_mut().flat_map(|d| &mut d.alternatives);
+        alternatives.flat_map(|a| &mut a.variants).for_each(|variant| split(&mut variant.dispatches));
     }
 }
 

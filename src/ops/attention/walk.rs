@@ -32,8 +32,8 @@ pub(super) struct Turn {
 }
 
 impl Walk {
-    /// Adds the dispatches of the device's choice to a plan, unless they are there those that make copies for matrix units first;
-    /// `bind` adds what every variant has.
+    /// Adds the kernel of the device's choice to a plan, after what makes copies for matrix units where no pass before did; `bind` adds
+    /// what every variant has.
     pub fn launch(&self, device: &DeviceProfile, plan: &mut LaunchPlan, bind: impl Fn(Dispatch) -> Dispatch) {
         let extents = Extents {
             pass: self.pass,
