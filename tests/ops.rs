@@ -598,11 +598,16 @@ fn with_matrix_units(device: &DeviceProfile) -> Vec<DeviceProfile> {
 fn gradients_of_logits_in_bf16_reach_matrix_units_scaled() {
     let mut seen = Vec::new();
     for device in DeviceProfile::kinds().iter().flat_map(with_matrix_units) {
-        for case in engraft::ops::cases() {
+        for (mut case, weight) in
+            engraft::ops::cases().into_iter().flat_map(|c| [(c.clone(), None), (c, Some(DType::Nf4))])
+        {
             let head = case.op.name() == "linear_cross_entropy_gradient";
             // a narrow result is a thin product's
             if !head || case.inputs[0].ty.dtype != DType::BF16 || case.inputs[0].ty.cols() <= 16 {
                 continue;
+            }
+            if let Some(stored) = weight {
+                case.inputs[1].ty.dtype = stored;
             }
             let kernels = plan(&case, &device, false, false).dispatches;
             let named = |name| kernels.iter().filter(|d| d.shader.name == name).count();

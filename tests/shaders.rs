@@ -68,16 +68,8 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         let products = products.into_iter().chain(gating);
         let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
         // in pieces only the generated declarations differ
-        let forced = products.chain(attention).filter(|_| device.max_binding == 0);
-        // on devices so slow that long dispatches are cut: the built-in kernels, and some on matrix units
-        let mut slow = Choices::default();
-        slow.reached(1e-4);
-        let forced: Vec<String> = forced.collect();
-        let first = |name: &str| forced.iter().find(|v| v.starts_with(name)).cloned().map(Choices::forced);
-        let cut = [Some(Choices::default()), first("coop-tiled"), first("coop ")].into_iter().flatten();
-        let cut: Vec<Choices> = cut.map(|choices| choices.as_fast_as(&slow)).collect();
-        let forced = forced.into_iter().map(Choices::forced);
-        for choices in std::iter::once(Choices::default()).chain(forced).chain(cut) {
+        let forced = products.chain(attention).filter(|_| device.max_binding == 0).map(Choices::forced);
+        for choices in std::iter::once(Choices::default()).chain(forced) {
             let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
             for case in &cases {
                 for (accumulate, replace) in [(false, false), (true, false), (false, true)] {

@@ -265,7 +265,6 @@ impl Operation for LinearCrossEntropy {
             case(70, 131, 16, DType::BF16, DType::BF16),
             case(9, 64, 16, DType::F16, DType::F16),
             case(50, 96, 16, DType::F16, DType::F16),
-            case(70, 132, 64, DType::BF16, DType::Nf4),
             case(70, 132, 64, DType::BF16, DType::BF16),
             // several chunks of logits
             case(200, 36_003, 4, DType::F32, DType::F16),
