@@ -6,7 +6,6 @@
 //! for the device once, then replay it.
 
 use engraft::autograd::{Recompute, differentiate};
-use engraft::fuse::Fusions;
 use engraft::gpu::{Gpu, GpuOptions};
 use engraft::graph::layout::{pack_u32, unpack};
 use engraft::graph::{DType, Graph, GraphError, Shape, Value};
@@ -60,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut training = Graph::new();
     let (hidden, head) = network(&mut training)?;
     let targets = training.input("targets", Shape::vector(ROWS), DType::U32)?;
-    let loss = linear_cross_entropy(&mut training, hidden, head, targets, None, false)?;
+    let loss = linear_cross_entropy(&mut training, hidden, head, targets, None)?;
     // the loss is a sum over rows: this weight makes its gradient that of the mean
     let weight = training.input("weight", Shape::scalar(), DType::F32)?;
     differentiate(&mut training, loss, weight, Recompute::None)?;
@@ -74,8 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     predicting.output("logits", logits);
 
     // 3. memory: parameters with gradients and moments in flat buffers, inputs by name
-    let optimiser =
-        Optimiser::new(&gpu, ParameterSpace::of(&training), OptimizerKind::AdamW, Fusions::default())?;
+    let optimiser = Optimiser::new(&gpu, ParameterSpace::of(&training), OptimizerKind::AdamW)?;
     for (name, ty, _) in optimiser.space().entries() {
         let wave = |i: usize| 0.3 * (1.7 * (i * i % 997) as f32 + name.len() as f32).sin();
         let values =

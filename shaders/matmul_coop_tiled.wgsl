@@ -4,10 +4,10 @@
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
 // they are stored. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
-// and f32 sums. Rows that are SCALED carry a power of two, which their sums are rid of. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time. VECTORS: tiles are
-// arrays of groups of four, which Metal cannot load matrices from. PREFETCHED: the next block is loaded while this one is multiplied;
-// what is RAW waits as it is stored. PAIR adds the second pair, in f32. Gates, and what is added to the result or made of
-// it: see the includes.
+// and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time. SCALED: rows carry a power of
+// two, whose inverse `unscale` takes it out of their sums. VECTORS: tiles are arrays of groups of four, which Metal cannot load
+// matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW waits as it is stored. PAIR adds
+// the second pair, in f32. Gates, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
 {% include "shared/pair.wgsl" %}

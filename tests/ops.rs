@@ -637,7 +637,7 @@ fn matrix_units_take_one_scratch_space_for_all_chunks() {
     let h = graph.input("h", shape(rows, width), DType::F16).unwrap();
     let w = graph.frozen("w", shape(vocab, width), DType::F16).unwrap();
     let targets = graph.input("t", engraft::graph::Shape::vector(rows), DType::U32).unwrap();
-    engraft::ops::cross_entropy::linear_cross_entropy(&mut graph, h, w, targets, None, false).unwrap();
+    engraft::ops::cross_entropy::linear_cross_entropy(&mut graph, h, w, targets, None).unwrap();
     let node = &graph.nodes()[0];
     let types = |values: &[Value]| values.iter().map(|&v| graph.type_of(v)).collect::<Vec<_>>();
     let launch = Launch {

@@ -6,9 +6,8 @@
 
 use super::{Cost, DeviceProfile, Dispatch, LaunchPlan};
 
-/// Seconds of a submission, and of a dispatch by itself, at the speed of the fastest kernel.
-const SUBMISSION_SECONDS: f64 = 0.1;
-const DISPATCH_SECONDS: f64 = 0.1;
+/// What a submission, and a dispatch by itself, takes at the speed of the fastest kernel.
+const SECONDS: f64 = 0.1;
 
 /// FLOP/s of devices that nothing is known of: integrated ones and those in software, and discrete ones.
 const SLOWEST: f64 = 400e9;
@@ -37,7 +36,7 @@ impl DeviceProfile {
     /// What a submission holds at most, unless one dispatch is more by itself.
     pub fn submission(&self) -> Cost {
         let bytes = if self.is_discrete() { DISCRETE_BYTES } else { SLOWEST_BYTES };
-        Cost { flops: SUBMISSION_SECONDS * self.flops_per_second(), bytes }
+        Cost { flops: SECONDS * self.flops_per_second(), bytes }
     }
 }
 
@@ -48,7 +47,7 @@ impl LaunchPlan {
         if device.cpu || device.choices.is_uncut() {
             return;
         }
-        let most = DISPATCH_SECONDS * device.flops_per_second();
+        let most = SECONDS * device.flops_per_second();
         let split = |dispatches: &mut Vec<Dispatch>| {
             let whole = std::mem::take(dispatches);
             dispatches.extend(whole.into_iter().flat_map(|dispatch| dispatch.split(most)));

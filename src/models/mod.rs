@@ -133,9 +133,8 @@ impl Network {
         let labelled = ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse)?;
         let head = self.head(&mut b)?;
         let adapter = b.adapter_of(HEAD, labelled, self.config.vocab_size, self.config.hidden_size)?;
-        let whole = !self.fusions.head;
-        let mut loss =
-            ops::cross_entropy::linear_cross_entropy(&mut b.graph, labelled, head, targets, adapter, whole)?;
+        let op = ops::cross_entropy::LinearCrossEntropy { whole: !self.fusions.head };
+        let mut loss = op.append(&mut b.graph, labelled, head, targets, adapter)?;
         let loss_sum = b.graph.state(LOSS_SUM, Shape::scalar(), DType::F32)?;
         if train {
             let weight = b.graph.input("loss_weight", Shape::scalar(), DType::F32)?;

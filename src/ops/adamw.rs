@@ -6,6 +6,7 @@
 //! From an element on, lr is another multiple of the rate: the B matrices under LoRA+ (Hayou et al. 2024, arXiv:2402.12354).
 //! Nothing changes where the norm is not finite. No gradient.
 
+use super::clip::clip;
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
@@ -92,7 +93,7 @@ pub struct AdamW {
     pub clips: bool,
 }
 
-/// Appends the update by a gradient that is clipped already ([`super::clip`]); gives the new parameter, m, v (the same buffers).
+/// Appends clipping and the update, which [`crate::fuse`] makes one; gives the new parameter, m, v (the same buffers).
 pub fn adamw(
     graph: &mut Graph,
     second_from: usize,
@@ -101,10 +102,9 @@ pub fn adamw(
     norm2: Value,
     hyper: Value,
 ) -> Result<Vec<Value>, GraphError> {
-    graph.apply(
-        Arc::new(AdamW { second_from, clips: false }),
-        &[state[0], state[1], state[2], gradient, norm2, hyper],
-    )
+    let clipped = clip(graph, gradient, norm2, hyper)?;
+    let op = AdamW { second_from, clips: false };
+    graph.apply(Arc::new(op), &[state[0], state[1], state[2], clipped, norm2, hyper])
 }
 
 /// What a gradient is multiplied with: the inverse of the loss scale, and less where the norm is over the clip.

@@ -31,7 +31,7 @@ pub const NO_TARGET: u32 = u32::MAX;
 const CHUNK_BYTES: usize = 64 << 20;
 
 /// Inputs h, W, targets, and u, B of an adapter; output: loss `[1]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LinearCrossEntropy {
     /// All rows of logits exist at once, as they do where head, loss and gradient are operations of their own.
     pub whole: bool,
@@ -49,11 +49,24 @@ pub fn linear_cross_entropy(
     weight: Value,
     targets: Value,
     adapter: Option<(Value, Value)>,
-    whole: bool,
 ) -> Result<Value, GraphError> {
-    let adapter = adapter.into_iter().flat_map(|(u, b)| [u, b]);
-    let inputs: Vec<Value> = [h, weight, targets].into_iter().chain(adapter).collect();
-    graph.apply1(Arc::new(LinearCrossEntropy { whole }), &inputs)
+    LinearCrossEntropy::default().append(graph, h, weight, targets, adapter)
+}
+
+impl LinearCrossEntropy {
+    /// [`linear_cross_entropy`], with all logits at once or not.
+    pub fn append(
+        self,
+        graph: &mut Graph,
+        h: Value,
+        weight: Value,
+        targets: Value,
+        adapter: Option<(Value, Value)>,
+    ) -> Result<Value, GraphError> {
+        let adapter = adapter.into_iter().flat_map(|(u, b)| [u, b]);
+        let inputs: Vec<Value> = [h, weight, targets].into_iter().chain(adapter).collect();
+        graph.apply1(Arc::new(self), &inputs)
+    }
 }
 
 /// The loss as the gradient node of the graph gives it, where there is one.
@@ -249,7 +262,7 @@ impl Operation for LinearCrossEntropy {
             ];
             Case::new(
                 format!("{rows}x{vocab}x{width} {dtype} {weight}"),
-                LinearCrossEntropy { whole: false },
+                LinearCrossEntropy::default(),
                 inputs,
             )
         };
@@ -257,7 +270,7 @@ impl Operation for LinearCrossEntropy {
             let Case { mut inputs, label, .. } = case(rows, vocab, width, dtype, weight);
             inputs.push(CaseInput::random(&[rows, rank], DType::F32));
             inputs.push(CaseInput::random(&[vocab, rank], DType::F32));
-            Case::new(format!("{label}, adapter of rank {rank}"), LinearCrossEntropy { whole: false }, inputs)
+            Case::new(format!("{label}, adapter of rank {rank}"), LinearCrossEntropy::default(), inputs)
         };
         vec![
             case(4, 5, 6, DType::F32, DType::F32).gradients(&[0, 1]),

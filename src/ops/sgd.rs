@@ -6,6 +6,7 @@
 //! gradient.
 
 use super::adamw::{HYPER_LEN, Hyper, gradient_factor, group_rate};
+use super::clip::clip;
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
@@ -24,7 +25,7 @@ pub struct Sgd {
     pub clips: bool,
 }
 
-/// Appends the update by a gradient that is clipped already ([`super::clip`]); gives the new parameter and m (the same buffers).
+/// Appends clipping and the update, which [`crate::fuse`] makes one; gives the new parameter and m (the same buffers).
 pub fn sgd(
     graph: &mut Graph,
     second_from: usize,
@@ -33,7 +34,9 @@ pub fn sgd(
     norm2: Value,
     hyper: Value,
 ) -> Result<Vec<Value>, GraphError> {
-    graph.apply(Arc::new(Sgd { second_from, clips: false }), &[state[0], state[1], gradient, norm2, hyper])
+    let clipped = clip(graph, gradient, norm2, hyper)?;
+    let op = Sgd { second_from, clips: false };
+    graph.apply(Arc::new(op), &[state[0], state[1], clipped, norm2, hyper])
 }
 
 impl Operation for Sgd {

@@ -6,7 +6,6 @@ use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, allocation};
 use crate::graph::layout::{pack, unpack};
 use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Shape, TensorType};
 use crate::ops::adamw::{HYPER_LEN, Hyper, adamw};
-use crate::ops::clip::clip;
 use crate::ops::norm_squared::norm_squared;
 use crate::ops::sgd::sgd;
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program};
@@ -51,11 +50,10 @@ fn update_graph(space: &ParameterSpace, kind: OptimizerKind, fusions: Fusions) -
     let gradient = graph.input("gradient", shape, DType::F32)?;
     let hyper = graph.input("hyper", Shape::vector(HYPER_LEN), DType::F32)?;
     let norm2 = norm_squared(&mut graph, gradient)?;
-    let clipped = clip(&mut graph, gradient, norm2, hyper)?;
     let from = space.second_from();
     match moments[..] {
-        [first, second] => adamw(&mut graph, from, [values, first, second], clipped, norm2, hyper)?,
-        _ => sgd(&mut graph, from, [values, moments[0]], clipped, norm2, hyper)?,
+        [first, second] => adamw(&mut graph, from, [values, first, second], gradient, norm2, hyper)?,
+        _ => sgd(&mut graph, from, [values, moments[0]], gradient, norm2, hyper)?,
     };
     graph.output("norm2", norm2);
     fuse(graph, fusions)
@@ -103,7 +101,15 @@ impl Optimiser {
     ///
     /// # Errors
     /// Failed allocations.
-    pub fn new(
+    pub fn new(gpu: &Gpu, space: ParameterSpace, kind: OptimizerKind) -> Result<Self, OptimiserError> {
+        Optimiser::with(gpu, space, kind, Fusions::default())
+    }
+
+    /// [`Optimiser::new`], with these fusions alone.
+    ///
+    /// # Errors
+    /// As [`Optimiser::new`].
+    pub fn with(
         gpu: &Gpu,
         space: ParameterSpace,
         kind: OptimizerKind,

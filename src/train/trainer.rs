@@ -155,7 +155,7 @@ impl Trainer {
         memory.weights = source.upload_until(gpu, &graph, &network, &mut bindings, stop)?;
         let embedding = HostEmbedding::read(source, &network)?;
         let loaded = LoadReport { bytes: memory.weights, seconds: start.elapsed().as_secs_f64() };
-        let optimiser = Optimiser::new(gpu, ParameterSpace::of(&graph), optimizer, network.fusions)?;
+        let optimiser = Optimiser::with(gpu, ParameterSpace::of(&graph), optimizer, network.fusions)?;
         optimiser.bind(&mut bindings);
         (memory.trainables, memory.optimiser) = optimiser.bytes();
         write_initial_values(gpu, &optimiser, source, seed, stop)?;
