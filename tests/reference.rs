@@ -8,10 +8,12 @@ use engraft::autograd::Recompute;
 use engraft::checkpoint::{Adapter, Checkpoint};
 use engraft::data::MicroBatch;
 use engraft::gpu::Gpu;
-use engraft::graph::DType;
+use engraft::graph::{Choices, DType, DeviceProfile};
 use engraft::models::{ModelConfig, Network};
 use engraft::nn::{PlainLayers, WeightMode};
 use engraft::ops::adamw::Hyper;
+use engraft::ops::{attention, matmul};
+use engraft::plan::Layout;
 use engraft::train::adapter;
 use engraft::train::options::Precision;
 use engraft::train::quantize::{Quantize, QuantizeOptions};
@@ -19,6 +21,7 @@ use engraft::train::trainer::{Capacity, Trainer};
 use engraft::train::weights::WeightSource;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const LOGITS: f64 = 1e-4;
 const LOSS: f64 = 5e-6;
@@ -303,6 +306,61 @@ fn first_gradients(trainer: &mut Trainer, batches: &[MicroBatch]) -> Vec<(String
         trainer.accumulate(batch, 1.0 / labels as f32).unwrap();
     }
     trainer.optimiser().gradients().unwrap()
+}
+
+/// A step in bf16 with all products of at least 33 rows, or all attention, on matrix units is no further from one in f32 than with the
+/// built-in kernels.
+#[test]
+fn bf16_on_matrix_units_is_as_near_to_f32_as_elsewhere() {
+    let Some(gpu) = common::gpu() else { return };
+    let device = gpu.profile();
+    if device.shared_matrices.is_none() {
+        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
+        return;
+    }
+    let reference = Reference::read("llama");
+    let batches = [reference.batch("train.", 0), reference.batch("train.", 1)];
+    let flat = |gradients: Vec<(String, Vec<f32>)>| {
+        gradients.into_iter().flat_map(|(_, values)| widen(&values)).collect::<Vec<f64>>()
+    };
+    let exact = flat(first_gradients(&mut trainer(&gpu, &reference.folder, true, Recompute::None), &batches));
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let (network, peft) =
+        network(&reference.folder, Some(&reference.folder.join("ref/adapter")), Recompute::None);
+    let weights = WeightMode::Frozen(DType::BF16.into());
+    let network = Network { weights, activations: DType::BF16, ..network };
+    let (graph, peft) = (network.training(48, 48).unwrap(), peft.unwrap());
+    // the root mean square error of all gradients over theirs
+    let error = |choices: Choices| {
+        gpu.set_choices(choices);
+        let source = WeightSource::Checkpoint(Checkpoint::open(&reference.folder).unwrap());
+        let capacity = Capacity { tokens: 48, labels: 48 };
+        let mut trainer = Trainer::new(&gpu, network.clone(), &source, capacity, 1).unwrap();
+        adapter::load(trainer.optimiser(), &peft).unwrap();
+        let gradients = flat(first_gradients(&mut trainer, &batches));
+        norm(&mut gradients.iter().zip(&exact).map(|(a, b)| a - b)) / norm(&mut exact.iter().copied())
+    };
+    let built_in = error(Choices::default());
+    // dispatches that a kernel serves
+    let serves = |kernel: &str, shader: &str| {
+        let choices = Arc::new(Choices::forced(kernel));
+        let layout = Layout::new(&graph, &DeviceProfile { choices, ..DeviceProfile::clone(&device) });
+        layout.dispatches().filter(|d| d.shader.name.starts_with(shader)).count()
+    };
+    let products = matmul::Variant::all(&device).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let attentions = attention::Variant::all(&device).iter().map(ToString::to_string).collect::<Vec<_>>();
+    // in both layers seven products forward, in reverse as many but for the first one's q, k and v, whose input needs no gradient; the
+    // head's two; three passes of attention
+    for (kernels, shader, expected) in
+        [(products, "matmul_coop_tiled", 27), (attentions, "attention_coop", 6)]
+    {
+        let served = |kernel: &String| serves(kernel, shader);
+        let kernel = kernels.into_iter().max_by_key(served).expect("a family has members");
+        assert_eq!(served(&kernel), expected, "{kernel}");
+        let on_units = error(Choices::forced(&kernel));
+        println!("error of bf16 gradients: {built_in:.2e} with built-in kernels, {on_units:.2e} by {kernel}");
+        assert!(on_units <= 1.25 * built_in, "{kernel}: {on_units:.2e}, built in {built_in:.2e}");
+    }
 }
 
 #[test]

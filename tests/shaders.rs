@@ -68,8 +68,17 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         let products = products.into_iter().chain(gating);
         let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
         // in pieces only the generated declarations differ
-        let forced = products.chain(attention).filter(|_| device.max_binding == 0).map(Choices::forced);
-        for choices in std::iter::once(Choices::default()).chain(forced) {
+        let whole = device.max_binding == 0;
+        let forced: Vec<String> = products.chain(attention).filter(|_| whole).collect();
+        // on GPUs so slow that long dispatches are cut: the built-in kernels, and some on matrix units
+        let mut slow = Choices::default();
+        slow.reached(1e-4);
+        let first = |name: &str| forced.iter().find(|v| v.starts_with(name)).map(Choices::forced);
+        let cut = [Some(Choices::default()), first("coop-tiled"), first("coop ")].into_iter().flatten();
+        let cut: Vec<Choices> =
+            cut.filter(|_| whole && !device.cpu).map(|choices| choices.as_fast_as(&slow)).collect();
+        let forced = forced.iter().map(Choices::forced);
+        for choices in std::iter::once(Choices::default()).chain(forced).chain(cut) {
             let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
             for case in &cases {
                 for (accumulate, replace) in [(false, false), (true, false), (false, true)] {
