@@ -56,6 +56,8 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         profile(false, Some(32), matrices(16, 32)),
         profile(false, Some(32), matrices(8, 32)),
         DeviceProfile { subgroup: None, ..profile(false, Some(64), matrices(16, 64)) },
+        // as on Direct3D
+        profile(false, Some(32), None),
         profile(false, None, None),
         DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
