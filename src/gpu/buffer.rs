@@ -92,13 +92,15 @@ impl Gpu {
         Ok(raw)
     }
 
-    /// A uniform buffer with this content.
+    /// A uniform buffer with this content, a multiple of four bytes.
     ///
     /// # Errors
-    /// [`GpuError::OverMemoryLimit`] and [`GpuError::OutOfMemory`].
+    /// [`GpuError::OverLimit`], [`GpuError::OverMemoryLimit`] and [`GpuError::OutOfMemory`].
     pub(super) fn uniform(&self, content: &[u8]) -> Result<Buffer, GpuError> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let buffer = self.create("kernel parameters", content.len() as u64, usage)?;
+        let (what, size) = ("kernel parameters", content.len() as u64);
+        GpuError::of_buffer(what, size, &self.profile()).map_or(Ok(()), Err)?;
+        let buffer = self.create(what, size, usage)?;
         self.shared.queue.write_buffer(buffer.raw(), 0, content);
         Ok(buffer)
     }

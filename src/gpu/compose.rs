@@ -15,7 +15,7 @@ const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
-const SHARED: [(&str, &str); 13] = [
+const SHARED: [(&str, &str); 14] = [
     (
         "shared/operands.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
@@ -39,6 +39,10 @@ const SHARED: [(&str, &str); 13] = [
     (
         "shared/power_of_two.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/power_of_two.wgsl")),
+    ),
+    (
+        "shared/section.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/section.wgsl")),
     ),
     (
         "shared/tile_order.wgsl",
@@ -353,8 +357,17 @@ fn octet_accessors(parts: &Parts, dtype: DType, wide: bool) -> String {
     )
 }
 
-/// Bytes of a dispatch's parameters as the uniform buffer holds them, padded to 16.
-pub fn param_bytes(dispatch: &Dispatch) -> Vec<u8> {
+/// Where parameters of a dispatch may begin in a buffer that many share: the largest offset alignment that WebGPU lets a device ask
+/// for.
+const PARAM_ALIGNMENT: u64 = 256;
+
+/// Bytes that a dispatch's parameters take in the buffer of a recording.
+pub fn param_space(dispatch: &Dispatch) -> u64 {
+    (param_bytes(dispatch).len() as u64).next_multiple_of(PARAM_ALIGNMENT)
+}
+
+/// A dispatch's parameters as its uniform binding holds them, padded to 16 bytes.
+pub(super) fn param_bytes(dispatch: &Dispatch) -> Vec<u8> {
     let mut bytes: Vec<u8> = dispatch
         .params
         .iter()

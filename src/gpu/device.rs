@@ -28,6 +28,8 @@ pub struct GpuOptions {
     pub software_coop: bool,
     /// Bind no more bytes at once than this, even where the device could (for tests).
     pub max_binding: Option<u64>,
+    /// Descriptors that may be taken at a time, even where the device has more (for tests).
+    pub max_descriptors: Option<u64>,
     /// Bytes that may be allocated at a time; an allocation beyond is refused, see [`Gpu::set_memory_limit`].
     pub memory_limit: Option<u64>,
     /// Folder where compiled pipelines are kept; `None` keeps none.
@@ -60,6 +62,10 @@ pub struct DeviceInfo {
     /// Why a run cannot use it, if so.
     pub unusable: Option<String>,
 }
+
+/// Bytes of the blocks that wgpu's allocator cuts small buffers from; what is larger has memory of its own. With wgpu's own hints blocks
+/// grow to 64 MiB, and a weight of 36 MiB takes one for itself: up to 2 GiB of a model of 7 billion parameters.
+const MEMORY_BLOCK: u64 = 8 << 20;
 
 /// Submissions of work that may be queued or run at a time.
 const IN_FLIGHT: usize = 3;
@@ -171,6 +177,9 @@ pub(super) struct Shared {
     pub wide_loads: bool,
     pub offset_alignment: u64,
     pub max_groups: u32,
+    /// Descriptors that are taken, and that there are.
+    pub descriptors: AtomicU64,
+    pub max_descriptors: u64,
     pub checked: bool,
     /// SPIR-V can be handed to the driver past wgpu's compiler.
     pub passes_spirv: bool,
@@ -256,13 +265,18 @@ impl Gpu {
             wanted.set(wgpu::Features::PASSTHROUGH_SHADERS, vulkan);
         }
         let mut limits = adapter.limits();
-        // wgpu would reserve a descriptor heap of this size on DX12
-        limits.max_non_sampler_bindings = limits.max_non_sampler_bindings.min(100_000);
+        // on DX12 all bindings take theirs from one heap, which wgpu reserves; this is the most that every such device has
+        let heap = (backend == wgpu::Backend::Dx12).then_some(limits.max_non_sampler_bindings.min(1_000_000));
+        limits.max_non_sampler_bindings = heap.unwrap_or(limits.max_non_sampler_bindings);
+        // what was given back is there again only after the submissions that used it
+        let descriptors = heap.map_or(u64::MAX, |heap| u64::from(heap) * 9 / 10);
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("engraft"),
             required_features: adapter.features() & wanted,
             required_limits: limits.clone(),
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            memory_hints: wgpu::MemoryHints::Manual {
+                suballocated_device_memory_block_size: MEMORY_BLOCK..MEMORY_BLOCK,
+            },
             experimental_features: match cooperative {
                 // SAFETY: the one experimental feature asked for is used by kernels that are taken only where their results were
                 // measured equal to others' on this device
@@ -321,6 +335,8 @@ impl Gpu {
             wide_loads,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             max_groups: limits.max_compute_workgroups_per_dimension,
+            descriptors: AtomicU64::new(0),
+            max_descriptors: options.max_descriptors.unwrap_or(descriptors),
             checked: options.checked,
             passes_spirv,
             allocated: AtomicU64::new(0),

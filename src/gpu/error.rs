@@ -64,17 +64,19 @@ pub enum Limit {
     StorageBuffers,
     /// Of one dispatch.
     Workgroups,
+    /// Of all bindings of all kernels that are ready to run.
+    Descriptors,
 }
 
 impl Limit {
     fn advice(self) -> &'static str {
         match self {
-            Limit::BindingBytes | Limit::Workgroups => {
+            Limit::BindingBytes | Limit::Workgroups | Limit::Descriptors => {
                 "use a smaller --micro_batch_size or --max_seq_length, or another device (`engraft devices`)"
             }
             Limit::BufferBytes => {
-                "train fewer parameters (adapters, fewer --modules_to_save), use a smaller micro-batch, or another device (`engraft \
-                 devices`)"
+                "hold large weights in fewer bytes (a 16-bit --precision, --quantize_head), train fewer parameters (adapters with a \
+                 lower --lora_rank, fewer --modules_to_save), use a smaller micro-batch, or another device (`engraft devices`)"
             }
             Limit::StorageBuffers => {
                 "hold large weights in fewer bytes (--quantize_head, a 16-bit --precision), do not train them in full, or use \
@@ -91,6 +93,7 @@ impl fmt::Display for Limit {
             Limit::BufferBytes => "bytes of one buffer",
             Limit::StorageBuffers => "storage buffers of one kernel",
             Limit::Workgroups => "workgroups",
+            Limit::Descriptors => "descriptors",
         })
     }
 }

@@ -54,10 +54,11 @@ impl Gpu {
         Ok(())
     }
 
-    /// Bytes that the backend's own allocator has handed out, staging and alignment included; `None` where it keeps no
-    /// account (Metal).
-    pub fn backend_bytes(&self) -> Option<u64> {
-        self.shared.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    /// Bytes that the backend's own allocator has handed out, staging and alignment included, and those that it took from the driver for
+    /// them; `None` where it keeps no account (Metal).
+    pub fn backend_bytes(&self) -> Option<(u64, u64)> {
+        let report = self.shared.device.generate_allocator_report()?;
+        Some((report.total_allocated_bytes, report.total_reserved_bytes))
     }
 
     /// Bytes that were free on the device when it was opened; `None` where the platform does not tell.

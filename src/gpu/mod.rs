@@ -19,11 +19,11 @@ mod vulkan;
 mod wide_vectors;
 
 pub use buffer::{Buffer, BufferSlice, Readback, allocation};
-pub use compose::{ShaderKey, param_bytes};
+pub use compose::{ShaderKey, param_space};
 pub use device::{DeviceInfo, Gpu, GpuOptions, NEEDED_STORAGE_BUFFERS, is_waiting, list_devices};
 pub use error::{GpuError, Limit};
 pub use memory::HostShare;
-pub use pipeline::Bound;
+pub use pipeline::Work;
 pub use recording::{Recording, Upload};
 pub use timing::{DispatchTime, Transfers};
 pub use wide_vectors::wide_vectors;

@@ -1,11 +1,12 @@
 //! Pipelines, made once per composed shader, and dispatches bound to buffers.
 
-use super::compose::{ShaderKey, param_bytes};
+use super::compose::{ShaderKey, param_bytes, param_space};
 use super::pipeline_file::PipelineFile;
-use super::{Buffer, BufferSlice, Gpu, GpuError, Limit};
+use super::{BufferSlice, Gpu, GpuError, Limit, Recording};
 use crate::graph::{Cost, Dispatch};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 #[derive(Default)]
 pub(super) struct PipelineCache {
@@ -19,11 +20,18 @@ pub(super) struct Pipeline {
 
 type Compiled = (ShaderKey, Arc<Pipeline>);
 
-/// A dispatch with its buffers.
-pub struct Bound {
+/// A dispatch, and the buffer of each of its bindings, within which the binding's own offset and size apply.
+pub struct Work<'a> {
+    pub dispatch: &'a Dispatch,
+    pub buffers: Vec<BufferSlice>,
+    /// It reads or writes memory of the host, over the bus: for reports.
+    pub on_host: bool,
+}
+
+/// A dispatch bound to its buffers.
+pub(super) struct Bound {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
-    pub(super) params: Option<Buffer>,
     grid: (u32, u32),
     pub(super) on_host: bool,
     pub(super) cost: Cost,
@@ -32,12 +40,19 @@ pub struct Bound {
     pub(super) variant: String,
 }
 
-impl Bound {
-    /// Marks what reads or writes memory of the host, over the bus, for reports.
-    pub fn on_host(self, on_host: bool) -> Self {
-        Bound { on_host, ..self }
-    }
+/// Descriptors that are taken until this is dropped.
+pub(super) struct Descriptors {
+    gpu: Gpu,
+    count: u64,
+}
 
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        self.gpu.shared.descriptors.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+impl Bound {
     pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline.raw);
         pass.set_bind_group(0, &self.group, &[]);
@@ -176,13 +191,50 @@ impl Gpu {
         })
     }
 
-    /// Binds a dispatch to its buffers, one per binding; each binding's own offset and size apply within them.
+    /// Compiles and binds dispatches, to run in order. The parameters of all lie in one buffer, for some backends give every buffer
+    /// 64 KiB.
     ///
     /// # Errors
-    /// [`GpuError::Shader`] and [`GpuError::OverLimit`].
-    pub fn bind(&self, dispatch: &Dispatch, buffers: &[BufferSlice]) -> Result<Bound, GpuError> {
-        GpuError::of_bindings(dispatch, &self.profile()).map_or(Ok(()), Err)?;
-        self.prepare([dispatch])?;
+    /// [`GpuError::Shader`], [`GpuError::OverLimit`] and a failed allocation.
+    pub fn record(&self, work: &[Work<'_>]) -> Result<Recording, GpuError> {
+        let profile = self.profile();
+        work.iter().find_map(|w| GpuError::of_bindings(w.dispatch, &profile)).map_or(Ok(()), Err)?;
+        self.prepare(work.iter().map(|w| w.dispatch))?;
+        let descriptors = self.descriptors(work)?;
+        let mut content = Vec::new();
+        for Work { dispatch, .. } in work {
+            let end = content.len() + param_space(dispatch) as usize;
+            content.extend(param_bytes(dispatch));
+            content.resize(end, 0);
+        }
+        let params = if content.is_empty() { None } else { Some(self.uniform(&content)?) };
+        let mut offset = 0;
+        let mut steps = Vec::new();
+        for one in work {
+            let own = params.as_ref().filter(|_| !one.dispatch.params.is_empty());
+            steps.push(self.bind(one, own.map(|p| p.slice(offset, param_bytes(one.dispatch).len() as u64)))?);
+            offset += param_space(one.dispatch);
+        }
+        Ok(Recording::of(steps, params, descriptors))
+    }
+
+    fn descriptors(&self, work: &[Work<'_>]) -> Result<Descriptors, GpuError> {
+        let count = work.iter().map(|w| 1 + w.dispatch.bindings.len() as u64).sum();
+        let taken = self.shared.descriptors.fetch_add(count, Ordering::Relaxed);
+        let descriptors = Descriptors { gpu: self.clone(), count };
+        let (requested, maximum) = (taken + count, self.shared.max_descriptors);
+        let over = requested > maximum;
+        let error = || GpuError::OverLimit {
+            what: "the kernels of a plan".into(),
+            limit: Limit::Descriptors,
+            requested,
+            maximum,
+        };
+        if over { Err(error()) } else { Ok(descriptors) }
+    }
+
+    fn bind(&self, work: &Work<'_>, params: Option<BufferSlice>) -> Result<Bound, GpuError> {
+        let Work { dispatch, buffers, on_host } = work;
         let key = ShaderKey::of(dispatch);
         let pipeline = self
             .pipelines()?
@@ -204,22 +256,17 @@ impl Gpu {
                 maximum: self.shared.info.max_binding_bytes,
             });
         }
-        let params = match dispatch.params.is_empty() {
-            true => None,
-            false => Some(self.uniform(&param_bytes(dispatch))?),
-        };
-        let mut entries: Vec<wgpu::BindGroupEntry<'_>> = params
-            .iter()
-            .map(|p| wgpu::BindGroupEntry { binding: 0, resource: p.raw().as_entire_binding() })
+        let numbered = params.iter().map(|params| (0, params)).chain((1..).zip(&slices));
+        let entries: Vec<wgpu::BindGroupEntry<'_>> = numbered
+            .map(|(binding, slice)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: slice.buffer.raw(),
+                    offset: slice.offset,
+                    size: wgpu::BufferSize::new(slice.size),
+                }),
+            })
             .collect();
-        entries.extend(slices.iter().enumerate().map(|(i, slice)| wgpu::BindGroupEntry {
-            binding: i as u32 + 1,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: slice.buffer.raw(),
-                offset: slice.offset,
-                size: wgpu::BufferSize::new(slice.size),
-            }),
-        }));
         let group = self.shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(dispatch.shader.name),
             layout: &pipeline.layout,
@@ -229,9 +276,8 @@ impl Gpu {
         Ok(Bound {
             pipeline,
             group,
-            params,
             grid,
-            on_host: false,
+            on_host: *on_host,
             cost: dispatch.cost,
             name: dispatch.shader.name,
             detail: dispatch.detail.clone(),

@@ -1,6 +1,6 @@
 //! Recordings: dispatches bound to buffers, replayed in submissions of bounded work, with uploads in between.
 
-use super::pipeline::Bound;
+use super::pipeline::{Bound, Descriptors};
 use super::{Buffer, BufferSlice, Gpu, GpuError};
 use crate::graph::Cost;
 use std::sync::Arc;
@@ -9,6 +9,9 @@ use std::sync::Arc;
 #[derive(Default)]
 pub struct Recording {
     steps: Vec<Bound>,
+    /// What the steps' parameters lie in, and the descriptors of their bindings.
+    params: Option<Buffer>,
+    _descriptors: Option<Descriptors>,
     /// By the step that they come before, ascending.
     uploads: Vec<(usize, Upload)>,
 }
@@ -94,8 +97,8 @@ impl Gpu {
 }
 
 impl Recording {
-    pub fn push(&mut self, bound: Bound) {
-        self.steps.push(bound);
+    pub(super) fn of(steps: Vec<Bound>, params: Option<Buffer>, descriptors: Descriptors) -> Self {
+        Recording { steps, params, _descriptors: Some(descriptors), uploads: Vec::new() }
     }
 
     /// Uploads before the step at this index, in every run. Indices must not fall from call to call.
@@ -124,7 +127,7 @@ impl Recording {
 
     /// Bytes of its dispatches' parameters on the device.
     pub fn parameter_bytes(&self) -> u64 {
-        self.steps.iter().filter_map(|s| s.params.as_ref()).map(Buffer::size).sum()
+        self.params.as_ref().map_or(0, Buffer::size)
     }
 
     /// Bytes that are uploaded in a run.

@@ -4,7 +4,7 @@ use super::Bindings;
 use super::bindings::resolve;
 use super::slots::{Home, Layout};
 use super::stream::Stretches;
-use crate::gpu::{Buffer, BufferSlice, Gpu, GpuError, Recording};
+use crate::gpu::{Buffer, BufferSlice, Gpu, GpuError, Recording, Work};
 use crate::graph::{Cost, Graph, Place, Value};
 use thiserror::Error;
 
@@ -70,7 +70,6 @@ impl Program {
         slots: &Slots,
         bindings: &Bindings,
     ) -> Result<Self, PlanError> {
-        gpu.prepare(layout.nodes.iter().flat_map(|(_, launch)| &launch.dispatches))?;
         let memory = |value: Value| -> Result<BufferSlice, PlanError> {
             match layout.homes.get(&value) {
                 Some(Home::Slot(slot)) => Ok(slots.buffers[*slot].slice(0, graph.type_of(value).bytes())),
@@ -79,7 +78,7 @@ impl Program {
                 None => resolve(graph, bindings, value, false),
             }
         };
-        let mut recording = Recording::default();
+        let mut work = Vec::new();
         let mut stretches = Stretches::default();
         for ((n, launch), scratch) in layout.nodes.iter().zip(&layout.workspaces) {
             let node = &graph.nodes()[*n];
@@ -97,7 +96,7 @@ impl Program {
                     let Place::Input(i) = binding.place else { continue };
                     let leaf = graph.leaf_of(node.inputs[i]);
                     if let Some(block) = leaf.and_then(|leaf| bindings.streamed(&leaf.name)) {
-                        stretches.reads(recording.len(), block);
+                        stretches.reads(work.len(), block);
                     }
                 }
                 let on_host = dispatch.bindings.iter().any(|binding| match binding.place {
@@ -105,9 +104,10 @@ impl Program {
                     Place::Output(o) => layout.is_on_host(graph, node.outputs[o]),
                     Place::Workspace(_) => false,
                 });
-                recording.push(gpu.bind(dispatch, &buffers)?.on_host(on_host));
+                work.push(Work { dispatch, buffers, on_host });
             }
         }
+        let mut recording = gpu.record(&work)?;
         stretches.upload(&mut recording, &bindings.streams());
         let outputs = graph
             .outputs()

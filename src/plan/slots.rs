@@ -4,7 +4,7 @@
 //! serialise everything. A slot is reused by values whose lifetimes do not meet.
 
 use super::ParameterSpace;
-use crate::gpu::{GpuError, allocation, param_bytes};
+use crate::gpu::{GpuError, allocation, param_space};
 use crate::graph::{
     Choices, DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value,
 };
@@ -316,7 +316,7 @@ enum Housed {
 
 /// Bytes that the parameters of a node's dispatches take on a device.
 fn parameter_bytes(launch: &LaunchPlan) -> u64 {
-    launch.dispatches.iter().map(|dispatch| param_bytes(dispatch).len() as u64).sum()
+    launch.dispatches.iter().map(param_space).sum()
 }
 
 /// What each live node launches, in order.

@@ -5,7 +5,7 @@
 
 use super::PlanError;
 use super::slots::live_launches;
-use crate::gpu::{BufferSlice, Gpu, GpuError, Recording};
+use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, Work};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
 use crate::graph::{
@@ -219,18 +219,18 @@ struct Run {
 
 impl Run {
     /// Compiles and times one launch; gives the results of a launch on zeroed outputs too.
-    fn new(
+    fn new<'a>(
         gpu: &Gpu,
-        dispatches: &[Dispatch],
+        dispatches: &'a [Dispatch],
         buffers: &HashMap<Place, BufferSlice>,
     ) -> Result<(Self, Vec<Vec<f32>>), GpuError> {
-        let record = |group: &mut Recording| -> Result<(), GpuError> {
-            for dispatch in dispatches {
-                let slices: Vec<BufferSlice> =
-                    dispatch.bindings.iter().map(|b| buffers[&b.place].clone()).collect();
-                group.push(gpu.bind(dispatch, &slices)?);
-            }
-            Ok(())
+        let work = |dispatch: &'a Dispatch| {
+            let buffers = dispatch.bindings.iter().map(|b| buffers[&b.place].clone()).collect();
+            Work { dispatch, buffers, on_host: false }
+        };
+        let record = |launches: usize| {
+            let all = (0..launches).flat_map(|_| dispatches);
+            gpu.record(&all.map(work).collect::<Vec<_>>())
         };
         // what the last dispatch writes are the results
         let written = dispatches.iter().last().into_iter().flat_map(|d| &d.bindings).filter(|b| b.write);
@@ -238,8 +238,7 @@ impl Run {
         written.dedup_by_key(|b| b.place);
         let outputs: Vec<(BufferSlice, DType)> =
             written.into_iter().map(|b| (buffers[&b.place].clone(), b.dtype)).collect();
-        let mut group = Recording::default();
-        record(&mut group)?;
+        let group = record(1)?;
         let clears: Vec<BufferSlice> = outputs.iter().map(|(s, _)| s.clone()).collect();
         gpu.submit(&clears, &[&group])?;
         let ends = |slice: &BufferSlice| match slice.size > 2 * COMPARED {
@@ -254,9 +253,7 @@ impl Run {
         let mut run = Run { group, each: dispatches.len(), seconds: f64::INFINITY };
         run.again(gpu)?;
         if run.seconds < LONG {
-            for _ in 1..GROUP {
-                record(&mut run.group)?;
-            }
+            run.group = record(GROUP)?;
         }
         Ok((run, results))
     }

@@ -1,6 +1,7 @@
 //! Loss and perplexity of a model on a data file, in the memory that a forward pass takes: no gradients, no moments,
 //! no activation kept for a reverse pass.
 
+use super::family::Family;
 use super::host_embedding::HostEmbedding;
 use super::inputs::write_batch;
 use super::options::EvaluateOptions;
@@ -12,11 +13,9 @@ use crate::checkpoint::Adapter;
 use crate::data::{MicroBatch, Samples, Tokenizer};
 use crate::error::Error;
 use crate::gpu::{BufferSlice, Gpu, GpuOptions};
-use crate::graph::GraphError;
 use crate::models::{LOSS_SUM, Network};
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
 use serde::Serialize;
-use std::collections::HashMap;
 use std::time::Instant;
 
 /// What an evaluation found.
@@ -129,9 +128,8 @@ pub struct Evaluator {
     bindings: Bindings,
     embedding: Option<HostEmbedding>,
     loss_sum: BufferSlice,
-    layout: Layout,
+    family: Family,
     slots: Slots,
-    programs: HashMap<(usize, usize), Program>,
     memory: MemoryReport,
 }
 
@@ -164,7 +162,6 @@ impl Evaluator {
         memory.activations = slots.bytes();
         let loss_sum =
             bindings.leaf(LOSS_SUM).cloned().ok_or_else(|| PlanError::Unbound { name: LOSS_SUM.into() })?;
-        let programs = HashMap::new();
         Ok(Evaluator {
             gpu: gpu.clone(),
             network,
@@ -172,16 +169,14 @@ impl Evaluator {
             bindings,
             embedding,
             loss_sum,
-            layout,
+            family: Family::new(layout),
             slots,
-            programs,
             memory,
         })
     }
     /// Device memory by kind: what is allocated, to the byte.
     pub fn memory(&self) -> MemoryReport {
-        let parameters = self.programs.values().map(|p| p.recording().parameter_bytes()).sum();
-        MemoryReport { parameters, ..self.memory }
+        MemoryReport { parameters: self.family.parameter_bytes(), ..self.memory }
     }
 
     /// Sum of the token losses of a micro-batch, in nats, without dropout.
@@ -198,19 +193,9 @@ impl Evaluator {
     }
 
     fn program(&mut self, size: Capacity) -> Result<&Program, TrainerError> {
-        let key = (size.tokens, size.labels);
-        if !self.programs.contains_key(&key) {
-            let graph = self.network.evaluation(size.tokens, size.labels)?;
-            let layout = self.layout.shrink(&graph, &self.gpu.profile()).ok_or_else(|| {
-                GraphError::invalid(
-                    "plan",
-                    "a smaller size of the network does not fit the plan of the largest",
-                )
-            })?;
-            let program = Program::new(&self.gpu, &graph, &layout, &self.slots, &self.bindings)?;
-            self.programs.insert(key, program);
-        }
-        Ok(&self.programs[&key])
+        let graph = || self.network.evaluation(size.tokens, size.labels);
+        let memory = (&self.slots, &self.bindings);
+        self.family.program(&self.gpu, (size.tokens, size.labels), graph, memory)
     }
 }
 

@@ -24,18 +24,26 @@ pub struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// What the user set, or else what the device has free, where the platform tells.
+    /// What the user set, or else what the device has free, where the platform tells, but for some that is kept back: pipelines, staging
+    /// and what the desktop takes meanwhile are in no plan.
     pub fn of(asked: Option<u64>, free: Option<u64>) -> Option<Self> {
-        let free = free.map(|bytes| MemoryLimit { bytes, asked: false });
+        let free = free.map(|free| MemoryLimit { bytes: free - kept_back(free), asked: false });
         asked.map(|bytes| MemoryLimit { bytes, asked: true }).or(free)
     }
+}
+
+/// 256 MiB, or a thirty-second part of a larger device, and no more than an eighth of a small one.
+fn kept_back(free: u64) -> u64 {
+    (free / 32).max(256 << 20).min(free / 8)
 }
 
 impl fmt::Display for MemoryLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.asked {
             true => write!(f, "the limit of {}", memory_text(self.bytes)),
-            false => write!(f, "the {} that are free on the device", memory_text(self.bytes)),
+            false => {
+                write!(f, "the {} that a run may take of the device's free memory", memory_text(self.bytes))
+            }
         }
     }
 }

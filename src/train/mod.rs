@@ -7,6 +7,7 @@ pub mod bench;
 pub mod data_options;
 pub mod duration;
 pub mod evaluator;
+mod family;
 pub mod figures;
 pub mod finetune;
 mod host_embedding;

@@ -13,7 +13,7 @@ use super::save::save_hyperparameters;
 use super::saver::Saver;
 use super::schedule::Schedule;
 use super::stopping::End;
-use super::trainer::{PendingStep, Trainer};
+use super::trainer::{PendingLoss, PendingStep, Trainer};
 use crate::data::{MicroBatch, Sample, epoch_order};
 use crate::error::Error;
 use crate::ops::adamw::Hyper;
@@ -299,17 +299,20 @@ impl Session<'_, '_> {
         let (rows, size) = (&self.prepared.data.validation, self.options.micro_batch());
         let all = micro_batches.map_or(rows.len(), |n| n.saturating_mul(size).min(rows.len()));
         let labels: usize = (0..all).map(|i| rows.label_count(i)).sum();
-        let (start, mut total) = (Instant::now(), 0.0);
+        // one micro-batch ahead of the loss that is waited for
+        let (start, mut total, mut pending) = (Instant::now(), 0.0, None::<PendingLoss>);
         for first in (0..all).step_by(size) {
             if self.stop.is_set() {
                 return Ok(None);
             }
             let done = all.min(first + size);
             let batch = MicroBatch::from_samples((first..done).map(|i| rows.get(i)));
-            total += self.trainer.loss_sum(&batch)?;
+            let before = pending.replace(self.trainer.loss_later(&batch)?);
+            total += before.map_or(Ok(0.0), PendingLoss::sum)?;
             let elapsed_s = start.elapsed().as_secs_f64();
             self.emit(Event::Validating(ValidationProgress { step, done, all, elapsed_s }));
         }
+        total += pending.map_or(Ok(0.0), PendingLoss::sum)?;
         Ok(Some(total / labels as f64))
     }
 

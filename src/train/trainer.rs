@@ -3,6 +3,7 @@
 //! Plans are made per size (tokens and label rows rounded up to buckets), on first use; all share the slots of the
 //! largest. A step is: [`Trainer::begin`], [`Trainer::accumulate`] for each micro-batch, [`Trainer::step`].
 
+use super::family::{Family, Size};
 use super::host_embedding::HostEmbedding;
 use super::inputs::write_batch;
 use super::memory_size::memory_text;
@@ -15,10 +16,9 @@ use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape, TensorType};
 use crate::models::{LOSS_SUM, Network};
 use crate::ops::adamw::Hyper;
-use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
+use crate::plan::{Bindings, MemoryReport, ParameterSpace, PlanError, Program, Slots};
 use crate::stop::StopFlag;
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::time::Instant;
 use thiserror::Error;
 
@@ -98,15 +98,6 @@ pub struct Trainer {
     seed: u64,
 }
 
-/// The plans of all sizes of one kind of graph.
-struct Family {
-    layout: Layout,
-    programs: HashMap<Size, Program>,
-}
-
-/// Tokens and label rows of a plan.
-type Size = (usize, usize);
-
 impl Trainer {
     /// Loads the network onto the device and allocates for micro-batches up to `capacity`.
     ///
@@ -167,7 +158,6 @@ impl Trainer {
         memory.activations = slots.bytes() + optimiser.slot_bytes();
         let loss_sum =
             bindings.leaf(LOSS_SUM).cloned().ok_or(PlanError::Unbound { name: LOSS_SUM.into() })?;
-        let family = |layout| Family { layout, programs: HashMap::new() };
         Ok(Trainer {
             gpu: gpu.clone(),
             network,
@@ -176,8 +166,8 @@ impl Trainer {
             embedding,
             optimiser,
             loss_sum,
-            training: family(layout),
-            evaluation: family(eval_layout),
+            training: Family::new(layout),
+            evaluation: Family::new(eval_layout),
             slots,
             memory,
             loaded,
@@ -238,8 +228,7 @@ impl Trainer {
 
     /// Device memory by kind: what is allocated, to the byte.
     pub fn memory(&self) -> MemoryReport {
-        let programs = self.training.programs.values().chain(self.evaluation.programs.values());
-        let parameters = programs.map(|p| p.recording().parameter_bytes()).sum::<u64>();
+        let parameters = self.training.parameter_bytes() + self.evaluation.parameter_bytes();
         MemoryReport { parameters: parameters + self.optimiser.recording().parameter_bytes(), ..self.memory }
     }
 
@@ -338,23 +327,25 @@ impl Trainer {
         &mut self,
         batches: impl IntoIterator<Item = impl Borrow<MicroBatch>>,
     ) -> Result<f64, TrainerError> {
-        let mut total = 0.0;
+        let (mut total, mut pending) = (0.0, None::<PendingLoss>);
         for batch in batches {
-            total += self.loss_sum(batch.borrow())?;
+            let before = pending.replace(self.loss_later(batch.borrow())?);
+            total += before.map_or(Ok(0.0), PendingLoss::sum)?;
         }
-        Ok(total)
+        Ok(total + pending.map_or(Ok(0.0), PendingLoss::sum)?)
     }
 
-    /// Sum of the token losses of one micro-batch, in nats, as [`Trainer::evaluate`] adds them up.
+    /// The loss of one micro-batch, as [`Trainer::evaluate`] adds them up, without the wait for it: the next one can be submitted before
+    /// it is asked for.
     ///
     /// # Errors
     /// As [`Trainer::accumulate`].
-    pub fn loss_sum(&mut self, batch: &MicroBatch) -> Result<f64, TrainerError> {
+    pub fn loss_later(&mut self, batch: &MicroBatch) -> Result<PendingLoss, TrainerError> {
         let gpu = self.gpu.clone();
         gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
         let size = self.write_inputs(batch)?;
         gpu.submit(&[], &[self.program(false, size)?.recording()])?;
-        Ok(float(&gpu.read(&[self.loss_sum.part(0, 4)])?[0]))
+        Ok(PendingLoss { readback: gpu.read_later(&[self.loss_sum.part(0, 4)])? })
     }
 
     /// Logits of every token of a micro-batch, row-major `[T, vocab]`: for small models and tests, since this is the
@@ -388,22 +379,11 @@ impl Trainer {
     }
 
     fn program(&mut self, train: bool, size: Size) -> Result<&Program, TrainerError> {
-        let family = if train { &mut self.training } else { &mut self.evaluation };
-        if !family.programs.contains_key(&size) {
-            let graph = match train {
-                true => self.network.training(size.0, size.1)?,
-                false => self.network.evaluation(size.0, size.1)?,
-            };
-            let layout = family.layout.shrink(&graph, &self.gpu.profile()).ok_or_else(|| {
-                GraphError::invalid(
-                    "plan",
-                    "a smaller size of the network does not fit the plan of the largest",
-                )
-            })?;
-            let program = Program::new(&self.gpu, &graph, &layout, &self.slots, &self.bindings)?;
-            family.programs.insert(size, program);
+        let (network, memory) = (&self.network, (&self.slots, &self.bindings));
+        match train {
+            true => self.training.program(&self.gpu, size, || network.training(size.0, size.1), memory),
+            false => self.evaluation.program(&self.gpu, size, || network.evaluation(size.0, size.1), memory),
         }
-        Ok(&family.programs[&size])
     }
 }
 
@@ -413,6 +393,21 @@ impl Trainer {
 /// Shapes that do not fit together.
 pub fn training_graph(network: &Network, capacity: Capacity) -> Result<Graph, GraphError> {
     network.training(bucket(capacity.tokens), bucket(capacity.labels))
+}
+
+/// The loss of a micro-batch that may still run.
+pub struct PendingLoss {
+    readback: Readback,
+}
+
+impl PendingLoss {
+    /// Waits for the sum of the token losses, in nats.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn sum(self) -> Result<f64, TrainerError> {
+        Ok(float(&self.readback.wait()?[0]))
+    }
 }
 
 /// A step that is submitted and may still run.

@@ -24,17 +24,25 @@ pub fn gpu_with(no_subgroups: bool) -> Option<Gpu> {
 
 /// A device that binds no more than so many bytes at once.
 pub fn gpu_limited(no_subgroups: bool, max_binding: Option<u64>) -> Option<Gpu> {
+    gpu_of(|options| GpuOptions {
+        no_subgroups: no_subgroups || options.no_subgroups,
+        max_binding: max_binding.or(options.max_binding),
+        ..options
+    })
+}
+
+/// The device to test on, with other options than usual.
+pub fn gpu_of(options: impl FnOnce(GpuOptions) -> GpuOptions) -> Option<Gpu> {
     let on = |name: &str| std::env::var(name).is_ok_and(|v| v == "1");
-    let options = GpuOptions {
+    let options = options(GpuOptions {
         device: std::env::var("ENGRAFT_TEST_GPU").ok(),
         checked: on("ENGRAFT_TEST_CHECKED"),
-        no_subgroups: no_subgroups || on("ENGRAFT_TEST_NO_SUBGROUPS"),
+        no_subgroups: on("ENGRAFT_TEST_NO_SUBGROUPS"),
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
         software_coop: true,
-        pipelines: None,
-        memory_limit: None,
-        max_binding: max_binding.or(max_binding_of_tests()),
-    };
+        max_binding: max_binding_of_tests(),
+        ..GpuOptions::default()
+    });
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),
         Err(GpuError::NoDevice) if !on("ENGRAFT_TEST_REQUIRE_GPU") => {
