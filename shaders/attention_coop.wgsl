@@ -15,14 +15,15 @@
 {% set LAZY = "8.0" %}
 {% include "shared/attention_coop.wgsl" %}
 // whether a row of the subgroup's invocations is to be rescaled
-var<workgroup> outgrown: array<u32, {{ DOWN * ACROSS }}>;
+// (a multiple of 16 bytes, so that arrays of f16 behind it stay aligned)
+var<workgroup> outgrown: array<u32, {{ (DOWN * ACROSS + 3) // 4 * 4 }}>;
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
-    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_id) subgroup_id: u32,
     @builtin(subgroup_invocation_id) in_subgroup: u32,
 ) {
     // surplus groups of a folded grid repeat the last tile and store nothing

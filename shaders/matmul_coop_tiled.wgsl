@@ -5,9 +5,10 @@
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
 // they are stored. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
 // and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time. SCALED: rows carry a power of
-// two, whose inverse `unscale` takes it out of their sums. VECTORS: tiles are arrays of groups of four, which Metal cannot load
+// two, whose inverse `unscale` takes it out of their sums. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
+// for a loss scale to see. VECTORS: tiles are arrays of groups of four, which Metal cannot load
 // matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW waits as it is stored. PAIR adds
-// the second pair, in f32. Gates, and what is added to the result or made of it: see the includes.
+// the second pair, in f32. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
 {% include "shared/pair.wgsl" %}
@@ -25,9 +26,12 @@ var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_INNER el
 var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_INNER else DEPTH) }}>;
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
 
-{# a group of four becomes one of the tile's #}
+{# a group of four of r or c in f16 #}
+{% macro half(name, value) %}vec4<f16>({{ "as_f16(" ~ value ~ ")" if name == "r" and R_OVERFLOWS else value }}){% endmacro %}
+
+{# a group of four in f16 becomes one of the tile's #}
 {% macro keep(tile, at, value) %}
-            let half = vec4<f16>({{ value }});
+            let half = {{ value }};
             let place = {{ at }};
 {% if VECTORS %}
             {{ tile }}[place] = half;
@@ -52,7 +56,7 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
             if ({{ within(inner, "t") }}) {
                 v = {{ load(name, stored(inner, extent, first, "t")) }};
             }
-{{ keep(tile, "row * " ~ line ~ "u + q", "v") }}
+{{ keep(tile, "row * " ~ line ~ "u + q", half(name, "v")) }}
         }
 {% endmacro %}
 
@@ -70,7 +74,7 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
 {% if raw %}
             {{ name }}_next{{ n }} = raw_{{ name }}({{ stored(inner, extent, first, t) }});
 {% else %}
-            {{ name }}_next{{ n }} = vec4<f16>({{ load(name, stored(inner, extent, first, t)) }});
+            {{ name }}_next{{ n }} = {{ half(name, load(name, stored(inner, extent, first, t))) }};
 {% endif %}
         } else {
             {{ name }}_next{{ n }} = {{ "vec2<u32>" if raw else "vec4<f16>" }}();
@@ -86,7 +90,7 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
         {
             let row = (lane + {{ n * WORKGROUP }}u) / {{ PER_LINE }}u;
             let q = (lane + {{ n * WORKGROUP }}u) % {{ PER_LINE }}u;
-{{ keep(tile, "row * " ~ line ~ "u + q", "decode_" ~ name ~ "(" ~ name ~ "_next" ~ n ~ ")" if raw else name ~ "_next" ~ n) }}
+{{ keep(tile, "row * " ~ line ~ "u + q", "vec4<f16>(decode_" ~ name ~ "(" ~ name ~ "_next" ~ n ~ "))" if raw else name ~ "_next" ~ n) }}
         }
 {% endfor %}
 {% endmacro %}
@@ -136,7 +140,7 @@ fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
 
 {% endif %}
 // Stores the SIZE x SPAN sums from `own_sums` on, whose first is at (row0, col0).
-fn store_span(own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
+fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
     let first = in_subgroup / {{ GROUPS }}u;
     let own_col = 4u * (in_subgroup % {{ GROUPS }}u);
     let col = col0 + own_col;
@@ -164,17 +168,17 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
-    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_id) subgroup_id: u32,
     @builtin(subgroup_invocation_id) in_subgroup: u32,
 ) {
 {% if NF4_TABLE %}
     fill_nf4_table(lane);
     workgroupBarrier();
 {% endif %}
-    // surplus groups of a folded grid repeat the last tile's loads and store nothing
     let index = group_index(group, groups);
-    let tile = min(index, params.tiles - 1u);
-{% include "shared/tile_order.wgsl" %}
+{% include "shared/section.wgsl" %}
+    // no further than workgroup memory goes, should a driver run smaller subgroups than it says
+    let subgroup = min(subgroup_id, {{ DOWN * ACROSS - 1 }}u);
     let own_row = subgroup / {{ ACROSS }}u * {{ OWN_ROWS }}u;
     let own_col = subgroup % {{ ACROSS }}u * {{ OWN_COLS }}u;
 {% for i in range(OWN_ROWS // SIZE) %}
@@ -183,10 +187,10 @@ fn main(
 {% endfor %}
 {% endfor %}
 {% if PREFETCHED %}
-{{ fetch("r", R_RAW, true, R_INNER, "rows", "row_tile", ROWS, "0u") }}
-{{ fetch("c", C_RAW, true, C_INNER, "cols", "col_tile", COLS, "0u") }}
+{{ fetch("r", R_RAW, true, R_INNER, "rows", "row_tile", ROWS, K_FIRST) }}
+{{ fetch("c", C_RAW, true, C_INNER, "cols", "col_tile", COLS, K_FIRST) }}
 {% endif %}
-    for (var t = 0u; t < params.k_4; t += {{ DEPTH // 4 }}u) {
+    for (var t = {{ K_FIRST }}; t < {{ K_LAST }}; t += {{ DEPTH // 4 }}u) {
 {% if PREFETCHED %}
 {{ release("r", R_RAW, "r_tile", R_LINE, R_INNER, ROWS) }}
 {{ release("c", C_RAW, "c_tile", C_LINE, C_INNER, COLS) }}
@@ -220,8 +224,8 @@ fn main(
     coopStoreT(s{{ i }}_{{ first + j }}, &sums[own_sums + {{ j * SIZE }}u], {{ SPAN }}u);
 {% endfor %}
     workgroupBarrier();
-    if (index < params.tiles) {
-        store_span(own_sums, in_subgroup, row_tile + own_row + {{ i * SIZE }}u, col_tile + own_col + {{ first * SIZE }}u);
+    if (!surplus) {
+        store_span({{ "section, " if SECTIONED }}own_sums, in_subgroup, row_tile + own_row + {{ i * SIZE }}u, col_tile + own_col + {{ first * SIZE }}u);
     }
     workgroupBarrier();
 {% endfor %}

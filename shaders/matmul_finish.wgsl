@@ -1,6 +1,6 @@
-// From the sums of matmul_coop.wgsl to the product as it is stored:
+// From the sums of matmul_coop.wgsl, or, with SECTIONS, of the sections of another kernel, to the product as it is stored:
 //     out[row, col] (+)= alpha * (sums[row, col] + sum over k2 of r2[row, k2] * c2[col, k2]) + residual[row, col]
-// or what is made of it. One invocation per group of four columns. PAIR and PAIR_MASKED as in matmul_tiled.wgsl.
+// or what is made of it. One invocation per group of four as the result lies. PAIR and PAIR_MASKED as in matmul_tiled.wgsl.
 {% include "shared/result.wgsl" %}
 {% include "shared/pair.wgsl" %}
 {% if PAIR_MASKED %}
@@ -14,7 +14,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let at = group_index(group, groups) * 64u + lane;
-    if (at >= params.rows * params.cols4) {
+    if (at >= params.count) {
         return;
     }
     var v = vec4<f32>();
@@ -26,6 +26,13 @@ fn main(
     v = dropped(v, at, mask_seed());
 {% endif %}
 {% endif %}
+{% if SECTIONS %}
+    for (var section = 0u; section < params.sections; section += 1u) {
+        v += load_sums(section * params.count + at);
+    }
+    v = params.alpha * v;
+{% else %}
     v = params.alpha * (v + load_sums(at));
+{% endif %}
     {{ put("at", "v") }}
 }

@@ -5,6 +5,7 @@
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER. Each invocation owns PER_ROWS x
 // PER_COLS elements (multiples of four). SPLIT > 1 shares the inner dimension: each slice of invocations sums its part of
 // every block of DEPTH * SPLIT, and the slices are added at the end; for products too thin to fill a workgroup otherwise.
+// SECTIONED: k is shared by workgroups too, and their sums are added in another dispatch (matmul_finish.wgsl).
 // TRANSPOSED stores out[col, row]; PAIR adds the second pair. Masks, gates, parts, and what is added to the result or made of it:
 // see the includes.
 {% include "shared/operands.wgsl" %}
@@ -60,8 +61,8 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 {% endif %}
 {% endmacro %}
 
-{% macro product(r, c, k) %}
-    for (var t = 0u; t < params.{{ k }}_4; t += {{ BLOCK // 4 }}u) {
+{% macro product(r, c, k, first, last) %}
+    for (var t = {{ first }}; t < {{ last }}; t += {{ BLOCK // 4 }}u) {
 {{ stage(r, 0, R_LINE, R_INNER, k, "rows", "row_tile", ROWS) }}
 {{ stage(c, C_START, C_LINE, C_INNER, k, "cols", "col_tile", COLS) }}
         workgroupBarrier();
@@ -94,14 +95,12 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    // surplus groups of a folded grid repeat the last tile's loads and store nothing
 {% if NF4_TABLE %}
     fill_nf4_table(lane);
     workgroupBarrier();
 {% endif %}
     let index = group_index(group, groups);
-    let tile = min(index, params.tiles - 1u);
-{% include "shared/tile_order.wgsl" %}
+{% include "shared/section.wgsl" %}
 {% if SPLIT > 1 %}
     let slice = lane / {{ SLICE }}u;
     let within_slice = lane % {{ SLICE }}u;
@@ -119,7 +118,7 @@ fn main(
     let seed = mask_seed();
 {% endif %}
 {% if PAIR %}
-{{ product("r2", "c2", "k2") }}
+{{ product("r2", "c2", "k2", "0u", "params.k2_4") }}
 {% endif %}
 {% if PAIR_MASKED %}
 {% for i in range(PER_ROWS) %}
@@ -128,7 +127,7 @@ fn main(
 {% endfor %}
 {% endfor %}
 {% endif %}
-{{ product("r", "c", "k") }}
+{{ product("r", "c", "k", K_FIRST, K_LAST) }}
 {% if SPLIT > 1 %}
     if (slice > 0u) {
 {% for i in range(PER_ROWS) %}
@@ -149,7 +148,7 @@ fn main(
 {% endfor %}
     }
 {% endif %}
-    if (index >= params.tiles) {
+    if (surplus) {
         return;
     }
     let row0 = row_tile + {{ PER_ROWS }}u * y;

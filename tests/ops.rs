@@ -5,14 +5,17 @@ mod common;
 
 use common::Random;
 use common::cases::{plan, types};
-use engraft::gpu::{BufferSlice, Gpu, GpuError, Recording};
+use engraft::gpu::{BufferSlice, Gpu, GpuError, Work};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
     Case, CaseInput, Choices, Cooperative, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place,
-    ReferenceTensor, ReverseNode, SharedMatrices, TensorType, Value,
+    ReferenceTensor, ReverseNode, Shape, SharedMatrices, TensorType, Value,
 };
+use engraft::ops::copy::copy;
 use engraft::ops::{attention, matmul};
+use engraft::plan::{Bindings, Program};
+use half::f16;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -99,19 +102,17 @@ fn execute(
         slice.write(&vec![0xff; slice.size as usize]);
         workspaces.push(slice);
     }
-    let mut recording = Recording::default();
-    for dispatch in &launch.dispatches {
-        let buffers: Vec<BufferSlice> = dispatch
-            .bindings
-            .iter()
-            .map(|b| match b.place {
-                Place::Input(i) => input_slices[i].clone(),
-                Place::Output(o) => output_slices[o].clone(),
-                Place::Workspace(w) => workspaces[w].clone(),
-            })
-            .collect();
-        recording.push(gpu.bind(dispatch, &buffers).map_err(|e| format!("{name}: {e}"))?);
-    }
+    let slice = |place| match place {
+        Place::Input(i) => BufferSlice::clone(&input_slices[i]),
+        Place::Output(o) => output_slices[o].clone(),
+        Place::Workspace(w) => workspaces[w].clone(),
+    };
+    let work = launch.dispatches.iter().map(|dispatch| {
+        let buffers = dispatch.bindings.iter().map(|b| slice(b.place)).collect();
+        Work { dispatch, buffers, on_host: false }
+    });
+    let work: Vec<Work<'_>> = work.collect();
+    let recording = gpu.record(&work).map_err(|e| format!("{name}: {e}"))?;
     gpu.submit(&[], &[&recording]).map_err(|e| format!("{name}: {e}"))?;
     gpu.read(&output_slices).map_err(|e| format!("{name}: {e}"))
 }
@@ -273,6 +274,46 @@ fn tensors_in_pieces_give_the_same_bits() {
 
 /// The whole family behind a product: odd extents, thin sides, pairs, in every layout, added to what is there and not. A
 /// CPU device runs the variants of GPUs too.
+/// Whichever way a device converts to f16 by itself, gradients that are beyond it must be infinite: a loss scale goes by that.
+#[test]
+fn f16_is_rounded_to_nearest_and_infinite_beyond_its_range() {
+    let Some(gpu) = common::gpu() else { return };
+    let tiny = 2f32.powi(-14);
+    let signless = [
+        70000.0,
+        65504.0,
+        65519.0,
+        65520.0,
+        3e38,
+        f32::INFINITY,
+        1.0 + 0.75 / 1024.0,
+        1.0 + 0.5 / 1024.0,
+        1.0 + 1.5 / 1024.0,
+        0.1,
+        tiny,
+        1.9 * tiny,
+        2047.5,
+        2048.5,
+        0.0,
+    ];
+    let mut values: Vec<f32> = signless.iter().flat_map(|&v| [v, -v]).collect();
+    values.extend([f32::NAN, f32::from_bits(0x7fff_ffff)]);
+    let mut graph = Graph::new();
+    let x = graph.input("x", Shape::vector(values.len()), DType::F32).unwrap();
+    let y = copy(&mut graph, x, DType::F16).unwrap();
+    graph.output("y", y);
+    let mut bindings = Bindings::new();
+    bindings.allocate_inputs(&gpu, &graph).unwrap();
+    bindings.leaf("x").unwrap().write(bytemuck::cast_slice(&values));
+    let program = Program::compile(&gpu, &graph, &bindings).unwrap();
+    gpu.submit(&[], &[program.recording()]).unwrap();
+    let bytes = gpu.read(std::slice::from_ref(program.output("y").unwrap())).unwrap().swap_remove(0);
+    for (value, stored) in values.iter().zip(bytes.as_chunks::<2>().0) {
+        let (expected, stored) = (f16::from_f32(*value), f16::from_le_bytes(*stored));
+        assert!(expected == stored || (expected.is_nan() && stored.is_nan()), "{value}: {stored}");
+    }
+}
+
 #[test]
 fn every_variant_of_the_product_equals_the_reference() {
     let Some(gpu) = common::gpu() else { return };
@@ -394,6 +435,49 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
     println!("{taken:?}");
     assert!(gating > 1 && elements.iter().all(|v| taken[v.as_str()] > 1), "{gating} {taken:?}");
     assert!(taken.len() >= 3 && taken[small.as_str()] > 20 && taken[ahead.as_str()] > 5, "{taken:?}");
+}
+
+/// Inner dimensions that several workgroups share, in every kind of product.
+#[test]
+fn products_in_sections_equal_the_reference() {
+    let Some(gpu) = common::gpu() else { return };
+    let device = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let variants: Vec<String> = matmul::Variant::all(&device).iter().map(ToString::to_string).collect();
+    let of = |family: &str| variants.iter().find(|name| name.starts_with(family));
+    let coop =
+        variants.iter().filter(|name| name.starts_with("coop-tiled") && name.contains(" ahead")).next_back();
+    if coop.is_none() {
+        eprintln!("SKIPPED: matrix units, which {} has not", gpu.info().name);
+    }
+    let names = [of("tiled 64x64"), of("tiled 16x64"), coop];
+    let mut shared = HashMap::<&str, usize>::new();
+    for name in names.into_iter().flatten() {
+        for (i, case) in engraft::ops::cases().iter().enumerate() {
+            // by kernels of the sizes that serve it
+            let long = ["long ", "x600 ", "530x600 "].iter().any(|part| case.label.contains(part));
+            let stored =
+                case.op.name() == "matmul_gate_gradient" && case.label == "64x128x48 f16 on f16, pair";
+            if !case.op.name().starts_with("matmul") || !(long || stored) {
+                continue;
+            }
+            let device = |choices| DeviceProfile { choices: Arc::new(choices), ..device.clone() };
+            let device = device(Choices::forced(format!("sections=4 {name}")));
+            let accumulate = i % 2 == 0 && case.op.accumulates(0);
+            let launch = plan(case, &device, accumulate, false);
+            if launch.dispatches.iter().any(|d| d.shader.name == "matmul_finish") {
+                let several = launch.dispatches.iter().any(|d| d.variant.contains(" sections, "));
+                *shared.entry(name).or_default() += usize::from(several);
+                run(&gpu, &device, case, accumulate).unwrap_or_else(|e| panic!("{name}: {e}"));
+            }
+        }
+    }
+    println!("{shared:?}");
+    // six long products with a pair, masks on either operand, two groups
+    assert!(
+        shared.iter().all(|(name, served)| *served >= if name.starts_with("coop") { 3 } else { 12 }),
+        "{shared:?}"
+    );
+    assert!(shared.len() >= 2);
 }
 
 /// What would run for long is cut into dispatches of some workgroups each, with the bits that it has in one.

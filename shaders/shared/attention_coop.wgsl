@@ -31,6 +31,8 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 
 {# declares what every invocation knows of its place #}
 {% macro place() %}
+    // no further than workgroup memory goes, should a driver run smaller subgroups than it says
+    let subgroup = min(subgroup_id, {{ DOWN * ACROSS - 1 }}u);
     let across = subgroup % {{ ACROSS }}u;
     let strip = subgroup / {{ ACROSS }}u * {{ STRIP }}u;
     let own = lane % {{ ROWS }}u;
@@ -54,8 +56,9 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endif %}
 {% endmacro %}
 
-{# a scaled value that f16 holds in any case; what is not finite shows in dv, which is not bounded #}
-{% macro bounded(value) %}{% if SCALED %}clamp({{ value }}, -65504.0, 65504.0){% else %}{{ value }}{% endif %}{% endmacro %}
+{# a scaled value that f16 holds in any case; what is not finite shows in dv, which is not bounded. Without scale it overflows
+   where a network in f16 does, which its loss scale must see #}
+{% macro bounded(value) %}{% if SCALED %}clamp({{ value }}, -65504.0, 65504.0){% else %}as_f16(vec4<f32>({{ value }})).x{% endif %}{% endmacro %}
 
 {# name{i}_{j} = zero, in `tiles` columns of matrices #}
 {% macro zero(name, tiles) %}

@@ -5,8 +5,22 @@ fn unpack_f16(word: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(word.x), unpack2x16float(word.y));
 }
 
+// What every device makes the same f16 of: rounded to nearest, ties to even, where f16 is normal, and infinite beyond its range.
+// Left to themselves some round toward zero, and give the largest f16 for what is larger (Direct3D asks for that).
+fn as_f16(v: vec4<f32>) -> vec4<f32> {
+    let bits = bitcast<vec4<u32>>(v);
+    let magnitude = bits & vec4<u32>(0x7fffffffu);
+    let rounded = (bits + vec4<u32>(0xfffu) + ((bits >> vec4<u32>(13u)) & vec4<u32>(1u))) & vec4<u32>(0xffffe000u);
+    let infinite = (bits & vec4<u32>(0x80000000u)) | vec4<u32>(0x7f800000u);
+    let normal = magnitude >= vec4<u32>(0x38800000u);
+    let beyond = magnitude >= vec4<u32>(0x477ff000u);
+    let nan = magnitude > vec4<u32>(0x7f800000u);
+    return bitcast<vec4<f32>>(select(select(bits, rounded, normal), select(infinite, bits, nan), beyond));
+}
+
 fn pack_f16(v: vec4<f32>) -> vec2<u32> {
-    return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
+    let halves = as_f16(v);
+    return vec2<u32>(pack2x16float(halves.xy), pack2x16float(halves.zw));
 }
 
 fn unpack_bf16(word: vec2<u32>) -> vec4<f32> {

@@ -110,6 +110,18 @@ impl Choices {
         best.filter(|(distance, _)| *distance <= NEAR).map(|(_, variant)| variant.as_str())
     }
 
+    /// The variants of classes that differ in one extent alone, however far, the nearest first: in the number of tokens, most often, of
+    /// which a run has many and measures few. Whether a kernel suits is for its family to say.
+    pub fn along<'a>(&'a self, class: &Class) -> impl Iterator<Item = &'a str> {
+        let one =
+            |other: &Class| class.extents.iter().zip(&other.extents).filter(|(a, b)| a != b).count() == 1;
+        let near = self.measured.iter().filter(|(other, _)| one(other));
+        let mut near: Vec<(f64, &str)> =
+            near.filter_map(|(other, v)| Some((other.distance(class)?, v.as_str()))).collect();
+        near.sort_by(|a, b| a.0.total_cmp(&b.0));
+        near.into_iter().map(|(_, variant)| variant)
+    }
+
     /// Whether this very class was measured.
     pub fn knows(&self, class: &Class) -> bool {
         self.forced.is_some() || self.measured.iter().any(|(c, _)| c == class)
@@ -183,6 +195,17 @@ mod tests {
         assert_eq!(variant("a", &[512, 256]), None);
         assert_eq!(variant("b", &[512, 64]), None);
         assert!(choices.knows(&class("a", &[512, 64])) && !choices.knows(&class("a", &[384, 64])));
+    }
+
+    #[test]
+    fn classes_of_other_numbers_of_tokens_serve_one() {
+        let mut choices = Choices::default();
+        choices.insert(class("a", &[4096, 64]), "far");
+        choices.insert(class("a", &[2048, 64]), "nearer");
+        choices.insert(class("a", &[128, 128]), "of other columns");
+        choices.insert(class("b", &[128, 64]), "of another family");
+        assert_eq!(choices.variant(&class("a", &[128, 64])), Some("of other columns"));
+        assert_eq!(choices.along(&class("a", &[256, 64])).collect::<Vec<_>>(), ["nearer", "far"]);
     }
 
     #[test]

@@ -319,6 +319,9 @@ pub struct Launch<'a> {
     pub replaces: &'a [bool],
 }
 
+/// Groups of four of a row that is shared by more lanes than others.
+const LONG_ROW: usize = 4096;
+
 impl Launch<'_> {
     /// Bytes of all inputs and live outputs: the traffic of a kernel that touches each once.
     pub fn traffic(&self) -> f64 {
@@ -329,8 +332,14 @@ impl Launch<'_> {
     }
 
     /// Lanes that share a row in row kernels: on CPU devices one lane walks a row alone, but for rows so long that
-    /// llvmpipe would end its loops early (it stops an invocation after 65,535 iterations of all its loops together).
+    /// llvmpipe would end its loops early (it stops an invocation after 65,535 iterations of all its loops together). On GPUs many
+    /// share such a row, of which there are few at a time: the vocabulary's.
     pub fn row_lanes(&self, cols4: usize) -> u32 {
-        if self.device.cpu && cols4 <= 4096 { 1 } else { (cols4.next_power_of_two() as u32).clamp(1, 64) }
+        let most = match (self.device.cpu, cols4 > LONG_ROW) {
+            (true, false) => 1,
+            (true, true) | (false, false) => 64,
+            (false, true) => 256,
+        };
+        (cols4.next_power_of_two() as u32).clamp(1, most)
     }
 }

@@ -14,7 +14,7 @@ use super::matmul::{Layout, Operand, Product, Terms, accumulate_product};
 use super::rms_norm::row_dispatch;
 use super::{FILL, elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    Case, CaseInput, DType, DeviceProfile, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
@@ -27,8 +27,9 @@ const GRADIENT_NAME: &str = "linear_cross_entropy_gradient";
 /// The target of a row that carries no label.
 pub const NO_TARGET: u32 = u32::MAX;
 
-/// Bytes of logits that exist at once, if 64 rows fit.
-const CHUNK_BYTES: usize = 64 << 20;
+/// Bytes of logits that exist at once, if 64 rows fit, on CPU devices and on GPUs: these read the weight once for every chunk, and many
+/// rows share what a wide vocabulary's weight is read for.
+const CHUNK_BYTES: [usize; 2] = [64 << 20, 128 << 20];
 
 /// Inputs h, W, targets, and u, B of an adapter; output: loss `[1]`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,9 +77,9 @@ pub fn loss_of_gradient(graph: &Graph) -> Option<Value> {
 }
 
 /// Rows of logits that exist at once: a multiple of 64, which keeps every chunk's offset aligned.
-fn chunk_rows(rows: usize, vocab: usize) -> usize {
+fn chunk_rows(device: &DeviceProfile, rows: usize, vocab: usize) -> usize {
     let row = vocab.div_ceil(4) * 16;
-    (CHUNK_BYTES / row / 64 * 64).max(64).min(rows.next_multiple_of(64))
+    (CHUNK_BYTES[usize::from(!device.cpu)] / row / 64 * 64).max(64).min(rows.next_multiple_of(64))
 }
 
 fn check(op: &'static str, inputs: &[TensorType]) -> Result<(), GraphError> {
@@ -101,7 +102,7 @@ fn check_adapter(op: &'static str, inputs: &[TensorType], first: usize) -> Resul
 fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
     let (h, w) = (launch.inputs[0], launch.inputs[1]);
     let (rows, width, vocab) = (h.rows(), h.cols(), w.rows());
-    let chunk = if whole { rows.next_multiple_of(64) } else { chunk_rows(rows, vocab) };
+    let chunk = if whole { rows.next_multiple_of(64) } else { chunk_rows(launch.device, rows, vocab) };
     let logit_row = (w.rows().div_ceil(4) * 16) as u64;
     let h_row = h.bytes() / rows as u64;
     let logits = Operand::new(Place::Workspace(0), DType::F32);

@@ -39,7 +39,8 @@ pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, eps: f64) -> Result<
 pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, cols4: usize) -> Dispatch {
     let lanes = launch.row_lanes(cols4);
     // a lane for a row: as many as a vector has
-    let per_group = if lanes == 1 { launch.device.vector_lanes().unwrap_or(8).max(8) } else { 64 / lanes };
+    let per_group =
+        if lanes == 1 { launch.device.vector_lanes().unwrap_or(8).max(8) } else { (64 / lanes).max(1) };
     Dispatch::new(shader, rows.div_ceil(per_group as usize))
         .define("LANES", lanes)
         .define("ROWS", per_group)

@@ -11,8 +11,8 @@ pub(super) const MAGNITUDES: Shader = crate::shader!("magnitudes");
 pub(super) const ROUND_SCALED: Shader = crate::shader!("round_scaled");
 pub(super) const POWER_OF_TWO: Shader = crate::shader!("shared/power_of_two");
 
-/// Workgroups that look for the largest magnitude of a tensor.
-const MAGNITUDE_GROUPS: usize = 64;
+/// Workgroups that look for the largest magnitude of a tensor, of as many invocations each.
+const MAGNITUDE_GROUPS: usize = 256;
 
 /// Where the copies lie: in scratch spaces from `first` on.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,7 @@ impl Halves {
         }
         if let Some(input) = self.d_o {
             let (ty, x) = (self.q, Place::Input(input));
-            let groups = MAGNITUDE_GROUPS.min(sized(ty).div_ceil(64));
+            let groups = MAGNITUDE_GROUPS.min(sized(ty).div_ceil(MAGNITUDE_GROUPS));
             let magnitudes = Dispatch::new(MAGNITUDES, groups)
                 .param("count", sized(ty))
                 .param("groups", groups)

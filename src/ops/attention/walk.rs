@@ -44,7 +44,9 @@ impl Walk {
         };
         let candidates = Variant::candidates(device, &extents);
         let (choices, class) = (&device.choices, self.class(extents.matrix));
-        let measured = choices.variant(&class).and_then(Variant::parse).filter(|v| v.fits(device, &extents));
+        let fitting = |name| Variant::parse(name).filter(|variant| variant.fits(device, &extents));
+        let measured =
+            choices.variant(&class).and_then(fitting).or_else(|| choices.along(&class).find_map(fitting));
         let with = |variant: Variant| {
             let mut dispatch = bind(self.common(variant));
             let copied = self.copies(variant);

@@ -92,9 +92,14 @@ impl Operation for MatmulGroup {
         let mut cases = Vec::new();
         for layout in [Layout::NT, Layout::TN] {
             // tokens, width, rank, how many
-            for (t, d, r, count) in
-                [(37, 50, 8, 3), (5, 70, 4, 2), (130, 36, 12, 3), (64, 64, 6, 2), (19, 8, 64, 3)]
-            {
+            for (t, d, r, count) in [
+                (37, 50, 8, 3),
+                (5, 70, 4, 2),
+                (130, 36, 12, 3),
+                (64, 64, 6, 2),
+                (19, 8, 64, 3),
+                (530, 600, 8, 2),
+            ] {
                 let other = if layout == Layout::TN { [t, r] } else { [r, d] };
                 let inputs = [CaseInput::random(&[t, d], DType::BF16)]
                     .into_iter()

@@ -1,4 +1,5 @@
-//! A product's kernel: a variant, and what comes before it for a block-quantised weight and for a gated operand.
+//! A product's kernel: a variant, what comes before it for a block-quantised weight and for a gated operand, and whether its inner
+//! dimension is shared by workgroups.
 
 use super::candidates::GATING;
 use super::operand::{Operand, Oriented};
@@ -18,12 +19,26 @@ pub(super) const ROUND_ROWS: Shader = crate::shader!("round_rows");
 ///
 /// An operand `silu(gate) * up` is made in scratch space before the product as well, once, or by the product itself as it loads
 /// the rows (`gates`): once per tile of columns, but neither stored nor read.
+///
+/// In `sections` of the inner dimension, where there are more than one, a product has as many times its tiles: where these are too few to
+/// keep a large GPU busy, as the gradient of a few rows of logits has them. The sums of all sections go through scratch space.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Kernel {
     pub variant: Variant,
     pub staged: bool,
     pub gates: bool,
+    pub sections: u32,
 }
+
+/// Workgroups that keep the GPUs of today busy, at least: sections are made until there are so many.
+const BUSY: usize = 256;
+
+/// Elements of the inner dimension that a section has at least, and of which a section has a multiple: no fewer than any block.
+const SECTION: usize = 256;
+const MOST_SECTIONS: usize = 64;
+
+/// How many of the candidates, on matrix units and not, are measured in sections too.
+const SECTIONED: usize = 2;
 
 /// On CPU devices a product of more rows than this, those of the default tile, stages its weight first: each tile would expand it anew.
 const DIRECT_ROWS: usize = 32;
@@ -33,7 +48,7 @@ impl Kernel {
     pub fn candidates(device: &DeviceProfile, o: &Oriented) -> Vec<Kernel> {
         let all = |staged: bool, gates: bool| {
             let variants = Variant::candidates(device, &o.extents(device, staged, gates));
-            variants.into_iter().map(move |variant| Kernel { variant, staged, gates })
+            variants.into_iter().map(move |variant| Kernel { variant, staged, gates, sections: 1 })
         };
         let staged_first = device.cpu && o.rows > DIRECT_ROWS;
         let mut ways = if o.quantised() { vec![staged_first, !staged_first] } else { vec![false] };
@@ -55,7 +70,23 @@ impl Kernel {
             }
             kernels.splice(1..1, gating);
         }
+        let sectioned = [true, false].map(|units| {
+            let of_kind = kernels.iter().filter(|kernel| kernel.variant.on_matrix_units() == units);
+            of_kind.filter_map(|kernel| kernel.in_sections(device, o)).take(SECTIONED).collect::<Vec<_>>()
+        });
+        kernels.splice(1..1, sectioned.concat());
         kernels
+    }
+
+    /// The same kernel in as many sections as keep a GPU busy, if it takes more than one.
+    fn in_sections(&self, device: &DeviceProfile, o: &Oriented) -> Option<Kernel> {
+        let (rows, cols) = self.variant.tile();
+        let tiles = o.rows.div_ceil(rows) * o.cols.div_ceil(cols);
+        let wanted = (BUSY / tiles).min(o.k / SECTION).min(MOST_SECTIONS);
+        // in powers of two, so that one measurement serves for products of about that size
+        let sections = 1 << wanted.checked_ilog2()?;
+        let kernel = Kernel { sections, ..*self };
+        (sections > 1 && kernel.fits(device, o)).then_some(kernel)
     }
 
     pub fn fits(&self, device: &DeviceProfile, o: &Oriented) -> bool {
@@ -64,11 +95,29 @@ impl Kernel {
             && (o.gated() || !self.gates)
             && (!either || o.has_room(device, self.staged, self.gates));
         way && self.variant.fits(device, &o.extents(device, self.staged, self.gates))
+            && (self.sections == 1 || self.fits_in_sections(device, o))
+    }
+
+    /// Whether what was measured for products of other extents has tiles that this one fills.
+    pub fn suits(&self, o: &Oriented) -> bool {
+        let (rows, cols) = self.variant.tile();
+        let tiles = o.rows.div_ceil(rows) * o.cols.div_ceil(cols);
+        let filled = rows <= o.rows.next_power_of_two() && cols <= o.cols.next_power_of_two();
+        filled && (self.sections == 1 || self.sections as usize * tiles <= 2 * BUSY)
+    }
+
+    fn fits_in_sections(&self, device: &DeviceProfile, o: &Oriented) -> bool {
+        let shares = matches!(self.variant, Variant::Tiled { .. } | Variant::CoopTiled { .. });
+        // the dispatch that adds the sums up knows the second pair's rows and columns by where the result lies
+        let plain = o.terms.pair.is_none() || !o.swapped;
+        let Sections { count, out4, .. } = o.sections(self.sections);
+        shares && !device.cpu && plain && device.piece(16 * (count * out4) as u64).is_none()
     }
 
     /// Whether it needs scratch space for such a product.
     pub fn needs_scratch(&self, o: &Oriented) -> bool {
         self.staged
+            || self.sections > 1
             || (o.gated() && !self.gates)
             || self.rounds_rows(o)
             || matches!(self.variant, Variant::Coop { .. })
@@ -82,7 +131,14 @@ impl Kernel {
     pub fn parse(name: &str) -> Option<Kernel> {
         let (name, gates) = name.strip_prefix("gating ").map_or((name, false), |rest| (rest, true));
         let (name, staged) = name.strip_prefix("staged ").map_or((name, false), |rest| (rest, true));
-        Some(Kernel { variant: Variant::parse(name)?, staged, gates })
+        let (name, sections) = match name.strip_prefix("sections=") {
+            Some(rest) => {
+                let (sections, name) = rest.split_once(' ')?;
+                (name, sections.parse().ok().filter(|n| (2..=MOST_SECTIONS as u32).contains(n))?)
+            }
+            None => (name, 1),
+        };
+        Some(Kernel { variant: Variant::parse(name)?, staged, gates, sections })
     }
 }
 
@@ -90,7 +146,34 @@ impl std::fmt::Display for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (gates, staged) =
             (if self.gates { "gating " } else { "" }, if self.staged { "staged " } else { "" });
-        write!(f, "{gates}{staged}{}", self.variant)
+        write!(f, "{gates}{staged}")?;
+        if self.sections > 1 {
+            write!(f, "sections={} ", self.sections)?;
+        }
+        write!(f, "{}", self.variant)
+    }
+}
+
+/// A product's inner dimension in sections.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sections {
+    pub count: usize,
+    /// Groups of four along k of each, but for the last.
+    pub k4: usize,
+    /// Groups of four of the result.
+    pub out4: usize,
+}
+
+impl Oriented {
+    /// At most so many sections, each of whole blocks.
+    pub fn sections(&self, most: u32) -> Sections {
+        let all = self.k.div_ceil(4);
+        let k4 = all.div_ceil(most as usize).next_multiple_of(SECTION / 4);
+        let out4 = match self.swapped {
+            true => self.cols * self.rows.div_ceil(4),
+            false => self.rows * self.cols.div_ceil(4),
+        };
+        Sections { count: all.div_ceil(k4), k4, out4 }
     }
 }
 
@@ -104,7 +187,7 @@ pub(super) struct Scratch {
 /// What products keep in scratch space, one after the other in the same.
 #[derive(Clone, Copy)]
 pub(super) enum Shared {
-    /// Sums of matrix units.
+    /// Sums of matrix units, or of sections.
     Sums,
     /// A dequantised weight.
     Plain,

@@ -301,6 +301,15 @@ impl Operation for Matmul {
                 let op = Matmul { residual: true, ..op };
                 cases.push(Case::new(format!("{layout:?} pair and residual {dtype} {other}"), op, with));
             }
+            // an inner dimension that goes in sections
+            for (dtype, (m, n, k)) in [(DType::BF16, (35, 44, 1100)), (DType::F16, (40, 70, 600))] {
+                let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, 6));
+                let mut inputs = vec![CaseInput::random(&a, dtype), CaseInput::random(&b, dtype)];
+                inputs.extend([a2, b2].map(|d| CaseInput::random(&d, DType::F32)));
+                inputs.push(CaseInput::random(&[m, n], dtype));
+                let op = Matmul { residual: true, ..Matmul::plain(layout, 0.5, dtype) };
+                cases.push(Case::new(format!("{layout:?} long {m}x{n}x{k} {dtype}"), op, inputs));
+            }
             let (a, b) = dims(4, 5, 3);
             let (a2, b2) = dims(4, 5, 2);
             let inputs = [a, b, a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
@@ -350,10 +359,9 @@ impl Operation for Matmul {
             // dropout on each operand, in thin products and in others, and on the second pair's product
             let dropout = Dropout { p: 0.25, key: 5 };
             let rng = CaseInput::indices([7, 1, 4, 0]);
-            for (on, (m, n, k)) in [MaskOn::Left, MaskOn::Right]
-                .into_iter()
-                .flat_map(|on| [(37, 8, 50), (8, 70, 37), (40, 36, 18)].map(|extents| (on, extents)))
-            {
+            for (on, (m, n, k)) in [MaskOn::Left, MaskOn::Right].into_iter().flat_map(|on| {
+                [(37, 8, 50), (8, 70, 37), (40, 36, 18), (8, 36, 600)].map(|extents| (on, extents))
+            }) {
                 let (a, b) = dims(m, n, k);
                 let mask = Some(Masked { dropout, on });
                 let op = Matmul { mask, ..Matmul::plain(layout, 0.5, DType::F32) };

@@ -1,7 +1,7 @@
 //! A product as operations launch it.
 
 use super::Layout;
-use super::kernel::{Kernel, Scratch, Shared, gated, rounded_rows, staged};
+use super::kernel::{Kernel, Scratch, Sections, Shared, gated, rounded_rows, staged};
 use super::operand::{Gate, MaskOn, Masked, Operand, Oriented, Terms};
 use super::variant::{FINISH, Variant};
 use crate::graph::{
@@ -43,8 +43,10 @@ impl Product {
             kernels.retain(|kernel| !kernel.needs_scratch(&oriented));
         }
         let class = self.class(&oriented);
-        let measured = choices.variant(&class).and_then(Kernel::parse);
-        let measured = measured.filter(|k| k.fits(launch.device, &oriented));
+        let fitting = |name| Kernel::parse(name).filter(|kernel| kernel.fits(launch.device, &oriented));
+        // of more tokens, where its tiles are not too large for so few
+        let along = || choices.along(&class).filter_map(fitting).find(|kernel| kernel.suits(&oriented));
+        let measured = choices.variant(&class).and_then(fitting).or_else(along);
         let mut scratch = Scratch { shared: plan.shared, next: plan.workspaces.len(), used: Vec::new() };
         let mut dispatches = self.with(measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
         let flops: f64 = dispatches.iter().map(|d| d.cost.flops).sum();
@@ -168,11 +170,52 @@ impl Product {
             dispatches.extend(copy.into_iter().chain(copy_c));
             o = Oriented { r, c, ..o };
         }
-        dispatches.extend(self.dispatches(kernel.variant, &o, scratch));
+        match kernel.sections {
+            1 => dispatches.extend(self.dispatches(kernel.variant, &o, None, scratch)),
+            most => dispatches.extend(self.in_sections(kernel.variant, &o, o.sections(most), scratch)),
+        }
         dispatches
     }
 
-    fn dispatches(&self, variant: Variant, o: &Oriented, scratch: &mut Scratch) -> Vec<Dispatch> {
+    /// The sums of each section, and the dispatch that adds them up and stores the result.
+    fn in_sections(
+        &self,
+        variant: Variant,
+        o: &Oriented,
+        sections: Sections,
+        scratch: &mut Scratch,
+    ) -> Vec<Dispatch> {
+        let bytes = 16 * (sections.count * sections.out4) as u64;
+        let sums = Operand::new(scratch.take(Shared::Sums, bytes), DType::F32).range(0, bytes);
+        // dropout lies on an operand, and goes with the sums, or on the second pair
+        let (on_pair, on_operand) = match o.terms.masks(MaskOn::Pair) {
+            true => (o.terms.mask, None),
+            false => (None, o.terms.mask),
+        };
+        let terms = Terms { mask: on_operand, up: o.terms.up, ..Terms::default() };
+        let each = Product { alpha: 1.0, accumulate: false, ..*self };
+        let mut dispatches =
+            each.dispatches(variant, &Oriented { terms, out: sums, ..*o }, Some(sections), scratch);
+        let k2 = o.terms.pair.map_or(0, |(_, _, k2)| k2);
+        let after = Oriented { terms: Terms { mask: on_pair, up: None, ..o.terms }, ..*o };
+        let stored = self.out_bytes(o) as f64 * if o.terms.gradient_of.is_some() { 4.0 } else { 1.0 };
+        let flops = (sections.count * 4 * sections.out4) as f64;
+        let finish = self.finish(&after, sums, Some(sections), k2).cost(flops, bytes as f64 + stored);
+        dispatches.push(finish);
+        dispatches
+    }
+
+    fn out_bytes(&self, o: &Oriented) -> u64 {
+        TensorType::new(Shape::matrix(self.m, self.n), o.out.dtype).bytes()
+    }
+
+    fn dispatches(
+        &self,
+        variant: Variant,
+        o: &Oriented,
+        sections: Option<Sections>,
+        scratch: &mut Scratch,
+    ) -> Vec<Dispatch> {
         let (tile_rows, tile_cols) = variant.tile();
         let col_tiles = o.cols.div_ceil(tile_cols);
         let tiles = o.rows.div_ceil(tile_rows) * col_tiles;
@@ -194,8 +237,11 @@ impl Product {
         let parts = if self.parts > 1 { format!(" in {}", self.parts) } else { String::new() };
         let detail = format!("{:?} {}x{}x{}{widened}{parts}", self.layout, self.m, self.n, self.k);
 
-        let main = variant
-            .define(Dispatch::new(variant.shader(), tiles))
+        let count = sections.map_or(1, |sections| sections.count);
+        let shared = if count > 1 { format!("{count} sections, ") } else { String::new() };
+        let mut main = variant
+            .define(Dispatch::new(variant.shader(), tiles * count))
+            .flag("SECTIONED", sections.is_some())
             .flag("R_INNER", o.r_inner)
             .flag("C_INNER", o.c_inner)
             .param("tiles", tiles)
@@ -204,7 +250,10 @@ impl Product {
             .param("cols", o.cols)
             .param("k", self.k)
             .detail(detail)
-            .variant(variant.to_string());
+            .variant(format!("{shared}{variant}"));
+        if let Some(Sections { count, k4, out4 }) = sections {
+            main = main.param("sections", count).param("section_k4", k4).param("section_out4", out4);
+        }
         if let Variant::Coop { .. } = variant {
             let sums = elements(o.rows, o.cols, DType::F32);
             let scratch = scratch.take(Shared::Sums, sums as u64);
@@ -214,7 +263,8 @@ impl Product {
                 .bind(Operand::new(scratch, DType::F32).binding("sums", View::Matrix, true))
                 .cost(flops, bytes + sums);
             let stored = if o.terms.gradient_of.is_some() { 4.0 * out } else { out };
-            let finish = self.finish(o, scratch, k2).cost(0.0, sums + stored);
+            let sums_of = Operand::new(scratch, DType::F32);
+            let finish = self.finish(o, sums_of, None, k2).cost(0.0, sums + stored);
             return vec![main, finish];
         }
         let octets = |inner: bool, operand: Operand| {
@@ -247,6 +297,7 @@ impl Product {
             main = main
                 .flag("R_RAW", raw(o.r) && !o.gated())
                 .flag("C_RAW", raw(o.c))
+                .flag("R_OVERFLOWS", o.r.rounds)
                 .flag("SCALED", o.unscale.is_some());
             if let Some(unscale) = o.unscale {
                 main = main.read_scalar("unscale", unscale, DType::F32);
@@ -270,28 +321,39 @@ impl Product {
                 .param("r_part", part(o.r_inner, self.k))
                 .param("out_part", part(!o.swapped, o.cols));
         }
-        vec![self.store(main, o)]
+        // sums of all parts lie one after the other
+        let outs = if sections.is_some() { 1 } else { self.parts };
+        vec![self.store(main, o, outs)]
     }
 
-    /// The dispatch that stores the sums of a product on matrix units.
-    fn finish(&self, o: &Oriented, sums: Place, k2: usize) -> Dispatch {
-        let cols4 = o.cols.div_ceil(4);
-        let mut finish = Dispatch::new(FINISH, (o.rows * cols4).div_ceil(64))
+    /// The dispatch that stores the sums of a product on matrix units, or of one in sections.
+    fn finish(&self, o: &Oriented, sums: Operand, sections: Option<Sections>, k2: usize) -> Dispatch {
+        let out4 = o.sections(1).out4;
+        let mut finish = Dispatch::new(FINISH, out4.div_ceil(64))
             .flag("R_INNER", o.r_inner)
             .flag("C_INNER", o.c_inner)
+            .flag("SECTIONED", false)
+            .flag("SECTIONS", sections.is_some())
+            .param("count", out4)
             .param("rows", o.rows)
             .param("cols", o.cols)
-            .param("cols4", cols4)
-            .read("sums", sums, DType::F32)
+            .param("cols4", o.cols.div_ceil(4))
+            .bind(sums.binding("sums", View::Vec4, false))
             .detail(format!("{}x{}", o.rows, o.cols));
+        if let Some(Sections { count, .. }) = sections {
+            finish = finish.param("sections", count);
+        }
+        if self.parts > 1 {
+            finish = finish.param("out_part", out4 / self.parts);
+        }
         if k2 > 0 {
             finish = finish.param("rows4", o.rows.div_ceil(4)).param("k2", k2).param("k2_4", k2.div_ceil(4));
         }
-        self.store(finish, o)
+        self.store(finish, o, self.parts)
     }
 
-    /// What every kernel that stores the result has.
-    fn store(&self, dispatch: Dispatch, o: &Oriented) -> Dispatch {
+    /// What every kernel that stores the result, in so many tensors, has.
+    fn store(&self, dispatch: Dispatch, o: &Oriented, outs: usize) -> Dispatch {
         let mut dispatch = dispatch
             .flag("PAIR", o.terms.pair.is_some())
             .flag("PAIR_MASKED", o.terms.masks(MaskOn::Pair))
@@ -310,7 +372,7 @@ impl Product {
             dispatch = dropout.mask(dispatch, rng);
         }
         let Some(Gate { gate, up, d_up, replaces }) = o.terms.gradient_of else {
-            return (0..self.parts)
+            return (0..outs)
                 .fold(dispatch, |d, part| d.bind(o.out.part(part).binding("out", View::Vec4, true)));
         };
         let sources = [gate.binding("gate", View::Vec4, false), up.binding("up", View::Vec4, false)];
