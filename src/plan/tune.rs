@@ -9,8 +9,7 @@ use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, Work};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
 use crate::graph::{
-    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape,
-    TensorType,
+    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Graph, Place, Shape, TensorType,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,6 +27,8 @@ pub struct Candidate {
     spreads: Vec<(Place, f32)>,
     /// FLOPs of all launches of the class in one run of the graph.
     pub flops: f64,
+    /// Compile no two variants at a time, so that it is known which of them the driver cannot take.
+    pub one_by_one: bool,
 }
 
 /// What was measured for a class.
@@ -41,7 +42,7 @@ pub struct Measurement {
     pub default_seconds: f64,
     /// GFLOP/s of the fastest.
     pub gflops: f64,
-    /// Variants with their seconds; `None` for those that failed or gave other results.
+    /// Variants with their seconds; `None` for those that failed or gave other results. Those that had no turn are left out.
     pub tried: Vec<(String, Option<f64>)>,
 }
 
@@ -74,18 +75,44 @@ pub fn unmeasured(graph: &Graph, device: &DeviceProfile) -> Vec<Candidate> {
             let bound = default.dispatches.iter().flat_map(|d| &d.bindings).map(|b| b.place);
             let buffers = bound.filter(|p| !own(*p)).map(|p| (p, memory(p))).collect();
             let Alternatives { class, variants, indices, spreads } = *alternatives;
-            found.push(Candidate { class, variants, buffers, indices, spreads, flops });
+            found.push(Candidate { class, variants, buffers, indices, spreads, flops, one_by_one: false });
         }
     }
     found.sort_by(|a, b| b.flops.total_cmp(&a.flops));
     found
 }
 
-/// Measures the candidate's variants; begins no new one after `budget`.
+impl Candidate {
+    /// Name of the kernel that serves where nothing is measured.
+    pub fn default_variant(&self) -> &str {
+        &self.variants[0].name
+    }
+
+    /// Keeps the default and those of the others that `keeps` names.
+    pub fn retain(&mut self, keeps: impl Fn(&str) -> bool) {
+        let default = self.variants[0].name.clone();
+        self.variants.retain(|v| v.name == default || keeps(&v.name));
+    }
+}
+
+/// Measures the candidate's variants: begins no new one after `budget`, and times those that it began for as long again.
 ///
 /// # Errors
 /// What the device reported, other than kernels that do not compile.
 pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Measurement, PlanError> {
+    measure_telling(gpu, candidate, budget, &mut |_| ())
+}
+
+/// [`measure`], which names the variants that it is about to compile or to run: a driver may end the device there, or the process.
+///
+/// # Errors
+/// As [`measure`]; what was named last is the cause.
+pub fn measure_telling(
+    gpu: &Gpu,
+    candidate: &Candidate,
+    budget: Duration,
+    about_to: &mut dyn FnMut(&[&str]),
+) -> Result<Measurement, PlanError> {
     let start = Instant::now();
     let mut buffers = HashMap::new();
     for (&place, &(bytes, _)) in &candidate.buffers {
@@ -95,25 +122,10 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
             Err(other) => return Err(other.into()),
         };
     }
+    fill_operands(gpu, candidate, &buffers)?;
     let default = &candidate.variants[0];
-    let bound = default.dispatches.iter().flat_map(|d| &d.bindings);
-    let mut read: Vec<&Binding> = bound.filter(|b| !b.write && b.dtype.is_float()).collect();
-    // pieces of one tensor follow one another
-    read.dedup_by_key(|b| b.place);
-    for (seed, binding) in read.into_iter().enumerate() {
-        let Some(buffer) = buffers.get(&binding.place) else { continue };
-        match candidate.buffers[&binding.place].1.filter(|ty| ty.dtype.is_quantised()) {
-            Some(ty) => buffer.write(&sample(ty)),
-            None => {
-                let spread = candidate.spreads.iter().find(|(place, _)| *place == binding.place);
-                fill(buffer, binding.dtype, seed as u32 + 1, spread.map_or(1.0, |(_, spread)| *spread));
-            }
-        }
-    }
-    for (place, values) in &candidate.indices {
-        buffers[place].write(bytemuck::cast_slice(values));
-    }
-    let (default_run, expected) = match try_variant(gpu, default, &buffers) {
+    about_to(&[&default.name]);
+    let (default_run, expected) = match Run::new(gpu, default, &buffers) {
         Ok(tried) => tried,
         Err(error) if no_room(&error) => return Ok(unmeasurable(candidate)),
         Err(other) => return Err(other.into()),
@@ -124,28 +136,101 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
         if start.elapsed() > budget {
             break;
         }
-        if n.is_multiple_of(workers) {
+        if n.is_multiple_of(workers) && !candidate.one_by_one {
             // drivers compile on one core for each; what does not compile says so where it is bound
             let next = candidate.variants[1 + n..].iter().take(workers);
+            about_to(&next.clone().map(|v| v.name.as_str()).collect::<Vec<_>>());
             let _ = gpu.prepare(next.flat_map(|v| &v.dispatches));
+            gpu.check()?;
         }
-        runs.push(match try_variant(gpu, variant, &buffers) {
+        about_to(&[&variant.name]);
+        runs.push(match Run::new(gpu, variant, &buffers) {
             Ok((run, result)) => agree(&expected, &result).then_some(run),
             Err(GpuError::Shader { .. }) => None,
             Err(error) if no_room(&error) => None,
             Err(other) => return Err(other.into()),
         });
+        // what was passed over may have taken the device with it
+        gpu.check()?;
     }
-    // in alternation, so that a busy moment of the device does not hit one variant alone
+    time_in_turns(gpu, &mut runs, budget, about_to)?;
+    Ok(chosen(candidate, &runs))
+}
+
+/// Random numbers, or what the class names, in all that the default reads.
+fn fill_operands(
+    gpu: &Gpu,
+    candidate: &Candidate,
+    buffers: &HashMap<Place, BufferSlice>,
+) -> Result<(), GpuError> {
+    let bound = candidate.variants[0].dispatches.iter().flat_map(|d| &d.bindings);
+    let mut read: Vec<&Binding> = bound.filter(|b| !b.write && b.dtype.is_float()).collect();
+    // pieces of one tensor follow one another
+    read.dedup_by_key(|b| b.place);
+    for (seed, binding) in read.into_iter().enumerate() {
+        let Some(buffer) = buffers.get(&binding.place) else { continue };
+        match candidate.buffers[&binding.place].1.filter(|ty| ty.dtype.is_quantised()) {
+            Some(ty) => write_over(gpu, buffer, &sample(ty))?,
+            None => {
+                let spread = candidate.spreads.iter().find(|(place, _)| *place == binding.place);
+                let spread = spread.map_or(1.0, |(_, spread)| *spread);
+                write_over(gpu, buffer, &random(buffer.size, binding.dtype, seed as u32 + 1, spread))?;
+            }
+        }
+    }
+    for (place, values) in &candidate.indices {
+        buffers[place].write(bytemuck::cast_slice(values));
+    }
+    Ok(())
+}
+
+/// Times all in alternation, so that a busy moment of the device does not hit one variant alone, and every other time the other
+/// way round, so that no variant always follows the same one; within `budget`, but for the default's first time.
+fn time_in_turns(
+    gpu: &Gpu,
+    runs: &mut [Option<Run<'_>>],
+    budget: Duration,
+    about_to: &mut dyn FnMut(&[&str]),
+) -> Result<(), GpuError> {
+    let software = gpu.profile().cpu;
+    let start = Instant::now();
+    if let (false, Some(default)) = (software, runs.iter_mut().flatten().next()) {
+        about_to(&[&default.variant.name]);
+        while start.elapsed() < WARM_UP {
+            default.time(gpu)?;
+        }
+        // some of it was at low clocks
+        default.seconds = f64::INFINITY;
+    }
     for round in 0..ROUNDS {
-        if start.elapsed() > 2 * budget {
-            break;
-        }
         let best = runs.iter().flatten().map(|r| r.seconds).fold(f64::INFINITY, f64::min);
-        for run in runs.iter_mut().flatten().filter(|r| round < 2 || r.seconds < HOPELESS * best) {
-            run.again(gpu)?;
+        let worth_timing = |run: &&mut Run<'_>| match round {
+            0 => true,
+            // without a figure where the driver gave none
+            1..FINAL => !run.seconds.is_finite() || run.seconds <= FAR * best,
+            _ => run.seconds < HOPELESS * best,
+        };
+        let mut turns: Vec<&mut Run<'_>> = runs.iter_mut().flatten().filter(worth_timing).collect();
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for (n, run) in turns.into_iter().enumerate() {
+            if start.elapsed() > budget && (round, n) > (0, 0) {
+                return Ok(());
+            }
+            about_to(&[&run.variant.name]);
+            let lengthened = if round == 1 { run.lengthen(gpu, software) } else { Ok(()) };
+            match lengthened.and_then(|()| run.time(gpu)) {
+                Err(error) if no_room(&error) => {}
+                timed => timed?,
+            }
         }
     }
+    Ok(())
+}
+
+/// The fastest of what was timed.
+fn chosen(candidate: &Candidate, runs: &[Option<Run<'_>>]) -> Measurement {
     let seconds =
         |i: usize| runs.get(i).and_then(Option::as_ref).map(|r| r.seconds).filter(|s| s.is_finite());
     let default_seconds = seconds(0).unwrap_or(f64::INFINITY);
@@ -153,15 +238,18 @@ pub fn measure(gpu: &Gpu, candidate: &Candidate, budget: Duration) -> Result<Mea
     // the default stays where another is no more than noise ahead
     let (chosen, chosen_seconds) =
         fastest.filter(|(_, s)| s * WORTH < default_seconds).unwrap_or((0, default_seconds));
-    let tried = (0..runs.len()).map(|i| (candidate.variants[i].name.clone(), seconds(i))).collect();
-    Ok(Measurement {
+    // but for those that are right and had no turn
+    let tried = (0..runs.len()).filter(|&i| runs[i].is_none() || seconds(i).is_some());
+    let tried = tried.map(|i| (candidate.variants[i].name.clone(), seconds(i))).collect();
+    let flops = candidate.variants[0].dispatches.iter().map(|d| d.cost.flops).sum::<f64>();
+    Measurement {
         class: candidate.class.clone(),
         variant: candidate.variants[chosen].name.clone(),
         seconds: chosen_seconds,
         default_seconds,
-        gflops: default.dispatches.iter().map(|d| d.cost.flops).sum::<f64>() / chosen_seconds / 1e9,
+        gflops: flops / chosen_seconds / 1e9,
         tried,
-    })
+    }
 }
 
 /// No room to measure in is no reason to end a run that has room to train in.
@@ -184,63 +272,59 @@ fn unmeasurable(candidate: &Candidate) -> Measurement {
     }
 }
 
-/// Launches timed together; the fastest of all counts.
+/// What the default runs for before anything is timed: a GPU that had nothing to do, as while kernels were compiled, has low clocks.
+const WARM_UP: Duration = Duration::from_millis(50);
+/// How often each is timed: once by a single launch, then by groups of launches.
+const ROUNDS: usize = 6;
+/// From this round on only those are timed that could still be the fastest.
+const FINAL: usize = 3;
+/// Launches timed together, of kernels that take less than [`LONG`] seconds.
 const GROUP: usize = 4;
-const ROUNDS: usize = 5;
-/// A group is one launch for kernels that take longer than this, in seconds.
 const LONG: f64 = 0.02;
-/// A variant this many times slower than the best is not tried again.
+/// On GPUs so many that they take this many seconds, which is a thousand times what clocks of devices resolve, and this many at most.
+const GROUP_SECONDS: f64 = 2e-3;
+const LARGEST_GROUP: usize = 64;
+/// A variant whose first launch took so many times as long as the best is not timed again.
+const FAR: f64 = 3.0;
+/// One that is this many times slower than the best after a few rounds is not either.
 const HOPELESS: f64 = 1.5;
 /// How much faster than the default another must be.
 const WORTH: f64 = 1.03;
 /// Bytes of a result that are compared, at its start and at its end.
 const COMPARED: u64 = 2 << 20;
-
-/// [`Run::new`] with the variant's own scratch space.
-fn try_variant(
-    gpu: &Gpu,
-    variant: &Alternative,
-    buffers: &HashMap<Place, BufferSlice>,
-) -> Result<(Run, Vec<Vec<f32>>), GpuError> {
-    let mut buffers = buffers.clone();
-    for &(place, bytes) in &variant.workspaces {
-        buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
-    }
-    Run::new(gpu, &variant.dispatches, &buffers)
-}
+/// Bytes that wait in staging memory at a time.
+const STAGED: u64 = 32 << 20;
 
 /// A compiled variant and its fastest launch so far.
-struct Run {
+struct Run<'c> {
+    variant: &'c Alternative,
+    /// What it binds, its own scratch space included.
+    buffers: HashMap<Place, BufferSlice>,
     group: Recording,
-    /// Dispatches of one launch.
-    each: usize,
     seconds: f64,
 }
 
-impl Run {
-    /// Compiles and times one launch; gives the results of a launch on zeroed outputs too.
-    fn new<'a>(
+impl<'c> Run<'c> {
+    /// Compiles; gives the results of a launch on zeroed outputs too.
+    fn new(
         gpu: &Gpu,
-        dispatches: &'a [Dispatch],
+        variant: &'c Alternative,
         buffers: &HashMap<Place, BufferSlice>,
     ) -> Result<(Self, Vec<Vec<f32>>), GpuError> {
-        let work = |dispatch: &'a Dispatch| {
-            let buffers = dispatch.bindings.iter().map(|b| buffers[&b.place].clone()).collect();
-            Work { dispatch, buffers, on_host: false }
-        };
-        let record = |launches: usize| {
-            let all = (0..launches).flat_map(|_| dispatches);
-            gpu.record(&all.map(work).collect::<Vec<_>>())
-        };
+        let mut buffers = buffers.clone();
+        for &(place, bytes) in &variant.workspaces {
+            buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
+        }
+        let mut run = Run { variant, buffers, group: Recording::default(), seconds: f64::INFINITY };
+        run.record(gpu, 1)?;
         // what the last dispatch writes are the results
-        let written = dispatches.iter().last().into_iter().flat_map(|d| &d.bindings).filter(|b| b.write);
-        let mut written: Vec<&Binding> = written.collect();
+        let written = variant.dispatches.iter().last().into_iter().flat_map(|d| &d.bindings);
+        let mut written: Vec<&Binding> = written.filter(|b| b.write).collect();
         written.dedup_by_key(|b| b.place);
         let outputs: Vec<(BufferSlice, DType)> =
-            written.into_iter().map(|b| (buffers[&b.place].clone(), b.dtype)).collect();
-        let group = record(1)?;
+            written.into_iter().map(|b| (run.buffers[&b.place].clone(), b.dtype)).collect();
         let clears: Vec<BufferSlice> = outputs.iter().map(|(s, _)| s.clone()).collect();
-        gpu.submit(&clears, &[&group])?;
+        gpu.submit(&clears, &[&run.group])?;
         let ends = |slice: &BufferSlice| match slice.size > 2 * COMPARED {
             true => vec![slice.part(0, COMPARED), slice.part(slice.size - COMPARED, COMPARED)],
             false => vec![slice.clone()],
@@ -250,22 +334,61 @@ impl Run {
             let bytes = gpu.read(&ends(slice))?;
             results.push(bytes.iter().flat_map(|bytes| floats(bytes, *dtype)).collect());
         }
-        let mut run = Run { group, each: dispatches.len(), seconds: f64::INFINITY };
-        run.again(gpu)?;
-        if run.seconds < LONG {
-            run.group = record(GROUP)?;
-        }
         Ok((run, results))
     }
 
-    fn again(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
-        let times = gpu.time(&self.group)?;
-        // a driver may leave a timestamp out: such a launch took no time at all
-        let launches = times.chunks(self.each).filter(|launch| launch.iter().all(|t| t.seconds > 0.0));
-        let seconds = launches.map(|launch| launch.iter().map(|t| t.seconds).sum());
-        self.seconds = seconds.fold(self.seconds, f64::min);
+    /// Makes the group one of so many launches.
+    fn record(&mut self, gpu: &Gpu, launches: usize) -> Result<(), GpuError> {
+        let work = |dispatch: &'c Dispatch| {
+            let buffers = dispatch.bindings.iter().map(|b| self.buffers[&b.place].clone()).collect();
+            Work { dispatch, buffers, on_host: false }
+        };
+        let all = (0..launches).flat_map(|_| &self.variant.dispatches).map(work);
+        self.group = gpu.record(&all.collect::<Vec<_>>())?;
         Ok(())
     }
+
+    /// Makes the group as long as it is timed from here on. The time of a single launch no longer counts then: the device's clock may
+    /// be too coarse for it.
+    fn lengthen(&mut self, gpu: &Gpu, software: bool) -> Result<(), GpuError> {
+        let launches = launches(self.seconds, software);
+        if launches > 1 {
+            self.record(gpu, launches)?;
+            self.seconds = f64::INFINITY;
+        }
+        Ok(())
+    }
+
+    fn time(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        let times = gpu.time(&self.group)?;
+        let spans: Vec<(f64, f64)> = times.iter().map(|t| (t.start, t.seconds)).collect();
+        let steady = !gpu.profile().cpu && gpu.has_timestamps();
+        self.seconds = self.seconds.min(seconds_of(&spans, self.variant.dispatches.len(), steady));
+        Ok(())
+    }
+}
+
+/// How many launches of a kernel that takes so many seconds are timed together.
+fn launches(seconds: f64, software: bool) -> usize {
+    match seconds < LONG {
+        false => 1,
+        true if software => GROUP,
+        true => ((GROUP_SECONDS / seconds).ceil() as usize).clamp(GROUP, LARGEST_GROUP),
+    }
+}
+
+/// Seconds of a launch, from starts and durations of the dispatches of a group of them, `each` to a launch: the mean where the device's
+/// own clock is `steady`, else the fastest. Infinite where nothing is known.
+fn seconds_of(spans: &[(f64, f64)], each: usize, steady: bool) -> f64 {
+    let known = |launch: &[(f64, f64)]| launch.iter().all(|(_, seconds)| *seconds > 0.0);
+    if let (true, true, [first, .., last]) = (steady, known(spans), spans)
+        && spans.len() > each
+    {
+        return (last.0 + last.1 - first.0) / (spans.len() / each) as f64;
+    }
+    // a driver may leave a timestamp out: such a launch took no time at all
+    let launches = spans.chunks(each.max(1)).filter(|launch| known(launch));
+    launches.map(|launch| launch.iter().map(|(_, seconds)| seconds).sum()).fold(f64::INFINITY, f64::min)
 }
 
 /// Largest difference over the largest value of an output, and root mean square of all over that of the values: rounding of the
@@ -289,9 +412,9 @@ fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
     crate::graph::layout::unpack(TensorType::new(Shape::vector(count), dtype), bytes)
 }
 
-/// Random numbers in [-spread / 2, spread / 2), one stretch of them over and over; its length divides no usual row.
-fn fill(slice: &BufferSlice, dtype: DType, seed: u32, spread: f32) {
-    let count = (slice.size as usize / dtype.size()).min(250_004);
+/// Random numbers in [-spread / 2, spread / 2) for so many bytes, or a stretch of them; its length divides no usual row.
+fn random(bytes: u64, dtype: DType, seed: u32, spread: f32) -> Vec<u8> {
+    let count = (bytes as usize / dtype.size()).min(250_004);
     let mut state = seed;
     let values: Vec<f32> = (0..count)
         .map(|_| {
@@ -299,13 +422,26 @@ fn fill(slice: &BufferSlice, dtype: DType, seed: u32, spread: f32) {
             spread * ((state >> 8) as f32 / (1 << 24) as f32 - 0.5)
         })
         .collect();
-    let stretch = pack(TensorType::new(Shape::vector(count), dtype), &values);
-    let mut offset = 0;
-    while offset < slice.size {
-        let bytes = (slice.size - offset).min(stretch.len() as u64);
-        slice.part(offset, bytes).write(&stretch[..bytes as usize]);
-        offset += bytes;
+    pack(TensorType::new(Shape::vector(count), dtype), &values)
+}
+
+/// Fills a slice with a stretch of bytes over and over.
+fn write_over(gpu: &Gpu, slice: &BufferSlice, stretch: &[u8]) -> Result<(), GpuError> {
+    let length = stretch.len() as u64;
+    let (mut offset, mut staged) = (0, 0);
+    while length > 0 && offset < slice.size {
+        let from = offset % length;
+        let bytes = (slice.size - offset).min(length - from).min(STAGED - staged);
+        slice.part(offset, bytes).write(&stretch[from as usize..(from + bytes) as usize]);
+        (offset, staged) = (offset + bytes, staged + bytes);
+        if staged == STAGED {
+            // what is written waits on the host until it is submitted, however large the tensor is
+            gpu.submit(&[], &[])?;
+            gpu.wait()?;
+            staged = 0;
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -348,6 +484,27 @@ mod tests {
                 assert!(found, "{}: no buffer for {}", variant.name, binding.name);
             }
         }
+    }
+
+    #[test]
+    fn short_kernels_are_timed_in_groups() {
+        assert_eq!([1e-6, 1e-4, 1e-3, 0.019, 0.5].map(|s| launches(s, false)), [64, 20, 4, 4, 1]);
+        assert_eq!([1e-6, 0.019, 0.5].map(|s| launches(s, true)), [4, 4, 1]);
+        assert_eq!(launches(f64::INFINITY, false), 1, "the driver gave no time");
+    }
+
+    #[test]
+    fn a_group_on_a_gpu_has_its_mean_and_elsewhere_the_fastest_launch() {
+        // two launches of two dispatches, by a clock that is as coarse as they are
+        let spans = [(0.0, 2.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.0)];
+        assert_eq!(seconds_of(&spans, 2, true), 2.5);
+        assert_eq!(seconds_of(&spans, 2, false), 2.0);
+        assert_eq!(seconds_of(&spans[..2], 2, true), 3.0, "a single launch");
+        // timestamps that the driver left out
+        let missing = [(0.0, 0.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.0)];
+        assert_eq!(seconds_of(&missing, 2, true), 2.0);
+        assert_eq!(seconds_of(&missing[..2], 2, true), f64::INFINITY);
+        assert_eq!(seconds_of(&[], 2, true), f64::INFINITY);
     }
 
     #[test]
