@@ -48,7 +48,8 @@ fn choice(devices: &[DeviceInfo]) -> Result<(&DeviceInfo, String), GpuError> {
         (true, _) => "a software device, because no GPU with a driver was found".to_owned(),
         (false, false) => "the only device".to_owned(),
         (false, true) => format!(
-            "the first {} by {}; discrete GPUs go before integrated, virtual and other ones, software devices come last",
+            "the first {} by {}; discrete GPUs go before integrated, virtual and other ones, more memory before less, software \
+             devices come last",
             best.kind, best.backend
         ),
     };
@@ -71,6 +72,9 @@ fn details(device: &DeviceInfo) -> String {
     let mut line = |name: &str, value: String| text += &format!("\n   {name:10}{value}");
     line("backend", device.backend.clone());
     line("driver", if device.driver.is_empty() { "unknown".into() } else { device.driver.clone() });
+    if let Some(bytes) = device.memory_bytes.filter(|_| !device.unified_memory()) {
+        line("memory", size(bytes));
+    }
     line(
         "buffers",
         format!("up to {}, {} bound at once", size(device.max_buffer_bytes), size(device.max_binding_bytes)),
@@ -111,6 +115,7 @@ mod tests {
             kind,
             backend: "Vulkan".into(),
             driver: "driver 1.2".into(),
+            memory_bytes: Some(8 << 30),
             max_buffer_bytes: 4 << 30,
             max_binding_bytes: 128 << 20,
             max_workgroup_storage: 32 << 10,
@@ -142,6 +147,7 @@ mod tests {
     fn details_say_what_is_missing() {
         let text = details(&device(2, "discrete GPU"));
         assert!(text.starts_with("2: device 2 (discrete GPU)"), "{text}");
+        assert!(text.contains("memory    8.0 GiB"), "{text}");
         assert!(text.contains("up to 4.0 GiB, 128.0 MiB bound at once"), "{text}");
         assert!(text.contains("subgroups of 32, no f16 arithmetic, no matrix units, timestamps"), "{text}");
         let text = details(&DeviceInfo { matrix_size: Some(16), ..device(0, "discrete GPU") });

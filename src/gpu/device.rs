@@ -4,9 +4,11 @@ use super::GpuError;
 use super::pipeline::PipelineCache;
 use super::pipeline_file::PipelineFile;
 use super::subgroups::Subgroups;
+use super::vulkan;
 use crate::graph::{Choices, Cooperative, DeviceProfile, SharedMatrices};
 use serde::Serialize;
 use std::cell::Cell;
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +47,8 @@ pub struct DeviceInfo {
     pub kind: &'static str,
     pub backend: String,
     pub driver: String,
+    /// Bytes of its own memory, where the platform tells.
+    pub memory_bytes: Option<u64>,
     /// Bytes of the largest buffer and of the largest part of one that a kernel can bind.
     pub max_buffer_bytes: u64,
     pub max_binding_bytes: u64,
@@ -104,6 +108,7 @@ impl DeviceInfo {
             kind,
             backend: format!("{:?}", info.backend),
             driver: driver.iter().filter(|s| !s.is_empty()).copied().collect::<Vec<_>>().join(" "),
+            memory_bytes: vulkan::memory(adapter),
             max_buffer_bytes: limits.max_buffer_size,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
@@ -129,12 +134,14 @@ impl DeviceInfo {
         ["integrated GPU", "software"].contains(&self.kind)
     }
 
-    /// Lower is better; unusable devices come last.
-    fn rank(&self) -> (bool, usize, usize) {
+    /// Lower is better; unusable devices come last, and of equal ones that with the least memory. Backends tell of all devices how much
+    /// that is, or of none.
+    fn rank(&self) -> (bool, usize, usize, Reverse<u64>) {
         let kinds = ["discrete GPU", "integrated GPU", "virtual GPU", "other", "software"];
         let backends = ["Vulkan", "Metal", "Dx12"];
         let position = |list: &[&str], item: &str| list.iter().position(|x| *x == item).unwrap_or(list.len());
-        (self.unusable.is_some(), position(&kinds, self.kind), position(&backends, &self.backend))
+        let (kind, backend) = (position(&kinds, self.kind), position(&backends, &self.backend));
+        (self.unusable.is_some(), kind, backend, Reverse(self.memory_bytes.unwrap_or(0)))
     }
 }
 
@@ -463,5 +470,56 @@ fn record(slot: &Mutex<Option<GpuError>>, error: GpuError) {
     if let Ok(mut slot) = slot.lock() {
         // the first error is the cause, the later ones follow from it
         slot.get_or_insert(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(name: &str, kind: &'static str, backend: &str, gib: Option<u64>) -> DeviceInfo {
+        DeviceInfo {
+            index: 0,
+            name: name.into(),
+            kind,
+            backend: backend.into(),
+            driver: String::new(),
+            memory_bytes: gib.map(|gib| gib << 30),
+            max_buffer_bytes: 1 << 30,
+            max_binding_bytes: 1 << 30,
+            max_workgroup_storage: 32 << 10,
+            max_workgroup_invocations: 1024,
+            max_storage_buffers: 16,
+            subgroup_sizes: (32, 32),
+            subgroup_size: Some(32),
+            shader_f16: true,
+            matrix_size: None,
+            subgroups: true,
+            timestamps: true,
+            unusable: None,
+        }
+    }
+
+    #[test]
+    fn the_best_device_comes_first() {
+        let broken = DeviceInfo {
+            unusable: Some("too few buffers".into()),
+            ..device("broken", "discrete GPU", "Vulkan", Some(80))
+        };
+        let mut all = [
+            broken,
+            device("processor", "software", "Vulkan", Some(256)),
+            device("shared", "integrated GPU", "Vulkan", Some(64)),
+            device("first by Dx12", "discrete GPU", "Dx12", None),
+            device("second by Dx12", "discrete GPU", "Dx12", None),
+            device("small", "discrete GPU", "Vulkan", Some(4)),
+            device("large", "discrete GPU", "Vulkan", Some(24)),
+            device("large too", "discrete GPU", "Vulkan", Some(24)),
+        ];
+        all.sort_by_key(DeviceInfo::rank);
+        let names = all.each_ref().map(|device| device.name.as_str());
+        let expected =
+            ["large", "large too", "small", "first by Dx12", "second by Dx12", "shared", "processor"];
+        assert_eq!(names[..7], expected);
     }
 }

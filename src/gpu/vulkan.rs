@@ -40,6 +40,19 @@ mod asked {
         })
     }
 
+    /// Bytes of the largest device-local heap, used or not.
+    pub(in crate::gpu) fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+        with(adapter, |instance, device| {
+            // SAFETY: `device` belongs to `instance`
+            let known = unsafe { instance.get_physical_device_memory_properties(device) };
+            let local = known
+                .memory_heaps_as_slice()
+                .iter()
+                .filter(|h| h.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+            local.map(|heap| heap.size).max()
+        })
+    }
+
     /// Size of the subgroups of a kernel that does not allow others, as those of SPIR-V before 1.6 do not unless their pipeline does,
     /// where kernels can have them and vote in them.
     pub(in crate::gpu) fn subgroup_size(adapter: &wgpu::Adapter) -> Option<u32> {
@@ -62,16 +75,30 @@ mod asked {
         None
     }
 
+    pub(in crate::gpu) fn memory(_adapter: &wgpu::Adapter) -> Option<u64> {
+        None
+    }
+
     pub(in crate::gpu) fn subgroup_size(_adapter: &wgpu::Adapter) -> Option<u32> {
         None
     }
 }
 
-pub(super) use asked::{budget, subgroup_size};
+pub(super) use asked::{budget, memory, subgroup_size};
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_free_is_no_more_than_there_is() {
+        for adapter in crate::gpu::device::adapters() {
+            let (info, memory, free) = (adapter.get_info(), memory(&adapter), budget(&adapter));
+            println!("{}: {free:?} of {memory:?}", info.name);
+            assert_eq!(memory.is_some(), info.backend == wgpu::Backend::Vulkan, "{}", info.name);
+            assert!(free.is_none_or(|free| memory.is_some_and(|all| free <= all)), "{}", info.name);
+        }
+    }
 
     #[test]
     fn a_subgroup_has_a_size_within_the_range_that_wgpu_names() {
