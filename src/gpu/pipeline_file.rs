@@ -1,11 +1,13 @@
 //! Compiled pipelines on disk, for backends that hand them out (Vulkan): a program's second start compiles less.
 
+use super::Gpu;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The driver's cache of pipelines with the file that it came from. Written back when dropped, if anything was compiled.
+/// The driver's cache of pipelines with the file that it came from. Written back when it is kept and when dropped, if anything was
+/// compiled since.
 pub(super) struct PipelineFile {
     cache: wgpu::PipelineCache,
     path: PathBuf,
@@ -38,6 +40,13 @@ impl PipelineFile {
         &self.cache
     }
 
+    fn keep(&self) {
+        if self.changed.swap(false, Ordering::Relaxed) {
+            // a cache that cannot be written costs time at the next start, nothing else
+            let _ = self.write();
+        }
+    }
+
     fn write(&self) -> std::io::Result<()> {
         let Some(data) = self.cache.get_data() else { return Ok(()) };
         if fs::read(&self.path).is_ok_and(|known| known == data) {
@@ -54,9 +63,16 @@ impl PipelineFile {
 
 impl Drop for PipelineFile {
     fn drop(&mut self) {
-        if self.changed.load(Ordering::Relaxed) {
-            // a cache that cannot be written costs time at the next start, nothing else
-            let _ = self.write();
+        self.keep();
+    }
+}
+
+impl Gpu {
+    /// Writes what was compiled so far to the file of pipelines, which is written when the device is closed too: a process that is
+    /// killed closes nothing. Costs nothing where nothing was compiled since the last time.
+    pub fn keep_pipelines(&self) {
+        if let Some(file) = &self.shared.pipeline_file {
+            file.keep();
         }
     }
 }

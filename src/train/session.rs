@@ -92,6 +92,7 @@ impl Session<'_, '_> {
         if progress.unfinished.is_some() {
             end = self.after_step(&mut progress, &mut ledger, &mut waiting, end)?;
         }
+        let first = progress.step;
         while end.is_none() {
             let step = progress.step;
             let (epoch, within) = (step / per_epoch, step % per_epoch);
@@ -117,6 +118,10 @@ impl Session<'_, '_> {
                     return Err(error);
                 }
             };
+            if step == first {
+                // by now most of what the run needs is compiled
+                self.trainer.gpu().keep_pipelines();
+            }
             ledger.applied += 1;
             progress.step += 1;
             let count: usize = samples.iter().map(|s| s.tokens.len()).sum();
