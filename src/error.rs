@@ -241,6 +241,9 @@ fn of_gpu(error: &GpuError) -> Failure {
         | GpuError::OutOfHostMemory { .. }
         | GpuError::OverMemoryLimit { .. }
         | GpuError::OverLimit { .. } => Failure::Memory,
-        GpuError::Lost(_) | GpuError::Validation(_) | GpuError::Shader { .. } => Failure::Run,
+        GpuError::Lost(_)
+        | GpuError::Measuring { .. }
+        | GpuError::Validation(_)
+        | GpuError::Shader { .. } => Failure::Run,
     }
 }

@@ -76,6 +76,47 @@ fn what_was_measured_is_kept_and_used() {
     assert_eq!(gpu.profile().choices.iter().count(), 0);
 }
 
+/// What a process leaves behind that a driver ends in the middle of a measurement.
+#[test]
+fn a_kernel_that_ended_an_earlier_start_is_not_tried_again() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kernels.json");
+    let prepare = || {
+        let mut seen = Vec::new();
+        let mut progress = |p: &TuneProgress| seen.push(p.measurement.clone());
+        let report = tuner(TuneMode::Full, &file).prepare(&gpu, &product(256), &mut progress).unwrap();
+        assert_eq!(report.trouble, None);
+        let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["kernels.json"], "nothing is left of what was tried");
+        (seen.swap_remove(0), report.left_out)
+    };
+    let (measured, left_out) = prepare();
+    assert!(left_out.is_empty());
+    let kept: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let device = kept["devices"].as_object().unwrap().keys().next().unwrap();
+    let class = measured.class.to_string();
+    let variants: Vec<String> = measured.tried.iter().map(|(variant, _)| variant.clone()).collect();
+    let tries = |variant: &String| prepare().0.tried.iter().any(|(tried, _)| tried == variant);
+    let crash = |variants: &[String]| {
+        let trying = serde_json::json!({ "device": device, "class": class, "variants": variants });
+        fs::write(folder.path().join("trying-1.json"), trying.to_string()).unwrap();
+    };
+
+    crash(&variants[1..3]);
+    let (measured, left_out) = prepare();
+    assert!(left_out.is_empty(), "it is not known which of them it was");
+    assert!(measured.tried.iter().any(|(tried, _)| *tried == variants[2]));
+
+    crash(&variants[2..3]);
+    let (measured, left_out) = prepare();
+    assert!(left_out.len() == 1 && left_out[0].contains(&variants[2]), "{left_out:?}");
+    assert!(measured.tried.iter().all(|(tried, _)| *tried != variants[2]));
+    let kept: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(kept["refused"][device][&class], serde_json::json!([variants[2]]));
+    assert!(tries(&variants[1]) && !tries(&variants[2]), "from the file alone");
+}
+
 #[test]
 fn a_cache_that_cannot_be_used_is_said_and_does_not_end_the_run() {
     let Some(gpu) = common::gpu() else { return };

@@ -62,6 +62,13 @@ const SHARED: [(&str, &str); 14] = [
     ),
 ];
 
+/// What decides the code of a kernel beside its own text and definitions: the shared texts, how accessors are generated and SPIR-V is
+/// completed, and this crate's version, which stands for that of the shader compiler too.
+pub fn sources() -> impl Iterator<Item = &'static str> {
+    let here = [include_str!("compose.rs"), include_str!("spirv.rs"), env!("CARGO_PKG_VERSION")];
+    [COMMON, WIDE, QUANTISED].into_iter().chain(SHARED.map(|(_, text)| text)).chain(here)
+}
+
 /// What one composed shader depends on: dispatches with equal keys share a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShaderKey {

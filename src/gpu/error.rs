@@ -42,10 +42,21 @@ pub enum GpuError {
         "the device was lost: {0}; run again (a smaller micro-batch helps where a watchdog ended a long kernel)"
     )]
     Lost(String),
+    /// What a measurement of kernels met that no run can go on after. `left_out`: a later start does not try that kernel.
+    #[error("measuring the kernel {kernel} for {class} failed: {reason}; {}", after_measuring(*left_out))]
+    Measuring { kernel: String, class: String, reason: String, left_out: bool },
     #[error("the device reported an error: {0}; please report it with the output of `engraft devices`")]
     Validation(String),
     #[error("the shader {shader} does not compile: {reason}")]
     Shader { shader: String, reason: String },
+}
+
+fn after_measuring(left_out: bool) -> &'static str {
+    if left_out {
+        "run again: that kernel is left out from now on; or leave all on matrix units alone (--no_coop), or measure nothing (--tune off)"
+    } else {
+        "run again and leave kernels on matrix units alone (--no_coop), or measure nothing (--tune off)"
+    }
 }
 
 /// What could not be had; of some things it is not known how large they are.

@@ -1,8 +1,8 @@
 //! How much work the device is given at a time: what runs for seconds without a pause ends in a reset of the device, on Windows after
 //! two of them.
 //!
-//! Bounds are in estimated FLOPs, from the fastest kernel that was measured here but for those on matrix units, of which others are a
-//! small part; until one is, from the kind of device. The slowest kernels reach a tenth of that.
+//! Bounds are in estimated FLOPs, from the fastest kernel that was measured here, where that is on matrix units from the default of
+//! its class, of which others are no small part; until one is, from the kind of device. The slowest kernels reach a tenth of that.
 
 use super::{Cost, DeviceProfile, Dispatch, LaunchPlan};
 

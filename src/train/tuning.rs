@@ -2,23 +2,23 @@
 //!
 //! The file is `kernels.json` in engraft's folder under the platform's cache folder, or in `$ENGRAFT_CACHE`. Its keys name
 //! device, backend, driver and the kernels' own text, so that a new driver or a new version measures anew and leaves the
-//! others' entries alone.
+//! others' entries alone. It is written after every class.
+//!
+//! A driver may lose the device over a kernel, or end the process. What is being tried is noted beside that file before it runs, and a
+//! variant that a measurement did not survive is left out by later starts.
 
-use crate::checkpoint::atomic::write_file;
-use crate::gpu::Gpu;
-use crate::graph::{Choices, Class, Graph};
+use super::kernel_file::{EVERY_CLASS, Entries, Entry, KernelFile, Refused, choices};
+use super::options::TuneMode;
+use super::trial::{LeftBehind, Trial};
+use crate::gpu::{Gpu, GpuError, sources};
+use crate::graph::{Choices, Graph};
 use crate::ops::fingerprint;
 use crate::plan::PlanError;
-use crate::plan::tune::{Candidate, Measurement, measure, unmeasured};
+use crate::plan::tune::{Candidate, Measurement, measure_telling, unmeasured};
 use crate::stop::StopFlag;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-use super::options::TuneMode;
 
 /// Finds the kernels for graphs.
 #[derive(Clone, Debug)]
@@ -50,6 +50,8 @@ pub struct TuneReport {
     pub seconds: f64,
     /// A cache file that could not be read or written: the run goes on without it.
     pub trouble: Option<String>,
+    /// Kernels that an earlier start did not survive measuring, each in a line.
+    pub left_out: Vec<String>,
 }
 
 /// A class may take this long; its default variant is measured in any case.
@@ -64,13 +66,13 @@ impl Tuner {
     /// # Errors
     /// What is wrong with the cache file, in which nothing could be kept.
     pub fn readable(&self) -> Result<(), String> {
-        self.file.as_deref().map_or(Ok(()), |file| Cache::read(file).map(drop))
+        self.file.as_deref().map_or(Ok(()), |file| KernelFile::read(file).map(drop))
     }
 
     /// Sets the device's choices from the file alone; a file that cannot be read is as good as none.
     pub fn recall(&self, gpu: &Gpu) {
-        let cache = self.file.as_deref().and_then(|file| Cache::read(file).ok()).unwrap_or_default();
-        gpu.set_choices(cache.devices.get(&key(gpu)).map_or_else(Choices::default, choices));
+        let kept = self.file.as_deref().and_then(|file| KernelFile::read(file).ok()).unwrap_or_default();
+        gpu.set_choices(kept.devices.get(&key(gpu)).map_or_else(Choices::default, choices));
     }
 
     /// Sets the device's choices for the graph: from the file, and by measuring what it lacks.
@@ -100,8 +102,8 @@ impl Tuner {
         self.prepare_all(gpu, std::slice::from_ref(graph), progress, stop)
     }
 
-    /// [`Tuner::prepare_until`] for several graphs, whose classes are counted as one and measured once each; what was measured is
-    /// kept after every graph. Where that fails, no further graph is begun.
+    /// [`Tuner::prepare_until`] for several graphs, whose classes are counted as one and measured once each. Where what was measured
+    /// cannot be kept, no further graph is begun.
     ///
     /// # Errors
     /// As [`Tuner::prepare`].
@@ -119,58 +121,156 @@ impl Tuner {
         }
         let start = Instant::now();
         let key = key(gpu);
-        let mut cache = Cache::default();
-        if let Some(file) = &self.file {
-            match Cache::read(file) {
-                Ok(read) => cache = read,
-                Err(trouble) => report.trouble = Some(trouble),
-            }
-        }
-        let mut entries = cache.devices.get(&key).cloned().unwrap_or_default();
+        let Known { mut entries, refused, suspected } = self.recollect(&key, &mut report);
         // without a choice all classes count as unmeasured
         gpu.set_choices(if self.mode == TuneMode::Full { Choices::default() } else { choices(&entries) });
         let mut work: Vec<Vec<Candidate>> = Vec::new();
         for graph in graphs {
             let mut candidates = unmeasured(graph, &gpu.profile());
             candidates.retain(|new| work.iter().flatten().all(|known| known.class != new.class));
+            candidates.retain(|new| !refused.class(&new.class.to_string(), new.default_variant()));
+            for candidate in &mut candidates {
+                let class = candidate.class.to_string();
+                candidate.retain(|variant| !refused.variant(&class, variant));
+                candidate.one_by_one = suspected.contains(&class);
+            }
             work.push(candidates);
         }
         let total = work.iter().map(Vec::len).sum();
+        let could_keep = report.trouble.is_none();
         for candidates in &work {
-            let before = report.measured;
             for candidate in candidates {
                 if start.elapsed() > self.budget || stop.is_set() {
                     break;
                 }
-                let measurement = measure(gpu, candidate, CLASS_BUDGET)?;
+                let measurement = self.measure(gpu, candidate, &key)?;
                 if measurement.seconds.is_finite() {
-                    entries.insert(measurement.class.to_string(), Entry::of(&measurement));
+                    let (class, entry) = (measurement.class.to_string(), Entry::of(&measurement));
+                    entries.insert(class.clone(), entry.clone());
+                    if let (Some(file), None) = (&self.file, &report.trouble) {
+                        // entries of a device replace those of the same class
+                        let of_device = |kept: &mut KernelFile| {
+                            kept.devices.entry(key.clone()).or_default().insert(class, entry);
+                        };
+                        report.trouble = KernelFile::update(file, of_device).err();
+                    }
                 }
                 report.measured += 1;
                 progress(&TuneProgress { done: report.measured, total, measurement });
             }
-            if report.measured > before
-                && report.trouble.is_none()
-                && let Some(file) = &self.file
-            {
-                // another process may have written since
-                if let Ok(latest) = Cache::read(file) {
-                    cache = latest;
-                }
-                // entries of a device replace those of the same class
-                cache.devices.entry(key.clone()).or_default().extend(entries.clone());
-                report.trouble = cache.write(file).err();
-                if report.trouble.is_some() {
-                    // what the next graphs measured could not be kept either
-                    break;
-                }
+            if could_keep && report.trouble.is_some() {
+                // what the next graphs measured could not be kept either
+                break;
             }
         }
         report.left = total - report.measured;
         gpu.set_choices(choices(&entries));
+        gpu.keep_pipelines();
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
     }
+
+    /// What the file says of a device, once what trials left behind is in it.
+    fn recollect(&self, key: &str, report: &mut TuneReport) -> Known {
+        let Some(file) = &self.file else { return Known::default() };
+        let left = LeftBehind::find(folder_of(file));
+        let mut suspected = HashSet::new();
+        for LeftBehind { trying, .. } in left.iter().filter(|left| left.trying.device == key) {
+            match &trying.variants[..] {
+                [variant] => report.left_out.push(format!(
+                    "the kernel {variant} is left out for {}: an earlier start ended while it was measured",
+                    trying.class
+                )),
+                // compiled one at a time, the next start ends with the one that it is
+                _ => drop(suspected.insert(trying.class.clone())),
+            }
+        }
+        let refuse = |kept: &mut KernelFile| {
+            for LeftBehind { trying, .. } in &left {
+                if let [variant] = &trying.variants[..] {
+                    kept.refused.entry(trying.device.clone()).or_default().add(&trying.class, variant);
+                }
+            }
+        };
+        let mut kept = KernelFile::default();
+        let read = KernelFile::read(file).map(|read| kept = read);
+        refuse(&mut kept);
+        let written = match left.is_empty() {
+            true => Ok(()),
+            false => read.clone().and_then(|()| KernelFile::update(file, refuse)),
+        };
+        if written.is_ok() {
+            left.into_iter().for_each(LeftBehind::forget);
+        }
+        report.trouble = read.and(written).err();
+        Known {
+            entries: kept.devices.remove(key).unwrap_or_default(),
+            refused: kept.refused.remove(key).unwrap_or_default(),
+            suspected,
+        }
+    }
+
+    /// Measures a class, with a note on disk of what is being tried.
+    fn measure(&self, gpu: &Gpu, candidate: &Candidate, key: &str) -> Result<Measurement, PlanError> {
+        let mut trial = Trial::new(self.file.as_deref().map(folder_of), key, candidate.class.to_string());
+        let measured = measure_telling(gpu, candidate, CLASS_BUDGET, &mut |variants| trial.note(variants));
+        match measured {
+            Err(PlanError::Gpu(error)) => Err(self.after(error, trial, candidate, key).into()),
+            other => {
+                trial.end();
+                other
+            }
+        }
+    }
+
+    /// Refuses the variant that a measurement did not survive, and says so.
+    fn after(&self, error: GpuError, trial: Trial, candidate: &Candidate, key: &str) -> GpuError {
+        let class = candidate.class.to_string();
+        let lacks_memory = matches!(error, GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. });
+        let (kernel, kept) = match trial.variants() {
+            // nothing ran yet
+            [] => return error,
+            [variant] => {
+                let default = variant == candidate.default_variant();
+                let of = if default || lacks_memory { &class } else { EVERY_CLASS };
+                let refuse =
+                    |kept: &mut KernelFile| kept.refused.entry(key.to_owned()).or_default().add(of, variant);
+                let kept = self.file.as_ref().is_some_and(|file| KernelFile::update(file, refuse).is_ok());
+                (variant.clone(), kept && !default)
+            }
+            // the next start finds out which of them it is
+            several => {
+                return GpuError::Measuring {
+                    kernel: several.join(" or "),
+                    class,
+                    reason: error.to_string(),
+                    left_out: false,
+                };
+            }
+        };
+        trial.end();
+        if lacks_memory {
+            return error;
+        }
+        let reason = match error {
+            GpuError::Lost(reason) => format!("the device was lost: {reason}"),
+            other => other.to_string(),
+        };
+        GpuError::Measuring { kernel, class, reason, left_out: kept }
+    }
+}
+
+/// What is known of a device before anything is measured.
+#[derive(Default)]
+struct Known {
+    entries: Entries,
+    refused: Refused,
+    /// Classes one of whose kernels the driver could not compile, it is not known which.
+    suspected: HashSet<String>,
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The cache file, where the platform has a folder for it.
@@ -196,110 +296,128 @@ fn key(gpu: &Gpu) -> String {
     let subgroup = profile.subgroup.map_or(String::new(), |lanes| format!(" | subgroup {lanes}"));
     let matrix =
         profile.cooperative.map_or(String::new(), |c| format!(" | matrix {} of {} lanes", c.size, c.lanes));
-    let kernels = fingerprint();
+    let kernels = kernels();
     format!("{} | {} | {}{subgroup}{matrix} | kernels {kernels:08x}", info.name, info.backend, info.driver)
 }
 
-fn choices(entries: &Entries) -> Choices {
-    let mut choices = Choices::default();
-    for (name, entry) in entries {
-        if let Some(class) = parse(name) {
-            choices.insert(class, entry.variant.clone());
-            if !entry.variant.contains("coop") {
-                choices.reached(entry.gflops);
-            }
-        }
-    }
-    choices
-}
-
-/// Reads what [`Class`] displays; `None` for what somebody else wrote.
-fn parse(name: &str) -> Option<Class> {
-    let (family, extents) = name.rsplit_once(' ')?;
-    let extents = extents.split('x').map(str::parse).collect::<Result<_, _>>().ok()?;
-    Some(Class { family: family.into(), extents })
-}
-
-/// The file's content: device to class to what was measured.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Cache {
-    devices: BTreeMap<String, Entries>,
-}
-
-type Entries = BTreeMap<String, Entry>;
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Entry {
-    variant: String,
-    gflops: f64,
-    /// What the variant is faster by than the default.
-    gain: f64,
-}
-
-impl Entry {
-    fn of(measurement: &Measurement) -> Self {
-        let tenths = |v: f64| (v * 10.0).round() / 10.0;
-        Entry {
-            variant: measurement.variant.clone(),
-            gflops: tenths(measurement.gflops),
-            gain: (measurement.default_seconds / measurement.seconds * 100.0).round() / 100.0,
-        }
-    }
-}
-
-impl Cache {
-    /// A missing file is an empty one.
-    fn read(file: &Path) -> Result<Self, String> {
-        match fs::read(file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
-                format!(
-                    "{} is not a file of measured kernels ({e}); delete it to measure anew",
-                    file.display()
-                )
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Cache::default()),
-            Err(error) => Err(format!("cannot read {}: {error}; kernels are measured anew", file.display())),
-        }
-    }
-
-    fn write(&self, file: &Path) -> Result<(), String> {
-        let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
-            write_file(file, |out| {
-                serde_json::to_writer_pretty(&mut *out, self)?;
-                out.write_all(b"\n")
-            })
-        });
-        written.map_err(|e| format!("cannot write {}: {e}; the next run measures again", file.display()))
-    }
+/// The hash (FNV-1a) of the kernels goes on over what makes code of them.
+fn kernels() -> u32 {
+    let add = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    sources().flat_map(str::bytes).fold(fingerprint(), add)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::{DType, DeviceProfile, Shape};
+    use crate::ops::matmul::{Layout, matmul};
+    use std::fs;
 
-    #[test]
-    fn the_file_reads_back_as_choices() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("new/kernels.json");
-        assert_eq!(Cache::read(&file), Ok(Cache::default()));
-        let class =
-            Class { family: "matmul f32·f32 + f32·f32 -> f32".into(), extents: vec![512, 64, 256, 8] };
-        let entry = Entry { variant: "uniform 32x32 unroll=2".into(), gflops: 70.1, gain: 1.2 };
-        let entries = Entries::from([(class.to_string(), entry.clone()), ("by hand".into(), entry)]);
-        let cache = Cache { devices: [("a".into(), entries)].into() };
-        cache.write(&file).unwrap();
-        let read = Cache::read(&file).unwrap();
-        assert_eq!(read, cache);
-        let choices = choices(&read.devices["a"]);
-        assert_eq!(choices.iter().collect::<Vec<_>>(), [(&class, "uniform 32x32 unroll=2")]);
+    fn tuner(folder: &Path) -> Tuner {
+        Tuner { file: Some(folder.join("kernels.json")), ..Tuner::new(TuneMode::Cached) }
+    }
+
+    fn candidate() -> Candidate {
+        let mut graph = Graph::new();
+        let a = graph.input("a", Shape::matrix(256, 256), DType::F32).unwrap();
+        let b = graph.input("b", Shape::matrix(256, 256), DType::F32).unwrap();
+        let c = matmul(&mut graph, Layout::NT, a, b, 1.0, DType::F32).unwrap();
+        graph.output("c", c);
+        unmeasured(&graph, &DeviceProfile::typical_gpu()).swap_remove(0)
+    }
+
+    /// A process that ended while these were tried.
+    fn crash(folder: &Path, device: &str, class: &str, variants: &[&str]) {
+        Trial::new(Some(folder), device, class.into()).note(variants);
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     #[test]
-    fn a_broken_file_is_named() {
+    fn a_variant_that_ended_an_earlier_start_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("kernels.json");
-        fs::write(&file, "{\"devices\": 3}").unwrap();
-        let said = Cache::read(&file).unwrap_err();
-        assert!(said.contains("kernels.json") && said.contains("delete it"), "{said}");
+        let folder = folder.path();
+        crash(folder, "this", "matmul 8x8", &["coop"]);
+        crash(folder, "this", "matmul 16x8", &["tiled", "coop"]);
+        crash(folder, "that", "matmul 8x8", &["rows"]);
+        let mut report = TuneReport::default();
+        let known = tuner(folder).recollect("this", &mut report);
+        assert!(known.refused.variant("matmul 8x8", "coop") && !known.refused.variant("matmul 8x8", "rows"));
+        assert!(!known.refused.variant("matmul 16x8", "coop"), "it may have been another");
+        assert_eq!(known.suspected, HashSet::from(["matmul 16x8".to_owned()]));
+        assert_eq!(report.trouble, None);
+        assert!(report.left_out.len() == 1 && report.left_out[0].contains("kernel coop"), "{report:?}");
+        assert_eq!(names(folder), ["kernels.json"], "they are forgotten");
+
+        let mut report = TuneReport::default();
+        let known = tuner(folder).recollect("that", &mut report);
+        assert!(known.refused.variant("matmul 8x8", "rows") && known.suspected.is_empty());
+        assert_eq!(report, TuneReport::default(), "it is said once");
+    }
+
+    #[test]
+    fn trials_stay_where_the_file_cannot_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        fs::write(folder.join("kernels.json"), "not json").unwrap();
+        crash(folder, "this", "matmul 8x8", &["coop"]);
+        let mut report = TuneReport::default();
+        let known = tuner(folder).recollect("this", &mut report);
+        assert!(known.refused.variant("matmul 8x8", "coop"));
+        assert!(report.trouble.unwrap().contains("delete it"));
+        assert_eq!(LeftBehind::find(folder).len(), 1);
+    }
+
+    #[test]
+    fn a_device_lost_while_measuring_names_the_kernel_and_refuses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (tuner, candidate) = (tuner(folder), candidate());
+        let class = candidate.class.to_string();
+        let fail = |variants: &[&str], error: GpuError| {
+            let mut trial = Trial::new(Some(folder), "this", class.clone());
+            trial.note(variants);
+            tuner.after(error, trial, &candidate, "this")
+        };
+        let lost = GpuError::Lost("the watchdog".into());
+        let said = fail(&["tiled 64x64 per=4x4 depth=16 split=1"], lost.clone()).to_string();
+        for part in ["tiled 64x64 per=4x4", &class, "the watchdog", "run again", "--no_coop", "--tune off"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let known = tuner.recollect("this", &mut TuneReport::default());
+        assert!(known.refused.variant("another class", "tiled 64x64 per=4x4 depth=16 split=1"));
+        assert_eq!(names(folder), ["kernels.json"]);
+
+        // without the default the class cannot be measured, and a run has no other
+        let default = candidate.default_variant();
+        let error = fail(&[default], lost.clone());
+        assert!(matches!(error, GpuError::Measuring { left_out: false, .. }), "{error}");
+        let times = |n| (0..n).for_each(|_| drop(fail(&[default], lost.clone())));
+        assert!(!tuner.recollect("this", &mut TuneReport::default()).refused.class(&class, default));
+        times(1);
+        assert!(tuner.recollect("this", &mut TuneReport::default()).refused.class(&class, default));
+
+        // which of several it was is for the next start
+        assert!(matches!(fail(&["a", "b"], lost.clone()), GpuError::Measuring { left_out: false, .. }));
+        let known = tuner.recollect("this", &mut TuneReport::default());
+        assert!(known.suspected.contains(&class) && !known.refused.variant(&class, "a"));
+        // nothing had run
+        assert_eq!(fail(&[], lost.clone()), lost);
+        // no room is no fault of the kernel elsewhere
+        let full = GpuError::OutOfMemory { what: "a step".into(), bytes: 0 };
+        assert_eq!(fail(&["a"], full.clone()), full);
+        let known = tuner.recollect("this", &mut TuneReport::default());
+        assert!(known.refused.variant(&class, "a") && !known.refused.variant("another class", "a"));
+    }
+
+    #[test]
+    fn what_is_refused_is_no_candidate() {
+        let mut candidate = candidate();
+        let default = candidate.default_variant().to_owned();
+        candidate.retain(|_| false);
+        assert_eq!(candidate.default_variant(), default);
     }
 }
