@@ -15,8 +15,10 @@ use super::sampler::{Prompts, Sampler};
 use super::saver::Saver;
 use super::schedule::{Schedule, WarmupSchedule};
 use super::session::Session;
-use super::setup::{check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand};
-use super::trainer::Trainer;
+use super::setup::{
+    check_vocabulary, demand_by_size, longest, measured_size, network_of, open_data, run_demand,
+};
+use super::trainer::{Trainer, TrainerError, training_graph};
 use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
@@ -230,7 +232,7 @@ impl<'a> Finetune<'a> {
         choice.plan.check(&gpu.profile())?;
         let mut notes = prepared.notes.clone();
         if options.tune != TuneMode::Off {
-            notes.extend(self.tune(gpu, &choice)?);
+            notes.extend(self.tune(gpu, &choice, &demand(options.micro_batch()))?);
             self.stop.check()?;
             // other kernels may need other scratch space
             choice = choose(gpu)?;
@@ -257,16 +259,21 @@ impl<'a> Finetune<'a> {
         })
     }
 
-    /// Measures the kernels that the plan needs; gives what the user should read of it.
-    fn tune(&mut self, gpu: &Gpu, choice: &Choice) -> Result<Vec<String>, Error> {
+    /// Measures the kernels that the run needs, first those of its largest micro-batches; gives what the user should read of it.
+    fn tune(&mut self, gpu: &Gpu, choice: &Choice, demand: &Demand) -> Result<Vec<String>, Error> {
         let mut notes = Vec::new();
         let (tuner, stop) = (Tuner::new(self.options.tune), self.stop.clone());
-        let tuned = tuner.prepare_until(
+        let sizes =
+            [measured_size(choice.plan.capacity)].into_iter().chain(demand.common.into_iter().flatten());
+        let graphs = sizes.map(|size| training_graph(&choice.plan.network, size));
+        let graphs = graphs.collect::<Result<Vec<_>, _>>().map_err(TrainerError::from)?;
+        let tuned = tuner.prepare_all(
             gpu,
-            &choice.plan.graph,
+            &graphs,
             &mut |progress| self.emit(Event::Tuned(progress.clone())),
             &stop,
         )?;
+        notes.extend(tuned.left_out);
         notes.extend(tuned.trouble);
         if tuned.left > 0 {
             let (left, seconds) = (tuned.left, tuned.seconds);

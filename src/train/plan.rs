@@ -25,6 +25,8 @@ pub struct Demand {
     /// How many sizes, rounded up to buckets, occur in training and in evaluation: each has a plan of its own.
     pub training_sizes: usize,
     pub evaluation_sizes: usize,
+    /// Smaller sizes than the largest, of which most tokens of the training come.
+    pub common: [Option<Capacity>; 2],
     pub optimizer: OptimizerKind,
     /// Tokens of the longest text that is written at evaluations; 0 where none is.
     pub sampled: usize,
@@ -39,6 +41,7 @@ impl Demand {
             longest: tokens,
             training_sizes: 1,
             evaluation_sizes: 1,
+            common: [None; 2],
             optimizer: OptimizerKind::default(),
             sampled: 0,
         }
@@ -72,7 +75,7 @@ impl TrainingPlan {
     /// # Errors
     /// Shapes that do not fit together.
     pub fn new(network: &Network, demand: &Demand, device: &DeviceProfile) -> Result<Self, GraphError> {
-        let Demand { capacity, longest, training_sizes, evaluation_sizes, optimizer, sampled } = *demand;
+        let Demand { capacity, longest, training_sizes, evaluation_sizes, optimizer, sampled, .. } = *demand;
         let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
         let graph = training_graph(network, capacity)?;
         let evaluation = network.evaluation(capacity.tokens, capacity.labels)?;

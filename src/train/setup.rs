@@ -18,7 +18,7 @@ use crate::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use crate::plan::{Bindings, ParameterSpace};
 use crate::stop::StopFlag;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// The frozen network of a Hugging Face folder with an adapter on it, and its weights, checked against each other.
@@ -109,14 +109,14 @@ pub fn longest(data: &Dataset) -> usize {
 
 /// What the micro-batches of a run of `steps` optimiser steps are like, `micro_batch` samples at a time.
 pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize, steps: usize) -> Demand {
-    let (mut training, mut evaluation) = (HashSet::new(), HashSet::new());
+    let (mut training, mut evaluation) = (HashMap::new(), HashMap::new());
     let mut capacity = Capacity { tokens: 1, labels: 1 };
-    let mut add = |sizes: &mut HashSet<(usize, usize)>, samples: &Samples, micro: &[usize]| {
+    let mut add = |sizes: &mut HashMap<(usize, usize), usize>, samples: &Samples, micro: &[usize]| {
         let sum = |count: fn(&Samples, usize) -> usize| micro.iter().map(|&i| count(samples, i)).sum();
         let (tokens, labels): (usize, usize) = (sum(Samples::tokens_len), sum(Samples::label_count));
         capacity.tokens = capacity.tokens.max(tokens);
         capacity.labels = capacity.labels.max(labels);
-        sizes.insert((bucket(tokens), bucket(labels)));
+        *sizes.entry((bucket(tokens), bucket(labels))).or_default() += 1;
     };
     let per_epoch = data.train.len().div_ceil(options.batch_size);
     for epoch in 0..steps.div_ceil(per_epoch) {
@@ -134,9 +134,42 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
         longest: longest(data),
         training_sizes: training.len(),
         evaluation_sizes: evaluation.len(),
+        common: common_sizes(&training, measured_size(capacity).tokens),
         optimizer: options.optimizer,
         sampled: 0,
     }
+}
+
+/// Kernels are measured on micro-batches of no more tokens: larger ones only take longer.
+const MEASURED_TOKENS: usize = 2048;
+
+/// The size that stands for the largest micro-batch where kernels are measured: that one, or a smaller one with as many labels among
+/// its tokens.
+pub fn measured_size(capacity: Capacity) -> Capacity {
+    let (tokens, labels) = (bucket(capacity.tokens), bucket(capacity.labels));
+    let measured = tokens.min(MEASURED_TOKENS);
+    Capacity { tokens: measured, labels: bucket(labels * measured / tokens) }
+}
+
+/// A size with less than this part of a training's tokens is rare.
+const RARE: usize = 50;
+
+/// The sizes with most tokens in a training, each of at most half the tokens of the one before it, the first of half of `largest`.
+/// What lies between is served by the kernels of its neighbours, and what has few of the tokens, as the last of an epoch, is not worth
+/// the measuring.
+fn common_sizes(counts: &HashMap<(usize, usize), usize>, largest: usize) -> [Option<Capacity>; 2] {
+    let mut most = largest / 2;
+    let all: usize = counts.iter().map(|((tokens, _), count)| tokens * count).sum();
+    let common = |tokens: usize, count: usize| tokens * count * RARE > all;
+    [(); 2].map(|()| {
+        let smaller =
+            counts.iter().filter(|((tokens, _), count)| *tokens <= most && common(*tokens, **count));
+        // of equal ones always the same, whatever the order of the map
+        let heaviest = smaller.max_by_key(|(size, count)| (size.0 * **count, **size))?;
+        let &(tokens, labels) = heaviest.0;
+        most = tokens / 2;
+        Some(Capacity { tokens, labels })
+    })
 }
 
 /// What micro-batches of a size are like, looked at once for each size.
@@ -185,4 +218,40 @@ pub fn bind_adapter(
         }
     }
     Ok(buffer.size())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_measured_on_a_part_of_a_large_micro_batch() {
+        let size = |tokens, labels| Capacity { tokens, labels };
+        assert_eq!(measured_size(size(500, 20)), size(512, 32));
+        assert_eq!(measured_size(size(2048, 2047)), size(2048, 2048));
+        assert_eq!(measured_size(size(8192, 4096)), size(2048, 1024));
+        assert_eq!(measured_size(size(100_000, 32)), size(2048, 32));
+    }
+
+    #[test]
+    fn common_sizes_have_most_of_the_tokens() {
+        let counts = [
+            ((2048, 2048), 1),
+            ((1024, 512), 10),
+            ((768, 512), 100),
+            ((512, 32), 20),
+            ((384, 384), 30),
+            ((32, 32), 200),
+        ];
+        let common = |largest| {
+            let sizes = common_sizes(&HashMap::from(counts), largest);
+            sizes.map(|size| size.map(|size| (size.tokens, size.labels)))
+        };
+        assert_eq!(common(2048), [Some((768, 512)), Some((384, 384))]);
+        assert_eq!(common(1024), [Some((384, 384)), Some((32, 32))]);
+        assert_eq!(common(64), [Some((32, 32)), None]);
+        assert_eq!(common(32), [None, None]);
+        let epoch = HashMap::from([((512, 256), 100), ((64, 32), 1)]);
+        assert_eq!(common_sizes(&epoch, 512), [None; 2], "what is left over at its end");
+    }
 }
