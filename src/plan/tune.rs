@@ -9,7 +9,8 @@ use crate::gpu::{BufferSlice, Gpu, GpuError, Recording, Work};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
 use crate::graph::{
-    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Graph, Place, Shape, TensorType,
+    Alternative, Alternatives, Binding, Class, DType, DeviceProfile, Dispatch, Graph, Place, Shape,
+    TensorType,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
