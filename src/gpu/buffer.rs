@@ -56,16 +56,22 @@ impl Gpu {
     /// device.
     ///
     /// # Errors
-    /// As [`Gpu::allocate`], and [`GpuError::NoHostMemory`].
+    /// [`GpuError::NoHostMemory`], [`GpuError::OverLimit`] and [`GpuError::OutOfHostMemory`].
     pub fn allocate_on_host(&self, what: &str, size: u64) -> Result<Buffer, GpuError> {
         if !self.profile().host_buffers {
             return Err(GpuError::NoHostMemory);
         }
         let size = allocation(size);
         GpuError::of_buffer(what, size, &self.profile()).map_or(Ok(()), Err)?;
-        // a buffer that the host could map lies where the host can reach it
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::MAP_READ;
-        let raw = self.raw_buffer(what, size, usage)?;
+        // a buffer that the host could read through a map lies in its memory on every backend; one to write could lie in the device's
+        let usage = wgpu::BufferUsages::MAP_READ
+            | wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST;
+        let raw = self.raw_buffer(what, size, usage).map_err(|error| match error {
+            GpuError::OutOfMemory { what, bytes } => GpuError::OutOfHostMemory { what, bytes },
+            other => other,
+        })?;
         Ok(Buffer { inner: Arc::new(Inner { raw, size, counted: 0, gpu: self.clone() }) })
     }
 
