@@ -432,6 +432,24 @@ fn a_plan_refuses_what_no_buffer_and_no_kernel_takes() {
     assert!(said.contains("8 storage buffers") && said.contains("do not train them in full"), "{said}");
 }
 
+#[test]
+fn a_plan_refuses_host_memory_where_no_buffer_can_lie_there() {
+    let device = DeviceProfile { host_buffers: false, ..DeviceProfile::typical_gpu() };
+    for (offload, host_activations) in [(0, false), (2, false), (0, true)] {
+        let storage = Storage { offload, ..Storage::from(DType::BF16) };
+        let weights = WeightMode::Frozen(storage);
+        let network = Network {
+            weights,
+            host_activations,
+            recompute: Recompute::Layer,
+            ..network(Precision::BF16True, 0.0)
+        };
+        let plan = TrainingPlan::new(&network, &Demand::uniform(1, SEQ), &device).unwrap();
+        let expected = if offload > 0 || host_activations { Err(GpuError::NoHostMemory) } else { Ok(()) };
+        assert_eq!(plan.check(&device), expected, "{offload}, {host_activations}");
+    }
+}
+
 /// What blocks are made again from can wait in host memory: the same bits with less memory of the device.
 #[test]
 fn activations_in_host_memory_change_no_bit() {
@@ -520,6 +538,29 @@ fn a_timed_run_does_what_a_run_does() {
     }
 }
 
+/// Nothing is staged: what a micro-batch's uploads take while they are on their way is nothing beside the least block.
+#[test]
+fn uploads_take_no_memory_on_their_way() {
+    let Some(gpu) = common::gpu() else { return };
+    let storage = Storage { offload: 6, ..Storage::from(DType::BF16) };
+    let network = Network { weights: WeightMode::Frozen(storage), ..network(Precision::BF16True, 0.0) };
+    let (mut trainer, plan) = trainer(&gpu, &network, 1, Recompute::None);
+    let batch = batch(1);
+    trainer.begin().unwrap();
+    // programs are made with the first
+    trainer.accumulate(&batch, 1.0).unwrap();
+    gpu.wait().unwrap();
+    // what was dropped is given back with the next wait
+    gpu.submit(&[], &[]).unwrap();
+    gpu.wait().unwrap();
+    let Some(before) = gpu.backend_bytes() else { return };
+    trainer.accumulate(&batch, 1.0).unwrap();
+    let taken = gpu.backend_bytes().unwrap().saturating_sub(before);
+    let block = plan.host_bytes / 6;
+    println!("{taken} bytes beside blocks of {block}");
+    assert!(taken < block / 4, "{taken} bytes beside blocks of {block}");
+}
+
 #[test]
 fn a_plan_is_what_the_device_gives() {
     let Some(gpu) = common::gpu() else { return };
@@ -585,7 +626,13 @@ fn a_plan_is_what_the_device_gives() {
             text(backend.map(|b| b.1)),
         );
         if let Some((allocated, reserved)) = backend {
-            let share = allocated as f64 / plan.memory.total() as f64;
+            // buffers in host memory are its too, and a token embedding there is none
+            let on_device = Storage { offload: 0, ..storage };
+            let network = Network { weights: WeightMode::Frozen(on_device), ..plan.network.clone() };
+            let embedding =
+                TrainingPlan::new(&network, &Demand::uniform(samples, SEQ), &gpu.profile()).unwrap();
+            let planned = plan.memory.total() + plan.host_bytes - embedding.host_bytes;
+            let share = allocated as f64 / planned as f64;
             assert!((share - 1.0).abs() < 0.03, "{precision}, {samples}, {recompute}: {share}");
             // blocks that small buffers are cut from, and those that were not given back
             assert!(reserved < allocated + (32 << 20), "{precision}, {samples}, {recompute}: {reserved}");
@@ -798,7 +845,8 @@ fn host_memory_counts_where_it_is_the_devices() {
     let least = Network { weights: quantised(6), ..on_host.clone() };
     let least = planner(&least, &separate).plan(1, Recompute::Layer).unwrap().memory.total();
     let plain = Network { weights: quantised(0), ..on_device };
-    for (device, advised) in [(&separate, true), (&unified, false)] {
+    let without = DeviceProfile { host_buffers: false, ..DeviceProfile::typical_gpu() };
+    for (device, advised) in [(&separate, true), (&unified, false), (&without, false)] {
         let limit = MemoryLimit::of(Some(least), None);
         let Err(FitError::Memory(error)) = planner(&plain, device).choose(1, RecomputeKind::NONE, limit)
         else {

@@ -1,5 +1,6 @@
-//! What the host holds while weights go to the device: counted by this program's own allocator, which a driver's memory
-//! (on a software device that is the device's) does not pass through. One test, so that nothing else allocates meanwhile.
+//! What the host holds while weights go to the device, or to buffers in host memory: counted by this program's own allocator, which a
+//! driver's memory (on a software device that is the device's) does not pass through. One test, so that nothing else allocates
+//! meanwhile.
 
 mod common;
 
@@ -9,7 +10,7 @@ use engraft::fuse::Fusions;
 use engraft::graph::DType;
 use engraft::graph::layout::unpack;
 use engraft::models::{ModelConfig, Network};
-use engraft::nn::{PlainLayers, WeightMode};
+use engraft::nn::{PlainLayers, Storage, WeightMode};
 use engraft::plan::Bindings;
 use engraft::train::bench::small_config;
 use engraft::train::weights::WeightSource;
@@ -131,4 +132,19 @@ fn the_host_holds_pieces_and_not_the_model() {
             }
         }
     }
+    // blocks of 30 M parameters that stay in host memory: in buffers of the device there
+    let storage = Storage { offload: 2, ..Storage::from(DType::BF16) };
+    let network = network(512);
+    let config = ModelConfig { intermediate_size: 20_000, vocab_size: 100, ..network.config };
+    let network = Network { config, weights: WeightMode::Frozen(storage), ..network };
+    let graph = network.evaluation(32, 32).unwrap();
+    let mut bindings = Bindings::new();
+    let before = NOW.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    WeightSource::Random { seed: 1 }.upload(&gpu, &graph, &network, &mut bindings).unwrap();
+    let peak = PEAK.load(Ordering::Relaxed) - before;
+    let streamed = bindings.streamed_bytes();
+    println!("{} MiB streamed, {} MiB on the host beside them", streamed >> 20, peak >> 20);
+    assert!(streamed > 117 << 20, "{streamed}");
+    assert!(peak < allowed, "{peak} bytes of the host beside {streamed}");
 }

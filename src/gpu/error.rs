@@ -6,7 +6,9 @@ use thiserror::Error;
 
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum GpuError {
-    #[error("the device cannot keep activations in host memory; leave --offload_activations out")]
+    #[error(
+        "the device cannot keep weights or activations in host memory; leave --offload and --offload_activations out"
+    )]
     NoHostMemory,
     #[error(
         "no GPU or driver found: install a Vulkan driver for your GPU (Debian and Ubuntu: mesa-vulkan-drivers, which has \

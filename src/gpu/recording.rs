@@ -1,9 +1,12 @@
 //! Recordings: dispatches bound to buffers, replayed in submissions of bounded work, with uploads in between.
+//!
+//! An upload is a copy in the encoder of the dispatches that it comes before, not a write of the queue: that would copy to staging
+//! memory first, made anew each time and in the device's memory where the host reaches it, and wgpu would put the barriers of these
+//! dispatches behind it. So they come before the copy, and it is in order with what uses its slot alone.
 
 use super::pipeline::{Bound, Descriptors};
 use super::{Buffer, BufferSlice, Gpu, GpuError};
 use crate::graph::Cost;
-use std::sync::Arc;
 
 /// Dispatches that run in order, as often as wanted, and what is uploaded between them.
 #[derive(Default)]
@@ -16,11 +19,12 @@ pub struct Recording {
     uploads: Vec<(usize, Upload)>,
 }
 
-/// Content that goes to the device anew in every run of a recording.
+/// What goes from host memory ([`Gpu::allocate_on_host`]) to the device anew in every run of a recording: a multiple of four
+/// bytes, as many as `from` has.
 #[derive(Clone)]
 pub struct Upload {
+    pub from: BufferSlice,
     pub to: BufferSlice,
-    pub bytes: Arc<Vec<u8>>,
 }
 
 /// A dispatch, and what is uploaded before it.
@@ -78,7 +82,7 @@ impl Gpu {
         while let Some((_, uploads)) = left.first() {
             let (now, later) = left.split_at(submission(left, bound));
             if share != Share::Dispatches {
-                uploads.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
+                uploads.iter().for_each(|(_, upload)| upload.encode(&mut encoder));
             }
             if share != Share::Uploads {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
@@ -93,6 +97,13 @@ impl Gpu {
             self.shared.queue.submit([encoder.finish()]);
         }
         self.check()
+    }
+}
+
+impl Upload {
+    pub(super) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        let Upload { from, to } = self;
+        encoder.copy_buffer_to_buffer(from.buffer.raw(), from.offset, to.buffer.raw(), to.offset, from.size);
     }
 }
 
@@ -132,7 +143,7 @@ impl Recording {
 
     /// Bytes that are uploaded in a run.
     pub fn upload_bytes(&self) -> u64 {
-        self.uploads.iter().map(|(_, upload)| upload.bytes.len() as u64).sum()
+        self.uploads.iter().map(|(_, upload)| upload.from.size).sum()
     }
 
     /// Estimated work of one run.

@@ -1,9 +1,7 @@
 //! How long each dispatch of a recording takes, by the device's own clock where it has one, and what its uploads cost beside them.
 //!
-//! A timed run goes in the submissions of [`Gpu::submit`], with as many in flight: uploads wait in staging memory for no longer
-//! than they do in a real one.
+//! A timed run goes in the submissions of [`Gpu::submit`], with as many in flight: uploads come where they do in a real one.
 
-use super::pipeline::Bound;
 use super::recording::{Share, Step, submission};
 use super::{BufferSlice, Gpu, GpuError, Recording};
 use crate::graph::Cost;
@@ -144,8 +142,8 @@ impl Gpu {
         let bound = self.profile().submission();
         while at < steps.len() {
             let until = at + submission(&steps[at..], bound);
-            upload(&steps[at]);
             let mut encoder = device.create_command_encoder(&Default::default());
+            upload(&steps[at], &mut encoder);
             for (i, (step, _)) in steps.iter().enumerate().take(until).skip(at) {
                 let query = 2 * (i % CHUNK) as u32;
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -190,13 +188,14 @@ impl Gpu {
         let origin = Instant::now();
         let mut spans = Vec::with_capacity(steps.len());
         for step in steps {
-            if upload(step) {
+            let mut encoder = self.shared.device.create_command_encoder(&Default::default());
+            if upload(step, &mut encoder) {
                 // the copy is no part of the dispatch after it
-                self.submit(&[], &[])?;
+                self.shared.queue.submit([encoder.finish()]);
                 self.wait()?;
+                encoder = self.shared.device.create_command_encoder(&Default::default());
             }
             let start = origin.elapsed().as_secs_f64();
-            let mut encoder = self.shared.device.create_command_encoder(&Default::default());
             step.0.encode(&mut encoder.begin_compute_pass(&Default::default()));
             self.shared.queue.submit([encoder.finish()]);
             self.wait()?;
@@ -207,7 +206,7 @@ impl Gpu {
 }
 
 /// Uploads what comes before a step; whether there is anything.
-fn upload((_, uploads): &(&Bound, &[(usize, super::Upload)])) -> bool {
-    uploads.iter().for_each(|(_, upload)| upload.to.write(&upload.bytes));
+fn upload((_, uploads): &Step<'_>, encoder: &mut wgpu::CommandEncoder) -> bool {
+    uploads.iter().for_each(|(_, upload)| upload.encode(encoder));
     !uploads.is_empty()
 }

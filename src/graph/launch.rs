@@ -29,7 +29,7 @@ pub struct DeviceProfile {
     pub max_buffer: u64,
     /// Storage buffers that one kernel can bind; 0 where that is not known to matter.
     pub max_storage_buffers: u32,
-    /// Kernels can read and write buffers in memory of the host.
+    /// Buffers can lie in memory of the host, where the device copies from them and kernels read and write them.
     pub host_buffers: bool,
     /// The device's memory is the host's: what lies there takes of it too.
     pub unified_memory: bool,

@@ -4,7 +4,6 @@ use super::stream::Streamed;
 use crate::gpu::{BufferSlice, Gpu, GpuError, Upload, allocation};
 use crate::graph::{Graph, LeafKind, TensorType, Value};
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// Leaf name to device memory. Graphs of several sizes share one.
 #[derive(Clone, Default)]
@@ -42,20 +41,13 @@ impl Bindings {
     }
 
     /// What goes where, by block.
-    pub(super) fn streams(&self) -> HashMap<usize, Vec<Upload>> {
-        let mut blocks: HashMap<usize, Vec<Upload>> = HashMap::new();
-        for (name, Streamed { block, bytes }) in &self.streamed {
-            if let Some(slice) = self.leaf(name) {
-                let upload = Upload { to: slice.clone(), bytes: Arc::clone(bytes) };
-                blocks.entry(*block).or_default().push(upload);
-            }
-        }
-        blocks
+    pub(super) fn streams(&self) -> HashMap<usize, Upload> {
+        self.streamed.values().map(|s| (s.block, s.upload.clone())).collect()
     }
 
     /// Bytes of host memory that wait to be streamed.
     pub fn streamed_bytes(&self) -> u64 {
-        self.streamed.values().map(|s| s.bytes.len() as u64).sum()
+        self.streams().values().map(|upload| upload.from.buffer.size()).sum()
     }
 
     /// What a graph's weights and parameters are bound to here, without its inputs.

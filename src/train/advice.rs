@@ -156,12 +156,12 @@ impl Planner<'_> {
         }
         if let WeightMode::Frozen(storage) = network.weights
             && !self.device.unified_memory
+            && self.device.host_buffers
         {
             let offload = network.config.layers;
             network.weights = WeightMode::Frozen(Storage { offload, ..storage });
-            network.host_activations = self.device.host_buffers;
-            let activations = if network.host_activations { " --offload_activations" } else { "" };
-            add(&format!("--offload {offload}{activations}"), &network);
+            network.host_activations = true;
+            add(&format!("--offload {offload} --offload_activations"), &network);
         }
         all
     }

@@ -149,10 +149,10 @@ impl TrainingPlan {
     /// [`GpuError::NoHostMemory`], and [`GpuError::OverLimit`] where a buffer is larger than the device can have, or a kernel binds
     /// more of them, or more at once, than it allows.
     pub fn check(&self, device: &DeviceProfile) -> Result<(), GpuError> {
-        if self.network.host_activations && !device.host_buffers {
+        let streams = stream_layout(&self.graph, &self.network);
+        if (self.network.host_activations || streams.slots > 0) && !device.host_buffers {
             return Err(GpuError::NoHostMemory);
         }
-        let streams = stream_layout(&self.graph, &self.network);
         GpuError::of_buffer("weights of a block in host memory", streams.slot_bytes, device)
             .map_or(Ok(()), Err)?;
         self.layouts.iter().try_for_each(|layout| layout.check(&self.graph, device))

@@ -1,4 +1,5 @@
-//! Weights on their way to the device, in pieces: the host holds a few of them at a time, whatever the checkpoint's size.
+//! Weights on their way to the device, in pieces: the host holds a few of them at a time, whatever the checkpoint's size. Those that
+//! stay in host memory go the same way into its buffers, through the queue: what could be written through a map may lie on the device.
 //!
 //! Pieces are read with positioned reads, not through the map of the file: what a map has read counts as memory of the
 //! process until the system takes it back, on each system by rules of its own, and a file that is cut short meanwhile is an
@@ -16,7 +17,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A weight and its place on the device.
+/// A weight and its place.
 pub(super) struct Target {
     pub name: String,
     pub ty: TensorType,

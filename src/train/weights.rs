@@ -1,9 +1,9 @@
 //! Base weights on their way to the device: from a checkpoint, or random.
 
 use super::optimiser::Optimiser;
-use super::upload::{Target, packed, upload};
+use super::upload::{Target, upload};
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredBlocks, encode};
-use crate::gpu::{Buffer, Gpu, GpuError, allocation};
+use crate::gpu::{Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
 use crate::models::{EMBEDDING, ModelConfig, Network, ROPE_TABLE};
@@ -40,14 +40,12 @@ pub(super) fn weight_bytes(graph: &Graph, network: &Network) -> u64 {
     let leaves =
         graph.leaves().iter().filter(|l| l.kind == LeafKind::Frozen && streams.place(&l.name).is_none());
     let resident: u64 = leaves.map(|leaf| allocation(graph.type_of(leaf.value).bytes())).sum();
-    resident + streams.slots as u64 * allocation(streams.slot_bytes)
+    resident + streams.device_bytes()
 }
 
 /// Bytes of the weights that stay in host memory, but for a token embedding.
 pub(super) fn streamed_bytes(graph: &Graph, network: &Network) -> u64 {
-    let streams = stream_layout(graph, network);
-    let leaves = graph.leaves().iter().filter(|leaf| streams.place(&leaf.name).is_some());
-    leaves.map(|leaf| graph.type_of(leaf.value).bytes()).sum()
+    stream_layout(graph, network).host_bytes()
 }
 
 /// Where base weights come from.
@@ -143,8 +141,8 @@ impl WeightSource {
         Ok(())
     }
 
-    /// Uploads every frozen leaf of the graph, and the rotary table; gives the bytes allocated. Weights of blocks that stay in
-    /// host memory are read into it, and bound to the slots that they will come to.
+    /// Uploads every frozen leaf of the graph, and the rotary table; gives the bytes allocated on the device. Weights of blocks
+    /// that stay in host memory go into the buffers there, and are bound to the slots that they will come to.
     ///
     /// # Errors
     /// A weight that is missing, a failed allocation.
@@ -171,18 +169,16 @@ impl WeightSource {
         stop: &StopFlag,
     ) -> Result<u64, WeightError> {
         let streams = stream_layout(graph, network);
-        let slots = (0..streams.slots)
-            .map(|_| gpu.allocate("weights of a block in host memory", streams.slot_bytes))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut total = slots.iter().map(Buffer::size).sum();
+        let blocks = streams.allocate(gpu)?;
+        let mut total = streams.device_bytes();
         let mut targets = Vec::new();
         for leaf in graph.leaves().iter().filter(|l| l.kind == LeafKind::Frozen) {
             let ty = graph.type_of(leaf.value);
             if let Some((block, offset)) = streams.place(&leaf.name) {
-                stop.check()?;
-                let bytes = Arc::new(packed(self, &leaf.name, ty)?);
-                let slot = slots[block % slots.len()].slice(offset, ty.bytes());
-                bindings.stream(leaf.name.clone(), slot, Streamed { block, bytes });
+                let upload = blocks[&block].clone();
+                let [slice, slot] = [&upload.from, &upload.to].map(|block| block.part(offset, ty.bytes()));
+                targets.push(Target { name: leaf.name.clone(), ty, slice });
+                bindings.stream(leaf.name.clone(), slot, Streamed { block, upload });
                 continue;
             }
             let buffer = gpu.allocate(&leaf.name, ty.bytes())?;
