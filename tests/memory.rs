@@ -1127,3 +1127,40 @@ fn a_driver_that_has_no_room_ends_a_run_with_advice() {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
 }
+
+/// Sixteen blocks of 122 MB, in a process that may take 1.8 GB: the error tells that it is the host's memory that lacks.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_host_without_room_for_offloaded_weights_says_so() {
+    let Some(gpu) = common::gpu() else { return };
+    if !gpu.info().is_software() {
+        return;
+    }
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "ulimit -v 1800000; exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_engraft"),
+        "bench",
+        "train",
+    ]);
+    command.args([
+        "--shape",
+        "llama-3.2-1b",
+        "--offload",
+        "16",
+        "--seq",
+        "64",
+        "--batch",
+        "1",
+        "--steps",
+        "1",
+    ]);
+    command.args(["--tune", "off", "--memory_limit", "100GiB", "--gpu", &gpu.info().index.to_string()]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for word in ["out of host memory: ", "for weights of a block in host memory", "--offload"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! An upload is a copy in the encoder of the dispatches that it comes before, not a write of the queue: that would copy to staging
 //! memory first, made anew each time and in the device's memory where the host reaches it, and wgpu would put the barriers of these
-//! dispatches behind it. So they come before the copy, and it is in order with what uses its slot alone.
+//! dispatches behind it. Here they come before the copy, which is ordered against what uses its slot alone.
 
 use super::pipeline::{Bound, Descriptors};
 use super::{Buffer, BufferSlice, Gpu, GpuError};

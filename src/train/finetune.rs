@@ -245,14 +245,17 @@ impl<'a> Finetune<'a> {
         let mut saver =
             Saver::new(&self.options, prepared.adapter.as_ref().map(|(_, settings)| settings.clone()));
         self.train(gpu, prepared, choice, &mut saver, notes).map_err(|error| {
+            let device = &gpu.profile();
             let room = match error.gpu() {
                 Some(GpuError::OverMemoryLimit { limit, .. }) => *limit,
                 // how much there was is not known: less than planned
-                Some(GpuError::OutOfMemory { .. } | GpuError::OutOfHostMemory { .. }) => planned / 4 * 3,
+                Some(GpuError::OutOfMemory { .. }) => planned / 4 * 3,
+                Some(GpuError::OutOfHostMemory { .. }) if device.unified_memory => planned / 4 * 3,
+                // a host without room gets none by what is planned for the device
                 _ => return error,
             };
-            let (network, device) = (prepared.network.clone(), &gpu.profile());
-            let planner = Planner { network, device, batch_size, resumed, demand: &demand };
+            let planner =
+                Planner { network: prepared.network.clone(), device, batch_size, resumed, demand: &demand };
             let advice = planner.advise(options.micro_batch(), recompute, room.min(planned - 1));
             let (source, saved) = (Box::new(error), saver.last().map(Path::to_path_buf));
             Error::OutOfMemory { source, planned, advice: advice.unwrap_or_default(), saved }
