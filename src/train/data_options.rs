@@ -72,6 +72,12 @@ impl DataOptions {
                 "names files, and so does --data.json_path: give one of the two, or --data JSON --data.json_path FILE",
             );
         }
+        checks.utf8("--data.json_path", &self.json_path);
+        self.sources.iter().for_each(|source| checks.utf8("--data", &source.path));
+        [("--prompt_template", &self.prompt_template), ("--data_cache", &self.cache)]
+            .into_iter()
+            .filter_map(|(option, path)| Some((option, path.as_deref()?)))
+            .for_each(|(option, path)| checks.utf8(option, path));
         checks.below_one("--data.val_split_fraction", self.val_split_fraction);
         checks.optional_count("--data.num_workers", self.num_workers, "to use all processors");
         checks.prompt_style("--data.prompt_style", &self.prompt_style);

@@ -11,7 +11,7 @@ use super::options::FinetuneOptions;
 use super::run_folder::{HYPERPARAMETERS_FILE, read_json};
 use super::stopping::Watch;
 use super::trainer::Trainer;
-use crate::checkpoint::{Checkpoint, atomic, write_safetensors};
+use crate::checkpoint::{Checkpoint, CheckpointError, atomic, write_safetensors};
 use crate::data::Dataset;
 use crate::error::Error;
 use crate::graph::DType;
@@ -184,6 +184,7 @@ impl Progress {
                 return Err(said(reason));
             }
         }
+        open_tensors(folder)?;
         Ok(found)
     }
 
@@ -192,7 +193,7 @@ impl Progress {
     /// # Errors
     /// A state of other parameters, a damaged file.
     pub fn load(folder: &Path, trainer: &mut Trainer, micro_batches: u32) -> Result<(), Error> {
-        let file = Checkpoint::open_file(&folder.join(TENSORS))?;
+        let file = open_tensors(folder)?;
         for name in trainer.optimiser().state_names() {
             let values = file.tensor(&name)?.to_f32();
             trainer.optimiser().set_state(&name, &values)?;
@@ -200,6 +201,46 @@ impl Progress {
         trainer.go_on_after(micro_batches);
         Ok(())
     }
+}
+
+/// The parameters and moments that a step has saved.
+///
+/// # Errors
+/// A missing or damaged file: which step to take in its place.
+fn open_tensors(folder: &Path) -> Result<Checkpoint, Error> {
+    let path = folder.join(TENSORS);
+    Checkpoint::open_file(&path).map_err(|error| {
+        let reason = match error {
+            // nobody can download it again
+            CheckpointError::Truncated { expected, found, .. } => {
+                format!("truncated: {expected} bytes expected, {found} found")
+            }
+            CheckpointError::Header { reason, .. } => format!("not a safetensors file: {reason}"),
+            CheckpointError::Layout { tensor, reason, .. } => format!("tensor {tensor:?}: {reason}"),
+            CheckpointError::Read { source, .. } => format!("cannot be read: {source}"),
+            other => other.to_string(),
+        };
+        let way = match earlier(folder) {
+            Some(earlier) => format!("go on from an earlier step: --resume {}", earlier.display()),
+            None => {
+                format!(
+                    "no earlier step is saved: remove {} and begin anew without --resume",
+                    folder.display()
+                )
+            }
+        };
+        Error::input(format!("{}: the saved step is damaged: {reason}; {way}", path.display()))
+    })
+}
+
+/// The newest whole step before this one that the same run saved beside it.
+fn earlier(folder: &Path) -> Option<PathBuf> {
+    let (out_dir, run) = (folder.parent()?, run_of(folder)?);
+    let before = steps_of(out_dir, &run).into_iter().map(|(_, path)| path);
+    // by name, as the path may be spelled otherwise
+    let mut before: Vec<PathBuf> = before.take_while(|path| path.file_name() != folder.file_name()).collect();
+    before.retain(|path| Checkpoint::open_file(&path.join(TENSORS)).is_ok());
+    before.pop()
 }
 
 /// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one. An earlier run may have left folders

@@ -31,6 +31,8 @@ pub(super) struct Saver {
     run: String,
     keep_last: Option<usize>,
     keep_best: bool,
+    /// The step of the best so far.
+    best: Option<usize>,
     /// What was saved last.
     last: Option<PathBuf>,
 }
@@ -50,6 +52,7 @@ impl Saver {
             run: new_run(),
             keep_last: options.keep_last,
             keep_best: options.keeps_best(),
+            best: None,
             last: None,
         }
     }
@@ -79,7 +82,8 @@ impl Saver {
                 remove(&path)?;
             }
         }
-        let best = progress.watch.best.map(|(step, _)| self.best_folder(step));
+        self.best = progress.watch.best.map(|(step, _)| step);
+        let best = self.best.map(|step| self.best_folder(step));
         let earlier = best.as_ref().and_then(|best| Some(from?.parent()?.join(best.file_name()?)));
         if let (Some(best), Some(earlier)) = (best, earlier)
             && !self.is_own_best(&best)
@@ -90,7 +94,7 @@ impl Saver {
         Ok(())
     }
 
-    /// Writes what is trained and the state to go on from; removes steps beyond those to keep.
+    /// Writes what is trained and the state to go on from; removes steps beyond those to keep, and what only they needed.
     ///
     /// # Errors
     /// A folder that cannot be written, and what the device reported.
@@ -118,6 +122,7 @@ impl Saver {
             for path in older {
                 remove(&path)?;
             }
+            self.remove_outdone(None)?;
         }
         self.said(step, path.clone(), on_event);
         Ok(path)
@@ -143,17 +148,22 @@ impl Saver {
             atomic::write_file(&file, |out| out.write_all(text.as_bytes()))
                 .map_err(|source| Error::Write { path: file.clone(), source })
         })?;
-        let needed: Vec<usize> = resume::steps_of(&self.out_dir, &self.run)
-            .iter()
-            .filter_map(|(_, path)| resume::best_of(path))
-            .chain(kept)
-            .collect();
-        for (other, earlier) in resume::numbered(&self.out_dir, "best-") {
-            if other != step && !needed.contains(&other) && self.is_own_best(&earlier) {
-                remove(&earlier)?;
+        self.best = Some(step);
+        self.remove_outdone(kept)?;
+        self.said(step, path, on_event);
+        Ok(())
+    }
+
+    /// Removes what was the best once, but for that of step `kept` and those that a saved step would go on with.
+    fn remove_outdone(&self, kept: Option<usize>) -> Result<(), Error> {
+        let steps = resume::steps_of(&self.out_dir, &self.run);
+        let needed: Vec<usize> =
+            steps.iter().filter_map(|(_, path)| resume::best_of(path)).chain(kept).chain(self.best).collect();
+        for (step, folder) in resume::numbered(&self.out_dir, "best-") {
+            if !needed.contains(&step) && self.is_own_best(&folder) {
+                remove(&folder)?;
             }
         }
-        self.said(step, path, on_event);
         Ok(())
     }
 

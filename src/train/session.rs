@@ -142,7 +142,7 @@ impl Session<'_, '_> {
             end = progress.ended(self.options, steps);
             end = self.after_step(&mut progress, &mut ledger, &mut waiting, end)?;
         }
-        if let Some(note) = end.and_then(|end| end.note(&progress, steps)) {
+        if let Some(note) = end.and_then(|end| end.note(&progress, self.options, steps)) {
             self.emit(Event::Note(note));
         }
         self.saver.result(&self.trainer, &progress, self.on_event)?;

@@ -21,8 +21,10 @@ pub(super) enum End {
 pub(super) struct Watch {
     /// Step and validation loss of the lowest.
     pub best: Option<(usize, f64)>,
-    /// What the next one must be lower than by `min_delta`, and how many in a row were not.
+    /// What the next one must be lower than by `min_delta`, its step, and how many in a row were not.
     reference: Option<f64>,
+    #[serde(default)]
+    reference_step: Option<usize>,
     pub stale: usize,
 }
 
@@ -32,7 +34,7 @@ impl Watch {
         // a loss that is not a number is lower than none
         let below = |bound: f64| loss < bound;
         match self.reference.is_none_or(|reference| below(reference - min_delta)) && loss.is_finite() {
-            true => (self.reference, self.stale) = (Some(loss), 0),
+            true => (self.reference, self.reference_step, self.stale) = (Some(loss), Some(step), 0),
             false => self.stale += 1,
         }
         let best = loss.is_finite() && self.best.is_none_or(|(_, lowest)| below(lowest));
@@ -40,6 +42,21 @@ impl Watch {
             self.best = Some((step, loss));
         }
         best
+    }
+
+    /// What the last evaluations have in common, where patience with them ended.
+    fn lack(&self, min_delta: f64) -> String {
+        let count = match self.stale {
+            1 => "1 evaluation was".to_owned(),
+            n => format!("{n} evaluations in a row were"),
+        };
+        let Some(reference) = self.reference else { return format!("the loss of {count} not finite") };
+        // a state of an earlier version does not know the step
+        let of = self.reference_step.map_or(String::new(), |step| format!(" of step {step}"));
+        match min_delta > 0.0 {
+            true => format!("{count} not lower by {min_delta} than that{of}, {reference:.4}"),
+            false => format!("{count} no lower than that{of}, {reference:.4}"),
+        }
     }
 }
 
@@ -58,17 +75,13 @@ impl Progress {
 
 impl End {
     /// What the user should read of it.
-    pub fn note(self, progress: &Progress, steps: usize) -> Option<String> {
+    pub fn note(self, progress: &Progress, options: &FinetuneOptions, steps: usize) -> Option<String> {
         let step = progress.step;
         match self {
             End::Steps => None,
             End::Early => {
-                let (best, loss) = progress.watch.best.unwrap_or_default();
-                Some(format!(
-                    "stopped early after step {step} of {steps}: {} evaluations in a row were no better than the one of step \
-                     {best}, {loss:.4}",
-                    progress.watch.stale
-                ))
+                let lack = progress.watch.lack(options.early_stopping_min_delta);
+                Some(format!("stopped early after step {step} of {steps}: {lack}"))
             }
             End::Time => Some(format!(
                 "--max_time is over after step {step} of {steps} ({}); the same command with --resume and a longer one goes on",
@@ -92,6 +105,23 @@ mod tests {
             .collect();
         assert_eq!(seen, [(true, 0), (true, 0), (true, 1), (false, 2), (false, 3), (true, 0)]);
         assert_eq!(watch.best, Some((6, 1.5)));
+    }
+
+    #[test]
+    fn what_is_said_names_the_evaluation_that_the_others_were_held_against() {
+        let mut watch = Watch::default();
+        [(10, 1.5), (20, 1.45)].map(|(step, loss)| watch.observe(step, loss, 0.1));
+        assert_eq!(watch.best, Some((20, 1.45)), "the lowest, though not by enough");
+        assert_eq!(watch.lack(0.1), "1 evaluation was not lower by 0.1 than that of step 10, 1.5000");
+        watch.observe(30, 1.6, 0.1);
+        assert_eq!(
+            watch.lack(0.1),
+            "2 evaluations in a row were not lower by 0.1 than that of step 10, 1.5000"
+        );
+        assert_eq!(watch.lack(0.0), "2 evaluations in a row were no lower than that of step 10, 1.5000");
+        let mut never = Watch::default();
+        never.observe(5, f64::NAN, 0.0);
+        assert_eq!(never.lack(0.0), "the loss of 1 evaluation was not finite");
     }
 
     #[test]

@@ -94,6 +94,12 @@ impl Checks {
         self.require(!given.as_os_str().is_empty(), option, "\"\"", "must be given");
     }
 
+    /// The run's files name it, and they are text.
+    pub(crate) fn utf8(&mut self, option: &'static str, given: &Path) {
+        let allowed = "must be a path of valid UTF-8: hyperparameters.json holds it as text";
+        self.require(given.to_str().is_some(), option, given.display(), allowed);
+    }
+
     pub(crate) fn finish(self) -> Result<(), OptionsError> {
         if self.problems.is_empty() { Ok(()) } else { Err(OptionsError { problems: self.problems }) }
     }

@@ -290,6 +290,12 @@ impl FinetuneOptions {
         checks.path("MODEL_DIR", &self.model_dir);
         self.data.check(&mut checks);
         checks.path("--out_dir", &self.out_dir);
+        checks.utf8("MODEL_DIR", &self.model_dir);
+        checks.utf8("--out_dir", &self.out_dir);
+        [("--init_adapter", &self.init_adapter), ("--eval_prompts", &self.eval_prompts)]
+            .into_iter()
+            .filter_map(|(option, path)| Some((option, path.as_deref()?)))
+            .for_each(|(option, path)| checks.utf8(option, path));
         match self.method {
             Method::Lora => self.lora.check(&mut checks),
             Method::Full { .. } => {

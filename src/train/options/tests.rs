@@ -73,6 +73,28 @@ fn each_bad_value_is_named() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn paths_are_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let path = || PathBuf::from(std::ffi::OsStr::from_bytes(b"o\xffut"));
+    type Change = fn(&mut FinetuneOptions, PathBuf);
+    let cases: &[(&str, Change)] = &[
+        ("--out_dir", |o, path| o.out_dir = path),
+        ("MODEL_DIR", |o, path| o.model_dir = path),
+        ("--init_adapter", |o, path| o.init_adapter = Some(path)),
+        ("--eval_prompts", |o, path| o.eval_prompts = Some(path)),
+        ("--data.json_path", |o, path| o.data.json_path = path),
+        ("--data_cache", |o, path| o.data.cache = Some(path)),
+        ("--prompt_template", |o, path| o.data.prompt_template = Some(path)),
+    ];
+    for (option, change) in cases {
+        let found = problems(|o| change(o, path()));
+        assert_eq!(found.len(), 1, "{option}: {found:?}");
+        assert!(found[0].option == *option && found[0].allowed.contains("UTF-8"), "{found:?}");
+    }
+}
+
 #[test]
 fn all_problems_come_at_once() {
     let error = FinetuneOptions { epochs: 0, beta1: 2.0, eps: -1.0, ..valid() }.validate().unwrap_err();
