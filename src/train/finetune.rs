@@ -3,11 +3,12 @@
 //! Everything that can be wrong with the input is found before the device is opened and before anything is written.
 
 use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_targets, with_saved};
-use super::logging::METRICS_FILE;
+use super::folder_lock::FolderLock;
 use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
 use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
+use super::out_dir;
 use super::plan::Demand;
 use super::resume::{self, Progress};
 use super::run_plan::steps;
@@ -49,6 +50,8 @@ pub struct Finetune<'a> {
     schedule: Option<Schedule>,
     on_event: Box<dyn FnMut(&Event) + 'a>,
     stop: StopFlag,
+    /// Of the output folder, once it is known to be free.
+    lock: Option<FolderLock>,
 }
 
 /// What a run did.
@@ -85,7 +88,8 @@ pub(super) struct Prepared {
 
 impl<'a> Finetune<'a> {
     pub fn new(options: FinetuneOptions) -> Self {
-        Finetune { options, schedule: None, on_event: Box::new(|_| ()), stop: StopFlag::default() }
+        let (on_event, stop) = (Box::new(|_: &Event| ()), StopFlag::default());
+        Finetune { options, schedule: None, on_event, stop, lock: None }
     }
 
     /// Calls `f` with every event of the run, in order.
@@ -140,7 +144,15 @@ impl<'a> Finetune<'a> {
         self.options.validate()?;
         let options = &mut self.options;
         let mut notes = Vec::new();
-        notes.extend(check_out_dir(options)?);
+        let from = resume_from(options);
+        notes.extend(out_dir::check(options, from.as_deref())?);
+        self.lock = Some(FolderLock::of_earlier(&options.out_dir)?);
+        if options.resume.is_some() && from.is_none() {
+            notes.push(format!(
+                "nothing is saved in {} to go on from: the run begins anew",
+                options.out_dir.display()
+            ));
+        }
         let config = ModelConfig::read(&options.model_dir)?;
         let random = options.method == Method::Full { init: WeightInit::Random };
         let source = match random {
@@ -206,7 +218,7 @@ impl<'a> Finetune<'a> {
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         options.lr_warmup_fraction = None;
-        if let Some(folder) = resume_from(options) {
+        if let Some(folder) = from {
             // what does not fit is said before a device is opened
             Progress::read(&folder, options, &data)?;
         }
@@ -313,6 +325,9 @@ impl<'a> Finetune<'a> {
         });
         let prompts = prepared.prompts.as_ref();
         let sampler = prompts.map(|p| Sampler::new(&trainer, p, &prepared.tokenizer)).transpose()?;
+        let out_dir = &self.options.out_dir;
+        std::fs::create_dir_all(out_dir).map_err(|source| Error::Write { path: out_dir.clone(), source })?;
+        self.lock = self.lock.take().map(|lock| lock.take(out_dir)).transpose()?;
         let session = Session {
             options: &self.options,
             prepared,
@@ -343,27 +358,6 @@ fn resume_from(options: &FinetuneOptions) -> Option<PathBuf> {
         auto if auto == Path::new("auto") => resume::newest(&options.out_dir),
         folder => Some(folder.to_path_buf()),
     }
-}
-
-/// Refuses an output folder that is an input or no folder; notes one that holds an earlier run's result.
-fn check_out_dir(options: &FinetuneOptions) -> Result<Option<String>, Error> {
-    let out = &options.out_dir;
-    let said = |reason: &str| Error::input(format!("--out_dir {}: {reason}", out.display()));
-    if let Some(file) = out.ancestors().find(|p| p.exists() && !p.is_dir()) {
-        let file = file.display();
-        return Err(said(&format!("{file} is a file, not a folder; choose another")));
-    }
-    let whole = |path: &Path| path.canonicalize().ok();
-    let inputs = [Some(&options.model_dir), options.init_adapter.as_ref()];
-    if whole(out).is_some() && inputs.into_iter().flatten().any(|input| whole(input) == whole(out)) {
-        return Err(said("the run would overwrite what it starts from; choose another folder"));
-    }
-    if options.resume.is_some() {
-        return Ok(None);
-    }
-    let results = [METRICS_FILE, "adapter_model.safetensors", "model.safetensors"];
-    let earlier = results.iter().any(|name| out.join(name).exists());
-    Ok(earlier.then(|| format!("{} holds an earlier run, which this one replaces", out.display())))
 }
 
 /// Options of the adapter that were asked for and yield to those of `--init_adapter`.

@@ -292,7 +292,8 @@ pub(super) fn clean(out_dir: &Path) {
         if name.starts_with('.') && name.ends_with(".tmp") {
             let path = entry.path();
             // other folders are not a run's
-            if path.is_dir() && !name.starts_with(".step-") && !name.starts_with(".best-") {
+            let ours = [".step-", ".best-", ".previous."];
+            if path.is_dir() && !ours.iter().any(|prefix| name.starts_with(prefix)) {
                 continue;
             }
             // what cannot be removed does no harm

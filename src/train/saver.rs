@@ -5,6 +5,7 @@
 
 use super::metrics::Event;
 use super::options::FinetuneOptions;
+use super::out_dir;
 use super::resume::{self, Progress};
 use super::run_folder::read_json;
 use super::save::{save_adapter, save_model};
@@ -67,8 +68,8 @@ impl Saver {
         self.last.as_deref()
     }
 
-    /// Takes up the run whose state this is, saved in `from` where it was saved: removes what a killed process left half-written
-    /// and the run's later steps, which are made again, and brings the best so far along where it lies in another folder.
+    /// Takes up the run whose state this is, saved in `from` where it was saved: sets an earlier run aside, removes what a killed
+    /// process left half-written and the run's later steps, which are made again, and brings the best so far along where it lies in another folder.
     ///
     /// # Errors
     /// A folder that cannot be made or removed.
@@ -76,6 +77,7 @@ impl Saver {
         self.run.clone_from(&progress.run);
         let failed = |source| Error::Write { path: self.out_dir.clone(), source };
         fs::create_dir_all(&self.out_dir).map_err(failed)?;
+        out_dir::set_aside(&self.out_dir, &self.run)?;
         resume::clean(&self.out_dir);
         for (step, path) in resume::steps_of(&self.out_dir, &self.run) {
             if step > progress.step {
@@ -233,7 +235,7 @@ impl Saver {
 }
 
 /// Removes a folder, if it is there: first its name, so that a killed process leaves no half of it.
-fn remove(path: &Path) -> Result<(), Error> {
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
     let failed = |source| Error::Write { path: path.to_path_buf(), source };
     if !path.exists() {
         return Ok(());

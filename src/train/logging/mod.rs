@@ -119,6 +119,11 @@ impl RunLog {
     }
 }
 
+/// The logs in a folder, `metrics.jsonl` first.
+pub(super) fn files(out_dir: &Path) -> Vec<PathBuf> {
+    [vec![out_dir.join(METRICS_FILE), out_dir.join(CSV_FILE)], tensorboard::files(out_dir)].concat()
+}
+
 /// Replaces a file, and opens it for what comes after.
 fn rewrite(path: &Path, bytes: &[u8]) -> Result<File, MetricsError> {
     let failed = |source| MetricsError::Create { path: path.to_path_buf(), source };
