@@ -1,10 +1,10 @@
 //! `metrics.csv`: a row per step and per evaluation, each with the columns that it has filled.
 
-use super::{MetricsError, Record, Sink, rewrite};
+use super::appended::Appended;
+use super::{MetricsError, Record, Sink};
 use serde_json::Value;
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 pub(super) const CSV_FILE: &str = "metrics.csv";
 
@@ -23,10 +23,7 @@ const COLUMNS: [&str; 11] = [
     "elapsed_s",
 ];
 
-pub(super) struct Csv {
-    file: File,
-    path: PathBuf,
-}
+pub(super) struct Csv(Appended);
 
 impl Csv {
     /// Starts the file with the rows of these records.
@@ -37,13 +34,14 @@ impl Csv {
         for record in records {
             text.extend(row(record).map_err(MetricsError::write(&path))?);
         }
-        Ok(Csv { file: rewrite(&path, &text)?, path })
+        Ok(Csv(Appended::create(path, &text)?))
     }
 }
 
 impl Sink for Csv {
     fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
-        row(record).and_then(|row| self.file.write_all(&row)).map_err(MetricsError::write(&self.path))
+        let row = row(record).map_err(MetricsError::write(self.0.path()))?;
+        self.0.append(&row)
     }
 }
 

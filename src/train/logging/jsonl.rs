@@ -1,31 +1,28 @@
 //! `metrics.jsonl`: one JSON object per line.
 
-use super::{MetricsError, Record, Sink, rewrite};
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use super::appended::Appended;
+use super::{MetricsError, Record, Sink};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 /// Name of the metrics file in the output folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-pub(super) struct Jsonl {
-    file: File,
-    path: PathBuf,
-}
+pub(super) struct Jsonl(Appended);
 
 impl Jsonl {
     /// Starts the file with these records.
     pub fn create(out_dir: &Path, records: &[Record]) -> Result<Self, MetricsError> {
         let path = out_dir.join(METRICS_FILE);
         let text: String = records.iter().map(Record::to_line).collect();
-        Ok(Jsonl { file: rewrite(&path, text.as_bytes())?, path })
+        Ok(Jsonl(Appended::create(path, text.as_bytes())?))
     }
 }
 
 impl Sink for Jsonl {
-    /// One unbuffered write per line, so that an interrupted run leaves whole lines.
     fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
-        self.file.write_all(record.to_line().as_bytes()).map_err(MetricsError::write(&self.path))
+        self.0.append(record.to_line().as_bytes())
     }
 }
 

@@ -3,6 +3,7 @@
 //! All of them get the same records in the same order. `metrics.jsonl` is the one to trust: when a run is taken up again, it is
 //! cut after the step to go on from, and the others are made again from what is left, so that no log has a step twice.
 
+mod appended;
 mod csv;
 mod jsonl;
 mod kind;
@@ -16,10 +17,9 @@ pub use record::Record;
 
 use self::csv::{CSV_FILE, Csv};
 use super::report::Report;
-use crate::checkpoint::atomic;
 use jsonl::Jsonl;
 use serde::Serialize;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use tensorboard::TensorBoard;
@@ -41,7 +41,8 @@ impl MetricsError {
     }
 }
 
-/// A file that gets every record of a run. A record is on its way to the file before the call returns.
+/// A file that gets every record of a run. A record is on its way to the file before the call returns, or waits for the next one
+/// where that fails.
 pub(super) trait Sink {
     /// # Errors
     /// The record cannot be written.
@@ -111,24 +112,18 @@ impl RunLog {
     /// Writes a record to every log. It must have a `step`, by which a resumed run tells what to keep.
     ///
     /// # Errors
-    /// A log cannot be written.
+    /// A log cannot be written; the others have it, and that one gets it with the next record if it can be written again.
     pub fn write(&mut self, record: &impl Serialize) -> Result<(), MetricsError> {
         let record = Record::new(record)
             .map_err(|error| MetricsError::write(Path::new(METRICS_FILE))(error.into()))?;
-        self.sinks.iter_mut().try_for_each(|sink| sink.write(&record))
+        let written = self.sinks.iter_mut().map(|sink| sink.write(&record));
+        written.fold(Ok(()), Result::and)
     }
 }
 
 /// The logs in a folder, `metrics.jsonl` first.
 pub(super) fn files(out_dir: &Path) -> Vec<PathBuf> {
     [vec![out_dir.join(METRICS_FILE), out_dir.join(CSV_FILE)], tensorboard::files(out_dir)].concat()
-}
-
-/// Replaces a file, and opens it for what comes after.
-fn rewrite(path: &Path, bytes: &[u8]) -> Result<File, MetricsError> {
-    let failed = |source| MetricsError::Create { path: path.to_path_buf(), source };
-    atomic::write_file(path, |out| out.write_all(bytes)).map_err(failed)?;
-    File::options().append(true).open(path).map_err(failed)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 mod framing;
 mod proto;
 
-use super::{MetricsError, Record, Sink, rewrite};
+use super::appended::Appended;
+use super::{MetricsError, Record, Sink};
 use crate::train::run_folder::{self, HYPERPARAMETERS_FILE, RUN_FILE};
 use chrono::Utc;
 use framing::frame;
@@ -14,8 +15,7 @@ use prost::Message;
 use proto::{
     Content, Event, PluginData, SessionLog, Summary, SummaryMetadata, Tensor, TensorShape, Value, What,
 };
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What TensorBoard knows an event file by, and what tells engraft's own from those of others.
@@ -27,8 +27,7 @@ const SCALARS: [&str; 8] =
     ["loss", "val_loss", "val_ppl", "learning_rate", "grad_norm", "tokens_per_s", "tokens", "epoch"];
 
 pub(super) struct TensorBoard {
-    file: File,
-    path: PathBuf,
+    file: Appended,
     clock: Clock,
 }
 
@@ -59,11 +58,11 @@ impl TensorBoard {
         let mut bytes = Vec::new();
         head(out_dir, clock.origin, &mut bytes);
         records.iter().for_each(|record| event(record, clock.time(record), &mut bytes));
-        let file = rewrite(&path, &bytes)?;
+        let file = Appended::create(path.clone(), &bytes)?;
         for old in earlier.iter().filter(|&old| *old != path) {
             fs::remove_file(old).map_err(MetricsError::write(old))?;
         }
-        Ok(TensorBoard { file, path, clock })
+        Ok(TensorBoard { file, clock })
     }
 }
 
@@ -71,7 +70,7 @@ impl Sink for TensorBoard {
     fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
         let mut bytes = Vec::new();
         event(record, self.clock.time(record), &mut bytes);
-        self.file.write_all(&bytes).map_err(MetricsError::write(&self.path))
+        self.file.append(&bytes)
     }
 }
 
