@@ -10,12 +10,13 @@ use crate::models::ConfigError;
 use crate::plan::PlanError;
 use crate::stop::Stopped;
 use crate::train::adapter::AdapterError;
+use crate::train::disk::NoRoom;
 use crate::train::logging::MetricsError;
 use crate::train::loss_scale::LossScaleError;
 use crate::train::memory::{Advice, FitError, MemoryError};
 use crate::train::memory_size::memory_text;
 use crate::train::optimiser::OptimiserError;
-use crate::train::options::OptionsError;
+use crate::train::options::{Method, OptionsError};
 use crate::train::trainer::TrainerError;
 use crate::train::weights::WeightError;
 use std::io;
@@ -47,6 +48,17 @@ pub enum Error {
     Hub(Box<HubError>),
     #[error(transparent)]
     LossScale(#[from] LossScaleError),
+    /// Gradients that are not finite ended the run at this step; what was trained before it is in `saved`, where anything was.
+    #[error("step {step}: {source}{}", what_is_left(saved.as_deref(), *method))]
+    Diverged { step: usize, source: LossScaleError, saved: Option<PathBuf>, method: Method },
+    /// The result of a run could not be written.
+    #[error(
+        "the result could not be saved: {source}{}",
+        saved.as_ref().map_or(String::new(), |path| format!("; what was saved last is whole: {}", path.display()))
+    )]
+    Unsaved { source: Box<Error>, saved: Option<PathBuf> },
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error(transparent)]
@@ -118,6 +130,11 @@ impl Error {
         }
     }
 
+    /// Whether a file could not be written: nothing is wrong with what should have been in it.
+    pub fn is_unwritten(&self) -> bool {
+        matches!(self, Error::Write { .. } | Error::Checkpoint(CheckpointError::Write { .. }))
+    }
+
     pub fn failure(&self) -> Failure {
         match self {
             Error::Data(DataError::Stopped(_))
@@ -127,12 +144,17 @@ impl Error {
             | Error::Data(_)
             | Error::Adapter(_)
             | Error::Export(_)
+            | Error::NoRoom(_)
             | Error::Input { .. } => Failure::Input,
             Error::Checkpoint(CheckpointError::Write { .. }) => Failure::Run,
             Error::Checkpoint(_) | Error::Trainer(TrainerError::Weights(WeightError::Checkpoint(_))) => {
                 Failure::Input
             }
-            Error::LossScale(_) | Error::Metrics(_) | Error::Write { .. } => Failure::Run,
+            Error::LossScale(_)
+            | Error::Diverged { .. }
+            | Error::Unsaved { .. }
+            | Error::Metrics(_)
+            | Error::Write { .. } => Failure::Run,
             Error::Memory(_) | Error::OutOfMemory { .. } => Failure::Memory,
             Error::Stopped { .. } | Error::NotBegun { .. } => Failure::Stopped,
             Error::Hub(e) if e.is_input() => Failure::Input,
@@ -201,6 +223,16 @@ fn what_is_lacking(error: &GpuError) -> String {
         }
         other => other.to_string(),
     }
+}
+
+/// Where a run that came to an end too early has left something, and how another one begins with it.
+fn what_is_left(saved: Option<&Path>, method: Method) -> String {
+    let Some(folder) = saved.map(Path::display) else { return String::new() };
+    let begin = match method {
+        Method::Lora => format!("--init_adapter {folder}"),
+        Method::Full { .. } => format!("{folder} in place of MODEL_DIR"),
+    };
+    format!("; what was trained before this step is saved: {begin} begins another run with it")
 }
 
 fn not_begun(from: Option<&Path>) -> String {

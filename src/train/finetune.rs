@@ -3,6 +3,8 @@
 //! Everything that can be wrong with the input is found before the device is opened and before anything is written.
 
 use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_targets, with_saved};
+use super::autosave::Autosave;
+use super::disk::{self, SaveSizes};
 use super::folder_lock::FolderLock;
 use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
@@ -80,6 +82,8 @@ pub(super) struct Prepared {
     /// The adapter to start from, and the settings to save with.
     adapter: Option<(Option<Adapter>, AdapterConfig)>,
     pub steps: usize,
+    /// Those of them that an earlier part of the run has made.
+    done: usize,
     /// What is continued at evaluations.
     prompts: Option<Prompts>,
     tokenizer: Tokenizer,
@@ -218,11 +222,10 @@ impl<'a> Finetune<'a> {
         let steps = steps(&data, options);
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         options.lr_warmup_fraction = None;
-        if let Some(folder) = from {
-            // what does not fit is said before a device is opened
-            Progress::read(&folder, options, &data)?;
-        }
-        Ok(Prepared { config, source, data, network, adapter, steps, prompts, tokenizer, notes })
+        // what does not fit is said before a device is opened
+        let progress = from.map(|folder| Progress::read(&folder, options, &data)).transpose()?;
+        let done = progress.map_or(0, |progress| progress.step);
+        Ok(Prepared { config, source, data, network, adapter, steps, done, prompts, tokenizer, notes })
     }
 
     /// Plans the run, and refuses what does not fit before anything is measured, loaded or written.
@@ -243,6 +246,9 @@ impl<'a> Finetune<'a> {
         let mut choice = choose(gpu)?;
         choice.plan.check(&gpu.profile())?;
         let mut notes = prepared.notes.clone();
+        let sizes = SaveSizes::of(&options, &prepared.config, &choice.plan.graph);
+        let left = steps.saturating_sub(prepared.done);
+        notes.extend(sizes.check(&options, left, disk::free(&options.out_dir))?);
         if options.tune != TuneMode::Off {
             notes.extend(self.tune(gpu, &choice, &demand(options.micro_batch()))?);
             self.stop.check()?;
@@ -256,7 +262,7 @@ impl<'a> Finetune<'a> {
         let (recompute, planned) = (choice.plan.recompute(), choice.plan.needed_bytes());
         let mut saver =
             Saver::new(&self.options, prepared.adapter.as_ref().map(|(_, settings)| settings.clone()));
-        self.train(gpu, prepared, choice, &mut saver, notes).map_err(|error| {
+        self.train(gpu, prepared, choice, sizes, &mut saver, notes).map_err(|error| {
             let device = &gpu.profile();
             let room = match error.gpu() {
                 Some(GpuError::OverMemoryLimit { limit, .. }) => *limit,
@@ -305,6 +311,7 @@ impl<'a> Finetune<'a> {
         gpu: &Gpu,
         prepared: &Prepared,
         choice: Choice,
+        sizes: SaveSizes,
         saver: &mut Saver,
         mut notes: Vec<String>,
     ) -> Result<FinetuneReport, Error> {
@@ -334,6 +341,8 @@ impl<'a> Finetune<'a> {
             trainer,
             sampler,
             saver,
+            sizes,
+            autosave: Autosave::new(&self.options),
             schedule,
             stop: self.stop.clone(),
             on_event: self.on_event.as_mut(),

@@ -2,9 +2,11 @@
 
 pub mod adapter;
 pub mod advice;
+mod autosave;
 pub mod axis;
 pub mod bench;
 pub mod data_options;
+pub mod disk;
 pub mod duration;
 pub mod evaluator;
 mod family;

@@ -31,7 +31,7 @@ fn flat_bytes(space: &ParameterSpace) -> u64 {
 }
 
 /// Names of the moments, in the order that the update takes them.
-fn moment_names(kind: OptimizerKind) -> &'static [&'static str] {
+pub(super) fn moment_names(kind: OptimizerKind) -> &'static [&'static str] {
     match kind {
         OptimizerKind::AdamW => &["first", "second"],
         OptimizerKind::Sgd => &["first"],

@@ -63,6 +63,9 @@ pub(super) struct Progress {
     /// What a request to stop cut short after the last step.
     #[serde(default)]
     pub unfinished: Option<Unfinished>,
+    /// The program saved this step on its own account, and removes it when it is not needed any more.
+    #[serde(default)]
+    pub autosaved: bool,
     options: Value,
     /// A hash of the samples, and one of the model's configuration and the sizes of its files.
     data: String,
@@ -71,12 +74,13 @@ pub(super) struct Progress {
 
 /// Options that may differ when a run goes on: they say where it runs, how long, and what it writes. On another device, or with
 /// kernels measured anew, sums round differently.
-const FREE: [&str; 24] = [
+const FREE: [&str; 25] = [
     "out_dir",
     "logger_name",
     "resume",
     "model_dir",
     "save_interval",
+    "autosave",
     "eval_interval",
     "keep_last",
     "keep_best",
@@ -112,6 +116,7 @@ impl Progress {
             evaluated: None,
             watch: Watch::default(),
             unfinished: None,
+            autosaved: false,
             options: deciding(options),
             data: data_hash(data),
             model: model_hash(&options.model_dir),
@@ -260,6 +265,11 @@ pub(super) fn run_of(folder: &Path) -> Option<String> {
 /// Whether a saved step waits for the end of its evaluation.
 pub(super) fn is_unfinished(folder: &Path) -> bool {
     read_json(&folder.join(PROGRESS)).is_some_and(|state| !state["unfinished"].is_null())
+}
+
+/// Whether a step was saved on the program's own account.
+pub(super) fn is_autosave(folder: &Path) -> bool {
+    read_json(&folder.join(PROGRESS)).is_some_and(|state| state["autosaved"] == true)
 }
 
 /// The step of the best evaluation that a saved step knows of.

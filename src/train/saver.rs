@@ -110,22 +110,26 @@ impl Saver {
         let path = self.out_dir.join(format!("step-{step:06}"));
         match resume::run_of(&path).as_ref() == Some(&self.run) {
             // a step of this run that is there has the same bits; what is done after it may have changed
-            true if resume::is_unfinished(&path) => progress.write_counters(&path)?,
+            true if resume::is_unfinished(&path) || resume::is_autosave(&path) => {
+                progress.write_counters(&path)?;
+            }
             true => (),
             false => self.folder(&path, |folder| {
                 self.write(trainer, folder)?;
                 progress.write(trainer, folder)
             })?,
         }
-        let older = resume::steps_of(&self.out_dir, &self.run).into_iter().filter(|(n, _)| *n <= step);
-        let mut older: Vec<PathBuf> = older.map(|(_, path)| path).collect();
+        let until = resume::steps_of(&self.out_dir, &self.run).into_iter().filter(|(n, _)| *n <= step);
+        let (mut outdone, asked): (Vec<_>, Vec<_>) =
+            until.partition(|(n, path)| *n < step && resume::is_autosave(path));
         if let Some(keep) = self.keep_last {
-            older.truncate(older.len().saturating_sub(keep));
-            for path in older {
-                remove(&path)?;
-            }
-            self.remove_outdone(None)?;
+            let many = asked.len().saturating_sub(keep);
+            outdone.extend(asked.into_iter().take(many));
         }
+        for (_, path) in outdone {
+            remove(&path)?;
+        }
+        self.remove_outdone(None)?;
         self.said(step, path.clone(), on_event);
         Ok(path)
     }
@@ -191,7 +195,7 @@ impl Saver {
             Some((step, loss, folder)) => {
                 self.write(trainer, &self.out_dir)?;
                 on_event(&Event::Note(format!(
-                    "{} is not there any more: the result is that of the last step, though step {step} had a lower validation \
+                    "{} is not there: the result is that of the last step, though step {step} had a lower validation \
                      loss ({loss:.4})",
                     folder.display()
                 )));
@@ -200,6 +204,14 @@ impl Saver {
         }
         self.said(progress.step, self.out_dir.clone(), on_event);
         Ok(())
+    }
+
+    /// Removes what the program saved on its own account: the run is done, and nobody goes on from it.
+    pub fn remove_autosaves(&self) {
+        let steps = resume::steps_of(&self.out_dir, &self.run).into_iter().map(|(_, path)| path);
+        // the result is there: what cannot be removed does no harm
+        steps.filter(|path| resume::is_autosave(path)).for_each(|path| drop(remove(&path)));
+        let _ = self.remove_outdone(None);
     }
 
     fn best_folder(&self, step: usize) -> PathBuf {

@@ -1,9 +1,11 @@
 //! The steps of a run, on a device that holds the network: train, evaluate, save, end.
 
+use super::autosave::Autosave;
+use super::disk::{self, SaveSizes};
 use super::finetune::{FinetuneReport, Prepared};
-use super::ledger::{Ledger, Submitted};
+use super::ledger::{Ledger, Seen, Submitted};
 use super::logging::RunLog;
-use super::loss_scale::LossScale;
+use super::loss_scale::{LossScale, LossScaleError};
 use super::metrics::{EvalRecord, Event, RunSummary, SampleRecord, ValidationProgress};
 use super::options::FinetuneOptions;
 use super::resume::{Progress, Unfinished};
@@ -30,6 +32,8 @@ pub(super) struct Session<'r, 'e> {
     /// Writes texts at evaluations, where there is something to continue.
     pub sampler: Option<Sampler<'r>>,
     pub saver: &'r mut Saver,
+    pub sizes: SaveSizes,
+    pub autosave: Autosave,
     pub schedule: Schedule,
     pub stop: StopFlag,
     pub on_event: &'r mut (dyn FnMut(&Event) + 'e),
@@ -76,6 +80,7 @@ impl Session<'_, '_> {
             applied: progress.applied,
             start: started(progress.elapsed_s),
             since: Instant::now(),
+            lagging: false,
         };
         let per_epoch = data.train.len().div_ceil(self.options.batch_size);
         let mut order = Vec::new();
@@ -108,16 +113,16 @@ impl Session<'_, '_> {
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
             let samples: Vec<Sample> = window.iter().map(|&i| data.train.get(i)).collect();
             let rate = (self.schedule)(step);
-            let pending = match self.submit(&samples, rate, &ledger) {
-                Ok(pending) => pending,
-                Err(error) => {
-                    // what is done is written down; the first error is the one to tell
-                    if let Some(earlier) = waiting.take() {
-                        let _ = ledger.settle(earlier, self.on_event);
-                    }
-                    return Err(error);
-                }
-            };
+            let before = Seen { tokens: progress.tokens, micro_batches: self.trainer.micro_batches() };
+            let accumulated = self.accumulate(&samples, &ledger);
+            // the outcome of a step is read while the device works on the gradients of the next one, whose update is not submitted
+            // before it is good: after gradients that are not finite, the parameters are those of the step before
+            let settled =
+                waiting.take().map_or(Ok(()), |earlier| self.settle(earlier, &progress, &mut ledger));
+            // the first error is the one to tell
+            accumulated?;
+            settled?;
+            let pending = self.update(rate, &ledger)?;
             if step == first {
                 // by now most of what the run needs is compiled
                 self.trainer.gpu().keep_pipelines();
@@ -126,18 +131,15 @@ impl Session<'_, '_> {
             progress.step += 1;
             let count: usize = samples.iter().map(|s| s.tokens.len()).sum();
             progress.tokens += count;
-            let submitted = Submitted {
+            waiting = Some(Submitted {
                 pending,
                 step: progress.step,
                 epoch: epoch as f64 + (begin + window.len()) as f64 / order.len() as f64,
                 learning_rate: rate,
                 tokens: count,
                 labels: samples.iter().map(|s| s.label_tokens()).sum(),
-            };
-            // the outcome of a step is read while the device works on the next one
-            if let Some(earlier) = waiting.replace(submitted) {
-                ledger.settle(earlier, self.on_event)?;
-            }
+                before,
+            });
             progress.elapsed_s = ledger.start.elapsed().as_secs_f64();
             end = progress.ended(self.options, steps);
             end = self.after_step(&mut progress, &mut ledger, &mut waiting, end)?;
@@ -145,7 +147,16 @@ impl Session<'_, '_> {
         if let Some(note) = end.and_then(|end| end.note(&progress, self.options, steps)) {
             self.emit(Event::Note(note));
         }
-        self.saver.result(&self.trainer, &progress, self.on_event)?;
+        self.saver.result(&self.trainer, &progress, self.on_event).map_err(|error| match error {
+            error if error.is_unwritten() => {
+                let saved = self.saver.last().filter(|path| path.is_dir()).map(Path::to_path_buf);
+                Error::Unsaved { source: Box::new(error), saved }
+            }
+            error => error,
+        })?;
+        if end == Some(End::Steps) {
+            self.saver.remove_autosaves();
+        }
         let Ledger { losses, start, .. } = ledger;
         let seconds = start.elapsed().as_secs_f64();
         let (done, tokens) = (progress.step, progress.tokens);
@@ -179,12 +190,13 @@ impl Session<'_, '_> {
         let has_rows = !self.prepared.data.validation.is_empty();
         let evaluates = has_rows && (last || due(self.options.eval_interval));
         let mut asked_to_stop = self.stop.is_set();
-        let saves = end.is_some() || asked_to_stop || due(self.options.save_interval);
+        let autosaves = self.autosave.is_due();
+        let saves = end.is_some() || asked_to_stop || due(self.options.save_interval) || autosaves;
         // a dynamic loss scale must be known before the next step
         if (evaluates || saves || ledger.scale.is_dynamic())
             && let Some(submitted) = waiting.take()
         {
-            ledger.settle(submitted, self.on_event)?;
+            self.settle(submitted, progress, ledger)?;
         }
         // what is saved already waits for this evaluation
         let taken_up = progress.unfinished.is_some();
@@ -216,14 +228,18 @@ impl Session<'_, '_> {
         }
         // a run that ended early can go on, where the options let it
         let early = end.is_some_and(|end| end != End::Steps);
-        if stopped || early || taken_up || due(self.options.save_interval) {
+        let asked = stopped || early || taken_up || due(self.options.save_interval);
+        if asked || (autosaves && end.is_none()) {
             let mut state = progress.clone();
+            state.autosaved = !asked;
             if extra(end) {
                 state.watch = watch;
                 state.unfinished = state.unfinished.map(|_| Unfinished::Evaluation);
             }
-            let folder = self.saver.step(&self.trainer, &state, self.on_event)?;
-            if stopped {
+            if !stopped {
+                self.save(&state)?;
+            } else {
+                let folder = self.saver.step(&self.trainer, &state, self.on_event)?;
                 let (step, unfinished) = (progress.step, cut);
                 return Err(Error::Stopped { step, steps, unfinished, folder });
             }
@@ -232,6 +248,71 @@ impl Session<'_, '_> {
             ledger.since = Instant::now();
         }
         Ok(end)
+    }
+
+    /// Saves a step on the way. Where it has no room that is said, and the run goes on to its result.
+    ///
+    /// # Errors
+    /// What the device reported.
+    fn save(&mut self, state: &Progress) -> Result<(), Error> {
+        let start = Instant::now();
+        let saved = match self.sizes.lacks_room(disk::free(&self.options.out_dir)) {
+            Some(reason) => Err(reason),
+            None => match self.saver.step(&self.trainer, state, self.on_event) {
+                Err(error) if !error.is_unwritten() => return Err(error),
+                saved => saved.map_err(|error| error.to_string()),
+            },
+        };
+        self.autosave.saved(start.elapsed());
+        if let Err(reason) = saved {
+            let step = state.step;
+            self.emit(Event::Note(format!("the run goes on, but step {step} is not saved: {reason}")));
+        }
+        Ok(())
+    }
+
+    /// Waits for a step and writes it down.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`], after what was trained before the step is saved; what the device reported.
+    fn settle(
+        &mut self,
+        submitted: Submitted,
+        progress: &Progress,
+        ledger: &mut Ledger,
+    ) -> Result<(), Error> {
+        let (step, before) = (submitted.step, submitted.before);
+        match ledger.settle(submitted, self.on_event) {
+            Err(Error::LossScale(source)) => Err(self.diverged(step, source, before, progress, ledger)),
+            settled => settled,
+        }
+    }
+
+    /// Saves what the parameters were before `step`, and still are: an update with gradients that are not finite changes nothing, and
+    /// none was submitted after it.
+    fn diverged(
+        &mut self,
+        step: usize,
+        source: LossScaleError,
+        before: Seen,
+        progress: &Progress,
+        ledger: &Ledger,
+    ) -> Error {
+        let mut saved = None;
+        // an adapter that nothing was applied to is none
+        if ledger.applied > 0 {
+            let mut state = progress.clone();
+            (state.step, state.applied) = (step - 1, ledger.applied);
+            (state.tokens, state.micro_batches) = (before.tokens, before.micro_batches);
+            state.elapsed_s = ledger.start.elapsed().as_secs_f64();
+            state.scale = ledger.scale.clone();
+            (state.unfinished, state.autosaved) = (None, false);
+            match self.saver.step(&self.trainer, &state, self.on_event) {
+                Ok(folder) => saved = Some(folder),
+                Err(error) => self.emit(Event::Note(format!("step {} is not saved: {error}", step - 1))),
+            }
+        }
+        Error::Diverged { step, source, saved, method: self.options.method }
     }
 
     /// Device memory by kind.
@@ -278,12 +359,19 @@ impl Session<'_, '_> {
             progress.unfinished = Some(Unfinished::Evaluation);
             let Some(loss) = self.validate(step, micro_batches)? else { return Ok(()) };
             let record = EvalRecord::new(step, loss);
-            ledger.metrics.write(&record)?;
+            ledger.log(&record, self.on_event);
             progress.evaluated = Some(record.clone());
             self.emit(Event::Evaluation(record));
             let best = progress.watch.observe(step, loss, self.options.early_stopping_min_delta);
             if best && self.options.keeps_best() {
-                self.saver.best(&self.trainer, step, kept, self.on_event)?;
+                match self.saver.best(&self.trainer, step, kept, self.on_event) {
+                    Err(error) if error.is_unwritten() => {
+                        let note =
+                            format!("the run goes on, but step {step} is not kept as the best: {error}");
+                        self.emit(Event::Note(note));
+                    }
+                    kept => kept?,
+                }
             }
             progress.unfinished = Some(Unfinished::Samples);
         }
@@ -291,7 +379,7 @@ impl Session<'_, '_> {
             let Some(texts) = sampler.write(&self.trainer, &self.stop)? else { return Ok(()) };
             for (prompt, text) in texts {
                 let record = SampleRecord { step, prompt, text };
-                ledger.metrics.write(&record)?;
+                ledger.log(&record, self.on_event);
                 self.emit(Event::Sample(record));
             }
         }
@@ -321,21 +409,21 @@ impl Session<'_, '_> {
         Ok(Some(total / labels as f64))
     }
 
-    /// Submits one optimiser step over a global batch.
-    fn submit(
-        &mut self,
-        samples: &[Sample],
-        learning_rate: f64,
-        ledger: &Ledger,
-    ) -> Result<PendingStep, Error> {
-        let o = self.options;
+    /// Submits the gradients of a global batch.
+    fn accumulate(&mut self, samples: &[Sample], ledger: &Ledger) -> Result<(), Error> {
         let labels: usize = samples.iter().map(|s| s.label_tokens()).sum();
         let scale = ledger.scale.scale();
         self.trainer.begin()?;
-        for micro in samples.chunks(o.micro_batch()) {
+        for micro in samples.chunks(self.options.micro_batch()) {
             let batch = MicroBatch::from_samples(micro);
             self.trainer.accumulate(&batch, scale / labels as f32)?;
         }
+        Ok(())
+    }
+
+    /// Submits the update with these gradients.
+    fn update(&mut self, learning_rate: f64, ledger: &Ledger) -> Result<PendingStep, Error> {
+        let o = self.options;
         Ok(self.trainer.step_later(&Hyper {
             learning_rate,
             beta1: o.beta1,
@@ -343,7 +431,7 @@ impl Session<'_, '_> {
             eps: o.eps,
             weight_decay: o.weight_decay,
             clip: o.grad_clip,
-            inverse_scale: 1.0 / f64::from(scale),
+            inverse_scale: 1.0 / f64::from(ledger.scale.scale()),
             step: ledger.applied + 1,
             second_ratio: o.loraplus_lr_ratio,
             momentum: o.momentum,

@@ -110,7 +110,8 @@ mod tests {
     #[test]
     fn what_is_said_names_the_evaluation_that_the_others_were_held_against() {
         let mut watch = Watch::default();
-        [(10, 1.5), (20, 1.45)].map(|(step, loss)| watch.observe(step, loss, 0.1));
+        watch.observe(10, 1.5, 0.1);
+        watch.observe(20, 1.45, 0.1);
         assert_eq!(watch.best, Some((20, 1.45)), "the lowest, though not by enough");
         assert_eq!(watch.lack(0.1), "1 evaluation was not lower by 0.1 than that of step 10, 1.5000");
         watch.observe(30, 1.6, 0.1);

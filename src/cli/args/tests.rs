@@ -136,6 +136,8 @@ fn each_option_lands_in_its_field_in_both_spellings() {
         ("--eval_interval", "10", |o| o.eval_interval = Some(10)),
         ("--save_interval", "20", |o| o.save_interval = Some(20)),
         ("--log_interval", "5", |o| o.log_interval = Some(5)),
+        ("--autosave", "1h", |o| o.autosave = Some(3600.0)),
+        ("--autosave", "0", |o| o.autosave = None),
         ("--keep_last", "2", |o| o.keep_last = Some(2)),
         ("--early_stopping_min_delta", "0.01", |o| o.early_stopping_min_delta = 0.01),
         ("--max_time", "1h30m", |o| o.max_time = Some(5400.0)),

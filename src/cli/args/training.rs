@@ -4,7 +4,7 @@ use super::{
     DataArgs, DeviceArgs, FreezeArgs, LoggingArgs, MemoryArgs, PrecisionArgs, SplitArgs, TuneArgs, boolean,
     count,
 };
-use crate::train::duration::parse_duration;
+use crate::train::duration::{DurationError, parse_duration};
 use crate::train::options::{Example, FinetuneOptions, OptimizerKind, RecomputeKind};
 use crate::train::schedule::ScheduleKind;
 use clap::{ArgAction, Args};
@@ -166,6 +166,9 @@ pub struct TrainingArgs {
     /// Optimiser steps between saves to step-NNNNNN [default: save at the end alone]
     #[arg(long, aliases = ["save-interval", "train.save_interval"], value_name = "N", value_parser = count)]
     pub save_interval: Option<usize>,
+    /// Without save_interval: time between saves that --resume goes on from; the newest stays until the end. 0: never
+    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = time_or_never)]
+    pub autosave: f64,
     /// Keep so many saved steps, the newest [default: all]
     #[arg(long, alias = "keep-last", value_name = "N", value_parser = count)]
     pub keep_last: Option<usize>,
@@ -267,6 +270,7 @@ impl TrainingArgs {
             initial_validation: self.initial_validation,
             final_validation: self.final_validation,
             save_interval: self.save_interval,
+            autosave: (self.autosave != 0.0).then_some(self.autosave),
             keep_last: self.keep_last,
             keep_best: self.keep_best,
             early_stopping_patience: self.early_stopping_patience,
@@ -286,6 +290,14 @@ impl TrainingArgs {
             tune: tune.tune,
             ..FinetuneOptions::default()
         }
+    }
+}
+
+/// A span of time, or 0 for never.
+fn time_or_never(text: &str) -> Result<f64, DurationError> {
+    match text.trim().parse::<f64>() {
+        Ok(0.0) => Ok(0.0),
+        _ => parse_duration(text),
     }
 }
 

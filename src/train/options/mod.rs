@@ -93,6 +93,9 @@ pub struct FinetuneOptions {
     pub eval_max_new_tokens: Option<usize>,
     /// Optimiser steps between saves; `None` saves at the end alone.
     pub save_interval: Option<usize>,
+    /// Seconds between saves where `save_interval` says nothing, of which the newest stays until the run has its result; `None` for
+    /// never.
+    pub autosave: Option<f64>,
     /// Saved steps to keep, the newest; `None` keeps all.
     pub keep_last: Option<usize>,
     /// Keeps what has the lowest validation loss, and makes it the result.
@@ -208,6 +211,7 @@ impl Default for FinetuneOptions {
             initial_validation: false,
             final_validation: true,
             save_interval: None,
+            autosave: Some(20.0 * 60.0),
             keep_last: None,
             keep_best: false,
             early_stopping_patience: None,
@@ -402,6 +406,9 @@ impl FinetuneOptions {
         checks.optional_count("--eval_max_iters", self.eval_max_iters, "to look at all validation rows");
         checks.optional_count("--log_interval", self.log_interval, "for about fifty lines");
         checks.optional_count("--save_interval", self.save_interval, "to save at the end alone");
+        if let Some(seconds) = self.autosave {
+            checks.positive("--autosave", seconds);
+        }
         checks.optional_count("--keep_last", self.keep_last, "to keep all saved steps");
         if let Some(patience) = self.early_stopping_patience {
             checks.at_least("--early_stopping_patience", patience, 1);

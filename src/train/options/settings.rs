@@ -40,8 +40,8 @@ impl FinetuneOptions {
                 ("memory_limit", Value::Number(bytes)) => {
                     settings.insert(name, json!(format!("{bytes}B")));
                 }
-                // 0 is how the command line says that nothing is clipped
-                ("grad_clip", Value::Null) => {
+                // 0 is how the command line says that nothing is clipped, and nothing saved on the way
+                ("grad_clip" | "autosave", Value::Null) => {
                     settings.insert(name, json!(0));
                 }
                 (_, value) => {
@@ -96,6 +96,7 @@ mod tests {
             model_dir: "a \"model\"".into(),
             memory_limit: Some(8 << 30),
             grad_clip: None,
+            autosave: None,
             ..FinetuneOptions::default()
         };
         options.data.sources = vec![DataSource { path: "a.json".into(), weight: 2.0 }];
@@ -105,6 +106,7 @@ mod tests {
             "checkpoint_dir: \"a \\\"model\\\"\"\n",
             "memory_limit: \"8589934592B\"\n",
             "grad_clip: 0\n",
+            "autosave: 0\n",
             "data:\n  ",
             "  files: [\"a.json:2\"]\n",
             "lora_rank: 8\n",
