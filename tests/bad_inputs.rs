@@ -472,6 +472,26 @@ const OPTIONS: &[Case] = &[
         let model = s.model();
         s.finetune(&model, &["--out_dir", &model])
     }),
+    case("out_dir is another model", 2, &["--out_dir", "holds config.json", "another folder"], |s| {
+        let model = s.model();
+        s.finetune(&llama(), &["--out_dir", &model])
+    }),
+    case("out_dir is an adapter of others", 2, &["--out_dir", "adapter_config.json"], |s| {
+        let adapter = s.adapter(|_| (), |_| ());
+        s.finetune(&llama(), &["--out_dir", &adapter])
+    }),
+    case(
+        "saved steps that no disk has room for",
+        2,
+        &["--out_dir", "are free", "500000 saved steps", "--keep_last"],
+        |s| {
+            let long = ["--max_steps", "500000", "--epochs", "500000", "--save_interval", "1"];
+            s.finetune(&llama(), &["--lora_rank", "4096"]).and(&long)
+        },
+    ),
+    case("a time between saves that is none", 2, &["--autosave", "soon", "90m"], |s| {
+        s.finetune(&llama(), &["--autosave", "soon"])
+    }),
     case("a merge into a folder with files", 2, &["model", "--out_dir"], |s| {
         let adapter = s.adapter(|_| (), |_| ());
         call(&["merge", &adapter, "--model_dir", &llama(), "--out_dir", &s.model()])
@@ -489,9 +509,12 @@ const OPTIONS: &[Case] = &[
         &["training_state.json", "not the state of a run", "--resume"],
         |s| s.resumed("training_state.json", |bytes| bytes.truncate(bytes.len() / 2)),
     ),
-    case("a saved step whose tensors are cut short", 2, &["training_state.safetensors", "truncated"], |s| {
-        s.resumed("training_state.safetensors", |bytes| bytes.truncate(bytes.len() / 2))
-    }),
+    case(
+        "a saved step whose tensors are cut short",
+        2,
+        &["training_state.safetensors", "truncated", "no earlier step", "remove"],
+        |s| s.resumed("training_state.safetensors", |bytes| bytes.truncate(bytes.len() / 2)),
+    ),
     case("a saved step of other options", 2, &["training_state.json", "--seed", "1337", "7"], |s| {
         s.resumed("training_state.safetensors", |_| ()).and(&["--seed", "7"])
     }),

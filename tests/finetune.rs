@@ -158,6 +158,7 @@ fn a_run_leaves_complete_files() {
         fs::read_dir(run.out()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let expected = [
+        ".engraft.lock",
         "adapter_config.json",
         "adapter_model.safetensors",
         "hyperparameters.json",

@@ -88,7 +88,7 @@ fn stopped_when(
 
 fn hidden(out: &Path) -> Vec<String> {
     let names = fs::read_dir(out).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with('.')).collect()
+    names.filter(|name| name.starts_with('.') && name != ".engraft.lock").collect()
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_stopped_run_goes_on_with_the_same_bits() {
     }
 }
 
-/// A run that begins anew where another one was leaves that one's steps alone, and never takes them for its own.
+/// A run that begins anew where another one was sets that one's steps aside, and never takes them for its own.
 #[test]
 fn steps_of_an_earlier_run_are_not_gone_on_from() {
     if common::gpu().is_none() {
@@ -159,7 +159,8 @@ fn steps_of_an_earlier_run_are_not_gone_on_from() {
         }
     });
     assert_eq!(run.run().unwrap_err().failure(), Failure::Stopped);
-    assert!(second.out_dir.join("step-000012").is_dir(), "the first run's");
+    assert!(second.out_dir.join("previous/step-000012").is_dir(), "the first run's");
+    assert!(!second.out_dir.join("step-000012").exists());
     let resumed = FinetuneOptions { resume: Some("auto".into()), ..second };
     Finetune::new(resumed.clone()).run().unwrap();
     assert!(result(&expected.out_dir) == result(&resumed.out_dir));
@@ -181,6 +182,52 @@ fn a_run_keeps_the_steps_it_is_told_to() {
         .collect();
     names.sort();
     assert_eq!(names, ["step-000009", "step-000012"]);
+}
+
+/// What was the best once goes with the last step that would go on with it.
+#[test]
+fn an_outdone_best_is_removed() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), "out", Precision::F32True);
+    (options.eval_interval, options.keep_best) = (Some(3), true);
+    let bests = |options: &FinetuneOptions| {
+        let names =
+            fs::read_dir(&options.out_dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("best-")).count()
+    };
+    Finetune::new(options.clone()).run().unwrap();
+    assert!(bests(&options) > 1, "each step may go on with its own: {}", bests(&options));
+    (options.keep_last, options.out_dir) = (Some(1), folder.path().join("last"));
+    Finetune::new(options.clone()).run().unwrap();
+    assert_eq!(bests(&options), 1);
+}
+
+/// A newest step that is damaged names the one before it.
+#[test]
+fn a_damaged_step_says_which_to_take() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), "out", Precision::F32True);
+    options.max_steps = Some(6);
+    Finetune::new(options.clone()).run().unwrap();
+    options.resume = Some("auto".into());
+    for (step, way) in [(6, "--resume"), (3, "no earlier step is saved")] {
+        let state = options.out_dir.join(format!("step-{step:06}/training_state.safetensors"));
+        let bytes = fs::read(&state).unwrap();
+        fs::write(&state, &bytes[..bytes.len() / 2]).unwrap();
+        let resume = if step == 6 { "auto".into() } else { options.out_dir.join("step-000003") };
+        let error =
+            Finetune::new(FinetuneOptions { resume: Some(resume), ..options.clone() }).run().unwrap_err();
+        let said = error.to_string();
+        assert_eq!(error.failure(), Failure::Input, "{said}");
+        assert!(said.contains(&format!("step-{step:06}")) && said.contains("truncated"), "{said}");
+        assert!(said.contains(way) && said.contains("step-000003") && !said.contains("download"), "{said}");
+    }
 }
 
 /// Stops at the time given, and goes on to the same bits where there is more of it.
@@ -534,10 +581,11 @@ fn early_stopping_keeps_the_best() {
     moved.resume = Some(whole.out_dir.join(format!("step-{:06}", report.steps)));
     Finetune::new(moved.clone()).run().unwrap();
     assert!(result(&whole.out_dir) == result(&moved.out_dir));
-    // another run in the same folder has its own best, and leaves the other's alone
+    // another run in the same folder has its own best, and the other's is set aside
     let other = FinetuneOptions { learning_rate: 1e-3, max_steps: Some(3), ..early("whole") };
     Finetune::new(other).run().unwrap();
-    assert!(folder_of_best.is_dir());
+    let aside = whole.out_dir.join("previous").join(folder_of_best.file_name().unwrap());
+    assert!(aside.is_dir());
     // what it needs
     let mut wrong = early("wrong");
     wrong.data.val_split_fraction = 0.0;

@@ -69,7 +69,8 @@ impl Saver {
     }
 
     /// Takes up the run whose state this is, saved in `from` where it was saved: sets an earlier run aside, removes what a killed
-    /// process left half-written and the run's later steps, which are made again, and brings the best so far along where it lies in another folder.
+    /// process left half-written and the run's later steps, which are made again, and brings the best so far along where it lies in
+    /// another folder.
     ///
     /// # Errors
     /// A folder that cannot be made or removed.

@@ -163,10 +163,10 @@ pub struct TrainingArgs {
         value_parser = boolean
     )]
     pub final_validation: bool,
-    /// Optimiser steps between saves to step-NNNNNN [default: save at the end alone]
+    /// Optimiser steps between saves to step-NNNNNN [default: by time, see --autosave]
     #[arg(long, aliases = ["save-interval", "train.save_interval"], value_name = "N", value_parser = count)]
     pub save_interval: Option<usize>,
-    /// Without save_interval: time between saves that --resume goes on from; the newest stays until the end. 0: never
+    /// Without save_interval, time between saves for --resume, of which the newest stays until the end; 0 for none
     #[arg(long, value_name = "TIME", default_value = "20m", value_parser = time_or_never)]
     pub autosave: f64,
     /// Keep so many saved steps, the newest [default: all]

@@ -91,10 +91,9 @@ pub struct FinetuneOptions {
     pub evaluate_example: Option<Example>,
     /// Tokens of a continuation at most; `None`: 100, where there is something to continue.
     pub eval_max_new_tokens: Option<usize>,
-    /// Optimiser steps between saves; `None` saves at the end alone.
+    /// Optimiser steps between saves; `None` saves by time ([`FinetuneOptions::autosave`]).
     pub save_interval: Option<usize>,
-    /// Seconds between saves where `save_interval` says nothing, of which the newest stays until the run has its result; `None` for
-    /// never.
+    /// Seconds between saves where `save_interval` says nothing; the newest stays until the run has its result. `None`: never.
     pub autosave: Option<f64>,
     /// Saved steps to keep, the newest; `None` keeps all.
     pub keep_last: Option<usize>,
@@ -405,7 +404,7 @@ impl FinetuneOptions {
         checks.optional_count("--eval_interval", self.eval_interval, "to evaluate at the end alone");
         checks.optional_count("--eval_max_iters", self.eval_max_iters, "to look at all validation rows");
         checks.optional_count("--log_interval", self.log_interval, "for about fifty lines");
-        checks.optional_count("--save_interval", self.save_interval, "to save at the end alone");
+        checks.optional_count("--save_interval", self.save_interval, "to save by time (--autosave)");
         if let Some(seconds) = self.autosave {
             checks.positive("--autosave", seconds);
         }
