@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ADAPTER: &str = "adapter_model.safetensors";
 
@@ -171,15 +171,18 @@ fn saves_by_time_come_and_go() {
         eval_interval: Some(2),
         ..options(folder.path(), "timed")
     };
-    let (mut seen, out) = (0, timed.out_dir.clone());
+    let (mut seen, mut took, mut stepped) = (0, Duration::ZERO, Instant::now());
+    let out = timed.out_dir.clone();
     let run = Finetune::new(timed.clone()).on_event(|event| match event {
         Event::Saved { path, .. } if path.to_string_lossy().contains("step-") => {
-            seen += 1;
+            (seen, took) = (seen + 1, stepped.elapsed());
             assert_eq!(folders(&out, "step-").len(), 1, "the newest alone");
-            // a save takes a twentieth of the time at most
-            std::thread::sleep(Duration::from_millis(1));
         }
-        Event::Step(_) => std::thread::sleep(Duration::from_millis(400)),
+        Event::Step(_) => {
+            // so long that the next save takes a twentieth of the time at most
+            std::thread::sleep(took * 21 + Duration::from_millis(2));
+            stepped = Instant::now();
+        }
         _ => {}
     });
     run.run().unwrap();

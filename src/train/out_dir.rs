@@ -61,7 +61,8 @@ pub(super) fn check(options: &FinetuneOptions, from: Option<&Path>) -> Result<Op
             None => Ok(None),
         };
     }
-    if from.is_some_and(|from| resume::run_of(from).is_some_and(|run| run_in(out) == Some(run))) {
+    // a step that tells no run is refused when it is read, with what is wrong with it
+    if from.is_some_and(|from| resume::run_of(from).is_none_or(|run| run_in(out) == Some(run))) {
         return Ok(None);
     }
     let out_name = out.display();
