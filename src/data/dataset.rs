@@ -13,7 +13,7 @@ use super::sample::Sample;
 use super::source::{DataSource, files_of};
 use super::split::{split, subset};
 use super::store::{RowEntry, TokenStore};
-use super::{DataError, DataSummary, Format, SampleOptions, SplitSummary, Tokenizer};
+use super::{DataError, DataSummary, Format, PromptTemplate, SampleOptions, SplitSummary, Tokenizer};
 use crate::stop::StopFlag;
 
 /// Training and validation samples, in the order of the files. Every sample has at least one label.
@@ -33,6 +33,8 @@ pub struct DatasetOptions {
     pub format: Option<Format>,
     /// A Jinja template of the user's own, which writes every row.
     pub prompt_template: Option<PathBuf>,
+    /// The same as a text, in place of the file.
+    pub template: Option<PromptTemplate>,
     /// Share of the rows that is set aside for validation, in `[0, 1)`. Not looked at where a folder has a file for
     /// validation.
     pub val_split_fraction: f64,
@@ -92,7 +94,11 @@ impl Dataset {
     ) -> Result<Self, DataError> {
         options.sample.check()?;
         let files = files_of(sources)?;
-        let own = options.prompt_template.as_deref().map(read_template).transpose()?;
+        let own = match (&options.template, &options.prompt_template) {
+            (Some(template), _) => Some(template.clone()),
+            (None, file) => file.as_deref().map(PromptTemplate::read).transpose()?,
+        };
+        let own = own.map(|template| (template.file.display().to_string(), template.text));
         let own = own.as_ref().map(|(origin, source)| (origin.as_str(), source.as_str()));
         let encoder = Encoder::new(tokenizer, options.sample, own)?;
         let key = CacheKey::new(tokenizer, options, own.map(|(_, source)| source), &encoder);
@@ -192,14 +198,6 @@ impl std::fmt::Debug for Samples {
 
 fn entry(stores: &[TokenStore], id: RowId) -> &RowEntry {
     &stores[id.file as usize].entries()[id.row as usize]
-}
-
-fn read_template(path: &Path) -> Result<(String, String), DataError> {
-    let source = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => DataError::NoTemplate { file: path.to_owned() },
-        _ => DataError::Read { file: path.to_owned(), error },
-    })?;
-    Ok((path.display().to_string(), source))
 }
 
 /// The rows as often as the weights of their files say: whole passes, then a seeded choice for the fraction.

@@ -16,7 +16,7 @@ use super::chat_styles::{chat_style, chat_style_names};
 use super::conversation::Conversation;
 use super::parallel::parallel_map;
 use super::prompt::question;
-use super::template::Template;
+use super::template::{Rendered, RowKeys, Template};
 use super::tokenizer::Encoded;
 use super::{DataError, PromptStyle, Record, Row, Sample, Tokenizer};
 
@@ -187,10 +187,33 @@ impl<'t> Encoder<'t> {
         if with_bos { self.tokenizer.encode(&text) } else { self.tokenizer.encode_plain(&text) }
     }
 
+    /// What the user's own template reads of a row, where there is such a template.
+    pub(super) fn row_keys(&self) -> Option<RowKeys> {
+        self.own.as_ref().map(|own| own.template().row_keys())
+    }
+
+    /// The ids of a row under the user's own template, up to its answer.
+    ///
+    /// # Errors
+    /// There is no such template, or it or the tokenizer refuses the row.
+    pub(super) fn row_prompt(&self, fields: &Map<String, Json>) -> Result<Vec<u32>, DataError> {
+        let rendered = self.rendered(fields).map_err(|reason| DataError::NoChatTemplate { reason })?;
+        let end = rendered.generated.first().map_or(rendered.text.len(), |answer| answer.start);
+        self.tokenizer.encode(&rendered.text[..end])
+    }
+
     /// The special token that ends an assistant's turn, where the template has one: a stop token for generation, which
     /// `generation_config.json` need not name.
     pub fn end_of_turn(&self) -> Option<u32> {
-        let tokenized = self.conversation(&Conversation::single(None, "Hi", Some("Hello"))).ok()?;
+        self.end_of(&self.conversation(&Conversation::single(None, "Hi", Some("Hello"))).ok()?)
+    }
+
+    /// The same of a row under the user's own template.
+    pub(super) fn end_of_row(&self, fields: &Map<String, Json>) -> Option<u32> {
+        self.end_of(&self.fields(fields).ok()?)
+    }
+
+    fn end_of(&self, tokenized: &Tokenized) -> Option<u32> {
         let last = tokenized.sample.spans().last()?.end.checked_sub(1)?;
         let token = *tokenized.sample.tokens.get(last as usize)?;
         self.tokenizer.is_special(token).then_some(token)
@@ -280,9 +303,7 @@ impl<'t> Encoder<'t> {
 
     /// A row under the user's own template: it marks the answer by `{% generation %}`, or writes the prompt alone.
     fn fields(&self, fields: &Map<String, Json>) -> Result<Tokenized, String> {
-        let own = self.own.as_ref().ok_or("a row of no known format needs a prompt template")?.template();
-        let variables = fields.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value))));
-        let rendered = own.render(variables)?;
+        let (own, rendered) = (self.own_template()?, self.rendered(fields)?);
         if own.marks_generation() {
             let rendered = match self.options.mask_prompt {
                 true => RenderedChat::marked(rendered.text, rendered.generated, &[]),
@@ -300,6 +321,15 @@ impl<'t> Encoder<'t> {
                 ANSWERS.join(", ")
             )),
         }
+    }
+
+    fn own_template(&self) -> Result<&Template, String> {
+        let own = self.own.as_ref().ok_or("a row of no known format needs a prompt template")?;
+        Ok(own.template())
+    }
+
+    fn rendered(&self, fields: &Map<String, Json>) -> Result<Rendered, String> {
+        self.own_template()?.render(fields.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value)))))
     }
 
     /// A text whose labels are the assistant's turns.

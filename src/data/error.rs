@@ -160,6 +160,23 @@ pub enum DataError {
     NoChatTemplate { reason: String },
 
     #[error(
+        "{}: is no record of a training's prompts that this version reads ({reason}), and is left aside: where the answers are \
+         bad, give --prompt_style",
+        file.display()
+    )]
+    BadPromptRecord { file: PathBuf, reason: String },
+
+    #[error("{form} reads the keys {} of a row: give a prompt that is such a row, as {}", keys.join(", "), row_of(keys))]
+    RowWanted {
+        /// As messages name it.
+        form: String,
+        keys: Vec<String>,
+    },
+
+    #[error("{form} asks what a user says, and there is no message of one")]
+    NoQuestion { form: String },
+
+    #[error(
         "{}: the tokens cannot be kept: {error}; is the folder writable and the disk not full?",
         file.display()
     )]
@@ -261,6 +278,11 @@ pub enum DataError {
 
 fn line_prefix(line: u64) -> String {
     if line == 0 { String::new() } else { format!("line {line}: ") }
+}
+
+fn row_of(keys: &[String]) -> String {
+    let pairs: Vec<String> = keys.iter().map(|key| format!("{key:?}: \"…\"")).collect();
+    format!("{{{}}}", pairs.join(", "))
 }
 
 fn style_names() -> String {

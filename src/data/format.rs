@@ -52,6 +52,17 @@ impl Format {
         }
     }
 
+    /// Whether a row has the keys that it must have.
+    pub(super) fn reads(self, row: &Map<String, Value>) -> bool {
+        let has = |key: &&str| row.contains_key(*key);
+        match self {
+            Self::Alpaca => ["instruction", "output"].iter().all(has),
+            Self::PromptCompletion => ["prompt", "completion"].iter().all(has),
+            Self::Text => has(&"text"),
+            Self::Chat | Self::ShareGpt => ["messages", "conversations"].iter().any(has),
+        }
+    }
+
     pub(super) fn is_chat(self) -> bool {
         matches!(self, Self::Chat | Self::ShareGpt)
     }
@@ -124,7 +135,10 @@ mod tests {
             (r#"{"question": "a", "answer": "b"}"#, None),
             ("{}", None),
         ] {
-            assert_eq!(Format::detect(&serde_json::from_str(row).unwrap()), expected, "{row}");
+            let row = serde_json::from_str(row).unwrap();
+            assert_eq!(Format::detect(&row), expected, "{row:?}");
+            assert!(expected.is_none_or(|format| format.reads(&row)), "{row:?}");
+            assert_eq!(expected.is_none(), Format::ALL.iter().all(|format| !format.reads(&row)), "{row:?}");
         }
     }
 }

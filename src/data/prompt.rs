@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 use super::DataError;
 use super::styles::{NAMED_STYLES, NamedStyle};
 
@@ -111,6 +113,18 @@ impl FromStr for PromptStyle {
                 Self::Named(style.ok_or_else(|| DataError::UnknownPromptStyle { name: name.to_owned() })?)
             }
         })
+    }
+}
+
+impl Serialize for PromptStyle {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for PromptStyle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

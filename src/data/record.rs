@@ -9,6 +9,7 @@ use super::conversation::Conversation;
 use super::error::{DataError, Place};
 use super::format::Format;
 use super::reader::read_rows;
+use super::source::{DataSource, files_of};
 
 /// One instruction with its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,12 +68,41 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>, DataError> {
 /// # Errors
 /// Those of reading up to the first row; keys that speak for no format.
 pub fn detect_format(path: &Path) -> Result<Format, DataError> {
+    first_row(path).and_then(|(place, row)| format_of(path, place, &row))
+}
+
+/// The first row of `path`.
+fn first_row(path: &Path) -> Result<(Place, Map<String, Value>), DataError> {
     let mut found = None;
     read_rows(path, &mut |place, value| {
-        found = Some(object(path, place, value).and_then(|row| format_of(path, place, &row)));
+        found = Some(object(path, place, value).map(|row| (place, row)));
         ControlFlow::Break(())
     })?;
     found.unwrap_or(Err(DataError::NoRecords { file: path.to_owned() }))
+}
+
+/// The formats that the first rows of the files for training speak for, each once.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn formats_of(sources: &[DataSource]) -> Result<Vec<Format>, DataError> {
+    let mut formats = Vec::new();
+    for format in files_of(sources)?.train.iter().filter_map(|source| detect_format(&source.path).ok()) {
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
+    Ok(formats)
+}
+
+/// Whether the first rows of all files can be read in this format, whatever else their keys speak for.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn all_read_as(sources: &[DataSource], format: Format) -> Result<bool, DataError> {
+    let files = files_of(sources)?;
+    let mut paths = files.train.iter().map(|source| &source.path).chain(&files.validation);
+    Ok(paths.all(|path| first_row(path).is_ok_and(|(_, row)| format.reads(&row))))
 }
 
 /// The format that the first row of a file speaks for.

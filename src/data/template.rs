@@ -4,7 +4,7 @@
 //! `raise_exception`, `strftime_now`, and `{% generation %}` around what the assistant says. Templates come from
 //! strangers: they can read nothing but their variables, and their work is bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::thread;
 
@@ -46,6 +46,15 @@ pub(super) struct Rendered {
     pub(super) text: String,
     /// Bytes of `text` within `{% generation %}`, ascending.
     pub(super) generated: Vec<Range<usize>>,
+}
+
+/// What a template reads of a row, in the order of the alphabet.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RowKeys {
+    /// Keys that the prompt is written from.
+    pub(super) prompt: Vec<String>,
+    /// Keys that are read within `{% generation %}` alone.
+    pub(super) answer: Vec<String>,
 }
 
 impl Template {
@@ -112,6 +121,32 @@ impl Template {
         self.tells_time
     }
 
+    /// The keys that a row is read by.
+    pub(super) fn row_keys(&self) -> RowKeys {
+        let source = self.environment.get_template(NAME).map(|template| template.source().to_owned());
+        let source = source.unwrap_or_default();
+        let (prompt, all) = (self.variables(without_generated(&source)), self.variables(source));
+        let answer = all.difference(&prompt).cloned().collect();
+        RowKeys { prompt: prompt.into_iter().collect(), answer }
+    }
+
+    /// What a source reads that is neither its own nor there for every template.
+    fn variables(&self, source: String) -> BTreeSet<String> {
+        let mut environment = self.environment.clone();
+        let found = on_own_stack(|| {
+            environment.add_template_owned(NAME, source).ok()?;
+            Some(environment.get_template(NAME).ok()?.undeclared_variables(false))
+        });
+        let mut found: BTreeSet<String> = found.ok().flatten().into_iter().flatten().collect();
+        for (name, _) in self.environment.globals() {
+            found.remove(name);
+        }
+        for (name, _) in &self.special_tokens {
+            found.remove(name);
+        }
+        found
+    }
+
     /// Renders with these variables and the special tokens.
     ///
     /// # Errors
@@ -145,13 +180,35 @@ fn compile(environment: &mut Environment<'static>, source: String) -> Result<(),
         return Err((1, format!("it has {} bytes, more than the limit of {MAX_BYTES}", source.len())));
     }
     let failed = |error: Error| (error.line().unwrap_or(1), reason(&error));
+    on_own_stack(|| environment.add_template_owned(NAME, source).map_err(failed))
+        .unwrap_or_else(|reason| Err((1, reason)))
+}
+
+/// Does what recurses over a template on a stack of its own; an error says why it was not done.
+fn on_own_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
     thread::scope(|scope| {
-        let builder = thread::Builder::new().stack_size(STACK);
-        let compiler = builder
-            .spawn_scoped(scope, || environment.add_template_owned(NAME, source).map_err(failed))
-            .map_err(|error| (1, format!("no thread can be started to compile it: {error}")))?;
-        compiler.join().unwrap_or_else(|_| Err((1, "the compiler failed".into())))
+        let compiler = thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, work)
+            .map_err(|error| format!("no thread can be started to compile it: {error}"))?;
+        compiler.join().map_err(|_| "the compiler failed".to_owned())
     })
+}
+
+/// A source whose `{% generation %}` blocks, marked by [`mark_generation`], are empty.
+fn without_generated(source: &str) -> String {
+    let (mut out, mut inside) = (String::new(), false);
+    for piece in source.split_inclusive(MARKS) {
+        let text = piece.strip_suffix(MARKS).unwrap_or(piece);
+        if !inside {
+            out.push_str(text);
+        }
+        if let Some(mark) = piece[text.len()..].chars().next() {
+            inside = mark == MARKS[0];
+            out.push(mark);
+        }
+    }
+    out
 }
 
 fn reason(error: &Error) -> String {
@@ -286,6 +343,25 @@ mod tests {
             "{% endgeneration %}",
         ] {
             assert!(render(broken).unwrap_err().contains("does not end"), "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_a_row_are_what_the_prompt_reads() {
+        let keys = |source: &str| {
+            let keys = Template::new("t", source, &BTreeMap::from([("bos_token".into(), "<s>".into())])).unwrap();
+            let RowKeys { prompt, answer } = keys.row_keys();
+            (prompt.join(" "), answer.join(" "))
+        };
+        for (source, prompt, answer) in [
+            ("{{ question }}", "question", ""),
+            ("{{ bos_token }}{{ b }}{% set c = a %}{{ c }}{% for i in range(2) %}{{ loop.index }}{% endfor %}", "a b", ""),
+            ("{% if input %}{{ input }}{% endif %}{{ instruction|trim }}", "input instruction", ""),
+            ("{{ q }}{%- generation %}{{ a }}{% endgeneration -%}{{ raise_exception }}", "q", "a"),
+            ("{{ q }}{% generation %}{{ q + a.b }}{% endgeneration %}\n{{ r }}", "q r", "a"),
+            ("{{ strftime_now('%Y') }}", "", ""),
+        ] {
+            assert_eq!(keys(source), (prompt.to_owned(), answer.to_owned()), "{source}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{ExportError, ModelWeights, WeightOptions};
 use crate::checkpoint::{CheckpointError, atomic, copy_companions, write_shards};
+use crate::data::PromptForm;
 use crate::error::Error;
 use crate::graph::DType;
 use crate::train::save::stored_dtype;
@@ -58,6 +59,12 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
     if let Some(config) = config {
         let path = folder.path().join("config.json");
         atomic::write_file(&path, |out| writeln!(out, "{config:#}")).map_err(failed)?;
+    }
+    // the sum is asked as the adapter was
+    if let Some(adapter) = &options.weights.adapter
+        && let Ok(Some(form)) = PromptForm::read(&adapter.path)
+    {
+        form.write(folder.path()).map_err(moved)?;
     }
     folder.commit().map_err(failed)?;
     Ok(MergeReport {

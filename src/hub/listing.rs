@@ -2,6 +2,7 @@
 
 use super::client::Client;
 use super::{HubError, RepoName};
+use crate::data::PROMPT_FILE;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -188,10 +189,11 @@ fn wanted<'n>(names: &[&'n str]) -> Vec<&'n str> {
     names.iter().filter(wants).copied().collect()
 }
 
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 11] = [
     "config.json",
     "generation_config.json",
     "adapter_config.json",
+    PROMPT_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -265,7 +267,8 @@ mod tests {
         assert_eq!(wanted(&indexed), indexed);
         let rows = ["README.md", "data/train.parquet", "../x.json", ".x.json", "a b.csv", "rows.jsonl"];
         assert_eq!(row_files(&rows), ["data/train.parquet", "rows.jsonl"]);
-        let adapter = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"];
-        assert_eq!(wanted(&adapter), [adapter[0], adapter[2]]);
+        let adapter =
+            ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "prompt_style.json"];
+        assert_eq!(wanted(&adapter), [adapter[0], adapter[2], adapter[3]]);
     }
 }

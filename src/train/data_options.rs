@@ -1,9 +1,9 @@
 //! Where the samples of a run come from and how they become tokens.
 
 use super::options::Checks;
-use crate::data::worth_keeping;
 use crate::data::{
-    DataError, DataSource, Dataset, DatasetOptions, Format, PromptStyle, SampleOptions, Tokenizer,
+    DataError, DataSource, Dataset, DatasetOptions, Format, PromptForm, PromptStyle, PromptTemplate,
+    SampleOptions, Tokenizer, all_read_as, formats_of, worth_keeping,
 };
 use crate::stop::StopFlag;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,9 @@ pub struct DataOptions {
     pub prompt_style: String,
     /// A Jinja template that writes every row, in place of a style.
     pub prompt_template: Option<PathBuf>,
+    /// The text of such a template, in place of the file: that of a training whose file need not be here.
+    #[serde(skip)]
+    pub template: Option<PromptTemplate>,
     /// Folder for the files of tokens; `None` keeps those of large data beside the run.
     pub cache: Option<PathBuf>,
 }
@@ -49,6 +52,7 @@ impl Default for DataOptions {
             num_workers: None,
             prompt_style: PromptStyle::default().to_string(),
             prompt_template: None,
+            template: None,
             cache: None,
         }
     }
@@ -89,6 +93,50 @@ impl DataOptions {
             true => vec![DataSource::once(&self.json_path)],
             false => self.sources.clone(),
         }
+    }
+
+    /// What writes the prompts of these rows.
+    ///
+    /// # Errors
+    /// An unknown style, a template or a folder that cannot be read.
+    pub fn prompt_form(&self) -> Result<PromptForm, DataError> {
+        let rows = match self.format {
+            Some(format) => vec![format],
+            None => formats_of(&self.sources())?,
+        };
+        Ok(PromptForm { rows, ..self.said_form()? })
+    }
+
+    fn said_form(&self) -> Result<PromptForm, DataError> {
+        let said = PromptForm::said(self.prompt_style.parse()?, self.prompt_template.as_deref())?;
+        Ok(PromptForm { template: self.template.clone().or(said.template), ..said })
+    }
+
+    /// Takes style, template and format from the training of the adapter, or else of the model, where these options say
+    /// nothing; gives what the user should know of it.
+    ///
+    /// # Errors
+    /// Those of [`DataOptions::prompt_form`].
+    pub fn as_trained(&mut self, model_dir: &Path, adapter: Option<&Path>) -> Result<Option<String>, DataError> {
+        let asked = self.said_form()?.or_trained(model_dir, adapter);
+        if asked.trained.is_none() {
+            return Ok(asked.note);
+        }
+        let by = asked.by();
+        let PromptForm { style, rows, template } = asked.form;
+        // rows may speak for another format than the one that they were trained in
+        if let (None, [format]) = (self.format, rows.as_slice())
+            && all_read_as(&self.sources(), *format)?
+        {
+            self.format = Some(*format);
+        }
+        let note = match &template {
+            Some(template) => Some(format!("prompt template {}{by}", template.file.display())),
+            None if style == PromptStyle::Auto => None,
+            None => Some(format!("prompt style {style}{by}")),
+        };
+        (self.prompt_style, self.template) = (style.to_string(), template);
+        Ok(note)
     }
 
     /// Reads, tokenises and splits. The tokens of large data are kept in `beside`, where that is a folder.
@@ -132,6 +180,7 @@ impl DataOptions {
             sample,
             format: self.format,
             prompt_template: self.prompt_template.clone(),
+            template: self.template.clone(),
             val_split_fraction: self.val_split_fraction,
             seed: self.seed.unwrap_or(seed),
             shuffle: self.shuffle,

@@ -52,7 +52,8 @@ pub enum EvaluateEvent {
     Samples { done: usize, all: usize },
 }
 
-/// Evaluates a Hugging Face folder, with or without an adapter, on a data file.
+/// Evaluates a Hugging Face folder, with or without an adapter, on a data file. Rows are written as in the training of the
+/// adapter (or of the model), where that is recorded and the options choose no other style or template.
 ///
 /// # Errors
 /// Every kind of [`Error`]; what is wrong with the input is found before the device is opened.
@@ -67,7 +68,11 @@ pub fn evaluate(
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let limit = network.config.max_position_embeddings;
     let max_seq_length = options.max_seq_length.unwrap_or(limit).min(limit);
-    let data = options.data.open(&tokenizer, options.seed, Some(max_seq_length), None)?;
+    let mut rows = options.data.clone();
+    if let Some(note) = rows.as_trained(&options.model_dir, options.adapter.as_deref())? {
+        on_event(EvaluateEvent::Note(note));
+    }
+    let data = rows.open(&tokenizer, options.seed, Some(max_seq_length), None)?;
     let fraction = options.data.val_split_fraction;
     let largest_token = data.largest_token();
     // without a split every row is in the first part

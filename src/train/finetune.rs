@@ -25,7 +25,7 @@ use super::trainer::{Trainer, TrainerError, training_graph};
 use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
-use crate::data::{Dataset, Tokenizer};
+use crate::data::{Dataset, PromptForm, Tokenizer};
 use crate::error::{Error, Failure};
 use crate::gpu::{Gpu, GpuError, GpuOptions};
 use crate::models::{ModelConfig, Network};
@@ -86,6 +86,8 @@ pub(super) struct Prepared {
     done: usize,
     /// What is continued at evaluations.
     prompts: Option<Prompts>,
+    /// What writes the prompts of the rows, kept with what is trained.
+    form: PromptForm,
     tokenizer: Tokenizer,
     notes: Vec<String>,
 }
@@ -208,7 +210,8 @@ impl<'a> Finetune<'a> {
         }
         let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
         let adapter = adapter.map(|(_, start, settings)| (start, settings));
-        let prompts = Prompts::of(options, &tokenizer, &data, limit)?;
+        let form = options.data.prompt_form()?;
+        let prompts = Prompts::of(options, &tokenizer, &data, &form, limit)?;
         if prompts.is_none() && options.eval_max_new_tokens.is_some_and(|tokens| tokens > 0) {
             notes.push(
                 "no text is written at evaluations: there is no validation row whose prompt has no labels \
@@ -225,7 +228,7 @@ impl<'a> Finetune<'a> {
         // what does not fit is said before a device is opened
         let progress = from.map(|folder| Progress::read(&folder, options, &data)).transpose()?;
         let done = progress.map_or(0, |progress| progress.step);
-        Ok(Prepared { config, source, data, network, adapter, steps, done, prompts, tokenizer, notes })
+        Ok(Prepared { config, source, data, network, adapter, steps, done, prompts, form, tokenizer, notes })
     }
 
     /// Plans the run, and refuses what does not fit before anything is measured, loaded or written.
@@ -260,8 +263,8 @@ impl<'a> Finetune<'a> {
         notes.extend(choice.plan.moved_in_vain());
         self.options.recompute = RecomputeKind::Policy(choice.plan.recompute());
         let (recompute, planned) = (choice.plan.recompute(), choice.plan.needed_bytes());
-        let mut saver =
-            Saver::new(&self.options, prepared.adapter.as_ref().map(|(_, settings)| settings.clone()));
+        let settings = prepared.adapter.as_ref().map(|(_, settings)| settings.clone());
+        let mut saver = Saver::new(&self.options, settings, prepared.form.clone());
         self.train(gpu, prepared, choice, sizes, &mut saver, notes).map_err(|error| {
             let device = &gpu.profile();
             let room = match error.gpu() {

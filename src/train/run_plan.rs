@@ -87,7 +87,8 @@ pub fn plan_run(
             let tokenizer = Tokenizer::open(&options.model_dir)?;
             let data = open_data(&options, &tokenizer, &StopFlag::default())?;
             check_vocabulary(&[data.largest_token()], config)?;
-            sampled = Prompts::of(&options, &tokenizer, &data, cut)?.map_or(0, |prompts| prompts.longest());
+            let prompts = Prompts::of(&options, &tokenizer, &data, &options.data.prompt_form()?, cut)?;
+            sampled = prompts.map_or(0, |prompts| prompts.longest());
             Some(data)
         }
     };

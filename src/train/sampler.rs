@@ -4,7 +4,7 @@
 use super::inputs::write_padded;
 use super::options::{Example, FinetuneOptions};
 use super::trainer::{Capacity, Trainer, TrainerError, bucket};
-use crate::data::{Dataset, Encoder, MicroBatch, Sample, SampleOptions, Tokenizer, epoch_order};
+use crate::data::{Dataset, MicroBatch, PromptForm, Prompter, Sample, Tokenizer, epoch_order};
 use crate::error::Error;
 use crate::graph::layout::pack_u32;
 use crate::graph::{DeviceProfile, GraphError, LeafKind};
@@ -16,6 +16,8 @@ use crate::stop::StopFlag;
 pub(super) struct Prompts {
     prompts: Vec<Prompt>,
     max_new_tokens: usize,
+    /// Tokens that end a text.
+    stop: Vec<u32>,
 }
 
 pub(super) struct Prompt {
@@ -28,7 +30,7 @@ pub(super) struct Prompt {
 const MAX_NEW_TOKENS: usize = 100;
 
 impl Prompts {
-    /// The prompts of a run's options; `None` where it has none.
+    /// The prompts of a run's options; `None` where it has none. Those of a file are written as the rows are, in their `form`.
     ///
     /// # Errors
     /// A file that cannot be read or has no line, a prompt that the model has no room to answer, an example that is not there.
@@ -36,9 +38,11 @@ impl Prompts {
         options: &FinetuneOptions,
         tokenizer: &Tokenizer,
         data: &Dataset,
+        form: &PromptForm,
         limit: usize,
     ) -> Result<Option<Self>, Error> {
         let mut prompts = Vec::new();
+        let mut stop = tokenizer.stop_tokens().to_vec();
         let wanted = options.eval_prompts.is_some() || options.evaluate_example.is_some();
         if wanted && data.validation.is_empty() {
             return Err(Error::input(
@@ -50,10 +54,10 @@ impl Prompts {
             let said = |reason: &str| Error::input(format!("--eval_prompts {}: {reason}", path.display()));
             let text =
                 std::fs::read_to_string(path).map_err(|e| said(&format!("cannot be read as text: {e}")))?;
-            let style = options.data.prompt_style.parse()?;
-            let encoder = Encoder::new(tokenizer, SampleOptions { style, ..SampleOptions::default() }, None)?;
+            let prompter = Prompter::of_prompts(tokenizer, form)?;
+            stop = prompter.stop_tokens();
             for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-                prompts.push(Prompt { text: line.to_owned(), tokens: encoder.prompt(line, None)? });
+                prompts.push(Prompt { text: line.to_owned(), tokens: prompter.prompt(line, None)? });
             }
             if prompts.is_empty() {
                 return Err(said("has no prompt; write one per line"));
@@ -82,7 +86,7 @@ impl Prompts {
         }
         let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
         let max_new_tokens = options.eval_max_new_tokens.unwrap_or(MAX_NEW_TOKENS).min(limit - longest);
-        Ok(Some(Prompts { prompts, max_new_tokens }))
+        Ok(Some(Prompts { prompts, max_new_tokens, stop }))
     }
 
     /// Tokens of the longest text.
@@ -214,7 +218,7 @@ impl<'r> Sampler<'r> {
             let best =
                 logits.take(vocabulary).enumerate().max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
             let Some(token) = best.map(|(token, _)| token as u32) else { break };
-            if self.tokenizer.stop_tokens().contains(&token) {
+            if self.prompts.stop.contains(&token) {
                 break;
             }
             text.push(token);

@@ -12,6 +12,7 @@ use super::save::{save_adapter, save_model};
 use super::trainer::Trainer;
 use crate::checkpoint::AdapterConfig;
 use crate::checkpoint::atomic::{self, NewFolder};
+use crate::data::PromptForm;
 use crate::error::Error;
 use serde_json::json;
 use std::fs;
@@ -28,6 +29,8 @@ pub(super) struct Saver {
     model_dir: PathBuf,
     /// Settings of the adapter; `None` where the whole model is trained.
     adapter: Option<AdapterConfig>,
+    /// What wrote the prompts, so that who uses what is saved can ask alike.
+    form: PromptForm,
     /// Tells the folders of this run from those that another one left in the same place.
     run: String,
     keep_last: Option<usize>,
@@ -45,11 +48,12 @@ fn new_run() -> String {
 }
 
 impl Saver {
-    pub fn new(options: &FinetuneOptions, adapter: Option<AdapterConfig>) -> Self {
+    pub fn new(options: &FinetuneOptions, adapter: Option<AdapterConfig>, form: PromptForm) -> Self {
         Saver {
             out_dir: options.out_dir.clone(),
             model_dir: options.model_dir.clone(),
             adapter,
+            form,
             run: new_run(),
             keep_last: options.keep_last,
             keep_best: options.keeps_best(),
@@ -222,9 +226,10 @@ impl Saver {
     /// Writes what is trained.
     fn write(&self, trainer: &Trainer, folder: &Path) -> Result<(), Error> {
         match &self.adapter {
-            Some(settings) => save_adapter(trainer, settings.clone(), folder),
-            None => save_model(trainer, &self.model_dir, folder),
+            Some(settings) => save_adapter(trainer, settings.clone(), folder)?,
+            None => save_model(trainer, &self.model_dir, folder)?,
         }
+        Ok(self.form.write(folder)?)
     }
 
     /// Whether a folder holds the best of this run.
