@@ -3,6 +3,7 @@
 //! Parsing never looks at a file or a device; `resolve` turns what was said into checked options. Options
 //! are spelled with underscores; each has a hidden alias with dashes, and a test holds that so.
 
+use crate::data::PromptStyle;
 use crate::gpu::GpuOptions;
 use crate::train::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
@@ -209,18 +210,21 @@ impl FinetuneFullArgs {
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// PEFT adapter on top of the model [default: none]
-    #[arg(long, value_name = "DIR")]
-    pub lora: Option<PathBuf>,
+    /// PEFT adapter on top of the model, or the output folder of finetune [default: none]
+    #[arg(long, alias = "lora", value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// What to continue [default: standard input]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// The input that belongs to the prompt, as in the rows of the training [default: none]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub input: Option<String>,
-    /// How the prompt is wrapped before the model sees it: alpaca, none, chat (the model's template), llama3, …
-    #[arg(long, alias = "prompt-style", value_name = "STYLE", default_value_t = data::default_style())]
+    /// How the prompt is wrapped: auto (as in training, else alpaca), none, chat (the model's template), llama3, …
+    #[arg(long, alias = "prompt-style", value_name = "STYLE", default_value_t = PromptStyle::Auto.to_string())]
     pub prompt_style: String,
+    /// Jinja template that writes the prompt in place of a style [default: that of the training, if any]
+    #[arg(long, alias = "prompt-template", value_name = "FILE")]
+    pub prompt_template: Option<PathBuf>,
     /// Tokens to generate at most; an end-of-sequence token ends earlier
     #[arg(long, alias = "max-new-tokens", value_name = "N", default_value_t = 128, value_parser = count)]
     pub max_new_tokens: usize,
@@ -249,9 +253,9 @@ impl GenerateArgs {
 pub struct EvaluateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// PEFT adapter on top of the model [default: none]
-    #[arg(long, value_name = "DIR")]
-    pub lora: Option<PathBuf>,
+    /// PEFT adapter on top of the model, or the output folder of finetune [default: none]
+    #[arg(long, alias = "lora", value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
     /// Evaluate only the share that finetune holds out with this fraction and seed [default: the whole file]
@@ -301,7 +305,7 @@ impl EvaluateArgs {
     pub fn resolve(self) -> Result<EvaluateOptions, OptionsError> {
         let options = EvaluateOptions {
             model_dir: self.model.model_dir,
-            adapter: self.lora,
+            adapter: self.adapter,
             data: self.data.options(self.val_split_fraction.unwrap_or(0.0)),
             seed: self.seed,
             max_seq_length: self.max_seq_length,

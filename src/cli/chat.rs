@@ -3,7 +3,7 @@
 use super::args::{ChatArgs, Exit};
 use super::chat_input::{Input, Reader};
 use super::devices::describe;
-use super::download::{adapter_folder, model_folder};
+use super::download::model_and_adapter;
 use super::generate::write_out;
 use crate::data::Tokenizer;
 use crate::error::Error;
@@ -28,15 +28,16 @@ pub fn run(args: ChatArgs, quiet: bool) -> Result<(), Error> {
         }
     };
     let mut options = args.talk.resolve()?;
-    options.model_dir = model_folder(&options.model_dir, quiet)?;
-    options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
+    let found = model_and_adapter(&options.model_dir, options.adapter.as_deref(), quiet)?;
+    (options.model_dir, options.adapter) = (found.model_dir, found.adapter);
     // what is wrong with a folder is said without a device
     ModelConfig::read(&options.model_dir)?;
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let gpu = Gpu::open(&args.talk.device.options())?;
     note(&format!("device {}", describe(gpu.info())));
     let mut chat = Chat::open(&gpu, &tokenizer, &options)?;
-    note(&format!("prompt style {}, context of {} tokens; /help for help", chat.style(), chat.context()));
+    chat.notes().for_each(|text| note(&text));
+    note(&format!("{}, context of {} tokens; /help for help", chat.prompts(), chat.context()));
     catch_interrupts();
 
     let mut talk = Talk {

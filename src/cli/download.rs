@@ -2,8 +2,10 @@
 
 use super::args::DownloadArgs;
 use super::progress::ProgressMode;
+use super::say_notes;
 use crate::error::Error;
 use crate::hub::{self, Client, Download, DownloadEvent, HubOptions, Listing, models_folder};
+use crate::train::adapter_place::ModelAndAdapter;
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -46,6 +48,24 @@ pub fn model_folder(model: &Path, quiet: bool) -> Result<PathBuf, Error> {
 /// See [`hub::model_folder`].
 pub fn adapter_folder(adapter: Option<&Path>, quiet: bool) -> Result<Option<PathBuf>, Error> {
     adapter.map(|adapter| model_folder(adapter, quiet)).transpose()
+}
+
+/// The same of a model and, where there is one, its adapter, which may stand in the model's place.
+///
+/// # Errors
+/// See [`hub::model_folder`] and [`ModelAndAdapter::find`].
+pub fn model_and_adapter(
+    model: &Path,
+    adapter: Option<&Path>,
+    quiet: bool,
+) -> Result<ModelAndAdapter, Error> {
+    let model = model_folder(model, quiet)?;
+    let adapter = adapter_folder(adapter, quiet)?;
+    // a path may look like a name on the Hub, so a base is never downloaded for it
+    let downloaded = |base: &str| hub::downloaded(&models_folder().ok()?, &base.parse().ok()?);
+    let found = ModelAndAdapter::find(&model, adapter.as_deref(), &downloaded)?;
+    say_notes(&found.notes, quiet);
+    Ok(found)
 }
 
 /// The same of a model whose weights do not matter: they are not downloaded.

@@ -1,7 +1,7 @@
 //! `engraft evaluate`: a table or one JSON object on standard output.
 
 use super::args::EvaluateArgs;
-use super::download::{adapter_folder, model_folder};
+use super::download::model_and_adapter;
 use super::named_data::NamedData;
 use super::progress::{Progress, ProgressMode};
 use crate::error::Error;
@@ -17,8 +17,8 @@ pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
     if let Some(named) = named {
         named.resolve(&mut options.data, quiet)?;
     }
-    options.model_dir = model_folder(&options.model_dir, quiet)?;
-    options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
+    let found = model_and_adapter(&options.model_dir, options.adapter.as_deref(), quiet)?;
+    (options.model_dir, options.adapter) = (found.model_dir, found.adapter);
     let bar = match !quiet && io::stderr().is_terminal() {
         true => ProgressBar::no_length(),
         false => ProgressBar::hidden(),

@@ -2,31 +2,37 @@
 
 use super::args::GenerateArgs;
 use super::devices::describe;
-use super::download::{adapter_folder, model_folder};
+use super::download::model_and_adapter;
 use crate::checkpoint::Adapter;
-use crate::data::{DecodeStream, Encoder, SampleOptions, Tokenizer};
+use crate::data::{DecodeStream, PromptForm, Prompter, Tokenizer};
 use crate::error::Error;
 use crate::generate::{CacheSize, End, GenerateOptions, Generated, Generator};
 use crate::gpu::Gpu;
+use crate::train::adapter_place::ModelAndAdapter;
 use crate::train::setup::open_network;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 
-pub fn run(mut args: GenerateArgs, quiet: bool) -> Result<(), Error> {
+pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     args.check()?;
-    args.model.model_dir = model_folder(&args.model.model_dir, quiet)?;
-    args.lora = adapter_folder(args.lora.as_deref(), quiet)?;
+    let ModelAndAdapter { model_dir, adapter: adapter_dir, .. } =
+        model_and_adapter(&args.model.model_dir, args.adapter.as_deref(), quiet)?;
     let note = |text: &str| {
         if !quiet {
             eprintln!("{text}");
         }
     };
-    let adapter = args.lora.as_deref().map(Adapter::read).transpose()?;
+    let adapter = adapter_dir.as_deref().map(Adapter::read).transpose()?;
     let (precision, quantize) = (args.precision.precision, args.precision.quantize());
-    let (network, source) = open_network(&args.model.model_dir, adapter.as_ref(), precision, quantize)?;
-    let tokenizer = Tokenizer::open(&args.model.model_dir)?;
-    let style = args.prompt_style.parse()?;
-    let encoder = Encoder::new(&tokenizer, SampleOptions { style, ..SampleOptions::default() }, None)?;
+    let (network, source) = open_network(&model_dir, adapter.as_ref(), precision, quantize)?;
+    let tokenizer = Tokenizer::open(&model_dir)?;
+    let asked = PromptForm::said(args.prompt_style.parse()?, args.prompt_template.as_deref())?;
+    let asked = asked.or_trained(&model_dir, adapter_dir.as_deref());
+    let prompter = Prompter::of_prompts(&tokenizer, &asked.form)?;
+    asked.note.iter().for_each(|text| note(text));
+    if asked.trained.is_some() {
+        note(&format!("{}{}", prompter.name(), asked.by()));
+    }
     let text = match &args.prompt {
         Some(text) => text.clone(),
         None => read_prompt(note)?,
@@ -34,7 +40,7 @@ pub fn run(mut args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     if text.trim().is_empty() {
         return Err(Error::input("the prompt is empty; give --prompt TEXT, or text on standard input"));
     }
-    let prompt = encoder.prompt(&text, args.input.as_deref())?;
+    let prompt = prompter.prompt(&text, args.input.as_deref())?;
     let max_new_tokens = room(prompt.len(), args.max_new_tokens, network.config.max_position_embeddings)?;
 
     let gpu = Gpu::open(&args.device.options())?;
@@ -48,11 +54,8 @@ pub fn run(mut args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     }
     let cache = CacheSize::new(prompt.len() + max_new_tokens);
     let mut generator = Generator::new(&gpu, network, &source, adapter.as_ref(), cache)?;
-    let options = GenerateOptions {
-        max_new_tokens,
-        sampling: args.sampling.options(),
-        stop: tokenizer.stop_tokens().to_vec(),
-    };
+    let options =
+        GenerateOptions { max_new_tokens, sampling: args.sampling.options(), stop: prompter.stop_tokens() };
     let mut out = Output::new(&tokenizer);
     let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
     out.finish()?;

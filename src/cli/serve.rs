@@ -2,7 +2,7 @@
 
 use super::args::{Exit, ServeArgs};
 use super::devices::describe;
-use super::download::{adapter_folder, model_folder};
+use super::download::model_and_adapter;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::generate::Chat;
@@ -33,15 +33,16 @@ pub fn run(args: ServeArgs, quiet: bool) -> Result<(), Error> {
             "warning: {address} can be reached from other machines, and whoever reaches it can use the model"
         );
     }
-    options.model_dir = model_folder(&options.model_dir, quiet)?;
-    options.adapter = adapter_folder(options.adapter.as_deref(), quiet)?;
+    let found = model_and_adapter(&options.model_dir, options.adapter.as_deref(), quiet)?;
+    (options.model_dir, options.adapter) = (found.model_dir, found.adapter);
     // what is wrong with a folder is said without a device
     ModelConfig::read(&options.model_dir)?;
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let gpu = Gpu::open(&args.talk.device.options())?;
     note(&format!("device {}", describe(gpu.info())));
     let mut chat = Chat::open(&gpu, &tokenizer, &options)?;
-    note(&format!("{model}: prompt style {}, context of {} tokens", chat.style(), chat.context()));
+    chat.notes().for_each(|text| note(&text));
+    note(&format!("{model}: {}, context of {} tokens", chat.prompts(), chat.context()));
 
     let stop = Stop::default();
     let asked = stop.clone();

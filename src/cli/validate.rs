@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 /// # Errors
 /// A folder with problems, which makes the exit code 2.
 pub fn run(args: &ValidateArgs) -> Result<(), Error> {
-    let found = validate(&args.model.model_dir, args.lora.as_deref());
+    let found = validate(&args.model.model_dir, args.adapter.as_deref());
     let failed = found.count(Status::Failed);
     match args.json {
         true => {

@@ -329,7 +329,8 @@ impl<'t> Encoder<'t> {
     }
 
     fn rendered(&self, fields: &Map<String, Json>) -> Result<Rendered, String> {
-        self.own_template()?.render(fields.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value)))))
+        self.own_template()?
+            .render(fields.iter().map(|(key, value)| (key.clone(), Value::from(Serde(value)))))
     }
 
     /// A text whose labels are the assistant's turns.

@@ -176,7 +176,10 @@ mod tests {
         assert_eq!(PromptForm::default().or_trained(model, Some(adapter)), Asked::default());
         form("none", &[]).write(adapter).unwrap();
         let asked = PromptForm::default().or_trained(model, Some(adapter));
-        assert_eq!((asked.form.style, asked.by()), (PromptStyle::None, ", as the adapter was trained".into()));
+        assert_eq!(
+            (asked.form.style, asked.by()),
+            (PromptStyle::None, ", as the adapter was trained".into())
+        );
         let asked = form("chatml", &[]).or_trained(model, Some(adapter));
         assert_eq!((asked.form.style.to_string(), asked.by()), ("chatml".into(), String::new()));
     }

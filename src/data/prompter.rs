@@ -69,13 +69,16 @@ impl<'t> Prompter<'t> {
         let encoder = Encoder::new(tokenizer, options, own)?;
         let way = match encoder.row_keys() {
             Some(_) if of_chats => Way::Conversation,
-            Some(keys) if rows.is_none() && keys.prompt.iter().any(|key| key == "messages") => Way::Conversation,
+            Some(keys) if rows.is_none() && keys.prompt.iter().any(|key| key == "messages") => {
+                Way::Conversation
+            }
             Some(keys) => Way::Row(keys),
             None if of_chats || style == PromptStyle::Chat => Way::Conversation,
             None if talks && chat_style(&style.to_string()).is_some() => Way::Conversation,
             None => Way::Instruction,
         };
-        let name = file.map_or_else(|| format!("prompt style {style}"), |file| format!("prompt template {file}"));
+        let name =
+            file.map_or_else(|| format!("prompt style {style}"), |file| format!("prompt template {file}"));
         Ok(Self { tokenizer, encoder, style, way, name })
     }
 
@@ -115,7 +118,8 @@ impl<'t> Prompter<'t> {
             messages.filter(|message| message.get("role").is_some_and(|found| found == role)).next()
         };
         let text = |message: &Map<String, Json>| message.get("content")?.as_str().map(str::to_owned);
-        let asked = last("user").and_then(text).ok_or_else(|| DataError::NoQuestion { form: self.name.clone() })?;
+        let asked =
+            last("user").and_then(text).ok_or_else(|| DataError::NoQuestion { form: self.name.clone() })?;
         self.ask(last("system").and_then(text).as_deref(), &asked, None)
     }
 

@@ -349,13 +349,18 @@ mod tests {
     #[test]
     fn the_keys_of_a_row_are_what_the_prompt_reads() {
         let keys = |source: &str| {
-            let keys = Template::new("t", source, &BTreeMap::from([("bos_token".into(), "<s>".into())])).unwrap();
+            let keys =
+                Template::new("t", source, &BTreeMap::from([("bos_token".into(), "<s>".into())])).unwrap();
             let RowKeys { prompt, answer } = keys.row_keys();
             (prompt.join(" "), answer.join(" "))
         };
         for (source, prompt, answer) in [
             ("{{ question }}", "question", ""),
-            ("{{ bos_token }}{{ b }}{% set c = a %}{{ c }}{% for i in range(2) %}{{ loop.index }}{% endfor %}", "a b", ""),
+            (
+                "{{ bos_token }}{{ b }}{% set c = a %}{{ c }}{% for i in range(2) %}{{ loop.index }}{% endfor %}",
+                "a b",
+                "",
+            ),
             ("{% if input %}{{ input }}{% endif %}{{ instruction|trim }}", "input instruction", ""),
             ("{{ q }}{%- generation %}{{ a }}{% endgeneration -%}{{ raise_exception }}", "q", "a"),
             ("{{ q }}{% generation %}{{ q + a.b }}{% endgeneration %}\n{{ r }}", "q r", "a"),

@@ -4,8 +4,8 @@ use super::ExportError;
 use crate::checkpoint::{ADAPTER_CONFIG, Adapter};
 use crate::error::Error;
 use crate::models::ModelConfig;
+use crate::train::adapter_place::{base_of, is_adapter, saved};
 use crate::train::quantize::{Quantize, QuantizeOptions};
-use crate::train::resume::numbered;
 use crate::train::run_folder::{HYPERPARAMETERS_FILE, read_json};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ pub struct AdapterFolder {
 impl AdapterFolder {
     /// Whether the folder holds an adapter, or a run that saved one.
     pub fn is_one(path: &Path) -> bool {
-        path.join(ADAPTER_CONFIG).is_file() || last_step(path).is_some()
+        is_adapter(path)
     }
 
     /// Reads the adapter of a folder. Of a run that has no result yet it is the last step that was saved.
@@ -29,21 +29,11 @@ impl AdapterFolder {
     /// # Errors
     /// No adapter, a broken or unsupported one, values that are not finite.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let (mut found, mut notes) = (path.to_path_buf(), Vec::new());
-        if !path.join(ADAPTER_CONFIG).is_file()
-            && let Some(step) = last_step(path)
-        {
-            notes.push(format!(
-                "{} has no result yet: its last saved step is taken, {}",
-                path.display(),
-                step.display()
-            ));
-            found = step;
-        }
+        let (found, note) = saved(path, ADAPTER_CONFIG);
         let adapter = Adapter::read(&found)?;
         match adapter.not_finite().map(str::to_owned) {
             Some(module) => Err(ExportError::NotFinite { adapter_dir: found, module }.into()),
-            None => Ok(AdapterFolder { path: found, adapter, notes }),
+            None => Ok(AdapterFolder { path: found, adapter, notes: Vec::from_iter(note) }),
         }
     }
 
@@ -52,15 +42,9 @@ impl AdapterFolder {
     /// # Errors
     /// [`ExportError::NoBase`] where that is no folder here.
     pub fn base(&self, given: Option<&Path>) -> Result<PathBuf, ExportError> {
-        if let Some(given) = given {
-            return Ok(given.to_path_buf());
-        }
+        let base = given.map(Path::to_path_buf).or_else(|| base_of(&self.path, &self.adapter.config));
         let named = self.adapter.config.base_model_name_or_path.clone();
-        // a relative path may have been meant from where the training was started, or from the adapter
-        let folders = named.iter().flat_map(|named| [PathBuf::from(named), self.path.join(named)]);
-        let mut folders = folders.filter(|folder| folder.join("config.json").is_file());
-        let missing = || ExportError::NoBase { file: self.path.join(ADAPTER_CONFIG), named: named.clone() };
-        folders.next().ok_or_else(missing)
+        base.ok_or_else(|| ExportError::NoBase { file: self.path.join(ADAPTER_CONFIG), named })
     }
 
     /// How the run held the base weights, where it wrote that down and they were quantised.
@@ -91,10 +75,4 @@ impl AdapterFolder {
         let (found_out, found_in) = (head.outputs, head.inputs);
         Err(AdapterError::Shape { module: HEAD.into(), found_out, found_in, outputs, inputs }.into())
     }
-}
-
-/// The last step that a run saved.
-fn last_step(run: &Path) -> Option<PathBuf> {
-    let steps = numbered(run, "step-").into_iter().rev();
-    steps.map(|(_, path)| path).find(|path| path.join(ADAPTER_CONFIG).is_file())
 }

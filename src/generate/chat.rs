@@ -9,7 +9,7 @@ use super::history::History;
 use super::sampling::SamplingOptions;
 use super::stop::StopTexts;
 use crate::checkpoint::Adapter;
-use crate::data::{Conversation, Encoder, PromptStyle, SampleOptions, Tokenizer};
+use crate::data::{Asked, Conversation, PromptForm, PromptStyle, Prompter, Tokenizer};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::train::options::Precision;
@@ -29,8 +29,11 @@ pub struct ChatOptions {
     pub adapter: Option<PathBuf>,
     pub precision: Precision,
     pub quantize: QuantizeOptions,
-    /// `Auto` is the model's own template, and [`PromptStyle::Alpaca`] where it has none.
+    /// `Auto` is what the adapter, or else the model, was trained with; where that is not recorded the model's own template,
+    /// and [`PromptStyle::Alpaca`] where it has none.
     pub style: PromptStyle,
+    /// A Jinja template in place of the style.
+    pub template: Option<PathBuf>,
     /// Tokens of conversation and answer together; `None` takes the model's limit, at most 4,096.
     pub context: Option<usize>,
 }
@@ -74,34 +77,52 @@ pub struct Answer {
 /// A model on a device that answers conversations.
 pub struct Chat<'t> {
     tokenizer: &'t Tokenizer,
-    encoder: Encoder<'t>,
+    prompter: Prompter<'t>,
+    asked: Asked,
     generator: Generator,
     stop: Vec<u32>,
-    style: PromptStyle,
 }
 
 impl<'t> Chat<'t> {
     /// Loads the model. `tokenizer` is that of the same folder.
     ///
     /// # Errors
-    /// Files that are missing, broken or of different models; a style without a template for conversations; a context
-    /// over the model's limit; what the device refuses.
+    /// Files that are missing, broken or of different models; a template that refuses conversations; a context over the
+    /// model's limit; what the device refuses.
     pub fn open(gpu: &Gpu, tokenizer: &'t Tokenizer, options: &ChatOptions) -> Result<Self, Error> {
-        let (encoder, style) = encoder(tokenizer, options.style)?;
+        let asked = PromptForm::said(options.style, options.template.as_deref())?;
+        let asked = asked.or_trained(&options.model_dir, options.adapter.as_deref());
+        let prompter = Prompter::of_conversations(tokenizer, &asked.form)?;
+        if prompter.remembers() {
+            // a template that refuses every conversation is told of now rather than at the first message
+            prompter.talk(&Conversation::single(None, "Hi", None))?;
+        }
         let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
         let (network, source) =
             open_network(&options.model_dir, adapter.as_ref(), options.precision, options.quantize)?;
         let limit = network.config.max_position_embeddings;
         let cache = CacheSize::new(options.context.unwrap_or(limit.min(CONTEXT)));
         let generator = Generator::new(gpu, network, &source, adapter.as_ref(), cache)?;
-        let mut stop = tokenizer.stop_tokens().to_vec();
-        stop.extend(encoder.end_of_turn().filter(|token| !stop.contains(token)));
-        Ok(Chat { tokenizer, encoder, generator, stop, style })
+        let stop = prompter.stop_tokens();
+        Ok(Chat { tokenizer, prompter, asked, generator, stop })
     }
 
-    /// What conversations are written with: never [`PromptStyle::Auto`].
+    /// What conversations are written with: never [`PromptStyle::Auto`], and [`PromptStyle::None`] where a template does.
     pub fn style(&self) -> PromptStyle {
-        self.style
+        self.prompter.style()
+    }
+
+    /// The same in words, with whose training chose it.
+    pub fn prompts(&self) -> String {
+        format!("{}{}", self.prompter.name(), self.asked.by())
+    }
+
+    /// What the user should know of the prompts.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let alone = (!self.prompter.remembers()).then(|| {
+            format!("{} has no conversations: each message is asked by itself", self.prompter.name())
+        });
+        self.asked.note.clone().into_iter().chain(alone)
     }
 
     pub fn generator(&self) -> &Generator {
@@ -118,7 +139,7 @@ impl<'t> Chat<'t> {
     /// # Errors
     /// The template refuses it; it leaves no room for an answer.
     pub fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, Error> {
-        let prompt = self.encoder.talk(conversation)?;
+        let prompt = self.prompter.talk(conversation)?;
         match prompt.len() < self.context() {
             true => Ok(prompt),
             false => {
@@ -137,7 +158,7 @@ impl<'t> Chat<'t> {
         let room = max_new_tokens.min(self.context() / 4);
         let mut shorter = history.clone();
         loop {
-            let prompt = self.encoder.talk(&shorter.conversation())?;
+            let prompt = self.prompter.talk(&shorter.conversation())?;
             if prompt.len() + room <= self.context() || !shorter.drop_oldest() {
                 let prompt = self.prompt(&shorter.conversation())?;
                 let dropped = history.len() - shorter.len();
@@ -201,17 +222,4 @@ impl<'t> Chat<'t> {
             seconds: generated.seconds,
         })
     }
-}
-
-/// The encoder for conversations, and the style that it has.
-fn encoder(tokenizer: &Tokenizer, style: PromptStyle) -> Result<(Encoder<'_>, PromptStyle), Error> {
-    let style = match style {
-        PromptStyle::Auto if tokenizer.chat_template()?.is_none() => PromptStyle::Alpaca,
-        PromptStyle::Auto => PromptStyle::Chat,
-        style => style,
-    };
-    let encoder = Encoder::new(tokenizer, SampleOptions { style, ..SampleOptions::default() }, None)?;
-    // a style for single instructions is told of now rather than at the first message
-    encoder.talk(&Conversation::single(None, "Hi", None))?;
-    Ok((encoder, style))
 }

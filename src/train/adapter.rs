@@ -7,6 +7,7 @@ use crate::models::{EMBEDDING, ModelConfig, Network};
 use crate::nn::AdapterSpec;
 use globset::Glob;
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -45,6 +46,19 @@ pub enum AdapterError {
     UnknownSaved { module: String },
     #[error("the adapter has rank {found} in {module}, its configuration says {expected}")]
     Rank { module: String, expected: usize, found: usize },
+    #[error(
+        "{0}: is an adapter, and its base_model_name_or_path {1}; give the folder of the base model first, and the adapter as \
+             --adapter {0}",
+        folder.display(),
+        named.as_ref().map_or("is not set".into(), |named| format!("is {named:?}, which is no folder here"))
+    )]
+    NoBase { folder: PathBuf, named: Option<String> },
+    #[error(
+        "{}: is an adapter, and --adapter {} is another; give the folder of the base model in its place",
+        folder.display(),
+        other.display()
+    )]
+    TwoAdapters { folder: PathBuf, other: PathBuf },
 }
 
 /// An adapter on the modules that `targets` names (last part or full name, as PEFT matches; empty: all linear layers).

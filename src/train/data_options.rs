@@ -117,7 +117,11 @@ impl DataOptions {
     ///
     /// # Errors
     /// Those of [`DataOptions::prompt_form`].
-    pub fn as_trained(&mut self, model_dir: &Path, adapter: Option<&Path>) -> Result<Option<String>, DataError> {
+    pub fn as_trained(
+        &mut self,
+        model_dir: &Path,
+        adapter: Option<&Path>,
+    ) -> Result<Option<String>, DataError> {
         let asked = self.said_form()?.or_trained(model_dir, adapter);
         if asked.trained.is_none() {
             return Ok(asked.note);

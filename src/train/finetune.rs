@@ -3,6 +3,7 @@
 //! Everything that can be wrong with the input is found before the device is opened and before anything is written.
 
 use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_targets, with_saved};
+use super::adapter_place::other_base;
 use super::autosave::Autosave;
 use super::disk::{self, SaveSizes};
 use super::folder_lock::FolderLock;
@@ -199,6 +200,9 @@ impl<'a> Finetune<'a> {
                 let asked = options.lora.clone();
                 let adapter = adapter_of(options, &config)?;
                 notes.extend(not_used(&asked, options));
+                if let Some(folder) = &options.init_adapter {
+                    notes.extend(other_base(folder, &adapter.2, &options.model_dir));
+                }
                 Some(adapter)
             }
         };

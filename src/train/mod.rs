@@ -1,6 +1,7 @@
 //! Training: options, schedule, optimiser, the loop, metrics.
 
 pub mod adapter;
+pub mod adapter_place;
 pub mod advice;
 mod autosave;
 pub mod axis;

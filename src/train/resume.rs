@@ -388,7 +388,7 @@ fn data_hash(data: &Dataset) -> String {
 }
 
 /// The configuration, and names and sizes of the files with weights: a copy of the folder is the same model.
-fn model_hash(model_dir: &Path) -> String {
+pub(super) fn model_hash(model_dir: &Path) -> String {
     let mut hash = Hash::new();
     let mut bytes = |bytes: &[u8]| bytes.iter().for_each(|&b| hash.add(u64::from(b)));
     bytes(&std::fs::read(model_dir.join("config.json")).unwrap_or_default());

@@ -5,12 +5,13 @@ mod tokenizer;
 mod weights;
 
 use crate::autograd::Recompute;
-use crate::checkpoint::Adapter;
+use crate::checkpoint::{ADAPTER_CONFIG, Adapter};
 use crate::fuse::Fusions;
 use crate::graph::DeviceProfile;
 use crate::models::{ModelConfig, Network};
 use crate::nn::{PlainLayers, WeightMode};
 use crate::train::adapter::{spec_of_adapter, spec_of_targets};
+use crate::train::adapter_place::{other_base, saved};
 use crate::train::memory::Planner;
 use crate::train::memory_size::memory_text;
 use crate::train::options::{FinetuneOptions, LoraOptions};
@@ -126,7 +127,8 @@ fn describe(config: &ModelConfig) -> String {
 
 fn check_adapter(all: &mut Validation, dir: &Path, config: &ModelConfig) {
     let name = "adapter";
-    let adapter = match Adapter::read(dir) {
+    let (dir, note) = saved(dir, ADAPTER_CONFIG);
+    let adapter = match Adapter::read(&dir) {
         Ok(adapter) => adapter,
         Err(error) => return all.add(name, Status::Failed, error.to_string(), None),
     };
@@ -140,6 +142,10 @@ fn check_adapter(all: &mut Validation, dir: &Path, config: &ModelConfig) {
             all.add(name, Status::Passed, text, None);
         }
         Err(error) => all.add(name, Status::Failed, error.to_string(), None),
+    }
+    let notes = note.into_iter().chain(other_base(&dir, &adapter.config, &all.model_dir));
+    for note in notes.collect::<Vec<_>>() {
+        all.add(name, Status::Warning, note, None);
     }
     if let Some(module) = adapter.not_finite() {
         let found = format!("{module} has values that are not finite");

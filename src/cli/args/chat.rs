@@ -1,6 +1,7 @@
 //! What commands take that talk to a model, and `engraft chat`.
 
 use super::{DeviceArgs, EXIT_CODES, ModelArgs, PrecisionArgs, count};
+use crate::data::PromptStyle;
 use crate::generate::sampling::SamplingOptions;
 use crate::generate::{AnswerOptions, ChatOptions};
 use crate::train::options::{Checks, OptionsError};
@@ -23,12 +24,15 @@ pub struct ChatArgs {
 pub struct TalkArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// PEFT adapter on top of the model [default: none]
+    /// PEFT adapter on top of the model, or the output folder of finetune [default: none]
     #[arg(long, alias = "lora", value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// How a conversation is written: auto (the model's chat template, else alpaca), chatml, llama3, …
-    #[arg(long, alias = "prompt-style", value_name = "STYLE", default_value = "auto")]
+    /// How a conversation is written: auto (as in training; else the model's template, alpaca), chatml, …
+    #[arg(long, alias = "prompt-style", value_name = "STYLE", default_value_t = PromptStyle::Auto.to_string())]
     pub prompt_style: String,
+    /// Jinja template that writes prompts in place of a style [default: that of the training, if any]
+    #[arg(long, alias = "prompt-template", value_name = "FILE")]
+    pub prompt_template: Option<PathBuf>,
     /// Tokens of conversation and answer together [default: the model's limit, at most 4096]
     #[arg(long, value_name = "N", value_parser = count)]
     pub context: Option<usize>,
@@ -64,6 +68,7 @@ impl TalkArgs {
             quantize: self.precision.quantize(),
             // checked above
             style: self.prompt_style.parse().unwrap_or_default(),
+            template: self.prompt_template.clone(),
             context: self.context,
         })
     }

@@ -2,7 +2,7 @@
 
 use super::named::{NamedSet, PlaceArgs, refusal};
 use super::{EXIT_CODES, boolean, count};
-use crate::data::{DataSource, Format, PromptStyle};
+use crate::data::{DataSource, Format};
 use crate::hub::FileDownload;
 use crate::train::options::{Checks, DataOptions, OptionsError};
 use clap::{ArgAction, Args};
@@ -223,9 +223,4 @@ fn data_kind(word: &str) -> Result<DataKind, String> {
 
 fn format(word: &str) -> Result<Format, String> {
     word.parse().map_err(|error: crate::data::DataError| error.to_string())
-}
-
-/// The style that `generate` takes where none is said.
-pub(super) fn default_style() -> String {
-    PromptStyle::Alpaca.to_string()
 }

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 pub struct ValidateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// PEFT adapter to check against the model [default: none]
-    #[arg(long, value_name = "DIR")]
-    pub lora: Option<PathBuf>,
+    /// PEFT adapter to check against the model, or the output folder of finetune [default: none]
+    #[arg(long, alias = "lora", value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
