@@ -3,6 +3,7 @@
 use super::args::EvaluateArgs;
 use super::download::model_and_adapter;
 use super::named_data::NamedData;
+use super::print;
 use super::progress::{Progress, ProgressMode};
 use crate::error::Error;
 use crate::train::evaluator::{EvaluateEvent, EvaluateReport, evaluate};
@@ -40,11 +41,10 @@ pub fn run(args: EvaluateArgs, quiet: bool) -> Result<(), Error> {
     });
     bar.finish_and_clear();
     let report = result?;
-    match json {
-        true => println!("{:#}", serde_json::json!(report)),
-        false => println!("{}", table(&report)),
-    }
-    Ok(())
+    print(&match json {
+        true => format!("{:#}\n", serde_json::json!(report)),
+        false => format!("{}\n", table(&report)),
+    })
 }
 
 fn show(progress: &mut Option<Progress>, event: &Event) {

@@ -114,8 +114,8 @@ impl<'t> Prompter<'t> {
             return self.encoder.talk(conversation);
         }
         let last = |role: &str| {
-            let messages = conversation.messages.iter().rev();
-            messages.filter(|message| message.get("role").is_some_and(|found| found == role)).next()
+            let mut messages = conversation.messages.iter().rev();
+            messages.find(|message| message.get("role").is_some_and(|found| found == role))
         };
         let text = |message: &Map<String, Json>| message.get("content")?.as_str().map(str::to_owned);
         let asked =
