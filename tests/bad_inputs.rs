@@ -245,6 +245,9 @@ const MODELS: &[Case] = &[
         fs::remove_file(Path::new(&adapter).join("adapter_model.safetensors")).unwrap();
         call(&["validate", &s.model(), "--lora", &adapter])
     }),
+    case("adapter in the model's place whose base is nowhere", 2, &["no/where/at/all", "--adapter"], |s| {
+        generate(&s.adapter(|config| config["base_model_name_or_path"] = json!("no/where/at/all"), |_| ()))
+    }),
     case("adapter whose base is nowhere", 2, &["base_model_name_or_path", "--model_dir"], |s| {
         let adapter =
             s.adapter(|config| config["base_model_name_or_path"] = json!("no/where/at/all"), |_| ());

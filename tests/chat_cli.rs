@@ -216,6 +216,22 @@ fn the_command_answers_a_pipe_and_remembers_until_it_is_told_not_to() {
     }
 }
 
+/// A style for single instructions has no form for a second turn.
+#[test]
+fn messages_in_a_style_without_conversations_stand_alone() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let style = ["--prompt_style", "flan", "--max_new_tokens", "10"];
+    let (alone, notes) = chat(&style, "the cat\n");
+    assert!(
+        notes.contains("prompt style flan has no conversations: each message is asked by itself"),
+        "{notes}"
+    );
+    let (both, _) = chat(&style, "the dog\nthe cat\n");
+    assert!(both.len() > alone.len() && both.ends_with(&alone), "{both:?} {alone:?}");
+}
+
 #[test]
 fn a_full_context_is_said_and_the_conversation_goes_on() {
     if common::gpu().is_none() {
@@ -240,7 +256,6 @@ fn what_cannot_be_talked_to_is_told() {
     };
     assert!(said(&["--top_p", "2", "--context", "1"]).contains("--context"));
     if common::gpu().is_some() {
-        assert!(said(&["--prompt_style", "flan"]).contains("for single instructions"));
         assert!(said(&["--context", "129"]).contains("max_position_embeddings"));
     }
 }

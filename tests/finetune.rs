@@ -164,6 +164,7 @@ fn a_run_leaves_complete_files() {
         "hyperparameters.json",
         "hyperparameters.yaml",
         "metrics.jsonl",
+        "prompt_style.json",
         "report.html",
         "run.json",
         "step-000002",
@@ -216,7 +217,8 @@ fn files_have_their_documented_form() {
         .collect::<Vec<_>>();
     last.sort();
     let state = ["training_state.json", "training_state.safetensors"];
-    assert_eq!(last, [&["adapter_config.json", "adapter_model.safetensors"], &state[..]].concat());
+    let others = ["adapter_config.json", "adapter_model.safetensors", "prompt_style.json"];
+    assert_eq!(last, [&others[..], &state].concat());
     assert!(fs::read(run.out().join("step-000004/adapter_model.safetensors")).unwrap() == run.adapter());
     assert!(fs::read(run.out().join("step-000002/adapter_model.safetensors")).unwrap() != run.adapter());
 
