@@ -444,8 +444,7 @@ fn products_in_sections_equal_the_reference() {
     let device = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
     let variants: Vec<String> = matmul::Variant::all(&device).iter().map(ToString::to_string).collect();
     let of = |family: &str| variants.iter().find(|name| name.starts_with(family));
-    let coop =
-        variants.iter().filter(|name| name.starts_with("coop-tiled") && name.contains(" ahead")).next_back();
+    let coop = variants.iter().rfind(|name| name.starts_with("coop-tiled") && name.contains(" ahead"));
     if coop.is_none() {
         eprintln!("SKIPPED: matrix units, which {} has not", gpu.info().name);
     }
