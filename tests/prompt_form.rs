@@ -244,7 +244,7 @@ fn a_template_of_the_training_is_kept_with_what_it_trained() {
     assert_eq!(record(&out)["template"], expected);
     fs::remove_file(&template).unwrap();
 
-    let words = [&shown(&model())[..], "--adapter", shown(&out)].map(str::to_owned);
+    let words = [shown(&model()), "--adapter", shown(&out)].map(str::to_owned);
     let words = words.each_ref().map(String::as_str);
     let (answer, said) = generate(&words, "Who are you?");
     assert_eq!(answer, "I am Pip.");

@@ -1,6 +1,6 @@
-//! How much of the host's memory this process may still take, as Linux tells; elsewhere nothing is known.
+//! How much of the host's memory this process may still take, as the system tells.
 //!
-//! Three things bound it: what the system has (`MemAvailable`), what the control groups of the process allow (a container's limit,
+//! On Linux three things bound it: what the system has (`MemAvailable`), what the control groups of the process allow (a container's limit,
 //! which `MemAvailable` knows nothing of and beyond which processes are killed), and the process's own limit (`ulimit -v`).
 
 use std::fs::read_to_string;
@@ -8,6 +8,46 @@ use std::path::Path;
 
 /// Bytes that can be allocated without swapping.
 pub(super) fn available() -> Option<u64> {
+    elsewhere::available().or_else(of_linux)
+}
+
+/// Bytes that a GPU without memory of its own can work in: of all memory two thirds, about the share that Metal recommends, and no more
+/// than is available.
+pub(super) fn of_gpu() -> Option<u64> {
+    let total = elsewhere::total().or_else(|| kib(&read_to_string("/proc/meminfo").ok()?, "MemTotal:"))?;
+    available().map(|bytes| bytes.min(total / 3 * 2))
+}
+
+/// Systems without `/proc`.
+#[cfg(not(target_os = "linux"))]
+mod elsewhere {
+    fn memory(of: impl Fn(&sysinfo::System) -> u64) -> Option<u64> {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        Some(of(&system)).filter(|bytes| *bytes > 0)
+    }
+
+    pub fn available() -> Option<u64> {
+        memory(sysinfo::System::available_memory)
+    }
+
+    pub fn total() -> Option<u64> {
+        memory(sysinfo::System::total_memory)
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod elsewhere {
+    pub fn available() -> Option<u64> {
+        None
+    }
+
+    pub fn total() -> Option<u64> {
+        None
+    }
+}
+
+fn of_linux() -> Option<u64> {
     let system = of_system(&read_to_string("/proc/meminfo").ok()?);
     let groups = read_to_string("/proc/self/cgroup")
         .ok()
@@ -127,6 +167,8 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn linux_tells() {
-        assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+        let available = available().unwrap();
+        assert!(available > 1 << 20);
+        assert!(of_gpu().is_some_and(|bytes| bytes > 1 << 20 && bytes <= available));
     }
 }

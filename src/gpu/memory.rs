@@ -1,8 +1,9 @@
 //! How much device memory there is to use: what the platform tells, and a limit that the user sets.
 //!
 //! WebGPU has no word for it. Vulkan has: `VK_EXT_memory_budget` names what this process may use of each heap now
-//! (budget) and what it uses already (usage). A software device lives in the system's memory, which Linux tells. Elsewhere
-//! nothing is known, and a run needs `--memory_limit` to be planned for.
+//! (budget) and what it uses already (usage). Devices in software, and GPUs without memory of their own where no driver tells (Apple's),
+//! live in the system's. Of others, with memory of their own on Direct3D, nothing is known, and a run needs `--memory_limit` to be
+//! planned for.
 
 use super::{DeviceInfo, Gpu, GpuError, host_memory, vulkan};
 use std::sync::atomic::Ordering;
@@ -69,7 +70,10 @@ impl Gpu {
 
 /// Free bytes of the device's own memory.
 pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
-    if info.is_software() { host_memory::available() } else { vulkan::budget(adapter) }
+    match info.is_software() {
+        true => host_memory::available(),
+        false => vulkan::budget(adapter).or_else(|| host_memory::of_gpu().filter(|_| info.unified_memory())),
+    }
 }
 
 #[cfg(test)]
