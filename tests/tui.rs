@@ -93,7 +93,7 @@ fn an_error_gives_the_screen_back_and_is_told_after_it() {
     let Some(result) = in_terminal("", "", &arguments(folder.path(), &options)) else { return };
     let (_, after) = parts(&result);
     assert_eq!(result["status"], 1, "{after}");
-    assert!(after.contains("engraft: gradients are not finite"), "{after}");
+    assert!(after.contains("engraft: step 2: gradients are not finite"), "{after}");
 }
 
 #[test]
