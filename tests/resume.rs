@@ -140,6 +140,35 @@ fn a_stopped_run_goes_on_with_the_same_bits() {
 }
 
 /// A run that begins anew where another one was sets that one's steps aside, and never takes them for its own.
+/// Kernels that were measured in between, or the want of them, change no bit: those that the run began with are in its state.
+#[test]
+fn a_run_goes_on_with_the_kernels_that_it_began_with() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = options(folder.path(), "out", Precision::F32True);
+    let error = stopped_when(run.clone(), |event| matches!(event, Event::Step(record) if record.step >= 2));
+    let Error::Stopped { folder: step, .. } = error.unwrap_err() else { panic!("not stopped") };
+    let state = |step: &Path| -> Value {
+        serde_json::from_slice(&fs::read(step.join("training_state.json")).unwrap()).unwrap()
+    };
+    let mut saved = state(&step);
+    let device = saved["kernels"]["device"].clone();
+    assert!(device.as_str().unwrap().contains(" | kernels "), "{device}");
+    assert_eq!(saved["kernels"]["variants"], json!({}));
+    let measured = json!({ "matmul f32·f32 -> f32 64x64x64x0": "tiled 64x64 per=8x4 depth=16 split=1" });
+    for (named, kept) in [(device, measured.clone()), (json!("another device"), json!({}))] {
+        saved["kernels"] = json!({ "device": named, "variants": measured, "gflops": 0.0 });
+        fs::write(step.join("training_state.json"), saved.to_string()).unwrap();
+        run.resume = Some(step.clone());
+        run.out_dir = folder.path().join(format!("on-{}", kept.as_object().unwrap().len()));
+        Finetune::new(run.clone()).run().unwrap();
+        let last = state(&run.out_dir.join(format!("step-{STEPS:06}")));
+        assert_eq!(last["kernels"]["variants"], kept, "{named}");
+    }
+}
+
 #[test]
 fn steps_of_an_earlier_run_are_not_gone_on_from() {
     if common::gpu().is_none() {

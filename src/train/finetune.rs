@@ -5,6 +5,7 @@
 use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_targets, with_saved};
 use super::adapter_place::other_base;
 use super::autosave::Autosave;
+use super::chosen::Chosen;
 use super::disk::{self, SaveSizes};
 use super::folder_lock::FolderLock;
 use super::memory::{Choice, MemoryLimit, Planner};
@@ -83,8 +84,9 @@ pub(super) struct Prepared {
     /// The adapter to start from, and the settings to save with.
     adapter: Option<(Option<Adapter>, AdapterConfig)>,
     pub steps: usize,
-    /// Those of them that an earlier part of the run has made.
+    /// Those of them that an earlier part of the run has made, and its kernels.
     done: usize,
+    kernels: Option<Chosen>,
     /// What is continued at evaluations.
     prompts: Option<Prompts>,
     /// What writes the prompts of the rows, kept with what is trained.
@@ -231,8 +233,22 @@ impl<'a> Finetune<'a> {
         options.lr_warmup_fraction = None;
         // what does not fit is said before a device is opened
         let progress = from.map(|folder| Progress::read(&folder, options, &data)).transpose()?;
-        let done = progress.map_or(0, |progress| progress.step);
-        Ok(Prepared { config, source, data, network, adapter, steps, done, prompts, form, tokenizer, notes })
+        let done = progress.as_ref().map_or(0, |progress| progress.step);
+        let kernels = progress.and_then(|progress| progress.kernels);
+        Ok(Prepared {
+            config,
+            source,
+            data,
+            network,
+            adapter,
+            steps,
+            done,
+            kernels,
+            prompts,
+            form,
+            tokenizer,
+            notes,
+        })
     }
 
     /// Plans the run, and refuses what does not fit before anything is measured, loaded or written.
@@ -250,13 +266,16 @@ impl<'a> Finetune<'a> {
             let planner = Planner { network, device, batch_size, resumed, demand: &demand };
             planner.choose(options.micro_batch(), options.recompute, limit)
         };
+        // what goes on does so with the kernels that it began with, or the bits would not be the same
+        let chosen = prepared.kernels.as_ref().filter(|_| options.tune != TuneMode::Full);
+        let chosen = chosen.is_some_and(|kernels| kernels.take(gpu));
         let mut choice = choose(gpu)?;
         choice.plan.check(&gpu.profile())?;
         let mut notes = prepared.notes.clone();
         let sizes = SaveSizes::of(&options, &prepared.config, &choice.plan.graph);
         let left = steps.saturating_sub(prepared.done);
         notes.extend(sizes.check(&options, left, disk::free(&options.out_dir))?);
-        if options.tune != TuneMode::Off {
+        if options.tune != TuneMode::Off && !chosen {
             notes.extend(self.tune(gpu, &choice, &demand(options.micro_batch()))?);
             self.stop.check()?;
             // other kernels may need other scratch space

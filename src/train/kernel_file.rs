@@ -61,7 +61,7 @@ pub(super) fn choices(entries: &Entries) -> Choices {
 }
 
 /// Reads what [`Class`] displays; `None` for what somebody else wrote.
-fn parse(name: &str) -> Option<Class> {
+pub(super) fn parse(name: &str) -> Option<Class> {
     let (family, extents) = name.rsplit_once(' ')?;
     let extents = extents.split('x').map(str::parse).collect::<Result<_, _>>().ok()?;
     Some(Class { family: family.into(), extents })

@@ -6,6 +6,7 @@ pub mod advice;
 mod autosave;
 pub mod axis;
 pub mod bench;
+mod chosen;
 pub mod data_options;
 pub mod disk;
 pub mod duration;

@@ -4,6 +4,7 @@
 //! both moments of AdamW, f32) and `training_state.json` (counters, loss scale, options). The folder appears whole or not at all.
 //! The order of the data, the schedule and dropout follow from seed and step, so they need no state of their own.
 
+use super::chosen::Chosen;
 use super::logging::Record;
 use super::loss_scale::LossScale;
 use super::metrics::EvalRecord;
@@ -66,6 +67,9 @@ pub(super) struct Progress {
     /// The program saved this step on its own account, and removes it when it is not needed any more.
     #[serde(default)]
     pub autosaved: bool,
+    /// The kernels that it was trained with.
+    #[serde(default)]
+    pub kernels: Option<Chosen>,
     options: Value,
     /// A hash of the samples, and one of the model's configuration and the sizes of its files.
     data: String,
@@ -73,7 +77,7 @@ pub(super) struct Progress {
 }
 
 /// Options that may differ when a run goes on: they say where it runs, how long, and what it writes. On another device, or with
-/// kernels measured anew, sums round differently.
+/// kernels measured anew (`--tune full`), sums round differently.
 const FREE: [&str; 25] = [
     "out_dir",
     "logger_name",
@@ -117,6 +121,7 @@ impl Progress {
             watch: Watch::default(),
             unfinished: None,
             autosaved: false,
+            kernels: None,
             options: deciding(options),
             data: data_hash(data),
             model: model_hash(&options.model_dir),

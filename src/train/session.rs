@@ -1,6 +1,7 @@
 //! The steps of a run, on a device that holds the network: train, evaluate, save, end.
 
 use super::autosave::Autosave;
+use super::chosen::Chosen;
 use super::disk::{self, SaveSizes};
 use super::finetune::{FinetuneReport, Prepared};
 use super::ledger::{Ledger, Seen, Submitted};
@@ -58,6 +59,7 @@ impl Session<'_, '_> {
             Progress::load(folder, &mut self.trainer, progress.micro_batches)?;
             notes.push(format!("going on after step {} from {}", progress.step, folder.display()));
         }
+        progress.kernels = Some(Chosen::of(self.trainer.gpu()));
         self.saver.begin(&progress, from)?;
         let network = self.trainer.network();
         save_hyperparameters(self.options, steps, self.trainer.gpu(), network, self.saver.run())?;

@@ -290,7 +290,8 @@ fn cache_folder() -> Option<PathBuf> {
     }
 }
 
-fn key(gpu: &Gpu) -> String {
+/// What names a device, its driver and the kernels of this version.
+pub(super) fn key(gpu: &Gpu) -> String {
     let info = gpu.info();
     let profile = gpu.profile();
     let subgroup = profile.subgroup.map_or(String::new(), |lanes| format!(" | subgroup {lanes}"));
