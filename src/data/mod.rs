@@ -41,6 +41,7 @@ pub use encode::{Encoder, SampleOptions, tokenize_records};
 pub use error::{DataError, Place};
 pub use format::Format;
 pub use prompt::PromptStyle;
+pub(crate) use prompt_form::without_mark;
 pub use prompt_form::{Asked, PROMPT_FILE, PromptForm, PromptTemplate};
 pub use prompter::Prompter;
 pub(crate) use reader::is_parsing;

@@ -56,8 +56,13 @@ impl PromptTemplate {
             std::io::ErrorKind::NotFound => DataError::NoTemplate { file: file.to_owned() },
             _ => DataError::Read { file: file.to_owned(), error },
         })?;
-        Ok(Self { file: file.to_owned(), text })
+        Ok(Self { file: file.to_owned(), text: without_mark(&text).to_owned() })
     }
+}
+
+/// A text without the byte order mark that editors on Windows put in front.
+pub(crate) fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 impl PromptForm {
@@ -150,6 +155,14 @@ mod tests {
             form.write(folder.path()).unwrap();
             assert_eq!(PromptForm::read(folder.path()).unwrap(), Some(form));
         }
+    }
+
+    #[test]
+    fn a_template_begins_behind_its_byte_order_mark() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("t.jinja");
+        fs::write(&file, "\u{feff}Q: {{ q }}").unwrap();
+        assert_eq!(PromptTemplate::read(&file).unwrap().text, "Q: {{ q }}");
     }
 
     #[test]

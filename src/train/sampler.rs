@@ -4,7 +4,7 @@
 use super::inputs::write_padded;
 use super::options::{Example, FinetuneOptions};
 use super::trainer::{Capacity, Trainer, TrainerError, bucket};
-use crate::data::{Dataset, MicroBatch, PromptForm, Prompter, Sample, Tokenizer, epoch_order};
+use crate::data::{Dataset, MicroBatch, PromptForm, Prompter, Sample, Tokenizer, epoch_order, without_mark};
 use crate::error::Error;
 use crate::graph::layout::pack_u32;
 use crate::graph::{DeviceProfile, GraphError, LeafKind};
@@ -56,7 +56,7 @@ impl Prompts {
                 std::fs::read_to_string(path).map_err(|e| said(&format!("cannot be read as text: {e}")))?;
             let prompter = Prompter::of_prompts(tokenizer, form)?;
             stop = prompter.stop_tokens();
-            for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            for line in without_mark(&text).lines().map(str::trim).filter(|line| !line.is_empty()) {
                 prompts.push(Prompt { text: line.to_owned(), tokens: prompter.prompt(line, None)? });
             }
             if prompts.is_empty() {
