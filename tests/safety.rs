@@ -296,6 +296,14 @@ fn an_earlier_run_is_kept_aside_and_never_mixed_with_the_next() {
     );
     let adapter = fs::read(out.join(ADAPTER)).unwrap();
     let lines = fs::read(out.join("metrics.jsonl")).unwrap();
+    let names = |folder: &Path| {
+        let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    };
+    let written = names(out);
+    assert!(written.iter().any(|name| name == "prompt_style.json"), "{written:?}");
 
     // the second one is stopped before it has anything
     let second = FinetuneOptions { seed: 7, initial_validation: true, ..first.clone() };
@@ -310,6 +318,7 @@ fn an_earlier_run_is_kept_aside_and_never_mixed_with_the_next() {
     assert!(!out.join(ADAPTER).exists() && !out.join("adapter_config.json").exists());
     for again in [second.clone(), FinetuneOptions { initial_validation: false, ..second }] {
         let previous = out.join("previous");
+        assert_eq!(names(&previous), written, "all of it");
         assert!(fs::read(previous.join(ADAPTER)).unwrap() == adapter);
         assert!(fs::read(previous.join("metrics.jsonl")).unwrap() == lines);
         let settings: Value =

@@ -10,6 +10,7 @@ use super::resume;
 use super::run_folder::{HYPERPARAMETERS_FILE, RUN_FILE, read_json};
 use super::saver::remove;
 use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS};
+use crate::data::PROMPT_FILE;
 use crate::error::Error;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -107,7 +108,7 @@ pub(super) fn set_aside(out_dir: &Path, run: &str) -> Result<(), Error> {
     fs::create_dir_all(&previous).map_err(failed(&previous))?;
     let steps = STEPS.iter().flat_map(|prefix| resume::numbered(out_dir, prefix)).map(|(_, path)| path);
     // what says whose they are goes last: where the program is killed in between, the rest is moved the next time or written over
-    let named = [ADAPTER_WEIGHTS, ADAPTER_CONFIG, MODEL].into_iter().chain(COMPANIONS);
+    let named = [ADAPTER_WEIGHTS, ADAPTER_CONFIG, MODEL, PROMPT_FILE].into_iter().chain(COMPANIONS);
     let of_run = [RUN_FILE, REPORT_FILE, "hyperparameters.yaml", HYPERPARAMETERS_FILE];
     let files = named.map(|name| out_dir.join(name)).chain(logging::files(out_dir));
     for from in steps.chain(files).chain(of_run.map(|name| out_dir.join(name))) {
@@ -178,6 +179,7 @@ mod tests {
         for name in ["a", "b"] {
             run(out, name);
             write(&out.join(ADAPTER_WEIGHTS), name);
+            write(&out.join(PROMPT_FILE), name);
             write(&out.join("notes.txt"), "mine");
         }
         write(&out.join("step-000003/x"), "");
@@ -187,7 +189,7 @@ mod tests {
         assert!(said.contains("is moved to") && said.ends_with(PREVIOUS), "{said}");
         set_aside(out, "c").unwrap();
         assert_eq!(names(out), ["notes.txt", PREVIOUS]);
-        let moved = [ADAPTER_WEIGHTS, HYPERPARAMETERS_FILE, METRICS_FILE, "step-000003"];
+        let moved = [ADAPTER_WEIGHTS, HYPERPARAMETERS_FILE, METRICS_FILE, PROMPT_FILE, "step-000003"];
         assert_eq!(names(&out.join(PREVIOUS)), moved);
         // one that has saved nothing does not drive out what was saved
         run(out, "c");
