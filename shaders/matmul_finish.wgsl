@@ -22,6 +22,9 @@ fn main(
     for (var t = 0u; t < params.k2_4; t += 1u) {
         v += pair_term(pair_row(at / params.cols4, t), pair_columns(at % params.cols4, t));
     }
+    // padding stays zero
+    let valid = vec4<u32>(4u * (at % params.cols4)) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
+    v = select(vec4<f32>(), v, valid);
 {% if PAIR_MASKED %}
     v = dropped(v, at, mask_seed());
 {% endif %}
