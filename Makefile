@@ -18,6 +18,8 @@ setup: ## install what is missing: a C linker, a Vulkan driver
 demo: setup ## build, and teach a small model a new task on whatever device is here
 	cargo run --locked --release --example demo
 
+# Mesa's software Vulkan compiles shaders without optimisation: that is most of the tests' time on a new machine.
+test: export GALLIVM_PERF ?= nopt
 test: setup check ## all that continuous integration runs
 	@set -ex; if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --locked; \
