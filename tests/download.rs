@@ -449,3 +449,45 @@ fn a_model_is_taken_by_its_name() {
     let (code, _, err) = call(&hub.url, &["data", rows, "--model", "./tiny/llama"]);
     assert!(code == 2 && err.contains("tokenizer.json"), "{err}");
 }
+
+#[test]
+fn a_run_that_cannot_be_is_refused_before_its_weights_are_downloaded() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let hub = llama_hub();
+    let temporary = tempfile::tempdir().unwrap();
+    let models = temporary.path().join("models");
+    let path = |name: &str| temporary.path().join(name).to_str().unwrap().to_owned();
+    let row = |i: usize| json!({"instruction": format!("Repeat {i}"), "output": "b"});
+    fs::write(path("rows.json"), json!((0..20).map(row).collect::<Vec<_>>()).to_string()).unwrap();
+    fs::write(path("wrong.json"), r#"[{"instruction": "a", "outptu": "b"}]"#).unwrap();
+    let (rows, out) = (path("rows.json"), path("out"));
+    let run = |data: &str, more: &[&str]| {
+        let words = ["finetune", "tiny/llama", "--data", data, "--out_dir", &out, "--max_steps", "1"];
+        said(&engraft(&hub.url, &models, None, &[&words, more].concat()))
+    };
+    for (data, more, expected) in [
+        (path("none.json"), &[][..], "none.json"),
+        (path("wrong.json"), &[], "outptu"),
+        (rows.clone(), &["--gpu", "no such card"], "no such card"),
+        (rows.clone(), &["--eval_prompts", "no-such.txt"], "no-such.txt"),
+        (rows.clone(), &["--lora_targets", "q_porj"], "q_porj"),
+        (
+            rows.clone(),
+            &["--keep_best", "--eval_interval", "1", "--data.val_split_fraction", "0"],
+            "validation rows",
+        ),
+        (rows.clone(), &["--memory_limit", "64KiB"], "out of memory before anything was done"),
+    ] {
+        let (code, _, err) = run(&data, more);
+        assert!(code != 0 && err.contains(expected), "{expected}: {err}");
+    }
+    assert!(files(&hub).iter().all(|file| !file.ends_with(".safetensors")), "{:?}", files(&hub));
+    assert!(!Path::new(&out).exists());
+
+    let (code, _, err) = run(&rows, &[]);
+    assert_eq!(code, 0, "{err}");
+    assert!(files(&hub).iter().any(|file| file.ends_with(".safetensors")));
+    assert!(Path::new(&out).join("adapter_model.safetensors").exists());
+}

@@ -1,14 +1,16 @@
 //! `engraft finetune` and `engraft finetune_full`.
 
 use super::args::{FinetuneArgs, FinetuneFullArgs};
-use super::download::{adapter_folder, model_folder};
+use super::download::{adapter_folder, model_folder, settings_folder};
 use super::named_data::NamedData;
 use super::progress::{Progress, ProgressMode};
 use super::tui::{self, Tui};
 use crate::error::Error;
+use crate::hub;
 use crate::train::finetune::Finetune;
 use crate::train::metrics::Event;
-use crate::train::options::FinetuneOptions;
+use crate::train::options::{FinetuneOptions, Method, WeightInit};
+use crate::train::run_plan::check_without_weights;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,10 +27,19 @@ pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
 }
 
 fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui: bool) -> Result<(), Error> {
-    options.model_dir = model_folder(&options.model_dir, quiet)?;
+    let model = options.model_dir.clone();
+    let remote = hub::is_remote(&model)?;
+    options.model_dir = if remote { settings_folder(&model, quiet)? } else { model_folder(&model, quiet)? };
     options.init_adapter = adapter_folder(options.init_adapter.as_deref(), quiet)?;
     if let Some(named) = named {
         named.resolve(&mut options.data, quiet)?;
+    }
+    if remote {
+        // nobody shall wait for gigabytes to learn of a misspelt file
+        check_without_weights(&options)?;
+        if options.method != (Method::Full { init: WeightInit::Random }) {
+            options.model_dir = model_folder(&model, quiet)?;
+        }
     }
     let stop = Arc::new(AtomicBool::new(false));
     let mut show: Box<dyn FnMut(&Event)> = if tui {

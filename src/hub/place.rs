@@ -22,6 +22,21 @@ pub fn downloaded(models: &Path, name: &RepoName) -> Option<PathBuf> {
     Record::read(&folder)?.is_whole(&folder).then_some(folder)
 }
 
+/// Whether `model` is no folder but a name, of a model that is not on this machine yet, or not whole.
+///
+/// # Errors
+/// The system has no folder for models.
+pub fn is_remote(model: &Path) -> Result<bool, HubError> {
+    match name_of(model) {
+        Some(name) => Ok(downloaded(&models_folder()?, &name).is_none()),
+        None => Ok(false),
+    }
+}
+
+fn name_of(model: &Path) -> Option<RepoName> {
+    model.to_str().and_then(|text| text.parse().ok()).filter(|_| !model.exists())
+}
+
 /// The folder that is meant by `model`: itself where it is one, or else that of the model of this name, which is
 /// downloaded where it is not here yet, `weights` and all. What is neither is given back as it is. `found` hears of a name
 /// that is taken from this machine (true) or has to be downloaded (false).
@@ -34,8 +49,7 @@ pub fn model_folder(
     found: &mut dyn FnMut(&RepoName, &Path, bool),
     tell: &(dyn Fn(DownloadEvent) + Sync),
 ) -> Result<PathBuf, HubError> {
-    let name = model.to_str().and_then(|text| text.parse::<RepoName>().ok());
-    let Some(name) = name.filter(|_| !model.exists()) else { return Ok(model.to_owned()) };
+    let Some(name) = name_of(model) else { return Ok(model.to_owned()) };
     let models = models_folder()?;
     if let Some(folder) = downloaded(&models, &name) {
         found(&name, &folder, true);

@@ -21,7 +21,8 @@ use super::saver::Saver;
 use super::schedule::{Schedule, WarmupSchedule};
 use super::session::Session;
 use super::setup::{
-    check_vocabulary, demand_by_size, longest, measured_size, network_of, open_data, run_demand,
+    check_validation, check_vocabulary, demand_by_size, longest, measured_size, network_of, open_data,
+    run_demand,
 };
 use super::trainer::{Trainer, TrainerError, training_graph};
 use super::tuning::{Tuner, pipeline_folder};
@@ -208,12 +209,7 @@ impl<'a> Finetune<'a> {
                 Some(adapter)
             }
         };
-        if data.validation.is_empty() && options.keeps_best() {
-            return Err(Error::input(
-                "--keep_best and --early_stopping_patience need validation rows: give --data.val_split_fraction above 0, or a \
-                 folder with a val file",
-            ));
-        }
+        check_validation(options, &data)?;
         let spec = adapter.as_ref().map(|(spec, _, _)| spec.clone());
         let adapter = adapter.map(|(_, start, settings)| (start, settings));
         let form = options.data.prompt_form()?;
@@ -388,7 +384,7 @@ fn not_begun(error: Error, from: Option<PathBuf>) -> Error {
 }
 
 /// Where the run goes on from, if it was asked to.
-fn resume_from(options: &FinetuneOptions) -> Option<PathBuf> {
+pub(super) fn resume_from(options: &FinetuneOptions) -> Option<PathBuf> {
     match options.resume.as_deref()? {
         auto if auto == Path::new("auto") => resume::newest(&options.out_dir),
         folder => Some(folder.to_path_buf()),

@@ -1,16 +1,22 @@
 //! `engraft plan`: what a fine-tuning run would take, from a configuration alone or with its data.
 
-use super::finetune::adapter_of;
+use super::finetune::{adapter_of, resume_from};
 use super::memory::{Advice, Combination, FitError, MemoryLimit, Planner};
 use super::options::{FinetuneOptions, Method};
+use super::out_dir;
 use super::plan::Demand;
+use super::quantize::Quantize;
+use super::run_folder::read_json;
 use super::sampler::Prompts;
-use super::setup::{check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand};
+use super::setup::{
+    check_validation, check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand,
+};
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::Checkpoint;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::Error;
+use crate::gpu::{Gpu, GpuOptions};
 use crate::graph::{DeviceProfile, LeafKind};
 use crate::models::{ModelConfig, Network};
 use crate::nn::PlainLayers;
@@ -72,11 +78,49 @@ pub struct CombinationReport {
 /// # Errors
 /// Data that cannot be read, neither data nor `max_seq_length`, targets that match no layer.
 pub fn plan_run(
-    mut options: FinetuneOptions,
+    options: FinetuneOptions,
     config: &ModelConfig,
     device: &DeviceProfile,
     limit: Option<MemoryLimit>,
 ) -> Result<PlanReport, Error> {
+    planned(options, config, device, |planner, options| report(planner, options, limit))
+}
+
+/// Refuses what a run would refuse before it opens its model's weights, which need not be in the folder yet: options, folders, rows,
+/// prompts, a device that is not there, and what does not fit its memory. To be asked before much is downloaded.
+///
+/// # Errors
+/// Those of a run.
+pub fn check_without_weights(options: &FinetuneOptions) -> Result<(), Error> {
+    let mut options = options.clone();
+    options.validate()?;
+    options.resume = resume_from(&options);
+    out_dir::check(&options, options.resume.as_deref())?;
+    let folder = &options.model_dir;
+    let config = ModelConfig::read(folder)?;
+    // of quantised models, only these are read
+    let quantised = read_json(&folder.join("config.json")).map(|keys| keys["quantization_config"].clone());
+    let quantised = quantised.filter(|how| how.is_object() && options.method == Method::Lora);
+    if let Some(how) = quantised.filter(|_| options.quantize == Quantize::None) {
+        let twice = how["bnb_4bit_use_double_quant"] == true;
+        options.quantize = if twice { Quantize::Nf4Double } else { Quantize::Nf4 };
+    }
+    let (device, no_coop, memory_limit) = (options.gpu.clone(), options.no_coop, options.memory_limit);
+    let gpu = Gpu::open(&GpuOptions { device, no_coop, memory_limit, ..GpuOptions::default() })?;
+    let limit = MemoryLimit::of(memory_limit, gpu.free_memory());
+    planned(options, &config, &gpu.profile(), |planner, options| {
+        let choice = planner.choose(options.micro_batch(), options.recompute, limit)?;
+        Ok(choice.plan.check(planner.device)?)
+    })
+}
+
+/// What `then` makes of a planner for the run of `options`.
+fn planned<T>(
+    mut options: FinetuneOptions,
+    config: &ModelConfig,
+    device: &DeviceProfile,
+    then: impl FnOnce(&Planner<'_>, &FinetuneOptions) -> Result<T, Error>,
+) -> Result<T, Error> {
     let cut = config.max_position_embeddings;
     let mut sampled = 0;
     let without = options.data.sources.is_empty() && options.data.json_path.as_os_str().is_empty();
@@ -87,6 +131,7 @@ pub fn plan_run(
             let tokenizer = Tokenizer::open(&options.model_dir)?;
             let data = open_data(&options, &tokenizer, &StopFlag::default())?;
             check_vocabulary(&[data.largest_token()], config)?;
+            check_validation(&options, &data)?;
             let prompts = Prompts::of(&options, &tokenizer, &data, &options.data.prompt_form()?, cut)?;
             sampled = prompts.map_or(0, |prompts| prompts.longest());
             Some(data)
@@ -106,7 +151,7 @@ pub fn plan_run(
     });
     let (batch_size, resumed) = (options.batch_size, options.resume.is_some());
     let planner = Planner { network, device, batch_size, resumed, demand: &demand };
-    report(&planner, &options, limit)
+    then(&planner, &options)
 }
 
 /// The network that a run of `options` trains, as far as it is known without weights; `positions` is the longest sample.

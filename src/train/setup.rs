@@ -196,6 +196,20 @@ pub fn check_vocabulary<'t>(
     }
 }
 
+/// Refuses to keep the best of a run that is never evaluated.
+///
+/// # Errors
+/// No validation row, and options that need some.
+pub fn check_validation(options: &FinetuneOptions, data: &Dataset) -> Result<(), Error> {
+    match data.validation.is_empty() && options.keeps_best() {
+        true => Err(Error::input(
+            "--keep_best and --early_stopping_patience need validation rows: give --data.val_split_fraction above 0, or a \
+             folder with a val file",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Uploads an adapter for use alone, without room for gradients and moments, and binds it; gives the bytes allocated.
 /// A parameter that the adapter has no values for stays unbound.
 ///
