@@ -526,3 +526,21 @@ fn failing_and_endless_templates_name_the_row() {
     let message = dataset(&[row], &tokenizer, &options).unwrap_err().to_string();
     assert!(message.ends_with("t.jinja: no such file: name a Jinja template"), "{message}");
 }
+
+#[test]
+fn keys_of_a_template_that_no_row_has_are_told() {
+    let tokenizer = tokenizer("llama");
+    let rows =
+        [json!({"question": "Hi", "output": "Yes"}), json!({"question": "a", "hint": "b", "output": "No"})];
+    let note = |source: &str| {
+        let (_folder, options) = with_template(source);
+        dataset(&rows, &tokenizer, &options).unwrap().note
+    };
+    // what only some rows have is no mistake
+    assert_eq!(note("{{ bos_token }}{{ question }}{% if hint %} ({{ hint }}){% endif %}:"), None);
+    let note = note("{{ qestion }}{{ hnit }}{{ hint }}:").unwrap();
+    assert!(
+        note.contains("own.jinja reads hnit, qestion, which none of the first 100 rows of a file has"),
+        "{note}"
+    );
+}

@@ -69,6 +69,9 @@ fn lengths(data: &Dataset) -> impl Iterator<Item = usize> + Clone + '_ {
 
 fn report(data: &Dataset, limit: Option<usize>) -> String {
     let mut out = format!("{}\n", data.summary);
+    if let Some(note) = &data.note {
+        let _ = writeln!(out, "{note}");
+    }
     if let Some(limit) = limit {
         let over = lengths(data).filter(|&length| length > limit).count();
         if over > 0 {

@@ -4,15 +4,19 @@
 //! memory; the data set reads from the file, which is mapped. Rows are split before they are dropped, so that which
 //! rows validate depends on the files and the seed alone and not on the maximum length.
 
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cache::{CacheKey, tokens_of_file};
 use super::encode::Encoder;
+use super::reader::read_rows;
 use super::sample::Sample;
 use super::source::{DataSource, files_of};
 use super::split::{split, subset};
 use super::store::{RowEntry, TokenStore};
+use super::template::RowKeys;
 use super::{DataError, DataSummary, Format, PromptTemplate, SampleOptions, SplitSummary, Tokenizer};
 use crate::stop::StopFlag;
 
@@ -23,6 +27,8 @@ pub struct Dataset {
     /// Empty where the validation fraction is 0.
     pub validation: Samples,
     pub summary: DataSummary,
+    /// What the user should know of a template of their own.
+    pub note: Option<String>,
 }
 
 /// How files become a data set.
@@ -103,8 +109,10 @@ impl Dataset {
         let encoder = Encoder::new(tokenizer, options.sample, own)?;
         let key = CacheKey::new(tokenizer, options, own.map(|(_, source)| source), &encoder);
         let paths = files.train.iter().map(|source| source.path.as_path());
-        let paths = paths.chain(files.validation.iter().map(PathBuf::as_path));
+        let paths: Vec<&Path> = paths.chain(files.validation.iter().map(PathBuf::as_path)).collect();
+        let note = own.and_then(|(origin, _)| keys_of_no_row(origin, encoder.row_keys()?, &paths));
         let stores = paths
+            .into_iter()
             .map(|path| tokens_of_file(path, &encoder, options, &key, stop))
             .collect::<Result<Arc<[TokenStore]>, DataError>>()?;
 
@@ -135,6 +143,7 @@ impl Dataset {
                 train: train_summary,
                 validation: validation_summary,
             },
+            note,
         })
     }
 
@@ -215,6 +224,33 @@ fn weighted(rows: Vec<RowId>, weights: &[f64], seed: u64) -> Vec<RowId> {
         out.extend(subset(own.len(), rest, seed, file as u64).into_iter().map(|row| own[row]));
     }
     out
+}
+
+/// Rows of each file that are looked at for the keys of a template.
+const LOOKED_AT: usize = 100;
+
+/// What to say of keys that a template reads and that none of these rows has. Conversations are written by other names.
+fn keys_of_no_row(origin: &str, keys: RowKeys, paths: &[&Path]) -> Option<String> {
+    let mut missing: BTreeSet<String> = keys.prompt.into_iter().chain(keys.answer).collect();
+    let mut of_chats = false;
+    for path in paths {
+        let mut left = LOOKED_AT;
+        // what cannot be read is told where the rows are
+        let _ = read_rows(path, &mut |_, row| {
+            missing.retain(|key| row.get(key).is_none());
+            of_chats |= ["messages", "conversations"].iter().any(|key| row.get(key).is_some());
+            left -= 1;
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+    }
+    if missing.is_empty() || of_chats {
+        return None;
+    }
+    let missing: Vec<String> = missing.into_iter().collect();
+    Some(format!(
+        "{origin} reads {}, which none of the first {LOOKED_AT} rows of a file has: it is nothing there; is it spelt as in the rows?",
+        missing.join(", ")
+    ))
 }
 
 struct Part<'a> {

@@ -196,6 +196,7 @@ impl<'a> Finetune<'a> {
         self.stop.check()?;
         check_vocabulary(&[data.largest_token()], &config)?;
         notes.push(data.summary.to_string());
+        notes.extend(data.note.clone());
 
         let adapter = match options.method {
             Method::Full { .. } => None,
