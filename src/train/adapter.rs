@@ -12,7 +12,10 @@ use thiserror::Error;
 
 #[derive(Debug, Error)]
 pub enum AdapterError {
-    #[error("no module matches {wanted:?}; modules that can carry an adapter are {known}")]
+    #[error(
+        "no module matches {wanted:?}; modules that can carry an adapter are {known} (--modules_to_save trains an embedding, a head \
+         or norms whole)"
+    )]
     NoTarget { wanted: String, known: String },
     #[error("--freeze {pattern}: {reason}")]
     Freeze { pattern: String, reason: String },
