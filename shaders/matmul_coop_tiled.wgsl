@@ -4,8 +4,9 @@
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
 // they are stored. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
-// and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time. SCALED: rows carry a power of
-// two, whose inverse `unscale` takes it out of their sums. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
+// and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time.
+// SCALED: rows carry a power of two, whose inverse `unscale` takes it out of their sums; SCALED_WHOLE: all rows carry the same, and
+// all columns another, whose inverse is `unscale_columns`. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
 // for a loss scale to see. VECTORS: tiles are arrays of groups of four, which Metal cannot load
 // matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW waits as it is stored. PAIR adds
 // the second pair, in f32. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
@@ -28,6 +29,9 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
 
 {# a group of four of r or c in f16 #}
 {% macro half(name, value) %}vec4<f16>({{ "as_f16(" ~ value ~ ")" if name == "r" and R_OVERFLOWS else value }}){% endmacro %}
+
+{# what takes the powers of two out of the sums of a row #}
+{% macro smaller(row) %}{% if SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}
 
 {# a group of four in f16 becomes one of the tile's #}
 {% macro keep(tile, at, value) %}
@@ -128,7 +132,7 @@ fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
         pair{{ n }} = dropped(pair{{ n }}, (row0 + {{ row }}) * params.cols4 + col4, seed);
 {% endif %}
 {% if SCALED %}
-        let smaller = unscale[min(row0 + {{ row }}, params.rows - 1u)];
+        let smaller = {{ smaller("min(row0 + " ~ row ~ ", params.rows - 1u)") }};
 {% endif %}
 {% for q in range(4) %}
         let at{{ q }} = own_sums + {{ row }} * {{ SPAN }}u + own_col + {{ q }}u;
@@ -155,7 +159,7 @@ fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32
         let own = own_sums + own_row * {{ SPAN }}u + own_col;
         var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
 {% if SCALED and not PAIR %}
-        v *= unscale[row0 + own_row];
+        v *= {{ smaller("row0 + own_row") }};
 {% endif %}
         v = select(vec4<f32>(), params.alpha * v, valid);
         let at = (row0 + own_row) * params.cols4 + col / 4u;

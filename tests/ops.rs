@@ -575,6 +575,58 @@ fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {
     }
 }
 
+/// A weight's gradient is a sum over rows: both its operands are scaled as a whole, wherever bf16 has them.
+#[test]
+fn gradients_of_weights_in_bf16_of_any_magnitude_come_from_matrix_units() {
+    let Some(gpu) = common::gpu() else { return };
+    // sections are for GPUs
+    let own = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
+    let Some(variant) = matmul::Variant::all(&own).into_iter().rfind(on_units) else {
+        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
+        return;
+    };
+    let sections = format!("sections=2 {variant}");
+    for (kernel, (dy, x), k) in [
+        (variant.to_string(), (-70, 40), 75),
+        (variant.to_string(), (30, -20), 75),
+        (sections, (-40, -40), 520),
+    ] {
+        let device = DeviceProfile { choices: Arc::new(Choices::forced(kernel.clone())), ..own.clone() };
+        let (m, n) = (45, 36);
+        let mut random = Random::new(5);
+        // of a gradient, rows and outputs far below the largest; of activations, a channel far above the others
+        let below = |i: usize| (i / m % 8 + i % m % 3 * 12) as i32;
+        let dy: Vec<f64> = (0..k * m).map(|i| random.next() * 2f64.powi(dy - below(i))).collect();
+        let above = |i: usize| if i % n == 3 { 10 } else { 0 };
+        let x: Vec<f64> = (0..k * n).map(|i| random.next() * 2f64.powi(x + above(i))).collect();
+        let operand = |cols: usize, of: &[f64]| CaseInput::values(&[k, cols], DType::BF16, of.to_vec());
+        let op = matmul::Matmul::plain(matmul::Layout::TN, 1.0, DType::F32);
+        let case = Case::new("a weight's gradient", op, vec![operand(m, &dy), operand(n, &x)]);
+        let launch = plan(&case, &device, false, false);
+        let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
+        let copies = ["magnitudes", "round_scaled", "magnitudes", "round_scaled", "matmul_coop_tiled"];
+        assert!(shaders.starts_with(&copies), "{kernel}: {shaders:?}");
+        let (_, outputs) = types(&case);
+        let read = execute(&gpu, &case, &launch, false, false).unwrap();
+        let actual = unpack(outputs[0], &read[0]);
+        let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs)[0];
+        let largest = |of: &[f64]| of.iter().fold(0f64, |most, v| most.max(v.abs()));
+        let (most_dy, most_x) = (largest(&dy), largest(&x));
+        for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+            let (mut products, mut of_dy, mut of_x) = (0.0, 0.0, 0.0);
+            for t in 0..k {
+                let (dy, x) = (dy[t * m + row].abs(), x[t * n + column].abs());
+                (products, of_dy, of_x) = (products + dy * x, of_dy + dy, of_x + x);
+            }
+            // the sum's order in f32, and what f16 has no place for
+            let bound = 1e-6 * products + 2f64.powi(-31) * (most_dy * of_x + most_x * of_dy);
+            let (a, e) = (f64::from(actual[row * n + column]), expected.row(row)[column]);
+            assert!((a - e).abs() <= bound, "{kernel}, {row} {column}: {a} for {e}, not within {bound}");
+        }
+    }
+}
+
 /// The families behind attention and its gradient: narrow and wide heads, segments, windows. A CPU device runs the variants
 /// of GPUs too.
 #[test]
@@ -699,9 +751,9 @@ fn with_matrix_units(device: &DeviceProfile) -> Vec<DeviceProfile> {
 fn gradients_of_logits_in_bf16_reach_matrix_units_scaled() {
     let mut seen = Vec::new();
     for device in DeviceProfile::kinds().iter().flat_map(with_matrix_units) {
-        for (mut case, weight) in
-            engraft::ops::cases().into_iter().flat_map(|c| [(c.clone(), None), (c, Some(DType::Nf4))])
-        {
+        let stored = [None, Some(DType::Nf4), Some(DType::F32)];
+        let cases = engraft::ops::cases().into_iter();
+        for (mut case, weight) in cases.flat_map(|c| stored.map(|weight| (c.clone(), weight))) {
             let head = case.op.name() == "linear_cross_entropy_gradient";
             // a narrow result is a thin product's
             if !head || case.inputs[0].ty.dtype != DType::BF16 || case.inputs[0].ty.cols() <= 16 {
@@ -712,14 +764,40 @@ fn gradients_of_logits_in_bf16_reach_matrix_units_scaled() {
             }
             let kernels = plan(&case, &device, false, false).dispatches;
             let named = |name| kernels.iter().filter(|d| d.shader.name == name).count();
-            assert_eq!(named("round_rows"), named("matmul_coop_tiled"), "{}", case.label);
+            let operands = named("round_scaled");
+            assert_eq!(named("round_rows") + operands / 2, named("matmul_coop_tiled"), "{}", case.label);
             if named("round_rows") > 0 {
                 assert_eq!(named("round_rows"), 2, "logits and their gradient: {}", case.label);
+                assert_eq!(operands, 2, "the gradient of the head: {}", case.label);
                 seen.push(case.inputs[1].ty.dtype);
             }
         }
     }
-    assert!(seen.contains(&DType::Nf4) && seen.contains(&DType::BF16), "{seen:?}");
+    assert!([DType::Nf4, DType::BF16, DType::F32].iter().all(|stored| seen.contains(stored)), "{seen:?}");
+}
+
+/// Weights in f32 are rounded for matrix units where rows and result have 16 bits, and nowhere else.
+#[test]
+fn mixed_precision_reaches_matrix_units_and_single_precision_does_not() {
+    let mut taken = 0;
+    for device in DeviceProfile::kinds().iter().flat_map(with_matrix_units) {
+        for case in engraft::ops::cases() {
+            let product = ["matmul", "lora_linear"].contains(&case.op.name());
+            if !product || case.inputs[1].ty.dtype != DType::F32 {
+                continue;
+            }
+            let kernels = plan(&case, &device, false, false).dispatches;
+            let mixed =
+                [" pair bf16 f32", " pair f16 f32", " residual bf16 f32", " residual f16 f32", "16 on f32"];
+            if mixed.iter().any(|end| case.label.ends_with(end)) {
+                taken += usize::from(kernels.iter().any(|d| d.shader.name == "matmul_coop_tiled"));
+            } else {
+                let unit = kernels.iter().find(|d| d.shader.name.starts_with("matmul_coop"));
+                assert!(unit.is_none(), "{}", case.label);
+            }
+        }
+    }
+    assert!(taken > 10, "{taken}");
 }
 
 /// The chunks of the head run one after the other: they share the sums of their products on matrix units.

@@ -283,7 +283,7 @@ pub struct LaunchPlan {
     pub dispatches: Vec<Dispatch>,
     pub workspaces: Vec<u64>,
     /// Workspaces that its products share, using them one after the other.
-    pub shared: [Option<usize>; 5],
+    pub shared: [Option<usize>; 8],
 }
 
 impl LaunchPlan {

@@ -127,7 +127,7 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
     for start in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - start);
         let h_chunk = Operand::input(launch, 0).range(start as u64 * h_row, count as u64 * h_row);
-        let weight = Operand::input(launch, 1);
+        let weight = Operand::input(launch, 1).beside(h.dtype);
         let forward = Product {
             layout: Layout::NT,
             m: count,
@@ -167,7 +167,9 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
             let product =
                 Product { layout: Layout::TN, m: vocab, n: width, k: count, accumulate: true, ..forward };
             let dw = Operand::new(Place::Output(2), launch.outputs[2].dtype);
-            product.launch(launch, &mut plan, (logits, h_chunk), Terms::default(), dw);
+            // f16 keeps the scale that the loss has, and is held to it
+            let dlogits = Operand { rounds: h.dtype == DType::BF16, ..logits };
+            product.launch(launch, &mut plan, (dlogits, h_chunk), Terms::default(), dw);
         }
         if want_du {
             let product = Product { layout: Layout::NN, m: count, n: rank, k: vocab, ..forward };

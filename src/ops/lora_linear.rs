@@ -159,7 +159,8 @@ impl Operation for LoraLinear {
         // a layer that is made again at the end of its block gives h alone: nobody reads y there
         if launch.live[0] {
             let terms = Terms { pair: Some((h, input(3), a.rows())), residual, ..Terms::default() };
-            main.launch(launch, &mut plan, (input(0), input(1)), terms, y);
+            let weight = if self.dtype == DType::F32 { input(1) } else { input(1).beside(x.dtype) };
+            main.launch(launch, &mut plan, (input(0), weight), terms, y);
         }
         plan
     }
@@ -217,7 +218,8 @@ impl Operation for LoraLinear {
             Case::new("odd", op(DType::F32), inputs(37, 50, 70, 6, DType::F32, DType::F32)),
             Case::new("f16", op(DType::F16), inputs(40, 33, 64, 8, DType::F16, DType::F16)),
             Case::new("bf16", op(DType::BF16), inputs(40, 33, 64, 64, DType::BF16, DType::BF16)),
-            Case::new("bf16 on f32", op(DType::BF16), inputs(16, 32, 64, 16, DType::BF16, DType::F32)),
+            Case::new("bf16 on f32", op(DType::BF16), inputs(40, 32, 64, 16, DType::BF16, DType::F32)),
+            Case::new("f16 on f32", op(DType::F16), inputs(40, 33, 64, 8, DType::F16, DType::F32)),
         ]
     }
 }

@@ -19,6 +19,7 @@ pub mod matmul;
 pub mod norm_squared;
 pub mod rms_norm;
 pub mod rope;
+mod scaled_half;
 pub mod sgd;
 pub mod split_rows;
 pub mod swiglu;

@@ -1,8 +1,8 @@
 //! Which kernels of the families suit a device and a launch.
 
-use super::halves::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 use super::variant::{FORWARD, KEY_VALUE, Pass, QUERY, SHARED, Variant};
 use crate::graph::{Cooperative, DeviceProfile};
+use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 
 /// The kernels' text, tiles and candidates, for the key of what was measured.
 pub fn source() -> String {

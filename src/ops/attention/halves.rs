@@ -3,16 +3,10 @@
 //! f16 has bf16's precision and more, and its range is wide enough for q, k and v as they are. The gradient of the result can lie
 //! anywhere, so it is scaled by a power of two on the way, the same for all rows: those of dk and dv are sums over them.
 
-use crate::graph::{DType, Dispatch, Place, Shader, TensorType};
+use crate::graph::{Binding, DType, Dispatch, Place, TensorType, View};
 use crate::ops::copy::SHADER as COPY;
 use crate::ops::elementwise;
-
-pub(super) const MAGNITUDES: Shader = crate::shader!("magnitudes");
-pub(super) const ROUND_SCALED: Shader = crate::shader!("round_scaled");
-pub(super) const POWER_OF_TWO: Shader = crate::shader!("shared/power_of_two");
-
-/// Workgroups that look for the largest magnitude of a tensor, of as many invocations each.
-const MAGNITUDE_GROUPS: usize = 256;
+use crate::ops::scaled_half::{LARGEST_BYTES, UNSCALE_BYTES, scaled_half};
 
 /// Where the copies lie: in scratch spaces from `first` on.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +43,7 @@ impl Halves {
         let bytes = |ty: TensorType| TensorType::new(ty.shape, DType::F16).bytes();
         let mut all: Vec<u64> = self.copies().map(|(_, ty)| bytes(ty)).into();
         if self.d_o.is_some() {
-            all.extend([bytes(self.q), 4 * MAGNITUDE_GROUPS as u64, 16]);
+            all.extend([bytes(self.q), LARGEST_BYTES, UNSCALE_BYTES]);
         }
         all.into_iter().enumerate().map(|(n, bytes)| (Place::Workspace(self.first + n), bytes)).collect()
     }
@@ -66,23 +60,11 @@ impl Halves {
             all.push(copy.detail(format!("{name} {ty} as f16")).cost(0.0, traffic(ty)));
         }
         if let Some(input) = self.d_o {
-            let (ty, x) = (self.q, Place::Input(input));
-            let groups = MAGNITUDE_GROUPS.min(sized(ty).div_ceil(MAGNITUDE_GROUPS));
-            let magnitudes = Dispatch::new(MAGNITUDES, groups)
-                .param("count", sized(ty))
-                .param("groups", groups)
-                .read("x", x, ty.dtype)
-                .write_scalar("largest", self.magnitudes(), DType::F32)
-                .cost(0.0, ty.bytes() as f64);
-            let scaled = elementwise(ROUND_SCALED, sized(ty))
-                .param("groups", groups)
-                .read("x", x, ty.dtype)
-                .read_scalar("largest", self.magnitudes(), DType::F32)
-                .write("y", place(3), DType::F16)
-                .write_scalar("unscale", self.unscale(), DType::F32)
-                .detail(format!("do {ty} as f16"))
-                .cost(0.0, traffic(ty));
-            all.extend([magnitudes, scaled]);
+            let ty = self.q;
+            let x = Binding::new("x", Place::Input(input), ty.dtype, View::Vec4, false);
+            let y = Binding::new("y", place(3), DType::F16, View::Vec4, true);
+            let detail = format!("do {ty} as f16");
+            all.extend(scaled_half(ty, x, y, self.magnitudes(), self.unscale(), detail));
         }
         all
     }

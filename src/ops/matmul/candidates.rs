@@ -3,13 +3,16 @@
 use super::kernel::ROUND_ROWS;
 use super::variant::{COOP, COOP_TILED, CoopTile, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
 use crate::graph::{Cooperative, DeviceProfile};
+use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 
 /// The kernels' text, tiles and candidates, for the key of what was measured.
 pub fn source() -> String {
     let shared = [
         crate::shader!("shared/operands"),
         crate::shader!("shared/rows"),
-        crate::shader!("shared/power_of_two"),
+        POWER_OF_TWO,
+        MAGNITUDES,
+        ROUND_SCALED,
         crate::shader!("shared/dropout"),
         crate::shader!("shared/quantised"),
         crate::shader!("shared/pair"),

@@ -4,9 +4,10 @@
 use super::candidates::GATING;
 use super::operand::{Operand, Oriented};
 use super::variant::Variant;
-use crate::graph::{Binding, DType, DeviceProfile, Dispatch, Place, Shader, TensorType, View};
+use crate::graph::{Binding, DType, DeviceProfile, Dispatch, Place, Shader, Shape, TensorType, View};
 use crate::ops::copy::SHADER as COPY;
 use crate::ops::elementwise;
+use crate::ops::scaled_half::{LARGEST_BYTES, UNSCALE_BYTES, scaled_half};
 use crate::ops::swiglu::{FLOPS as SWIGLU_FLOPS, SHADER as SWIGLU};
 
 pub(super) const ROUND_ROWS: Shader = crate::shader!("round_rows");
@@ -120,12 +121,18 @@ impl Kernel {
             || self.sections > 1
             || (o.gated() && !self.gates)
             || self.rounds_rows(o)
+            || self.rounds_whole(o)
             || matches!(self.variant, Variant::Coop { .. })
     }
 
     /// Whether the rows go to scratch space in f16 first.
     pub fn rounds_rows(&self, o: &Oriented) -> bool {
         self.variant.on_matrix_units() && o.scales()
+    }
+
+    /// Whether both operands go there, each times one power of two.
+    pub fn rounds_whole(&self, o: &Oriented) -> bool {
+        self.variant.on_matrix_units() && o.scales_whole()
     }
 
     pub fn parse(name: &str) -> Option<Kernel> {
@@ -179,7 +186,7 @@ impl Oriented {
 
 /// The scratch space of a kernel: what products of one node share, and what this one uses.
 pub(super) struct Scratch {
-    pub shared: [Option<usize>; 5],
+    pub shared: [Option<usize>; 8],
     pub next: usize,
     pub used: Vec<(Place, u64)>,
 }
@@ -196,6 +203,10 @@ pub(super) enum Shared {
     /// Rows as matrix units take them, and what they are scaled by.
     Rounded,
     Unscale,
+    /// The same of columns; and the largest magnitudes of an operand that is scaled as a whole.
+    RoundedColumns,
+    UnscaleColumns,
+    Largest,
 }
 
 impl Scratch {
@@ -275,4 +286,20 @@ pub(super) fn rounded_rows(o: &Oriented, scratch: &mut Scratch) -> (Operand, Pla
         })
         .cost(gating, (reads * stored.bytes() + ty.bytes()) as f64);
     (made, unscale, dispatch)
+}
+
+/// An operand in f16, times one power of two; where the inverse of that lies; and the dispatches that make both. `what` names its scratch
+/// spaces.
+pub(super) fn rounded_whole(
+    operand: Operand,
+    shape: Shape,
+    what: (Shared, Shared),
+    scratch: &mut Scratch,
+) -> (Operand, Place, [Dispatch; 2]) {
+    let (ty, stored) = (TensorType::new(shape, DType::F16), TensorType::new(shape, operand.dtype));
+    let made = Operand::new(scratch.take(what.0, ty.bytes()), ty.dtype).range(0, ty.bytes());
+    let unscale = scratch.take(what.1, UNSCALE_BYTES);
+    let largest = scratch.take(Shared::Largest, LARGEST_BYTES);
+    let (x, y) = (operand.binding("x", View::Vec4, false), made.binding("y", View::Vec4, true));
+    (made, unscale, scaled_half(stored, x, y, largest, unscale, format!("{stored}")))
 }

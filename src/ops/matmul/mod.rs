@@ -142,7 +142,9 @@ impl Matmul {
         let residual = self.residual.then(|| input(inputs.len() - 1));
         let mut plan = LaunchPlan::default();
         let terms = Terms { pair, residual, mask, up, gradient_of };
-        product.launch(launch, &mut plan, (input(0), input(1)), terms, out);
+        // a result in 16 bits needs no more of its second operand
+        let b = if self.dtype == DType::F32 { input(1) } else { input(1).beside(inputs[0].dtype) };
+        product.launch(launch, &mut plan, (input(0), b), terms, out);
         plan
     }
 }
@@ -284,9 +286,13 @@ impl Operation for Matmul {
                 let op = Matmul::plain(layout, 0.5, DType::F16);
                 cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} f16"), op, inputs));
             }
-            for (dtype, other) in
-                [(DType::F16, DType::F16), (DType::BF16, DType::BF16), (DType::F32, DType::BF16)]
-            {
+            for (dtype, other) in [
+                (DType::F16, DType::F16),
+                (DType::BF16, DType::BF16),
+                (DType::F32, DType::BF16),
+                (DType::BF16, DType::F32),
+                (DType::F16, DType::F32),
+            ] {
                 let ((a, b), (a2, b2)) = (dims(35, 44, 52), dims(35, 44, 6));
                 let inputs = vec![
                     CaseInput::random(&a, dtype),

@@ -12,8 +12,8 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
-    /// Stored in f32, though 16 bits of its values do: matrix units may round it. Beside a weight in f16 as it is, for a loss scale keeps
-    /// it within range; beside others row by row, scaled ([`Oriented::scales`]).
+    /// Stored in f32, though 16 bits of its values do: matrix units may round it. Rows beside a weight in f16 as they are, for a loss
+    /// scale keeps them within range; beside others row by row, scaled ([`Oriented::scales`]).
     pub rounds: bool,
 }
 
@@ -24,6 +24,11 @@ impl Operand {
 
     pub fn input(launch: &Launch<'_>, input: usize) -> Self {
         Operand::new(Place::Input(input), launch.inputs[input].dtype)
+    }
+
+    /// A weight in f32 beside 16-bit rows, for whose product 16 bits do: mixed precision, in which PyTorch rounds it to bf16.
+    pub fn beside(self, rows: DType) -> Self {
+        Operand { rounds: self.dtype == DType::F32 && rows != DType::F32, ..self }
     }
 
     pub fn range(self, offset: u64, size: u64) -> Self {
@@ -78,8 +83,17 @@ pub(super) struct Oriented {
     pub c: Operand,
     pub terms: Terms,
     pub out: Operand,
-    /// Where the factors lie that the sums of scaled rows are multiplied by.
-    pub unscale: Option<Place>,
+    /// Where the factors lie that the sums of scaled operands are multiplied by.
+    pub unscale: Option<Unscale>,
+}
+
+/// What takes powers of two out of the sums of scaled operands again.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unscale {
+    /// A factor for each row.
+    Rows(Place),
+    /// One for each operand.
+    Operands(Place, Place),
 }
 
 /// What else goes into a product of two operands, and what is made of it.
@@ -129,8 +143,17 @@ impl Oriented {
     /// Matrix units can take the rows in f16 once each is scaled by a power of two: bf16 has f16's precision and more than its range,
     /// which within a row is no loss. Of the other operand's values, a weight's, f16 holds those that matter as they are.
     pub fn scales(&self) -> bool {
-        let weight = self.c.dtype == DType::BF16 || self.c.dtype.is_quantised();
+        let weight = self.c.dtype == DType::BF16 || self.c.dtype.is_quantised() || self.c.rounds;
         self.r_inner && weight && (self.r.dtype == DType::BF16 || self.r.rounds)
+    }
+
+    /// Where both operands are stored with their rows across the sums, as those of a weight's gradient are, matrix units can take each in
+    /// f16 times one power of two.
+    pub fn scales_whole(&self) -> bool {
+        let bf16 = |x: Operand| x.dtype == DType::BF16;
+        let either = bf16(self.r) || bf16(self.c);
+        let all = (bf16(self.r) || self.r.rounds) && (bf16(self.c) || self.c.rounds);
+        !self.r_inner && !self.c_inner && either && all
     }
 
     pub fn quantised(&self) -> bool {
@@ -152,9 +175,13 @@ impl Oriented {
         TensorType::new(self.r_shape(), self.c.dtype)
     }
 
-    pub(super) fn c_plain(&self) -> TensorType {
+    pub(super) fn c_shape(&self) -> Shape {
         let (rows, cols) = if self.c_inner { (self.cols, self.k) } else { (self.k, self.cols) };
-        TensorType::new(Shape::matrix(rows, cols), self.r.dtype)
+        Shape::matrix(rows, cols)
+    }
+
+    pub(super) fn c_plain(&self) -> TensorType {
+        TensorType::new(self.c_shape(), self.r.dtype)
     }
 
     /// Both operands as the product reads them, with or without staging.
@@ -202,7 +229,11 @@ impl Oriented {
             k: self.k,
             k2: self.terms.pair.map_or(0, |(_, _, k2)| k2),
             matrix: half(self.r.dtype) && half(self.c.dtype) && plain && !gates,
-            halves: plain && if self.scales() { !gates } else { held(self.r) && held(self.c) },
+            halves: plain
+                && match self.scales() || self.scales_whole() {
+                    true => !gates,
+                    false => held(self.r) && held(self.c),
+                },
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A product as operations launch it.
 
 use super::Layout;
-use super::kernel::{Kernel, Scratch, Sections, Shared, gated, rounded_rows, staged};
-use super::operand::{Gate, MaskOn, Masked, Operand, Oriented, Terms};
+use super::kernel::{Kernel, Scratch, Sections, Shared, gated, rounded_rows, rounded_whole, staged};
+use super::operand::{Gate, MaskOn, Masked, Operand, Oriented, Terms, Unscale};
 use super::variant::{FINISH, Variant};
 use crate::graph::{
     Alternative, Alternatives, Class, DType, Dispatch, Launch, LaunchPlan, Place, Shape, TensorType, View,
@@ -66,8 +66,9 @@ impl Product {
             let most = dispatches.iter_mut().max_by(|a, b| a.cost.flops.total_cmp(&b.cost.flops));
             if let Some(main) = most {
                 // what is rounded to f16 is small: who flushes subnormal numbers must be found out
-                let small = oriented.r.rounds.then_some((oriented.r.place, 2f32.powi(-15)));
-                let (indices, spreads) = (vec![], small.into_iter().collect());
+                let rounded = [oriented.r, oriented.c].into_iter().filter(|operand| operand.rounds);
+                let spreads = rounded.map(|operand| (operand.place, 2f32.powi(-15))).collect();
+                let indices = vec![];
                 main.alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
             }
         }
@@ -158,7 +159,15 @@ impl Product {
         if kernel.rounds_rows(&o) {
             let (r, unscale, made) = rounded_rows(&o, scratch);
             dispatches.push(made);
-            o = Oriented { r, unscale: Some(unscale), terms: Terms { up: None, ..o.terms }, ..o };
+            let unscale = Some(Unscale::Rows(unscale));
+            o = Oriented { r, unscale, terms: Terms { up: None, ..o.terms }, ..o };
+        } else if kernel.rounds_whole(&o) {
+            let (rows, cols) =
+                ((Shared::Rounded, Shared::Unscale), (Shared::RoundedColumns, Shared::UnscaleColumns));
+            let (r, unscale_r, made) = rounded_whole(o.r, o.r_shape(), rows, scratch);
+            let (c, unscale_c, made_c) = rounded_whole(o.c, o.c_shape(), cols, scratch);
+            dispatches.extend(made.into_iter().chain(made_c));
+            o = Oriented { r, c, unscale: Some(Unscale::Operands(unscale_r, unscale_c)), ..o };
         } else if let Some(up) = o.terms.up.filter(|_| !kernel.gates) {
             let (r, made) = gated(&o, up, scratch);
             dispatches.push(made);
@@ -298,9 +307,13 @@ impl Product {
                 .flag("R_RAW", raw(o.r) && !o.gated())
                 .flag("C_RAW", raw(o.c))
                 .flag("R_OVERFLOWS", o.r.rounds)
-                .flag("SCALED", o.unscale.is_some());
-            if let Some(unscale) = o.unscale {
+                .flag("SCALED", o.unscale.is_some())
+                .flag("SCALED_WHOLE", matches!(o.unscale, Some(Unscale::Operands(..))));
+            if let Some(Unscale::Rows(unscale) | Unscale::Operands(unscale, _)) = o.unscale {
                 main = main.read_scalar("unscale", unscale, DType::F32);
+            }
+            if let Some(Unscale::Operands(_, unscale)) = o.unscale {
+                main = main.read_scalar("unscale_columns", unscale, DType::F32);
             }
         }
         if let Some(up) = o.terms.up {
