@@ -483,8 +483,14 @@ fn a_run_that_cannot_be_is_refused_before_its_weights_are_downloaded() {
         let (code, _, err) = run(&data, more);
         assert!(code != 0 && err.contains(expected), "{expected}: {err}");
     }
-    assert!(files(&hub).iter().all(|file| !file.ends_with(".safetensors")), "{:?}", files(&hub));
     assert!(!Path::new(&out).exists());
+    // nor are they needed where they are drawn at random
+    let drawn = path("drawn");
+    let words = ["finetune_full", "tiny/llama", "--init", "random", "--data", &rows, "--out_dir", &drawn];
+    let (code, _, err) =
+        said(&engraft(&hub.url, &models, None, &[&words[..], &["--max_steps", "1"]].concat()));
+    assert!(code == 0 && Path::new(&drawn).join("model.safetensors").exists(), "{err}");
+    assert!(files(&hub).iter().all(|file| !file.ends_with(".safetensors")), "{:?}", files(&hub));
 
     let (code, _, err) = run(&rows, &[]);
     assert_eq!(code, 0, "{err}");
