@@ -167,7 +167,7 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
             let product =
                 Product { layout: Layout::TN, m: vocab, n: width, k: count, accumulate: true, ..forward };
             let dw = Operand::new(Place::Output(2), launch.outputs[2].dtype);
-            // f16 keeps the scale that the loss has, and is held to it
+            // beside bf16 it is scaled before it is rounded; beside f16 nothing would keep small probabilities, so it stays in f32
             let dlogits = Operand { rounds: h.dtype == DType::BF16, ..logits };
             product.launch(launch, &mut plan, (dlogits, h_chunk), Terms::default(), dw);
         }
