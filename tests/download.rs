@@ -3,8 +3,10 @@
 mod common;
 
 use common::http::{Reply, Request, Server, entry, hex, refuse, send};
-use engraft::hub::{Client, Digest, Download, DownloadEvent, HubError, HubOptions, Outcome, downloaded};
-use serde_json::json;
+use engraft::hub::{
+    Client, Digest, Download, DownloadEvent, HubError, HubOptions, Outcome, WeightFiles, downloaded,
+};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::net::TcpListener;
@@ -55,7 +57,8 @@ fn hub(large: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
 
 fn run(options: HubOptions, folder: &Path) -> (Result<Outcome, HubError>, Vec<DownloadEvent>) {
     let events = Mutex::new(Vec::new());
-    let download = Download { name: NAME.parse().unwrap(), folder: folder.to_owned(), weights: true };
+    let download =
+        Download { name: NAME.parse().unwrap(), folder: folder.to_owned(), weights: WeightFiles::Fetched };
     let result = download.run(&Client::new(options), &|event| events.lock().unwrap().push(event));
     (result, events.into_inner().unwrap())
 }
@@ -349,8 +352,17 @@ fn said(output: &Output) -> (i32, String, String) {
 
 /// The Hub with the fixture of a Llama, whole.
 fn llama_hub() -> Server {
-    let folder = common::fixtures().join("models/llama");
-    let read = |name: &str| fs::read(folder.join(name)).unwrap();
+    hub_of("models/llama", |_| ())
+}
+
+/// The Hub with a fixture as tiny/llama; `change` makes of its listing what it pleases.
+fn hub_of(fixture: &str, change: impl Fn(&mut Value)) -> Server {
+    // what a fixture lacks, such as a tokenizer, is the Llama's
+    let place = |name: &str| {
+        let own = common::fixtures().join(fixture).join(name);
+        if own.exists() { own } else { common::fixtures().join("models/llama").join(name) }
+    };
+    let read = |name: &str| fs::read(place(name)).unwrap();
     let names = [
         "config.json",
         "generation_config.json",
@@ -360,7 +372,9 @@ fn llama_hub() -> Server {
     ];
     let files: Vec<(String, Vec<u8>)> = names.iter().map(|name| ((*name).to_owned(), read(name))).collect();
     let entries = files.iter().map(|(name, content)| entry(name, content, name.ends_with("safetensors")));
-    let body = json!({"sha": COMMIT, "siblings": entries.collect::<Vec<_>>()}).to_string().into_bytes();
+    let mut listing = json!({"sha": COMMIT, "siblings": entries.collect::<Vec<_>>()});
+    change(&mut listing);
+    let body = listing.to_string().into_bytes();
     Server::start(move |request| {
         let file = request.path.split_once(&format!("{COMMIT}/")).map(|(_, name)| name);
         match (file, files.iter().find(|(name, _)| Some(name.as_str()) == file)) {
@@ -496,4 +510,74 @@ fn a_run_that_cannot_be_is_refused_before_its_weights_are_downloaded() {
     assert_eq!(code, 0, "{err}");
     assert!(files(&hub).iter().any(|file| file.ends_with(".safetensors")));
     assert!(Path::new(&out).join("adapter_model.safetensors").exists());
+}
+
+#[test]
+fn weights_that_can_never_come_are_told_before_anything_comes() {
+    let file = |listing: &mut Value, key: &str, value: Value| {
+        let files = listing["siblings"].as_array_mut().unwrap();
+        let weights = files.iter_mut().find(|file| file["rfilename"] == "model.safetensors").unwrap();
+        weights[key] = value;
+    };
+    let no_room = hub_of("models/llama", |listing| {
+        file(listing, "lfs", json!({"sha256": "0".repeat(64), "size": 1u64 << 60, "pointerSize": 134}));
+    });
+    let no_weights = hub_of("models/llama", |listing| file(listing, "rfilename", json!("pytorch_model.bin")));
+    let temporary = tempfile::tempdir().unwrap();
+    let rows = temporary.path().join("rows.json");
+    fs::write(&rows, r#"[{"instruction": "a", "output": "b"}]"#).unwrap();
+    let (rows, out) = (rows.to_str().unwrap(), temporary.path().join("out"));
+    let finetune = ["finetune", "tiny/llama", "--data", rows, "--out_dir", out.to_str().unwrap()];
+    for (hub, expected) in [
+        (&no_room, "takes 1073741824.00 GiB; free some"),
+        (&no_weights, "no *.safetensors (pytorch_model.bin)"),
+    ] {
+        for words in [&finetune[..], &["download", "tiny/llama"]] {
+            let models = tempfile::tempdir().unwrap();
+            let (code, _, err) = said(&engraft(&hub.url, models.path(), None, words));
+            assert!(code != 0 && err.contains(expected), "{words:?}: {err}");
+            assert!(
+                files(hub).iter().all(|file| file.starts_with("?") || file.is_empty()),
+                "{:?}",
+                files(hub)
+            );
+            // plans and data need none
+            let plan = ["plan", "tiny/llama", "--max_seq_length", "64"];
+            let (code, _, err) = said(&engraft(&hub.url, models.path(), None, &plan));
+            assert_eq!(code, 0, "{err}");
+            hub.forget();
+        }
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn of_a_quantised_model_settings_alone_tell_how() {
+    let hub = hub_of("quant/llama_bnb4", |_| ());
+    let temporary = tempfile::tempdir().unwrap();
+    let models = temporary.path().join("models");
+    let call = |words: &[&str]| said(&engraft(&hub.url, &models, None, words));
+    let plan = ["plan", "tiny/llama", "--max_seq_length", "64", "--quiet", "--json"];
+    let (code, before, err) = call(&plan);
+    assert_eq!(code, 0, "{err}");
+    let (code, _, err) = call(&[&plan[..], &["--quantize", "int8"]].concat());
+    assert!(code != 0 && err.contains("--quantize int8: the weights are nf4-dq already"), "{err}");
+    if common::gpu().is_some() {
+        let rows = temporary.path().join("rows.json");
+        fs::write(&rows, r#"[{"instruction": "a", "output": "b"}]"#).unwrap();
+        let (rows, out) = (rows.to_str().unwrap(), temporary.path().join("out"));
+        let words = ["tiny/llama", "--data", rows, "--data.val_split_fraction", "0", "--out_dir"];
+        let words = [&words[..], &[out.to_str().unwrap()]].concat();
+        let (code, _, err) = call(&[&["finetune_full"], &words[..]].concat());
+        assert!(code != 0 && err.contains("its layers are in nf4-dq, and full training"), "{err}");
+        let (code, _, err) = call(&[&["finetune"], &words[..], &["--quantize", "int8"]].concat());
+        assert!(code != 0 && err.contains("the weights are nf4-dq already"), "{err}");
+    }
+    assert!(files(&hub).iter().all(|file| !file.ends_with(".safetensors")), "{:?}", files(&hub));
+
+    // and what they tell is so
+    assert_eq!(call(&["download", "tiny/llama"]).0, 0);
+    let (code, after, err) = call(&plan);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(before, after);
 }

@@ -5,7 +5,7 @@
 
 use crate::data::PromptStyle;
 use crate::gpu::GpuOptions;
-use crate::train::memory_size::parse_memory_size;
+use crate::memory_size::parse_memory_size;
 use crate::train::options::TuneMode;
 use crate::train::options::{
     Checks, EvaluateOptions, FinetuneOptions, Method, OptionsError, Precision, WeightInit,

@@ -4,7 +4,7 @@ use super::args::DownloadArgs;
 use super::progress::ProgressMode;
 use super::say_notes;
 use crate::error::Error;
-use crate::hub::{self, Client, Download, DownloadEvent, HubOptions, Listing, models_folder};
+use crate::hub::{self, Client, Download, DownloadEvent, HubOptions, Listing, WeightFiles, models_folder};
 use crate::train::adapter_place::ModelAndAdapter;
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ pub fn run(args: DownloadArgs, quiet: bool) -> Result<(), Error> {
         None => models_folder()?.join(name.folder()),
     };
     let report = Report::new(quiet);
-    let download = Download { name, folder: folder.clone(), weights: true };
+    let download = Download { name, folder: folder.clone(), weights: WeightFiles::Fetched };
     let client = Client::new(HubOptions::from_environment()?);
     let outcome = download.run(&client, &|event| report.show(event))?;
     report.line(&match outcome.kept == outcome.files {
@@ -39,7 +39,7 @@ pub fn run(args: DownloadArgs, quiet: bool) -> Result<(), Error> {
 /// # Errors
 /// See [`hub::model_folder`].
 pub fn model_folder(model: &Path, quiet: bool) -> Result<PathBuf, Error> {
-    folder_of(model, true, quiet)
+    folder_of(model, WeightFiles::Fetched, quiet)
 }
 
 /// The same of an adapter, where there is one.
@@ -73,16 +73,22 @@ pub fn model_and_adapter(
 /// # Errors
 /// See [`hub::model_folder`].
 pub fn settings_folder(model: &Path, quiet: bool) -> Result<PathBuf, Error> {
-    folder_of(model, false, quiet)
+    folder_of(model, WeightFiles::Ignored, quiet)
 }
 
-fn folder_of(model: &Path, weights: bool, quiet: bool) -> Result<PathBuf, Error> {
+/// The same of any model, with its weights or without.
+///
+/// # Errors
+/// See [`hub::model_folder`].
+pub fn folder_of(model: &Path, weights: WeightFiles, quiet: bool) -> Result<PathBuf, Error> {
     let report = Report::new(quiet);
     let mut found = |name: &hub::RepoName, folder: &Path, here: bool| {
         let folder = folder.display();
         report.line(&match here {
             true => format!("{name} is {folder}"),
-            false if weights => format!("{name} is no folder here: downloading it to {folder}"),
+            false if weights == WeightFiles::Fetched => {
+                format!("{name} is no folder here: downloading it to {folder}")
+            }
             false => format!("{name} is no folder here: downloading it, but for its weights, to {folder}"),
         });
     };

@@ -4,7 +4,7 @@ use super::args::ExportArgs;
 use super::{print, say_notes};
 use crate::error::Error;
 use crate::export::{WeightOptions, export_adapter, export_model};
-use crate::train::memory_size::memory_text;
+use crate::memory_size::memory_text;
 use serde_json::json;
 use std::time::Instant;
 

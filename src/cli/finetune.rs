@@ -1,12 +1,12 @@
 //! `engraft finetune` and `engraft finetune_full`.
 
 use super::args::{FinetuneArgs, FinetuneFullArgs};
-use super::download::{adapter_folder, model_folder, settings_folder};
+use super::download::{adapter_folder, folder_of, model_folder, settings_folder};
 use super::named_data::NamedData;
 use super::progress::{Progress, ProgressMode};
 use super::tui::{self, Tui};
 use crate::error::Error;
-use crate::hub;
+use crate::hub::{self, WeightFiles};
 use crate::train::finetune::Finetune;
 use crate::train::metrics::Event;
 use crate::train::options::{FinetuneOptions, Method, WeightInit};
@@ -29,7 +29,12 @@ pub fn full(args: FinetuneFullArgs, quiet: bool) -> Result<(), Error> {
 fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui: bool) -> Result<(), Error> {
     let model = options.model_dir.clone();
     let remote = hub::is_remote(&model)?;
-    options.model_dir = if remote { settings_folder(&model, quiet)? } else { model_folder(&model, quiet)? };
+    let needs_weights = options.method != (Method::Full { init: WeightInit::Random });
+    options.model_dir = match (remote, needs_weights) {
+        (false, _) => model_folder(&model, quiet)?,
+        (true, true) => folder_of(&model, WeightFiles::Announced, quiet)?,
+        (true, false) => settings_folder(&model, quiet)?,
+    };
     options.init_adapter = adapter_folder(options.init_adapter.as_deref(), quiet)?;
     if let Some(named) = named {
         named.resolve(&mut options.data, quiet)?;
@@ -37,7 +42,7 @@ fn run(mut options: FinetuneOptions, named: Option<NamedData>, quiet: bool, tui:
     if remote {
         // nobody shall wait for gigabytes to learn of a misspelt file
         check_without_weights(&options)?;
-        if options.method != (Method::Full { init: WeightInit::Random }) {
+        if needs_weights {
             options.model_dir = model_folder(&model, quiet)?;
         }
     }

@@ -4,7 +4,7 @@ use super::args::MergeArgs;
 use super::{print, say_notes};
 use crate::error::Error;
 use crate::export::merge;
-use crate::train::memory_size::memory_text;
+use crate::memory_size::memory_text;
 use serde_json::json;
 use std::time::Instant;
 

@@ -3,7 +3,7 @@
 use super::args::ValidateArgs;
 use super::print;
 use crate::error::Error;
-use crate::train::memory_size::memory_text;
+use crate::memory_size::memory_text;
 use crate::validate::{Status, Validation, validate};
 use serde_json::json;
 use std::fmt::Write as _;

@@ -4,6 +4,7 @@ use super::client::Client;
 use super::fetch::{FetchEvent, fetch, is_here};
 use super::{Digest, HubError, Listing, RemoteFile, RepoName};
 use crate::checkpoint::atomic::write_file;
+use crate::disk::free_space;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
@@ -20,8 +21,18 @@ pub struct Download {
     pub name: RepoName,
     /// The folder that the files go to.
     pub folder: PathBuf,
-    /// With the weights; without, the folder serves for plans and for data, and is not a whole model.
-    pub weights: bool,
+    pub weights: WeightFiles,
+}
+
+/// What a download makes of a model's weights. Without them the folder serves for plans and for data, and is not a whole model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFiles {
+    /// They come with the rest.
+    Fetched,
+    /// A later download brings them: it is refused now what would be refused then, such as a disk without room for them.
+    Announced,
+    /// Nobody will need them.
+    Ignored,
 }
 
 /// What a download tells while it runs; files are told apart by their index in the listing.
@@ -95,6 +106,14 @@ pub(super) fn lock(folder: &Path) -> Result<File, HubError> {
     }
 }
 
+/// Refuses a download of so many bytes to a folder whose disk is known not to hold them.
+pub(super) fn check_room(folder: &Path, needed: u64) -> Result<(), HubError> {
+    match free_space(folder) {
+        Some(free) if free < needed => Err(HubError::NoRoom { folder: folder.to_owned(), free, needed }),
+        _ => Ok(()),
+    }
+}
+
 impl FetchEvent {
     /// As the event of the file of this index.
     pub(super) fn of(self, file: usize) -> DownloadEvent {
@@ -128,11 +147,16 @@ impl Download {
     /// of an earlier download that the model no longer has are removed.
     ///
     /// # Errors
-    /// What the Hub refuses, a network that does not come back, content that is not what the Hub says, a full disk, and
-    /// another process at the same folder. What is whole stays, and so do parts: the next call goes on.
+    /// What the Hub refuses, a network that does not come back, content that is not what the Hub says, a disk without room,
+    /// and another process at the same folder. What is whole stays, and so do parts: the next call goes on.
     pub fn run(&self, client: &Client, tell: &(dyn Fn(DownloadEvent) + Sync)) -> Result<Outcome, HubError> {
-        let listing = self.listing(client, tell)?;
+        let mut listing = self.listing(client, tell)?;
+        if self.weights != WeightFiles::Fetched {
+            self.check_room(&listing)?;
+            listing.files.retain(|file| !file.is_weights());
+        }
         tell(DownloadEvent::Listed(listing.clone()));
+        self.check_room(&listing)?;
         let _lock = lock(&self.folder)?;
 
         let here = self.each(&listing, |index, file| {
@@ -155,7 +179,7 @@ impl Download {
         })?;
         let (files, bytes) = (listing.files.len(), listing.size());
         let outcome = Outcome { commit: listing.commit.clone(), files, kept, bytes };
-        if !self.weights {
+        if self.weights != WeightFiles::Fetched {
             return Ok(outcome);
         }
         self.remove_others(&earlier, &listing);
@@ -178,6 +202,25 @@ impl Download {
         retried(client, tell, || Listing::of(client, &self.name, self.weights))
     }
 
+    /// Refuses what the disk has no room for. Files of the right size are taken to be here.
+    fn check_room(&self, listing: &Listing) -> Result<(), HubError> {
+        let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        let missing = listing.files.iter().map(|file| match length(&self.folder.join(&file.name)) {
+            length if length == file.size => 0,
+            _ => file.size.saturating_sub(length(&self.partial(&listing.commit, file))),
+        });
+        check_room(&self.folder, missing.fold(0, u64::saturating_add))
+    }
+
+    /// The part of a file that is here. Named after the content: the part of another version of the file is not gone on with.
+    fn partial(&self, commit: &str, file: &RemoteFile) -> PathBuf {
+        let content = match &file.digest {
+            Digest::Sha256(hash) | Digest::GitBlob(hash) => &hash[..16],
+            Digest::Unknown => &commit[..16],
+        };
+        self.folder.join(OWN).join(format!("{}.{content}.partial", file.name.replace('/', "--")))
+    }
+
     fn file(
         &self,
         client: &Client,
@@ -191,13 +234,7 @@ impl Download {
             fs::create_dir_all(parent)
                 .map_err(|source| HubError::Write { path: parent.to_owned(), source })?;
         }
-        // named after the content: the part of another version of the file is not gone on with
-        let content = match &file.digest {
-            Digest::Sha256(hash) | Digest::GitBlob(hash) => &hash[..16],
-            Digest::Unknown => &commit[..16],
-        };
-        let partial = format!("{}.{content}.partial", file.name.replace('/', "--"));
-        let partial = self.folder.join(OWN).join(partial);
+        let partial = self.partial(commit, file);
         let url = client.address(&self.name, commit, &file.name);
         fetch(client, (Some(&self.name), &url), file, &target, &partial, &|event| tell(event.of(index)))?;
         tell(DownloadEvent::Done { file: index });

@@ -1,6 +1,7 @@
 //! What can go wrong between here and the Hub, and what to do about it.
 
 use super::RepoName;
+use crate::memory_size::memory_text;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,6 +73,12 @@ pub enum HubError {
     Checksum { file: String, kind: &'static str, expected: String, found: String },
     #[error("{} is being downloaded by another process; wait for it", folder.display())]
     Busy { folder: PathBuf },
+    #[error(
+        "{}: {} are free there, and what is to be downloaded takes {}; free some, or name a folder on another disk \
+         (ENGRAFT_MODELS for models, --data.download_dir for rows)",
+        folder.display(), memory_text(*free), memory_text(*needed)
+    )]
+    NoRoom { folder: PathBuf, free: u64, needed: u64 },
     #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
     Write { path: PathBuf, source: io::Error },
 }

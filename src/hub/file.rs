@@ -1,7 +1,7 @@
 //! One file by itself: rows of a data set on the Hub, or what is at an address.
 
 use super::client::{Client, header};
-use super::download::{OWN, lock, retried};
+use super::download::{OWN, check_room, lock, retried};
 use super::fetch::fetch;
 use super::listing::is_rows;
 use super::{Digest, DownloadEvent, HubError, Listing, RemoteFile, RepoName};
@@ -105,6 +105,8 @@ impl FileDownload {
         let mark: String = mark.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let partial = format!("{}.{mark}.partial", remote.name.replace('/', "--"));
         let partial = self.folder.join(OWN).join(partial);
+        let here = fs::metadata(&partial).map_or(0, |meta| meta.len());
+        check_room(&self.folder, remote.size.saturating_sub(here))?;
         fetch(client, (name, &url), &remote, &target, &partial, &|event| tell(event.of(0)))?;
         tell(DownloadEvent::Done { file: 0 });
         Ok(target)

@@ -1,6 +1,7 @@
 //! What files a repository on the Hub has, and which of them engraft reads.
 
 use super::client::Client;
+use super::download::WeightFiles;
 use super::{HubError, RepoName};
 use crate::data::PROMPT_FILE;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,12 @@ pub struct RemoteFile {
     /// In bytes.
     pub size: u64,
     pub digest: Digest,
+}
+
+impl RemoteFile {
+    pub(super) fn is_weights(&self) -> bool {
+        is_weights(&self.name)
+    }
 }
 
 /// What the content of a file must hash to, in lower-case hexadecimal digits.
@@ -103,12 +110,12 @@ impl Listing {
     /// Asks the Hub for a model.
     ///
     /// # Errors
-    /// No such model or revision, no access, no weights that can be read.
-    pub(super) fn of(client: &Client, name: &RepoName, weights: bool) -> Result<Self, HubError> {
+    /// No such model or revision, no access, no weights that can be read where they matter.
+    pub(super) fn of(client: &Client, name: &RepoName, weights: WeightFiles) -> Result<Self, HubError> {
         let answer = Answer::of(client, name)?;
         let names = answer.names();
         let mut wanted = wanted(&names);
-        if !weights {
+        if weights == WeightFiles::Ignored {
             wanted.retain(|name| !is_weights(name));
         } else if !wanted.iter().any(|name| is_weights(name)) {
             let others = [".bin", ".pth", ".pt", ".gguf", ".onnx", ".msgpack", ".h5"];

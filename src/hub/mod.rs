@@ -14,7 +14,7 @@ mod name;
 mod place;
 
 pub use client::{Client, HubOptions};
-pub use download::{Download, DownloadEvent, Outcome};
+pub use download::{Download, DownloadEvent, Outcome, WeightFiles};
 pub use error::HubError;
 pub use file::{FileDownload, FileOrigin};
 pub use listing::{Digest, Listing, RemoteFile};

@@ -1,7 +1,7 @@
 //! Where downloaded models are kept, and how a command's word for a model becomes a folder.
 
 use super::client::{Client, HubOptions};
-use super::download::{Download, DownloadEvent, Record};
+use super::download::{Download, DownloadEvent, Record, WeightFiles};
 use super::{HubError, RepoName};
 use std::path::{Path, PathBuf};
 
@@ -38,14 +38,14 @@ fn name_of(model: &Path) -> Option<RepoName> {
 }
 
 /// The folder that is meant by `model`: itself where it is one, or else that of the model of this name, which is
-/// downloaded where it is not here yet, `weights` and all. What is neither is given back as it is. `found` hears of a name
+/// downloaded where it is not here yet. What is neither is given back as it is. `found` hears of a name
 /// that is taken from this machine (true) or has to be downloaded (false).
 ///
 /// # Errors
 /// As [`Download::run`].
 pub fn model_folder(
     model: &Path,
-    weights: bool,
+    weights: WeightFiles,
     found: &mut dyn FnMut(&RepoName, &Path, bool),
     tell: &(dyn Fn(DownloadEvent) + Sync),
 ) -> Result<PathBuf, HubError> {

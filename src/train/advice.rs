@@ -1,11 +1,11 @@
 //! What to change where a run does not fit: options, each with the bytes that a plan says it needs.
 
 use super::memory::Planner;
-use super::memory_size::memory_text;
 use super::plan::TrainingPlan;
 use super::trainer::SMALLEST_BUCKET;
 use crate::autograd::Recompute;
 use crate::graph::{DType, GraphError};
+use crate::memory_size::memory_text;
 use crate::models::Network;
 use crate::nn::{Storage, WeightMode};
 use std::fmt;

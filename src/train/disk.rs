@@ -1,15 +1,15 @@
 //! What a run writes, against the room where it writes it. Sizes follow from what is trained, so a disk that is too full is known
 //! before the first step.
 
-use super::memory_size::memory_text;
 use super::optimiser::moment_names;
 use super::options::{FinetuneOptions, Method};
 use super::save::stored_dtype;
 use crate::checkpoint::COMPANIONS;
 use crate::graph::Graph;
+use crate::memory_size::memory_text;
 use crate::models::ModelConfig;
 use crate::plan::ParameterSpace;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use thiserror::Error;
 
 /// Bytes of the logs per step, about, in all formats together; and of what is written once.
@@ -116,14 +116,6 @@ impl SaveSizes {
     }
 }
 
-/// What is free for this user where a folder is, or will be; `None` where nobody tells.
-pub(super) fn free(folder: &Path) -> Option<u64> {
-    let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
-    let stat = fs4::statvfs(there).ok()?;
-    // file systems that know nothing say 0 to all
-    (stat.total_space() > 0).then(|| stat.available_space())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,16 +159,5 @@ mod tests {
         assert_eq!(SIZES.check(&options, 100, Some(6 << 30)), Ok(None));
         assert!(SIZES.lacks_room(Some((5 << 30) - 1)).is_some());
         assert_eq!([SIZES.lacks_room(Some(5 << 30)), SIZES.lacks_room(None)], [None, None]);
-    }
-
-    #[test]
-    fn a_folder_that_is_not_there_yet_has_the_room_of_its_parent() {
-        let folder = tempfile::tempdir().unwrap();
-        let there = free(folder.path());
-        assert_eq!(free(&folder.path().join("a/b")).is_some(), there.is_some());
-        assert!(free(Path::new("nowhere")).is_some());
-        if cfg!(target_os = "linux") {
-            assert!(there.is_some_and(|bytes| bytes > 1 << 20));
-        }
     }
 }

@@ -6,7 +6,7 @@ use super::adapter::{self, restricted, settings_of, spec_of_adapter, spec_of_tar
 use super::adapter_place::other_base;
 use super::autosave::Autosave;
 use super::chosen::Chosen;
-use super::disk::{self, SaveSizes};
+use super::disk::SaveSizes;
 use super::folder_lock::FolderLock;
 use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
@@ -14,6 +14,7 @@ use super::options::TuneMode;
 use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
 use super::out_dir;
 use super::plan::Demand;
+use super::quantize::Quantize;
 use super::resume::{self, Progress};
 use super::run_plan::steps;
 use super::sampler::{Prompts, Sampler};
@@ -29,6 +30,7 @@ use super::tuning::{Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
 use crate::data::{Dataset, PromptForm, Tokenizer};
+use crate::disk::free_space;
 use crate::error::{Error, Failure};
 use crate::gpu::{Gpu, GpuError, GpuOptions};
 use crate::models::{ModelConfig, Network};
@@ -173,12 +175,7 @@ impl<'a> Finetune<'a> {
         if let (Method::Full { .. }, WeightSource::Checkpoint(checkpoint)) = (options.method, &source)
             && let Some(dtype) = checkpoint.quantised()?
         {
-            let folder = options.model_dir.display();
-            return Err(Error::input(format!(
-                "{folder}: its layers are in {}, and full training changes every weight; give the folder of the original, or \
-                 train an adapter (engraft finetune)",
-                dtype.name()
-            )));
+            Quantize::of_dtype(dtype).check_full(&options.model_dir)?;
         }
         if options.method == Method::Lora {
             options.quantize = options.quantize().for_source(&source, &config)?.kind;
@@ -271,7 +268,7 @@ impl<'a> Finetune<'a> {
         let mut notes = prepared.notes.clone();
         let sizes = SaveSizes::of(&options, &prepared.config, &choice.plan.graph);
         let left = steps.saturating_sub(prepared.done);
-        notes.extend(sizes.check(&options, left, disk::free(&options.out_dir))?);
+        notes.extend(sizes.check(&options, left, free_space(&options.out_dir))?);
         if options.tune != TuneMode::Off && !chosen {
             notes.extend(self.tune(gpu, &choice, &demand(options.micro_batch()))?);
             self.stop.check()?;

@@ -4,11 +4,11 @@
 //! What counts is [`TrainingPlan::needed_bytes`]: where the device's memory is the host's, what waits there takes of it too.
 
 pub use super::advice::Advice;
-use super::memory_size::memory_text;
 use super::options::RecomputeKind;
 use super::plan::{Demand, TrainingPlan};
 use crate::autograd::Recompute;
 use crate::graph::{DeviceProfile, GraphError};
+use crate::memory_size::memory_text;
 use crate::models::Network;
 use crate::plan::MemoryReport;
 use serde::Serialize;

@@ -22,7 +22,6 @@ mod ledger;
 pub mod logging;
 pub mod loss_scale;
 pub mod memory;
-pub mod memory_size;
 pub mod metrics;
 pub mod optimiser;
 pub mod options;

@@ -1,6 +1,7 @@
 //! `--quantize`: frozen weights in blocks of few bits.
 
 use super::options::Precision;
+use super::run_folder::read_json;
 use super::weights::WeightSource;
 use crate::error::Error;
 use crate::graph::DType;
@@ -9,6 +10,7 @@ use crate::nn::Storage;
 use crate::word::serialised_as_word;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 use thiserror::Error;
 
@@ -62,6 +64,36 @@ impl Quantize {
             Quantize::Int8 => Some(DType::Int8),
         }
     }
+
+    /// How the config.json of a model's folder says that its weights are held. Others than these are refused with the
+    /// configuration ([`ModelConfig::read`]).
+    pub(super) fn of_settings(folder: &Path) -> Self {
+        let how = read_json(&folder.join("config.json")).map(|keys| keys["quantization_config"].clone());
+        match how.filter(|how| how["load_in_4bit"] == true) {
+            Some(how) if how["bnb_4bit_use_double_quant"] == true => Quantize::Nf4Double,
+            Some(_) => Quantize::Nf4,
+            None => Quantize::None,
+        }
+    }
+
+    /// Refuses to train all weights of a model that holds them so.
+    ///
+    /// # Errors
+    /// Weights in blocks.
+    pub(super) fn check_full(self, folder: &Path) -> Result<(), Error> {
+        match self {
+            Quantize::None => Ok(()),
+            kind => Err(Error::input(format!(
+                "{}: its layers are in {kind}, and full training changes every weight; give the folder of the original, or train \
+                 an adapter (engraft finetune)",
+                folder.display()
+            ))),
+        }
+    }
+
+    pub(super) fn of_dtype(dtype: DType) -> Self {
+        Quantize::ALL.into_iter().find(|kind| kind.dtype() == Some(dtype)).unwrap_or_default()
+    }
 }
 
 impl QuantizeOptions {
@@ -85,24 +117,38 @@ impl QuantizeOptions {
     pub fn for_source(self, source: &WeightSource, config: &ModelConfig) -> Result<Self, Error> {
         let WeightSource::Checkpoint(checkpoint) = source else { return self.complete() };
         let Some(dtype) = checkpoint.quantised().map_err(Error::from)? else { return self.complete() };
-        let found = Quantize::ALL.into_iter().find(|kind| kind.dtype() == Some(dtype)).unwrap_or_default();
-        if ![Quantize::None, found].contains(&self.kind) {
-            return Err(Error::input(format!(
-                "--quantize {}: the weights are {found} already; leave the option out, or give the folder of the original",
-                self.kind
-            )));
-        }
+        let options = self.for_stored(Quantize::of_dtype(dtype))?;
         for (module, _, _) in Network::linear_modules(config) {
             let stored = checkpoint.quantised_type(&format!("{module}.weight")).map_err(Error::from)?;
             if let Some(ty) = stored.filter(|ty| ty.dtype != dtype) {
                 return Err(Error::input(format!(
-                    "{module}.weight is in {} while other weights are in {found}: engraft reads models whose layers are quantised \
-                     alike or not at all; give the folder of the original and --quantize {found}",
-                    ty.dtype
+                    "{module}.weight is in {1} while other weights are in {0}: engraft reads models whose layers are quantised \
+                     alike or not at all; give the folder of the original and --quantize {0}",
+                    options.kind, ty.dtype
                 )));
             }
         }
-        Ok(QuantizeOptions { kind: found, ..self })
+        Ok(options)
+    }
+
+    /// The same for weights that are not in the model's folder yet: as its config.json says that they will be.
+    ///
+    /// # Errors
+    /// As [`QuantizeOptions::for_source`].
+    pub(super) fn for_settings(self, folder: &Path) -> Result<Self, Error> {
+        self.for_stored(Quantize::of_settings(folder))
+    }
+
+    fn for_stored(self, found: Quantize) -> Result<Self, Error> {
+        match (found, self.kind) {
+            (Quantize::None, _) => self.complete(),
+            (found, kind) if kind == Quantize::None || kind == found => {
+                Ok(QuantizeOptions { kind: found, ..self })
+            }
+            (found, kind) => Err(Error::input(format!(
+                "--quantize {kind}: the weights are {found} already; leave the option out, or give the folder of the original"
+            ))),
+        }
     }
 
     /// What the weights of a network are stored in, a token embedding of its own in host memory.

@@ -2,11 +2,10 @@
 
 use super::finetune::{adapter_of, resume_from};
 use super::memory::{Advice, Combination, FitError, MemoryLimit, Planner};
-use super::options::{FinetuneOptions, Method};
+use super::options::{FinetuneOptions, Method, WeightInit};
 use super::out_dir;
 use super::plan::Demand;
 use super::quantize::Quantize;
-use super::run_folder::read_json;
 use super::sampler::Prompts;
 use super::setup::{
     check_validation, check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand,
@@ -96,14 +95,9 @@ pub fn check_without_weights(options: &FinetuneOptions) -> Result<(), Error> {
     options.validate()?;
     options.resume = resume_from(&options);
     out_dir::check(&options, options.resume.as_deref())?;
-    let folder = &options.model_dir;
-    let config = ModelConfig::read(folder)?;
-    // of quantised models, only these are read
-    let quantised = read_json(&folder.join("config.json")).map(|keys| keys["quantization_config"].clone());
-    let quantised = quantised.filter(|how| how.is_object() && options.method == Method::Lora);
-    if let Some(how) = quantised.filter(|_| options.quantize == Quantize::None) {
-        let twice = how["bnb_4bit_use_double_quant"] == true;
-        options.quantize = if twice { Quantize::Nf4Double } else { Quantize::Nf4 };
+    let config = ModelConfig::read(&options.model_dir)?;
+    if options.method == (Method::Full { init: WeightInit::Checkpoint }) {
+        Quantize::of_settings(&options.model_dir).check_full(&options.model_dir)?;
     }
     let (device, no_coop, memory_limit) = (options.gpu.clone(), options.no_coop, options.memory_limit);
     let gpu = Gpu::open(&GpuOptions { device, no_coop, memory_limit, ..GpuOptions::default() })?;
@@ -171,7 +165,7 @@ pub fn planned_network(
                 plain_layers = source.plain_layers(config)?;
                 options.quantize().for_source(&source, config)?
             }
-            Err(_) => options.quantize().complete()?,
+            Err(_) => options.quantize().for_settings(&options.model_dir)?,
         };
         options.quantize = quantize.kind;
     }

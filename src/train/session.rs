@@ -2,7 +2,7 @@
 
 use super::autosave::Autosave;
 use super::chosen::Chosen;
-use super::disk::{self, SaveSizes};
+use super::disk::SaveSizes;
 use super::finetune::{FinetuneReport, Prepared};
 use super::ledger::{Ledger, Seen, Submitted};
 use super::logging::RunLog;
@@ -18,6 +18,7 @@ use super::schedule::Schedule;
 use super::stopping::End;
 use super::trainer::{PendingLoss, PendingStep, Trainer};
 use crate::data::{MicroBatch, Sample, epoch_order};
+use crate::disk::free_space;
 use crate::error::Error;
 use crate::ops::adamw::Hyper;
 use crate::plan::MemoryReport;
@@ -258,7 +259,7 @@ impl Session<'_, '_> {
     /// What the device reported.
     fn save(&mut self, state: &Progress) -> Result<(), Error> {
         let start = Instant::now();
-        let saved = match self.sizes.lacks_room(disk::free(&self.options.out_dir)) {
+        let saved = match self.sizes.lacks_room(free_space(&self.options.out_dir)) {
             Some(reason) => Err(reason),
             None => match self.saver.step(&self.trainer, state, self.on_event) {
                 Err(error) if !error.is_unwritten() => return Err(error),

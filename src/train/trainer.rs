@@ -6,7 +6,6 @@
 use super::family::{Family, Size};
 use super::host_embedding::HostEmbedding;
 use super::inputs::write_batch;
-use super::memory_size::memory_text;
 use super::optimiser::{Optimiser, OptimiserError};
 use super::plan::{Demand, TrainingPlan};
 use super::weights::{WeightError, WeightSource, write_initial_values};
@@ -14,6 +13,7 @@ use crate::data::MicroBatch;
 use crate::gpu::{BufferSlice, DispatchTime, Gpu, GpuError, HostShare, Readback, Transfers};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{Cost, DType, Graph, GraphError, LeafKind, Shape, TensorType};
+use crate::memory_size::memory_text;
 use crate::models::{LOSS_SUM, Network};
 use crate::ops::adamw::Hyper;
 use crate::plan::{Bindings, MemoryReport, ParameterSpace, PlanError, Program, Slots};

@@ -2,9 +2,9 @@
 
 use super::{Status, Validation};
 use crate::checkpoint::Checkpoint;
+use crate::memory_size::memory_text;
 use crate::models::ModelConfig;
 use crate::nn::PlainLayers;
-use crate::train::memory_size::memory_text;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::weights::WeightSource;
 use std::collections::{BTreeMap, HashSet};

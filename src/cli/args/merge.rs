@@ -4,7 +4,7 @@ use super::EXIT_CODES;
 use crate::error::Error;
 use crate::export::{AdapterFolder, MergeBase, MergeOptions, WeightOptions};
 use crate::graph::DType;
-use crate::train::memory_size::parse_memory_size;
+use crate::memory_size::parse_memory_size;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use clap::Args;
 use std::path::PathBuf;

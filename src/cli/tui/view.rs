@@ -2,10 +2,10 @@
 
 use super::super::progress::validation_text;
 use super::state::{State, axis_over};
+use crate::memory_size::memory_text;
 use crate::train::axis::{Axis, Scale, range};
 use crate::train::duration::duration_text;
 use crate::train::figures::{short, thinned};
-use crate::train::memory_size::memory_text;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};

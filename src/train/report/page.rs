@@ -2,11 +2,11 @@
 
 use super::chart::{Chart, Series};
 use crate::data::grouped;
+use crate::memory_size::memory_text;
 use crate::train::axis::Scale;
 use crate::train::duration::duration_text;
 use crate::train::figures::{short, smoothed, smoothing_span};
 use crate::train::logging::{self, Record};
-use crate::train::memory_size::memory_text;
 use crate::train::run_folder::{HYPERPARAMETERS_FILE, RUN_FILE, read_json, settings};
 use chrono::{DateTime, Local};
 use minijinja::Environment;
