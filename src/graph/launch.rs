@@ -6,6 +6,7 @@
 
 use super::choices::{Alternatives, Choices};
 use super::{DType, TensorType};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// The facts about a device that decide which kernel is chosen.
@@ -94,10 +95,17 @@ impl DeviceProfile {
 }
 
 /// A WGSL template of `shaders/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shader {
     pub name: &'static str,
     pub source: &'static str,
+}
+
+/// Every dispatch of a plan is looked up by its shader: the text, of thousands of characters, is left to the comparison.
+impl Hash for Shader {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.name, self.source.len()).hash(state);
+    }
 }
 
 /// Takes the template `shaders/$name.wgsl` into the program.
