@@ -2,7 +2,7 @@
 # The figures of docs/benchmarks.md on this machine's GPU, in one run: products and kernels against the device's own peak,
 # then whole training steps of two models beside PyTorch + PEFT (where python3 has them), in alternation.
 #   benches/gpu.sh [FOLDER]     reports as JSON lines in FOLDER (default target/bench-gpu)
-# SHAPES, SEQS, SIZE, ROUNDS and STEPS pick others than below; SOFTWARE=1 runs it without a GPU too, for who tries this script.
+# SHAPES, SEQS, SIZE, ROUNDS, STEPS and TUNE pick others than below; SOFTWARE=1 runs it without a GPU too, for who tries this script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-target/bench-gpu}
@@ -46,6 +46,17 @@ done
 peer=
 if python3 -c 'import torch, transformers, peft' 2>/dev/null; then peer=1; else
     echo "no PyTorch, transformers and PEFT in python3: engraft alone (pip install torch transformers peft)"
+fi
+if [ "${TUNE:-1}" != 0 ]; then
+    echo "== tuning, so that all rounds run the same kernels (TUNE=0 leaves it to the first ones, within their 30 s)"
+    for shape in "${shapes[@]}"; do
+        for seq in "${seqs[@]}"; do
+            for mode in bf16-true "bf16-true --no_coop" 16-true; do
+                # shellcheck disable=SC2086
+                "$engraft" tune --shape "$shape" --tokens "$seq" --precision $mode 2>>"$out/log.txt" || echo "    failed, see $out/log.txt"
+            done
+        done
+    done
 fi
 echo "== training steps"
 for shape in "${shapes[@]}"; do

@@ -2,10 +2,13 @@
 
 mod common;
 
-use engraft::graph::{DType, DeviceProfile, Graph, Shape};
+use engraft::gpu::Recording;
+use engraft::graph::layout::pack;
+use engraft::graph::{DType, DeviceProfile, Graph, Shape, TensorType};
 use engraft::ops::attention;
 use engraft::ops::matmul::{Layout, Variant, matmul};
 use engraft::plan::tune::{measure, unmeasured};
+use engraft::plan::{Bindings, Program};
 use engraft::stop::StopFlag;
 use engraft::train::bench::kernels::{Heads, causal_attention};
 use engraft::train::options::TuneMode;
@@ -14,7 +17,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Large enough to be measured, small enough for a software device.
 fn product(k: usize) -> Graph {
@@ -74,6 +77,31 @@ fn what_was_measured_is_kept_and_used() {
     assert_eq!(kept["devices"].as_object().unwrap().values().next().unwrap().as_object().unwrap().len(), 2);
     assert!(prepare(TuneMode::Off, &product(4096)).is_empty());
     assert_eq!(gpu.profile().choices.iter().count(), 0);
+}
+
+/// As groups of launches are on GPUs.
+#[test]
+fn a_recording_is_timed_in_one_pass() {
+    let Some(gpu) = common::gpu() else { return };
+    let graph = product(256);
+    let mut bindings = Bindings::new();
+    bindings.allocate_inputs(&gpu, &graph).unwrap();
+    let ones = vec![1.0; 256 * 256];
+    for (name, rows, dtype) in [("a", 128, DType::F32), ("b", 256, DType::BF16)] {
+        let ty = TensorType::new(Shape::matrix(rows, 256), dtype);
+        bindings.leaf(name).unwrap().write(&pack(ty, &ones[..rows * 256]));
+    }
+    let program = Program::compile(&gpu, &graph, &bindings).unwrap();
+    let start = Instant::now();
+    let seconds = gpu.time_together(program.recording()).unwrap();
+    assert_eq!(seconds.is_some(), gpu.has_timestamps());
+    assert!(seconds.is_none_or(|seconds| seconds > 0.0 && seconds <= start.elapsed().as_secs_f64()));
+    if seconds.is_some() {
+        let bytes = &gpu.read(&[program.output("c").unwrap().clone()]).unwrap()[0];
+        let values: &[f32] = bytemuck::cast_slice(bytes);
+        assert_eq!(values, vec![256.0; 128 * 256]);
+    }
+    assert_eq!(gpu.time_together(&Recording::default()).unwrap(), None);
 }
 
 /// What a process leaves behind that a driver ends in the middle of a measurement.

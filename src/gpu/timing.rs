@@ -128,16 +128,38 @@ impl Gpu {
         }
     }
 
+    /// Seconds that a short recording without uploads takes with all its dispatches in one pass, as a run has them: a pass of its own
+    /// costs a short kernel more than it takes. All are one submission, however much work they are estimated to be. `None` where the
+    /// device has no clock or left a time out.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn time_together(&self, recording: &Recording) -> Result<Option<f64>, GpuError> {
+        let steps: Vec<Step<'_>> = recording.steps_with_uploads().collect();
+        if !self.has_timestamps() || steps.is_empty() {
+            return Ok(None);
+        }
+        let set = self.query_set(1);
+        let mut encoder = self.shared.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&timed_pass("dispatches together", &set.0, 0));
+        steps.iter().for_each(|(step, _)| step.encode(&mut pass));
+        drop(pass);
+        self.pace(self.shared.queue.submit([encoder.finish()]))?;
+        let spans = self.spans(&[set])?;
+        Ok(spans.first().map(|(start, end)| end - start).filter(|&seconds| seconds > 0.0))
+    }
+
+    /// For the beginning and the end of so many passes.
+    fn query_set(&self, passes: usize) -> (wgpu::QuerySet, u32) {
+        let (label, count) = (Some("dispatch times"), 2 * passes as u32);
+        let descriptor = wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count };
+        (self.shared.device.create_query_set(&descriptor), count)
+    }
+
     fn by_timestamps(&self, steps: &[Step<'_>]) -> Result<Vec<(f64, f64)>, GpuError> {
         let device = &self.shared.device;
-        let label = Some("dispatch times");
-        let sets: Vec<(wgpu::QuerySet, u32)> = steps
-            .chunks(CHUNK)
-            .map(|chunk| {
-                let (ty, count) = (wgpu::QueryType::Timestamp, 2 * chunk.len() as u32);
-                (device.create_query_set(&wgpu::QuerySetDescriptor { label, ty, count }), count)
-            })
-            .collect();
+        let sets: Vec<(wgpu::QuerySet, u32)> =
+            steps.chunks(CHUNK).map(|chunk| self.query_set(chunk.len())).collect();
         let mut at = 0;
         let bound = self.profile().submission();
         while at < steps.len() {
@@ -145,22 +167,20 @@ impl Gpu {
             let mut encoder = device.create_command_encoder(&Default::default());
             upload(&steps[at], &mut encoder);
             for (i, (step, _)) in steps.iter().enumerate().take(until).skip(at) {
-                let query = 2 * (i % CHUNK) as u32;
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                    label: Some(step.name),
-                    timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                        query_set: &sets[i / CHUNK].0,
-                        beginning_of_pass_write_index: Some(query),
-                        end_of_pass_write_index: Some(query + 1),
-                    }),
-                });
-                step.encode(&mut pass);
+                let pass = timed_pass(step.name, &sets[i / CHUNK].0, i % CHUNK);
+                step.encode(&mut encoder.begin_compute_pass(&pass));
             }
             self.pace(self.shared.queue.submit([encoder.finish()]))?;
             at = until;
         }
-        let mut ticks: Vec<u64> = Vec::with_capacity(2 * steps.len());
-        for (queries, count) in &sets {
+        self.spans(&sets)
+    }
+
+    /// Beginnings and ends of the passes, in seconds after the first.
+    fn spans(&self, sets: &[(wgpu::QuerySet, u32)]) -> Result<Vec<(f64, f64)>, GpuError> {
+        let (device, label) = (&self.shared.device, Some("dispatch times"));
+        let mut ticks: Vec<u64> = Vec::new();
+        for (queries, count) in sets {
             let bytes = u64::from(*count) * 8;
             let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
             let resolved = device.create_buffer(&wgpu::BufferDescriptor {
@@ -202,6 +222,23 @@ impl Gpu {
             spans.push((start, origin.elapsed().as_secs_f64()));
         }
         Ok(spans)
+    }
+}
+
+/// A pass that writes its beginning and its end to the queries of this number.
+fn timed_pass<'a>(
+    label: &'a str,
+    query_set: &'a wgpu::QuerySet,
+    number: usize,
+) -> wgpu::ComputePassDescriptor<'a> {
+    let query = 2 * number as u32;
+    wgpu::ComputePassDescriptor {
+        label: Some(label),
+        timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+            query_set,
+            beginning_of_pass_write_index: Some(query),
+            end_of_pass_write_index: Some(query + 1),
+        }),
     }
 }
 

@@ -197,10 +197,14 @@ fn time_in_turns(
     let start = Instant::now();
     if let (false, Some(default)) = (software, runs.iter_mut().flatten().next()) {
         about_to(&[&default.variant.name]);
+        // single launches of a short kernel would leave it idle between
+        default.time(gpu)?;
+        default.lengthen(gpu, software)?;
         while start.elapsed() < WARM_UP {
             default.time(gpu)?;
         }
-        // some of it was at low clocks
+        // some of it was at low clocks; the first figures of all are of one launch
+        default.record(gpu, 1)?;
         default.seconds = f64::INFINITY;
     }
     for round in 0..ROUNDS {
@@ -302,6 +306,9 @@ struct Run<'c> {
     /// What it binds, its own scratch space included.
     buffers: HashMap<Place, BufferSlice>,
     group: Recording,
+    /// Of the group.
+    launches: usize,
+    /// Of one launch.
     seconds: f64,
 }
 
@@ -316,7 +323,8 @@ impl<'c> Run<'c> {
         for &(place, bytes) in &variant.workspaces {
             buffers.insert(place, gpu.allocate("tuning", bytes)?.whole());
         }
-        let mut run = Run { variant, buffers, group: Recording::default(), seconds: f64::INFINITY };
+        let mut run =
+            Run { variant, buffers, group: Recording::default(), launches: 0, seconds: f64::INFINITY };
         run.record(gpu, 1)?;
         // what the last dispatch writes are the results
         let written = variant.dispatches.iter().last().into_iter().flat_map(|d| &d.bindings);
@@ -346,6 +354,7 @@ impl<'c> Run<'c> {
         };
         let all = (0..launches).flat_map(|_| &self.variant.dispatches).map(work);
         self.group = gpu.record(&all.collect::<Vec<_>>())?;
+        self.launches = launches;
         Ok(())
     }
 
@@ -361,10 +370,17 @@ impl<'c> Run<'c> {
     }
 
     fn time(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
-        let times = gpu.time(&self.group)?;
-        let spans: Vec<(f64, f64)> = times.iter().map(|t| (t.start, t.seconds)).collect();
-        let steady = !gpu.profile().cpu && gpu.has_timestamps();
-        self.seconds = self.seconds.min(seconds_of(&spans, self.variant.dispatches.len(), steady));
+        let together = self.launches > 1 && !gpu.profile().cpu;
+        let seconds = if together { gpu.time_together(&self.group)? } else { None };
+        let seconds = match seconds {
+            Some(seconds) => seconds / self.launches as f64,
+            None => {
+                let times = gpu.time(&self.group)?;
+                let seconds: Vec<f64> = times.iter().map(|t| t.seconds).collect();
+                fastest_launch(&seconds, self.variant.dispatches.len())
+            }
+        };
+        self.seconds = self.seconds.min(seconds);
         Ok(())
     }
 }
@@ -378,18 +394,11 @@ fn launches(seconds: f64, software: bool) -> usize {
     }
 }
 
-/// Seconds of a launch, from starts and durations of the dispatches of a group of them, `each` to a launch: the mean where the device's
-/// own clock is `steady`, else the fastest. Infinite where nothing is known.
-fn seconds_of(spans: &[(f64, f64)], each: usize, steady: bool) -> f64 {
-    let known = |launch: &[(f64, f64)]| launch.iter().all(|(_, seconds)| *seconds > 0.0);
-    if let (true, true, [first, .., last]) = (steady, known(spans), spans)
-        && spans.len() > each
-    {
-        return (last.0 + last.1 - first.0) / (spans.len() / each) as f64;
-    }
+/// Seconds of the fastest launch of a group, `each` of whose dispatches make one. Infinite where nothing is known.
+fn fastest_launch(seconds: &[f64], each: usize) -> f64 {
     // a driver may leave a timestamp out: such a launch took no time at all
-    let launches = spans.chunks(each.max(1)).filter(|launch| known(launch));
-    launches.map(|launch| launch.iter().map(|(_, seconds)| seconds).sum()).fold(f64::INFINITY, f64::min)
+    let launches = seconds.chunks(each.max(1)).filter(|launch| launch.iter().all(|seconds| *seconds > 0.0));
+    launches.map(|launch| launch.iter().sum()).fold(f64::INFINITY, f64::min)
 }
 
 /// Largest difference over the largest value of an output, and root mean square of all over that of the values: rounding of the
@@ -495,17 +504,12 @@ mod tests {
     }
 
     #[test]
-    fn a_group_on_a_gpu_has_its_mean_and_elsewhere_the_fastest_launch() {
-        // two launches of two dispatches, by a clock that is as coarse as they are
-        let spans = [(0.0, 2.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.0)];
-        assert_eq!(seconds_of(&spans, 2, true), 2.5);
-        assert_eq!(seconds_of(&spans, 2, false), 2.0);
-        assert_eq!(seconds_of(&spans[..2], 2, true), 3.0, "a single launch");
-        // timestamps that the driver left out
-        let missing = [(0.0, 0.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.0)];
-        assert_eq!(seconds_of(&missing, 2, true), 2.0);
-        assert_eq!(seconds_of(&missing[..2], 2, true), f64::INFINITY);
-        assert_eq!(seconds_of(&[], 2, true), f64::INFINITY);
+    fn the_fastest_launch_of_a_group_is_one_whose_dispatches_were_all_timed() {
+        assert_eq!(fastest_launch(&[2.0, 1.0, 1.5, 1.0], 2), 2.5);
+        // a timestamp that the driver left out
+        assert_eq!(fastest_launch(&[0.0, 1.0, 1.5, 1.0], 2), 2.5);
+        assert_eq!(fastest_launch(&[0.0, 1.0], 2), f64::INFINITY);
+        assert_eq!(fastest_launch(&[], 2), f64::INFINITY);
     }
 
     #[test]
