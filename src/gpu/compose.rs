@@ -366,7 +366,7 @@ fn octet_accessors(parts: &Parts, dtype: DType, wide: bool) -> String {
 
 /// Where parameters of a dispatch may begin in a buffer that many share: the largest offset alignment that WebGPU lets a device ask
 /// for.
-const PARAM_ALIGNMENT: u64 = 256;
+pub const PARAM_ALIGNMENT: u64 = 256;
 
 /// Bytes that a dispatch's parameters take in the buffer of a recording.
 pub fn param_space(dispatch: &Dispatch) -> u64 {

@@ -19,7 +19,7 @@ mod vulkan;
 mod wide_vectors;
 
 pub use buffer::{Buffer, BufferSlice, Readback, allocation};
-pub use compose::{ShaderKey, param_space, sources};
+pub use compose::{PARAM_ALIGNMENT, ShaderKey, param_space, sources};
 pub use device::{DeviceInfo, Gpu, GpuOptions, NEEDED_STORAGE_BUFFERS, is_waiting, list_devices};
 pub use error::{GpuError, Limit};
 pub use memory::HostShare;

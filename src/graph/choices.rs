@@ -25,6 +25,8 @@ pub struct Choices {
     list_alternatives: bool,
     without_scratch: bool,
     uncut: bool,
+    whole: bool,
+    direct: bool,
 }
 
 /// The other kernels for the work of a dispatch, for who measures them.
@@ -82,6 +84,24 @@ impl Choices {
     /// Built-in kernels alone, of which none needs scratch space.
     pub fn without_scratch() -> Self {
         Choices { without_scratch: true, ..Choices::default() }
+    }
+
+    /// The same choices, for products that are not made in sections.
+    pub fn whole(&self) -> Self {
+        Choices { whole: true, ..self.clone() }
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// And that read weights in blocks as they are.
+    pub fn direct(&self) -> Self {
+        Choices { direct: true, ..self.whole() }
+    }
+
+    pub fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// Whether kernels may need scratch space of their own.

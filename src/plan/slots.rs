@@ -4,7 +4,7 @@
 //! serialise everything. A slot is reused by values whose lifetimes do not meet.
 
 use super::ParameterSpace;
-use crate::gpu::{GpuError, allocation, param_space};
+use crate::gpu::{GpuError, PARAM_ALIGNMENT, allocation, param_space};
 use crate::graph::{
     Choices, DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, LeafKind, TensorType, Value,
 };
@@ -24,7 +24,7 @@ pub enum Home {
 }
 
 /// The live part of a graph with a home for each value.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Layout {
     /// Live nodes in order, with what each launches.
     pub(super) nodes: Vec<(usize, LaunchPlan)>,
@@ -33,6 +33,8 @@ pub struct Layout {
     pub(super) workspaces: Vec<Vec<usize>>,
     /// Bytes of each slot.
     pub sizes: Vec<u64>,
+    /// From and to which live node, both included, values lie in each slot.
+    stays: Vec<Vec<(usize, usize)>>,
 }
 
 /// Peak bytes on the device, by kind.
@@ -103,13 +105,13 @@ impl Layout {
             }
             nodes.push((n, launch));
         }
-        let mut layout = Layout { nodes, homes, workspaces: Vec::new(), sizes: Vec::new() };
+        let mut layout = Layout { nodes, homes, ..Layout::default() };
         layout.assign(graph, &read, &replaced);
         layout
     }
 
-    /// Plans a smaller size of the same network onto the slots of this one, with no more scratch space, dispatches' parameters or
-    /// memory of any kind.
+    /// Plans a smaller size of the same network onto the slots of this one, with no more memory of any kind, and no more of
+    /// dispatches' parameters than [`Layout::most_parameter_bytes`]. Scratch space may lie in any slot that no value is in.
     ///
     /// `None` where the two graphs are not of one network.
     pub fn shrink(&self, graph: &Graph, device: &DeviceProfile) -> Option<Self> {
@@ -119,19 +121,23 @@ impl Layout {
         if !same {
             return None;
         }
-        // scratch space and parameters were counted for the largest size alone
-        let room = |launch: &LaunchPlan, i: usize| {
-            let slots = &self.workspaces[i];
-            launch.workspaces.len() <= slots.len()
-                && launch.workspaces.iter().zip(slots).all(|(bytes, slot)| *bytes <= self.sizes[*slot])
-                && parameter_bytes(launch) <= parameter_bytes(&self.nodes[i].1)
+        let scratch = |launch: &LaunchPlan, i: usize| {
+            let few = parameter_bytes(launch) <= most_parameter_bytes(&self.nodes[i].1);
+            self.scratch(launch, i).filter(|_| few)
         };
         // a kernel that was measured for the small size may want more than the large one's, and so may the built-in one where the
         // large one's was measured: weights in blocks, expanded into scratch space or as they are read
         // in other tiles it may even have more parts
-        let fallbacks = [Choices::default(), Choices::without_scratch(), Choices::without_scratch().uncut()];
+        let fallbacks = [
+            device.choices.whole(),
+            device.choices.direct(),
+            Choices::default(),
+            Choices::without_scratch(),
+            Choices::without_scratch().uncut(),
+        ];
         for choices in fallbacks {
-            let over: Vec<usize> = (0..self.nodes.len()).filter(|&i| !room(&small.nodes[i].1, i)).collect();
+            let over = (0..self.nodes.len()).filter(|&i| scratch(&small.nodes[i].1, i).is_none());
+            let over: Vec<usize> = over.collect();
             if over.is_empty() {
                 break;
             }
@@ -144,16 +150,41 @@ impl Layout {
             Some(Home::Slot(slot)) => graph.type_of(*value).bytes() <= self.sizes[*slot],
             _ => true,
         };
-        let scratch = small.nodes.iter().enumerate().all(|(i, (_, launch))| room(launch, i));
-        if !scratch || small.homes.len() != self.homes.len() || !self.homes.keys().all(fits) {
+        let workspaces: Option<Vec<_>> =
+            small.nodes.iter().enumerate().map(|(i, (_, launch))| scratch(launch, i)).collect();
+        if small.homes.len() != self.homes.len() || !self.homes.keys().all(fits) {
             return None;
         }
+        small.workspaces = workspaces?;
         small.homes.clone_from(&self.homes);
-        for (i, own) in self.workspaces.iter().enumerate() {
-            small.workspaces[i] = own[..small.nodes[i].1.workspaces.len()].to_vec();
-        }
         small.sizes.clone_from(&self.sizes);
+        small.stays.clone_from(&self.stays);
         Some(small)
+    }
+
+    /// Slots for the workspaces of what the live node at this position may launch: those that it was planned with first, then the
+    /// smallest in which no value lies; `None` where there are too few.
+    fn scratch(&self, launch: &LaunchPlan, at: usize) -> Option<Vec<usize>> {
+        let (own, needed) = (&self.workspaces[at], &launch.workspaces);
+        if needed.len() <= own.len()
+            && needed.iter().zip(own).all(|(bytes, slot)| *bytes <= self.sizes[*slot])
+        {
+            return Some(own[..needed.len()].to_vec());
+        }
+        let lies = |slot: usize| {
+            let stays = self.stays.get(slot).map_or(&[][..], Vec::as_slice);
+            stays.iter().any(|&(first, last)| first <= at && at <= last)
+        };
+        let mut idle: Vec<usize> = (0..self.sizes.len()).filter(|&slot| !lies(slot)).collect();
+        idle.sort_by_key(|slot| (!own.contains(slot), self.sizes[*slot]));
+        let mut largest: Vec<usize> = (0..needed.len()).collect();
+        largest.sort_by_key(|&w| std::cmp::Reverse(needed[w]));
+        let mut slots = vec![0; largest.len()];
+        for w in largest {
+            let found = idle.iter().position(|&slot| needed[w] <= self.sizes[slot])?;
+            slots[w] = idle.remove(found);
+        }
+        Some(slots)
     }
 
     /// Puts layouts that never run at the same time on one set of slots: those of the one with most memory serve the
@@ -197,6 +228,11 @@ impl Layout {
         self.nodes.iter().map(|(_, launch)| parameter_bytes(launch)).sum()
     }
 
+    /// The same of a smaller size at most.
+    pub fn most_parameter_bytes(&self) -> u64 {
+        self.nodes.iter().map(|(_, launch)| most_parameter_bytes(launch)).sum()
+    }
+
     /// Whether a value lies in memory of the host.
     pub(super) fn is_on_host(&self, graph: &Graph, value: Value) -> bool {
         let leaf = match self.homes.get(&value) {
@@ -235,6 +271,11 @@ impl Layout {
             }
         }
         self.workspaces.iter_mut().flatten().for_each(|slot| *slot = places[*slot]);
+        let mut stays = vec![Vec::new(); sizes.len()];
+        for (slot, all) in std::mem::take(&mut self.stays).into_iter().enumerate() {
+            stays[places[slot]] = all;
+        }
+        self.stays = stays;
     }
 
     /// Gives every value and every workspace a slot, the largest first: into the smallest slot that is free as long as they
@@ -285,8 +326,10 @@ impl Layout {
                 stays.len() - 1
             });
             stays[slot].insert(first, last);
+            self.stays.resize(stays.len(), Vec::new());
             match what {
                 Housed::Value(value) => {
+                    self.stays[slot].push((first, last));
                     self.homes.insert(value, Home::Slot(slot));
                 }
                 Housed::Workspace(at, w) => self.workspaces[at][w] = slot,
@@ -317,6 +360,13 @@ enum Housed {
 /// Bytes that the parameters of a node's dispatches take on a device.
 fn parameter_bytes(launch: &LaunchPlan) -> u64 {
     launch.dispatches.iter().map(param_space).sum()
+}
+
+/// The same of a smaller size at most: a kernel of a family may have a dispatch more there, as a product in sections has one that
+/// adds them up.
+fn most_parameter_bytes(launch: &LaunchPlan) -> u64 {
+    let of_families = launch.dispatches.iter().filter(|dispatch| !dispatch.variant.is_empty());
+    parameter_bytes(launch) + PARAM_ALIGNMENT * of_families.count() as u64
 }
 
 /// What each live node launches, in order.

@@ -82,8 +82,8 @@ impl TrainingPlan {
         let layouts = [Layout::new(&graph, device), Layout::new(&evaluation, device)];
         let (update, _) = plan_update(&ParameterSpace::of(&graph), optimizer, network.fusions, device)?;
         // smaller sizes have as many parameters at most (Layout::shrink)
-        let parameters = training_sizes as u64 * layouts[0].parameter_bytes()
-            + evaluation_sizes as u64 * layouts[1].parameter_bytes();
+        let parameters = training_sizes as u64 * layouts[0].most_parameter_bytes()
+            + evaluation_sizes as u64 * layouts[1].most_parameter_bytes();
         let visible = visible_share(capacity.tokens, longest);
         let flops = layouts[0].dispatches().map(|dispatch| {
             // a plan counts one segment: it does not know the samples

@@ -43,7 +43,12 @@ impl Product {
             kernels.retain(|kernel| !kernel.needs_scratch(&oriented));
         }
         let class = self.class(&oriented);
-        let fitting = |name| Kernel::parse(name).filter(|kernel| kernel.fits(launch.device, &oriented));
+        let fitting = |name| {
+            let kernel = Kernel::parse(name)?;
+            let sections = if choices.is_whole() { 1 } else { kernel.sections };
+            let kernel = Kernel { sections, staged: kernel.staged && !choices.is_direct(), ..kernel };
+            kernel.fits(launch.device, &oriented).then_some(kernel)
+        };
         // of more tokens, where its tiles are not too large for so few
         let along = || choices.along(&class).filter_map(fitting).find(|kernel| kernel.suits(&oriented));
         let measured = choices.variant(&class).and_then(fitting).or_else(along);
