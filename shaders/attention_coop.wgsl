@@ -56,7 +56,7 @@ fn main(
             let column = part * {{ SHARE }}u + j;
             let key = first + column;
             let seen = key >= start && key < end;
-            largest = max(largest, select(-1e20, scores[column * {{ ROWS }}u + own] * params.scale, seen));
+            largest = max(largest, select(-1e20, scores[column * {{ SCORE_LINE }}u + own] * params.scale, seen));
         }
 {{ over_row("largest", true) }}
         let outgrows = largest > base + {{ LAZY }};
@@ -68,10 +68,10 @@ fn main(
         for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
             let column = part * {{ SHARE }}u + j;
             let key = first + column;
-            let at = column * {{ ROWS }}u + own;
-            let weight = select(0.0, exp(scores[at] * params.scale - base), key >= start && key < end);
+            let score = scores[column * {{ SCORE_LINE }}u + own] * params.scale;
+            let weight = select(0.0, exp(score - base), key >= start && key < end);
             sum += weight;
-            weights[at] = f16(weight);
+            weights[column * {{ WEIGHT_LINE }}u + own] = f16(weight);
         }
         let any = subgroupAny(rescales);
         if (in_subgroup == 0u) {
@@ -84,7 +84,7 @@ fn main(
 {{ spill("o", "scores", tiles) }}
             workgroupBarrier();
             for (var column = part; column < {{ SPAN }}u; column += {{ PARTS }}u) {
-                scores[column * {{ ROWS }}u + own] *= shrink;
+                scores[column * {{ SCORE_LINE }}u + own] *= shrink;
             }
             workgroupBarrier();
 {{ fetch("o", "scores", tiles) }}

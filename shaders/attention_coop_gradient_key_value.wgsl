@@ -10,8 +10,8 @@
 {% set C_STRIDE = "q_stride" %}
 {% set C_BASE = "q_base" %}
 {% include "shared/attention_coop.wgsl" %}
-var<workgroup> gradients: array<f32, {{ ROWS * BLOCK }}>;
-var<workgroup> gradient_weights: array<f16, {{ ROWS * BLOCK }}>;
+var<workgroup> gradients: array<f32, {{ SCORE_LINE * BLOCK }}>;
+var<workgroup> gradient_weights: array<f16, {{ WEIGHT_LINE * BLOCK }}>;
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
@@ -48,13 +48,14 @@ fn main(
             for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
                 let column = part * {{ SHARE }}u + j;
                 let query = first + column;
-                let at = column * {{ ROWS }}u + own;
+                let at = column * {{ SCORE_LINE }}u + own;
+                let weight_at = column * {{ WEIGHT_LINE }}u + own;
                 let of_query = lse_base + min(query, params.rows - 1u);
                 let seen = query >= row && query < end;
                 let p = select(0.0, exp(scores[at] * params.scale - lse[of_query]), seen);
-                weights[at] = f16(p);
+                weights[weight_at] = f16(p);
                 let ds = p * (gradients[at] - delta[of_query]{% if SCALED %} * larger{% endif %});
-                gradient_weights[at] = f16({{ bounded("ds") }});
+                gradient_weights[weight_at] = f16({{ bounded("ds") }});
             }
             workgroupBarrier();
 {{ accumulate("dv", "weights", "d_o") }}

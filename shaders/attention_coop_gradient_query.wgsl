@@ -10,7 +10,7 @@
 {% set C_STRIDE = "kv_stride" %}
 {% set C_BASE = "kv_base" %}
 {% include "shared/attention_coop.wgsl" %}
-var<workgroup> gradients: array<f32, {{ ROWS * BLOCK }}>;
+var<workgroup> gradients: array<f32, {{ SCORE_LINE * BLOCK }}>;
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
@@ -53,9 +53,9 @@ fn main(
         for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
             let column = part * {{ SHARE }}u + j;
             let key = first + column;
-            let at = column * {{ ROWS }}u + own;
+            let at = column * {{ SCORE_LINE }}u + own;
             let ds = exp(scores[at] * params.scale - row_lse) * (gradients[at] - delta_sum);
-            weights[at] = f16({{ bounded("select(0.0, ds, key >= start && key < end)") }});
+            weights[column * {{ WEIGHT_LINE }}u + own] = f16({{ bounded("select(0.0, ds, key >= start && key < end)") }});
         }
         workgroupBarrier();
 {{ accumulate("dq", "weights", "k") }}

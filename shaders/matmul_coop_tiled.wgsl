@@ -21,11 +21,12 @@
 {# groups of four per line of a tile, and two more, which keeps lines at 16 bytes and apart in the banks #}
 {% set R_LINE = (DEPTH if R_INNER else ROWS) // 4 + 2 %}
 {% set C_LINE = (DEPTH if C_INNER else COLS) // 4 + 2 %}
+{% set SUM_LINE = SPAN + 8 %}
 {% set GROUP = 1 if VECTORS else 4 %}
 {% set HALF = "vec4<f16>" if VECTORS else "f16" %}
 var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_INNER else DEPTH) }}>;
 var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_INNER else DEPTH) }}>;
-var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SPAN }}>;
+var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
 
 {# a group of four of r or c in f16 #}
 {% macro half(name, value) %}vec4<f16>({{ "as_f16(" ~ value ~ ")" if name == "r" and R_OVERFLOWS else value }}){% endmacro %}
@@ -135,7 +136,7 @@ fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
         let smaller = {{ smaller("min(row0 + " ~ row ~ ", params.rows - 1u)") }};
 {% endif %}
 {% for q in range(4) %}
-        let at{{ q }} = own_sums + {{ row }} * {{ SPAN }}u + own_col + {{ q }}u;
+        let at{{ q }} = own_sums + {{ row }} * {{ SUM_LINE }}u + own_col + {{ q }}u;
         sums[at{{ q }}] = sums[at{{ q }}]{% if SCALED %} * smaller{% endif %} + pair{{ n }}[{{ q }}];
 {% endfor %}
     }
@@ -156,7 +157,7 @@ fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32
 {% endif %}
     let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
     for (var own_row = first; own_row < {{ SIZE }}u && row0 + own_row < params.rows; own_row += {{ STEP }}u) {
-        let own = own_sums + own_row * {{ SPAN }}u + own_col;
+        let own = own_sums + own_row * {{ SUM_LINE }}u + own_col;
         var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
 {% if SCALED and not PAIR %}
         v *= {{ smaller("row0 + own_row") }};
@@ -221,11 +222,11 @@ fn main(
 {% endfor %}
         workgroupBarrier();
     }
-    let own_sums = subgroup * {{ SIZE * SPAN }}u;
+    let own_sums = subgroup * {{ SIZE * SUM_LINE }}u;
 {% for i in range(OWN_ROWS // SIZE) %}
 {% for first in range(0, OWN_COLS // SIZE, SPANS) %}
 {% for j in range(SPANS) %}
-    coopStoreT(s{{ i }}_{{ first + j }}, &sums[own_sums + {{ j * SIZE }}u], {{ SPAN }}u);
+    coopStoreT(s{{ i }}_{{ first + j }}, &sums[own_sums + {{ j * SIZE }}u], {{ SUM_LINE }}u);
 {% endfor %}
     workgroupBarrier();
     if (!surplus) {

@@ -23,8 +23,11 @@
 {% set PARTS = WORKGROUP // ROWS %}
 {% set SHARE = BLOCK // PARTS %}
 {% set SPAN_TILES = SPAN // (SIZE * ACROSS) %}
-var<workgroup> scores: array<f32, {{ ROWS * BLOCK }}>;
-var<workgroup> weights: array<f16, {{ ROWS * BLOCK }}>;
+{# elements from one column of scores and of weights to the next: lines stay at 16 bytes, and apart in the banks #}
+{% set SCORE_LINE = ROWS + 4 %}
+{% set WEIGHT_LINE = ROWS + 8 %}
+var<workgroup> scores: array<f32, {{ SCORE_LINE * BLOCK }}>;
+var<workgroup> weights: array<f16, {{ WEIGHT_LINE * BLOCK }}>;
 {% if PARTS > 1 %}
 var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endif %}
@@ -93,13 +96,13 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endmacro %}
 
 {# where the subgroup's matrix (i, j) lies in workgroup memory #}
-{% macro at(i, j) %}(across + {{ ACROSS * j }}u) * {{ SIZE * ROWS }}u + strip + {{ i * SIZE }}u{% endmacro %}
+{% macro at(i, j) %}(across + {{ ACROSS * j }}u) * {{ SIZE * SCORE_LINE }}u + strip + {{ i * SIZE }}u{% endmacro %}
 
 {# hands the matrices of `tiles` to the workgroup; what read the last ones is past a barrier #}
 {% macro spill(name, area, tiles) %}
 {% for i in range(R_TILES) %}
 {% for c in tiles %}
-        coopStore({{ name }}{{ i }}_{{ c }}, &{{ area }}[{{ at(i, loop.index0) }}], {{ ROWS }}u);
+        coopStore({{ name }}{{ i }}_{{ c }}, &{{ area }}[{{ at(i, loop.index0) }}], {{ SCORE_LINE }}u);
 {% endfor %}
 {% endfor %}
 {% endmacro %}
@@ -108,7 +111,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% macro fetch(name, area, tiles) %}
 {% for i in range(R_TILES) %}
 {% for c in tiles %}
-        {{ name }}{{ i }}_{{ c }} = coopLoad<{{ MATRIX }}<f32, C>>(&{{ area }}[{{ at(i, loop.index0) }}], {{ ROWS }}u);
+        {{ name }}{{ i }}_{{ c }} = coopLoad<{{ MATRIX }}<f32, C>>(&{{ area }}[{{ at(i, loop.index0) }}], {{ SCORE_LINE }}u);
 {% endfor %}
 {% endfor %}
 {% endmacro %}
@@ -131,7 +134,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
         for (var t = 0u; t < {{ BLOCK }}u; t += {{ SIZE }}u) {
             let line = min(first + t, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }} + across * {{ SIZE }}u;
 {% for i in range(R_TILES) %}
-            let a{{ i }} = coopLoad<{{ MATRIX }}<f16, A>>(&{{ area }}[t * {{ ROWS }}u + strip + {{ i * SIZE }}u], {{ ROWS }}u);
+            let a{{ i }} = coopLoad<{{ MATRIX }}<f16, A>>(&{{ area }}[t * {{ WEIGHT_LINE }}u + strip + {{ i * SIZE }}u], {{ WEIGHT_LINE }}u);
 {% endfor %}
 {% for c in range(D_TILES) %}
             let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}[line + {{ c * ACROSS * SIZE }}u], {{ C_STRIDE }});
@@ -143,7 +146,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endmacro %}
 
 {# a group of four columns of the invocation's row in workgroup memory #}
-{% macro four(group) %}vec4<f32>({% for j in range(4) %}scores[(4u * ({{ group }}) + {{ j }}u) * {{ ROWS }}u + own]{{ ", " if not loop.last }}{% endfor %}){% endmacro %}
+{% macro four(group) %}vec4<f32>({% for j in range(4) %}scores[(4u * ({{ group }}) + {{ j }}u) * {{ SCORE_LINE }}u + own]{{ ", " if not loop.last }}{% endfor %}){% endmacro %}
 
 {# stores the rows that exist, times `factor`; the scores are past their last use and a barrier #}
 {% macro store(tensor, name, factor) %}

@@ -253,14 +253,14 @@ impl Variant {
             }
             Variant::Coop { rows, block, down, across, .. } => {
                 // scores, gradients of weights; weights, weights of dk
-                let of_score = match extents.pass {
-                    Pass::Forward => 4 + 2,
-                    Pass::GradientQuery => 8 + 2,
-                    Pass::GradientKeyValue => 8 + 4,
+                let (scores, weights) = match extents.pass {
+                    Pass::Forward => (1, 1),
+                    Pass::GradientQuery => (2, 1),
+                    Pass::GradientKeyValue => (2, 2),
                 };
                 let parts = if self.invocations() > rows { 4 * self.invocations() } else { 0 };
                 let outgrown = if extents.pass == Pass::Forward { 4 * down * across } else { 0 };
-                rows * block * of_score + parts + outgrown
+                block * (4 * (rows + 4) * scores + 2 * (rows + 8) * weights) + parts + outgrown
             }
         }
     }

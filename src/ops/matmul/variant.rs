@@ -60,7 +60,7 @@ impl CoopTile {
         let CoopTile { rows, cols, down, across, depth, size, .. } = *self;
         // as they are stored with k innermost, and outermost
         let tile = |extent: u32| 2 * (extent * (depth + 8)).max(depth * (extent + 8));
-        let sums = 4 * down * across * size * self.span();
+        let sums = 4 * down * across * size * (self.span() + 8);
         let nf4_table = 4 * 16;
         tile(rows) + tile(cols) + sums + nf4_table
     }
