@@ -2,13 +2,16 @@
 //
 // With p and ds as in attention_tiled_gradient_query.wgsl: dv = pᵀ do, dk = scale * dsᵀ q. Key row s is seen by the query
 // rows s .. query_ends[s], which only grow with s. A workgroup owns ROWS key rows of one KV head and walks the queries from
-// its first row to its last row's end, BLOCK at a time, for one query head after the other.
+// its first row to its last row's end, BLOCK at a time, for one query head after the other. BY_HEAD: for one query head, whose
+// dk and dv lie as its queries do, and attention_sum_heads.wgsl adds them up.
 {% set R_EXTENT = "params.rows" %}
 {% set R_STRIDE = "params.kv_stride" %}
 {% set R_BASE = "kv_base" %}
 {% set C_EXTENT = "params.rows" %}
 {% set C_STRIDE = "params.q_stride" %}
 {% set C_BASE = "q_base" %}
+{% set OUT_STRIDE = "params.q_stride" if BY_HEAD else R_STRIDE %}
+{% set OUT_BASE = "out_base" if BY_HEAD else R_BASE %}
 {% set RESIDENTS = 2 %}
 {% include "shared/attention_tiled.wgsl" %}
 
@@ -20,7 +23,16 @@ fn main(
 ) {
     let index = group_index(group, groups);
     let tile = min(index, params.tiles - 1u);
+{% if BY_HEAD %}
+    let first_head = tile % params.heads;
+    let last_head = first_head;
+    let kv_head = first_head / params.group;
+    let out_base = first_head * {{ D4 }}u;
+{% else %}
     let kv_head = tile % params.heads;
+    let first_head = kv_head * params.group;
+    let last_head = first_head + params.group - 1u;
+{% endif %}
     // under a causal mask the first keys are seen most: they begin first
     let row0 = tile / params.heads * {{ ROWS }}u;
     let last_row = min(row0 + {{ ROWS - 1 }}u, params.rows - 1u);
@@ -37,7 +49,7 @@ fn main(
 {{ reside("k", 0) }}
 {{ reside("v", 1) }}
 {% endif %}
-    for (var head = kv_head * params.group; head < (kv_head + 1u) * params.group; head += 1u) {
+    for (var head = first_head; head <= last_head; head += 1u) {
         let q_base = head * {{ D4 }}u;
         for (var first = row0; first < last; first += {{ BLOCK }}u) {
 {{ product("s", "k", "q", 0) }}

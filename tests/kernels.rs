@@ -177,7 +177,7 @@ fn every_variant_of_attention_is_measured() {
             let measured = measure(&gpu, &candidate, Duration::from_secs(60)).unwrap();
             let right = measured.tried.iter().all(|(_, seconds)| seconds.is_some());
             assert!(measured.tried.len() > 8 && right, "a kernel is wrong: {:?}", measured.tried);
-            assert!(attention::Variant::parse(&measured.variant).is_some());
+            assert!(attention::Kernel::parse(&measured.variant).is_some());
             classes.push(measured.class.to_string());
         }
     }

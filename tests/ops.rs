@@ -641,19 +641,27 @@ fn every_variant_of_attention_equals_the_reference() {
         .collect();
     assert_eq!(cases.len(), 9);
     let tiles = attention::Variant::all(&as_gpu).len();
-    let mut variants = 0;
+    let (mut variants, mut by_head) = (0, 0);
     for device in [own, as_gpu] {
-        for variant in attention::Variant::all(&device) {
-            let choices = Arc::new(Choices::forced(variant.to_string()));
+        for kernel in attention::Kernel::all(&device) {
+            let choices = Arc::new(Choices::forced(kernel.to_string()));
             let device = DeviceProfile { choices, ..device.clone() };
             for case in &cases {
-                run(&gpu, &device, case, false).unwrap_or_else(|e| panic!("{variant}: {e}"));
+                let passes = plan(case, &device, false, false).dispatches;
+                let summed = passes.iter().any(|pass| pass.shader.name == "attention_sum_heads");
+                assert!(kernel.by_head || !summed);
+                // but for sums of heads, these are the kernels without them
+                if !kernel.by_head || summed {
+                    run(&gpu, &device, case, false).unwrap_or_else(|e| panic!("{kernel}: {e}"));
+                }
+                by_head += usize::from(summed);
             }
             variants += 1;
         }
     }
-    println!("{variants} variants checked");
+    println!("{variants} variants checked, {by_head} gradients by head");
     assert!(tiles >= 8, "{tiles}");
+    assert!(by_head >= 6, "{by_head} gradients by head");
 }
 
 /// Matrix units where the device has them: each variant in all cases that it can do.
@@ -668,16 +676,22 @@ fn attention_on_matrix_units_equals_the_reference() {
     let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop { .. });
     let variants: Vec<String> =
         attention::Variant::all(&own).iter().filter(|v| coop(v)).map(ToString::to_string).collect();
+    let alone = variants.len();
+    let as_gpu = DeviceProfile { cpu: false, ..own.clone() };
+    let kernels = attention::Kernel::all(&as_gpu).into_iter();
+    let by_head = kernels.filter(|kernel| kernel.by_head && coop(&kernel.variant)).map(|k| k.to_string());
+    let variants: Vec<String> = variants.into_iter().chain(by_head).collect();
     let cases: Vec<Case> = engraft::ops::cases()
         .into_iter()
         .filter(|c| c.op.name().starts_with("attention") && c.label.starts_with("matrices"))
         .collect();
     let (mut taken, mut failures) = (0, Vec::new());
     for (v, variant) in variants.iter().enumerate() {
+        let own = if v < alone { &own } else { &as_gpu };
         let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.clone())), ..own.clone() };
         // all of them with two: software compiles for seconds each
         let some = ["matrices", "matrices, turned", "matrices, growing scores", "matrices, bf16, large"];
-        let wanted = |c: &&Case| v == 0 || v + 1 == variants.len() || some.contains(&c.label.as_str());
+        let wanted = |c: &&Case| v == 0 || v + 1 == alone || some.contains(&c.label.as_str());
         for case in cases.iter().filter(wanted) {
             let passes = plan(case, &device, false, false).dispatches;
             let passes = passes.iter().filter(|d| &d.variant == variant).count();
@@ -689,7 +703,7 @@ fn attention_on_matrix_units_equals_the_reference() {
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     println!("{taken} passes by {variants:?}");
-    assert!(taken > 20 && variants.len() > 1, "{taken} passes by {variants:?}");
+    assert!(taken > 20 && alone > 1 && variants.len() > alone, "{taken} passes by {variants:?}");
 }
 
 /// What a GPU takes without a measurement, for every case.

@@ -110,7 +110,7 @@ fn choices(graphs: &[Graph], device: &DeviceProfile, seed: u64) -> Choices {
             let mut any =
                 |count: usize| ((0.5 * (1.0 + random.next()) * count as f64) as usize).min(count - 1);
             let kernel = if family.starts_with("attention") {
-                let kernels = attention::Variant::all(device);
+                let kernels = attention::Kernel::all(device);
                 kernels[any(kernels.len())].to_string()
             } else {
                 let (gating, staged) = (["", "gating "][any(2)], ["", "staged "][any(2)]);

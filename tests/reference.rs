@@ -348,7 +348,7 @@ fn bf16_on_matrix_units_is_as_near_to_f32_as_elsewhere() {
         layout.dispatches().filter(|d| d.shader.name.starts_with(shader)).count()
     };
     let products = matmul::Variant::all(&device).iter().map(ToString::to_string).collect::<Vec<_>>();
-    let attentions = attention::Variant::all(&device).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let attentions = attention::Kernel::all(&device).iter().map(ToString::to_string).collect::<Vec<_>>();
     // in both layers seven products forward, in reverse as many but for the first one's q, k and v, whose input needs no gradient; the
     // head's two; three passes of attention
     for (kernels, shader, expected) in

@@ -68,7 +68,7 @@ fn variants() -> HashMap<ShaderKey, Variant> {
             matmul::Variant::all(&device).into_iter().map(|v| v.to_string()).collect();
         let gating: Vec<String> = products.iter().map(|v| format!("gating {v}")).collect();
         let products = products.into_iter().chain(gating);
-        let attention = attention::Variant::all(&device).into_iter().map(|v| v.to_string());
+        let attention = attention::Kernel::all(&device).into_iter().map(|v| v.to_string());
         // in pieces only the generated declarations differ
         let whole = device.max_binding == 0;
         let forced: Vec<String> = products.chain(attention).filter(|_| whole).collect();

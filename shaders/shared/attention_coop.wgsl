@@ -10,10 +10,15 @@
 // lane % ROWS and one of PARTS parts of its columns, and come back as weights in f16; results leave the same way, SPAN
 // columns at a time. All rows are multiples of SIZE, so a matrix lies within a tensor or beyond it; those beyond are
 // replaced by the last one, and masked or not stored. The kernel that includes this says how the operands of each side
-// lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE.
+// lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE; and OUT_STRIDE, OUT_BASE, where its result does not lie
+// as the rows.
 //
 // TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
 // same `positions` and `table`.
+{% if OUT_STRIDE is undefined %}
+{% set OUT_STRIDE = R_STRIDE %}
+{% set OUT_BASE = R_BASE %}
+{% endif %}
 {% set MATRIX = "coop_mat" ~ SIZE ~ "x" ~ SIZE %}
 {% set WORKGROUP = DOWN * ACROSS * LANES %}
 {% set STRIP = ROWS // DOWN %}
@@ -150,7 +155,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 
 {# stores the rows that exist, times `factor`; the scores are past their last use and a barrier #}
 {% macro store(tensor, name, factor) %}
-    let {{ name }}_at = (row_at * {{ R_STRIDE }} + {{ R_BASE }}) / 4u;
+    let {{ name }}_at = (row_at * {{ OUT_STRIDE }} + {{ OUT_BASE }}) / 4u;
 {% for q in range(HEAD_DIM // SPAN) %}
 {{ spill(name, "scores", range(q * SPAN_TILES, (q + 1) * SPAN_TILES)) }}
     workgroupBarrier();

@@ -8,10 +8,15 @@
 // A product walks the head dimension in chunks of DEPTH: `tiles` holds the chunk of both operands, line by line of one
 // element each. The second products read the scores from `weights`, one line per column, and stage LINES whole rows at a
 // time in `tiles`. RESIDENT holds the rows' operands, RESIDENTS of them, in workgroup memory all the while. The kernel that
-// includes this says how the operands of each side lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE.
+// includes this says how the operands of each side lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE; and
+// OUT_STRIDE, OUT_BASE, where its result does not lie as the rows.
 //
 // TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
 // same `positions` and `table`.
+{% if OUT_STRIDE is undefined %}
+{% set OUT_STRIDE = R_STRIDE %}
+{% set OUT_BASE = R_BASE %}
+{% endif %}
 {% set D4 = HEAD_DIM // 4 %}
 {% set ACROSS = BLOCK // PER_COLS %}
 {% set DOWN = ROWS // PER_ROWS %}
@@ -250,7 +255,7 @@ var<workgroup> resident: array<vec4<f32>, {{ RESIDENTS * 4 * WHOLE4 * R_LINE }}>
 {% for row in range(PER_ROWS) %}
     {
         let row = row0 + 4u * (y + {{ row // 4 * DOWN }}u) + {{ row % 4 }}u;
-        let at = row * {{ R_STRIDE }} + {{ R_BASE }} + x;
+        let at = row * {{ OUT_STRIDE }} + {{ OUT_BASE }} + x;
         if (row < {{ R_EXTENT }}) {
 {% for c in range(SHARE) %}
 {% if (c + 1) * ACROSS > D4 %}

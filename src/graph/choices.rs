@@ -86,7 +86,7 @@ impl Choices {
         Choices { without_scratch: true, ..Choices::default() }
     }
 
-    /// The same choices, for products that are not made in sections.
+    /// The same choices, for kernels that are not made in parts which another dispatch adds up.
     pub fn whole(&self) -> Self {
         Choices { whole: true, ..self.clone() }
     }

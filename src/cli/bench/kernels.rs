@@ -192,7 +192,7 @@ fn whole_groups(graph: &Graph) -> Result<(), Error> {
 /// # Errors
 /// The names there are, where this is none of them.
 fn known_variant(name: &str, device: &DeviceProfile) -> Result<(), Error> {
-    if matmul::Variant::parse(name).is_some() || attention::Variant::parse(name).is_some() {
+    if matmul::Variant::parse(name).is_some() || attention::Kernel::parse(name).is_some() {
         return Ok(());
     }
     // a CPU device runs the kernels of GPUs too
@@ -200,7 +200,7 @@ fn known_variant(name: &str, device: &DeviceProfile) -> Result<(), Error> {
     for cpu in [device.cpu, false] {
         let device = DeviceProfile { cpu, ..device.clone() };
         names.extend(matmul::Variant::all(&device).iter().map(ToString::to_string));
-        names.extend(attention::Variant::all(&device).iter().map(ToString::to_string));
+        names.extend(attention::Kernel::all(&device).iter().map(ToString::to_string));
     }
     let mut seen = HashSet::new();
     names.retain(|name| seen.insert(name.clone()));

@@ -1,5 +1,6 @@
 //! Which kernels of the families suit a device and a launch.
 
+use super::kernel::{Kernel, SUM_HEADS};
 use super::variant::{FORWARD, KEY_VALUE, Pass, QUERY, SHARED, Variant};
 use crate::graph::{Cooperative, DeviceProfile};
 use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
@@ -7,8 +8,8 @@ use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 /// The kernels' text, tiles and candidates, for the key of what was measured.
 pub fn source() -> String {
     let halves = [MAGNITUDES, ROUND_SCALED, POWER_OF_TWO];
-    let shaders = [FORWARD, QUERY, KEY_VALUE, SHARED, halves].concat();
-    let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
+    let shaders = [&FORWARD[..], &QUERY, &KEY_VALUE, &SHARED, &halves, &[SUM_HEADS]].concat();
+    let candidates = DeviceProfile::kinds().map(|device| Kernel::all(&device));
     shaders.iter().map(|s| s.source).collect::<String>() + &format!("{TILES:?}{STRIPS:?}{candidates:?}")
 }
 

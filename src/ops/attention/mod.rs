@@ -15,11 +15,13 @@ mod candidates;
 mod cases;
 mod gradient;
 mod halves;
+mod kernel;
 mod variant;
 mod walk;
 
 pub use candidates::{Extents, source};
 pub use gradient::AttentionGradient;
+pub use kernel::Kernel;
 pub use variant::{Pass, Variant};
 
 use super::{expect, expect_inputs};

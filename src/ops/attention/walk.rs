@@ -2,6 +2,7 @@
 
 use super::candidates::Extents;
 use super::halves::Halves;
+use super::kernel::{HeadSums, Kernel, KvHeads};
 use super::variant::{Pass, Variant};
 use crate::graph::{
     Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, LaunchPlan, Place, TensorType, rounded,
@@ -31,6 +32,13 @@ pub(super) struct Turn {
     pub angles: usize,
 }
 
+impl Turn {
+    fn bind(self, dispatch: Dispatch) -> Dispatch {
+        let dispatch = dispatch.read_scalar("positions", self.positions, DType::U32);
+        dispatch.read("table", self.table, DType::F32)
+    }
+}
+
 impl Walk {
     /// Adds the kernel of the device's choice to a plan, after what makes copies for matrix units where no pass before did; `bind` adds
     /// what every variant has.
@@ -42,13 +50,20 @@ impl Walk {
             turned: self.turn.is_some(),
             matrix: self.matrix(device),
         };
-        let candidates = Variant::candidates(device, &extents);
+        let kv_heads = self.adds_heads(device);
+        let candidates = Kernel::candidates(device, &extents, kv_heads);
         let (choices, class) = (&device.choices, self.class(extents.matrix));
-        let fitting = |name| Variant::parse(name).filter(|variant| variant.fits(device, &extents));
+        let fitting = |name| {
+            let kernel = Kernel::parse(name)?;
+            let kernel = Kernel { by_head: kernel.by_head && !choices.is_whole(), ..kernel };
+            kernel.fits(device, &extents, kv_heads).then_some(kernel)
+        };
         let measured =
             choices.variant(&class).and_then(fitting).or_else(|| choices.along(&class).find_map(fitting));
-        let with = |variant: Variant| {
-            let mut dispatch = bind(self.common(variant));
+        // `scratch`: the first free scratch space, behind copies
+        let with = |kernel: Kernel, scratch: usize| {
+            let Kernel { variant, by_head } = kernel;
+            let mut dispatch = bind(self.common(kernel));
             let copied = self.copies(variant);
             let halves = dispatch.bindings.iter_mut().filter_map(|b| Some((self.halves.place(b.name)?, b)));
             for (copy, binding) in halves {
@@ -57,43 +72,75 @@ impl Walk {
                     (binding.place, binding.dtype) = (copy, DType::F16);
                 }
             }
-            let Variant::Coop { .. } = variant else { return dispatch };
-            let scaled = copied && self.halves.d_o.is_some();
-            dispatch = dispatch.flag("SCALED", scaled);
-            if scaled {
-                dispatch = dispatch.read_scalar("unscale", self.halves.unscale(), DType::F32);
+            if let Variant::Coop { .. } = variant {
+                let scaled = copied && self.halves.d_o.is_some();
+                dispatch = dispatch.flag("SCALED", scaled);
+                if scaled {
+                    dispatch = dispatch.read_scalar("unscale", self.halves.unscale(), DType::F32);
+                }
             }
-            dispatch
+            let after = by_head.then(|| self.by_head(&mut dispatch, scratch));
+            [Some(dispatch), after].into_iter().flatten().collect::<Vec<_>>()
         };
         let chosen = measured.unwrap_or(candidates[0]);
-        let mut dispatch = with(chosen);
-        if choices.wants(&class, candidates.len(), dispatch.cost.flops) {
-            let alternative = |variant: &Variant| Alternative {
-                name: variant.to_string(),
-                dispatches: self.before(*variant).into_iter().chain([with(*variant)]).collect(),
-                workspaces: if self.copies(*variant) { self.halves.workspaces() } else { vec![] },
+        let copied = self.copies(chosen.variant) && plan.workspaces.len() == self.halves.first;
+        if copied {
+            plan.workspaces.extend(self.halves.workspaces().into_iter().map(|(_, bytes)| bytes));
+            plan.dispatches.extend(self.halves.dispatches());
+        }
+        let mut dispatches = with(chosen, plan.workspaces.len());
+        if choices.wants(&class, candidates.len(), dispatches[0].cost.flops) {
+            let alternative = |kernel: &Kernel| {
+                let mut workspaces =
+                    if self.copies(kernel.variant) { self.halves.workspaces() } else { vec![] };
+                let before = if workspaces.is_empty() { vec![] } else { self.halves.dispatches() };
+                let scratch = self.halves.first + workspaces.len();
+                if kernel.by_head {
+                    workspaces.extend(self.head_sums(scratch).workspaces());
+                }
+                let dispatches = before.into_iter().chain(with(*kernel, scratch)).collect();
+                Alternative { name: kernel.to_string(), dispatches, workspaces }
             };
             let variants = candidates.iter().map(alternative).collect();
             // scores whose largest grows along a row, as they do in models; backwards they would have to fit lse
             let large = (self.pass == Pass::Forward).then_some((Place::Input(0), 64.0));
             let (indices, spreads) = (self.causal(), large.into_iter().collect());
-            dispatch.alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
+            dispatches[0].alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
         }
-        if self.copies(chosen) && plan.workspaces.len() == self.halves.first {
-            plan.workspaces.extend(self.halves.workspaces().into_iter().map(|(_, bytes)| bytes));
-            plan.dispatches.extend(self.before(chosen));
+        if chosen.by_head {
+            let sums = self.head_sums(plan.workspaces.len());
+            plan.workspaces.extend(sums.workspaces().into_iter().map(|(_, bytes)| bytes));
         }
-        plan.dispatches.push(dispatch);
+        plan.dispatches.extend(dispatches);
+    }
+
+    /// The KV heads, where the gradients of their query heads may be made by themselves.
+    fn adds_heads(&self, device: &DeviceProfile) -> KvHeads {
+        let (heads, kv_heads) = self.heads();
+        let sums = device.piece(HeadSums::ty(self.q).bytes()).is_none();
+        let may = self.pass == Pass::GradientKeyValue && heads > kv_heads && !device.cpu;
+        (may && sums && device.choices.allows_scratch()).then_some(kv_heads)
+    }
+
+    fn head_sums(&self, first: usize) -> HeadSums {
+        HeadSums { first, head_dim: self.head_dim, q: self.q, k: self.k }
+    }
+
+    /// Makes the kernel write the gradients of its head to scratch space from `scratch` on, and gives what adds them up.
+    fn by_head(&self, kernel: &mut Dispatch, scratch: usize) -> Dispatch {
+        let sums = self.head_sums(scratch);
+        for binding in &mut kernel.bindings {
+            if let Some(place) = sums.place(binding.name) {
+                (binding.place, binding.dtype) = (place, DType::F32);
+            }
+        }
+        let turn = self.turn.map(|turn| move |dispatch| turn.bind(dispatch));
+        sums.dispatch(turn.as_ref().map(|bind| bind as &dyn Fn(Dispatch) -> Dispatch))
     }
 
     /// Whether the kernel reads copies.
     fn copies(&self, variant: Variant) -> bool {
         matches!(variant, Variant::Coop { .. }) && self.q.dtype != DType::F16
-    }
-
-    /// What makes them.
-    fn before(&self, variant: Variant) -> Vec<Dispatch> {
-        if self.copies(variant) { self.halves.dispatches() } else { vec![] }
     }
 
     /// See [`Extents::matrix`].
@@ -153,9 +200,10 @@ impl Walk {
         indices
     }
 
-    fn common(&self, variant: Variant) -> Dispatch {
+    fn common(&self, kernel: Kernel) -> Dispatch {
+        let Kernel { variant, by_head } = kernel;
         let (heads, kv_heads) = self.heads();
-        let walked = if self.pass == Pass::GradientKeyValue { kv_heads } else { heads };
+        let walked = if self.pass == Pass::GradientKeyValue && !by_head { kv_heads } else { heads };
         let row_tiles = self.rows().div_ceil(variant.rows() as usize);
         let mut dispatch = Dispatch::new(variant.shader(self.pass), walked * row_tiles)
             .param("tiles", walked * row_tiles)
@@ -165,12 +213,12 @@ impl Walk {
             .param("kv_stride", self.k.cols4())
             .param("group", heads / kv_heads)
             .param_f32("scale", 1.0 / (self.head_dim as f64).sqrt())
-            .variant(variant.to_string())
+            .variant(kernel.to_string())
             .read("q", Place::Input(0), self.q.dtype)
             .read("k", Place::Input(1), self.k.dtype)
             .read("v", Place::Input(2), self.k.dtype);
         if let Variant::Tiled { .. } | Variant::Coop { .. } = variant {
-            dispatch = dispatch.param("heads", walked);
+            dispatch = dispatch.param("heads", walked).flag("BY_HEAD", by_head);
         }
         if self.pass != Pass::GradientKeyValue {
             dispatch = dispatch.param("keys", self.k.rows());
@@ -181,11 +229,11 @@ impl Walk {
                 dispatch = dispatch.read_scalar(name, place, DType::U32);
             }
         }
-        if let Some(Turn { positions, table, .. }) = self.turn {
-            dispatch =
-                dispatch.read_scalar("positions", positions, DType::U32).read("table", table, DType::F32);
+        let turn = self.turn.filter(|_| !by_head);
+        if let Some(turn) = turn {
+            dispatch = turn.bind(dispatch);
         }
-        let turned = self.turn.is_some();
+        let turned = turn.is_some();
         variant.define(dispatch.flag("TURNED", turned), self.head_dim, turned)
     }
 }
