@@ -15,6 +15,23 @@ use crate::models::Network;
 use crate::nn::{Storage, WeightMode};
 use crate::plan::{Layout, MemoryReport, ParameterSpace, leaf_bytes};
 
+/// The sizes of micro-batches, rounded up to buckets: each has a plan of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Whether the largest is among them: the most tokens may come without the most labels.
+    pub largest: bool,
+    /// How many others there are.
+    pub smaller: usize,
+}
+
+impl Sizes {
+    /// Most bytes of the parameters of their plans, which are made within this one of the largest.
+    fn parameter_bytes(self, layout: &Layout) -> u64 {
+        u64::from(self.largest) * layout.parameter_bytes()
+            + self.smaller as u64 * layout.most_parameter_bytes()
+    }
+}
+
 /// The micro-batches that a run will have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
@@ -22,9 +39,9 @@ pub struct Demand {
     pub capacity: Capacity,
     /// Tokens of the longest sample.
     pub longest: usize,
-    /// How many sizes, rounded up to buckets, occur in training and in evaluation: each has a plan of its own.
-    pub training_sizes: usize,
-    pub evaluation_sizes: usize,
+    /// What occurs in training and in evaluation.
+    pub training_sizes: Sizes,
+    pub evaluation_sizes: Sizes,
     /// Smaller sizes than the largest, of which most tokens of the training come.
     pub common: [Option<Capacity>; 2],
     pub optimizer: OptimizerKind,
@@ -39,8 +56,8 @@ impl Demand {
         Demand {
             capacity,
             longest: tokens,
-            training_sizes: 1,
-            evaluation_sizes: 1,
+            training_sizes: Sizes { largest: true, smaller: 0 },
+            evaluation_sizes: Sizes { largest: true, smaller: 0 },
             common: [None; 2],
             optimizer: OptimizerKind::default(),
             sampled: 0,
@@ -81,9 +98,8 @@ impl TrainingPlan {
         let evaluation = network.evaluation(capacity.tokens, capacity.labels)?;
         let layouts = [Layout::new(&graph, device), Layout::new(&evaluation, device)];
         let (update, _) = plan_update(&ParameterSpace::of(&graph), optimizer, network.fusions, device)?;
-        // smaller sizes have as many parameters at most (Layout::shrink)
-        let parameters = training_sizes as u64 * layouts[0].most_parameter_bytes()
-            + evaluation_sizes as u64 * layouts[1].most_parameter_bytes();
+        let parameters =
+            training_sizes.parameter_bytes(&layouts[0]) + evaluation_sizes.parameter_bytes(&layouts[1]);
         let visible = visible_share(capacity.tokens, longest);
         let flops = layouts[0].dispatches().map(|dispatch| {
             // a plan counts one segment: it does not know the samples

@@ -2,7 +2,7 @@
 
 use super::adapter::{AdapterError, frozen_parameters, spec_of_adapter};
 use super::options::{FinetuneOptions, Method, Precision};
-use super::plan::Demand;
+use super::plan::{Demand, Sizes};
 use super::quantize::QuantizeOptions;
 use super::trainer::{Capacity, bucket};
 use super::weights::WeightSource;
@@ -129,11 +129,16 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
     }
     let all: Vec<usize> = (0..data.validation.len()).collect();
     all.chunks(micro_batch).for_each(|micro| add(&mut evaluation, &data.validation, micro));
+    let largest = (bucket(capacity.tokens), bucket(capacity.labels));
+    let sizes = |all: &HashMap<(usize, usize), usize>| Sizes {
+        largest: all.contains_key(&largest),
+        smaller: all.keys().filter(|size| **size != largest).count(),
+    };
     Demand {
         capacity,
         longest: longest(data),
-        training_sizes: training.len(),
-        evaluation_sizes: evaluation.len(),
+        training_sizes: sizes(&training),
+        evaluation_sizes: sizes(&evaluation),
         common: common_sizes(&training, measured_size(capacity).tokens),
         optimizer: options.optimizer,
         sampled: 0,
