@@ -31,6 +31,18 @@ figures() { # JSON of a training benchmark
         "$([ -n "$bytes" ] && echo "$((bytes >> 20)) MiB" || echo "memory unknown")"
 }
 
+if [ "${TUNE:-1}" != 0 ]; then
+    echo "== tuning, so that all rounds run the same kernels (TUNE=0 leaves it to the first ones, within their 30 s)"
+    for shape in "${shapes[@]}"; do
+        for seq in "${seqs[@]}"; do
+            for mode in bf16-true "bf16-true --no_coop" 16-true; do
+                # shellcheck disable=SC2086
+                "$engraft" tune --shape "$shape" --tokens "$seq" --precision $mode 2>>"$out/log.txt" || echo "    failed, see $out/log.txt"
+            done
+        done
+    done
+fi
+
 echo "== products of $size"
 for storage in f32 f16 bf16; do
     "$engraft" bench matmul --size "$size" --storage "$storage" | tee "$out/matmul-$storage.txt"
@@ -46,17 +58,6 @@ done
 peer=
 if python3 -c 'import torch, transformers, peft' 2>/dev/null; then peer=1; else
     echo "no PyTorch, transformers and PEFT in python3: engraft alone (pip install torch transformers peft)"
-fi
-if [ "${TUNE:-1}" != 0 ]; then
-    echo "== tuning, so that all rounds run the same kernels (TUNE=0 leaves it to the first ones, within their 30 s)"
-    for shape in "${shapes[@]}"; do
-        for seq in "${seqs[@]}"; do
-            for mode in bf16-true "bf16-true --no_coop" 16-true; do
-                # shellcheck disable=SC2086
-                "$engraft" tune --shape "$shape" --tokens "$seq" --precision $mode 2>>"$out/log.txt" || echo "    failed, see $out/log.txt"
-            done
-        done
-    done
 fi
 echo "== training steps"
 for shape in "${shapes[@]}"; do

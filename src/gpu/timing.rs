@@ -128,6 +128,12 @@ impl Gpu {
         }
     }
 
+    /// Whether a run submits all dispatches of a recording at once, by their estimated work.
+    pub fn is_one_submission(&self, recording: &Recording) -> bool {
+        let steps: Vec<Step<'_>> = recording.steps_with_uploads().collect();
+        submission(&steps, self.profile().submission()) == steps.len()
+    }
+
     /// Seconds that a short recording without uploads takes with all its dispatches in one pass, as a run has them: a pass of its own
     /// costs a short kernel more than it takes. All are one submission, however much work they are estimated to be. `None` where the
     /// device has no clock or left a time out.

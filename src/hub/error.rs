@@ -127,6 +127,7 @@ impl HubError {
                 | HubError::BadAddress { .. }
                 | HubError::NoSize { .. }
                 | HubError::OfflineFile { .. }
+                | HubError::NoRoom { .. }
         )
     }
 }

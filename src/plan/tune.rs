@@ -197,14 +197,14 @@ fn time_in_turns(
     let start = Instant::now();
     if let (false, Some(default)) = (software, runs.iter_mut().flatten().next()) {
         about_to(&[&default.variant.name]);
-        // single launches of a short kernel would leave it idle between
         default.time(gpu)?;
-        default.lengthen(gpu, software)?;
+        // single launches of a short kernel would leave it idle between
+        unless_no_room(default.lengthen(gpu, software))?;
         while start.elapsed() < WARM_UP {
             default.time(gpu)?;
         }
         // some of it was at low clocks; the first figures of all are of one launch
-        default.record(gpu, 1)?;
+        unless_no_room(default.record(gpu, 1))?;
         default.seconds = f64::INFINITY;
     }
     for round in 0..ROUNDS {
@@ -225,10 +225,7 @@ fn time_in_turns(
             }
             about_to(&[&run.variant.name]);
             let lengthened = if round == 1 { run.lengthen(gpu, software) } else { Ok(()) };
-            match lengthened.and_then(|()| run.time(gpu)) {
-                Err(error) if no_room(&error) => {}
-                timed => timed?,
-            }
+            unless_no_room(lengthened.and_then(|()| run.time(gpu)))?;
         }
     }
     Ok(())
@@ -263,6 +260,14 @@ fn no_room(error: &GpuError) -> bool {
         error,
         GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. } | GpuError::OverLimit { .. }
     )
+}
+
+/// Goes on where there is none, with what was recorded before.
+fn unless_no_room(result: Result<(), GpuError>) -> Result<(), GpuError> {
+    match result {
+        Err(error) if no_room(&error) => Ok(()),
+        result => result,
+    }
 }
 
 /// The default, without figures.
@@ -370,7 +375,10 @@ impl<'c> Run<'c> {
     }
 
     fn time(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
-        let together = self.launches > 1 && !gpu.profile().cpu;
+        let dispatches = self.launches * self.variant.dispatches.len();
+        // nobody knows how long a single launch takes
+        let short = self.launches > 1 || gpu.is_one_submission(&self.group);
+        let together = dispatches > 1 && short && !gpu.profile().cpu;
         let seconds = if together { gpu.time_together(&self.group)? } else { None };
         let seconds = match seconds {
             Some(seconds) => seconds / self.launches as f64,

@@ -290,7 +290,11 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
         }
     }
     match keys.get("quantization_config") {
-        Some(value) if value["quant_method"] != "bitsandbytes" || value["load_in_4bit"] != true => {
+        Some(value)
+            if value["quant_method"] != "bitsandbytes"
+                || value["load_in_4bit"] != true
+                || value.get("bnb_4bit_quant_type").is_some_and(|kind| kind != "nf4") =>
+        {
             let reason = "of quantised models engraft reads those that bitsandbytes saved in nf4; give the folder of the \
                           unquantised model";
             Err(keys.refused("quantization_config", value, reason))

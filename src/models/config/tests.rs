@@ -197,6 +197,10 @@ fn unsupported_settings_are_refused_by_key_and_value() {
         ("partial_rotary_factor", json!(0.5)),
         ("attention_dropout", json!(0.1)),
         ("quantization_config", json!({ "quant_method": "gptq" })),
+        (
+            "quantization_config",
+            json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "fp4" }),
+        ),
     ] {
         let text = message(&[(key, value.clone())]);
         assert!(text.starts_with(&format!("config.json: {key} = {value} is not supported")), "{text}");

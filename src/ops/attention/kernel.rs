@@ -42,8 +42,7 @@ impl Kernel {
         if let Some(kv_heads) = kv_heads {
             let few = |variant: Variant| {
                 let by_head = Kernel { variant, by_head: true };
-                kv_heads * extents.rows.div_ceil(variant.rows() as usize) < BUSY
-                    && by_head.fits(device, extents, Some(kv_heads))
+                tiles(variant, extents, kv_heads) < BUSY && by_head.fits(device, extents, Some(kv_heads))
             };
             // early in the list, as measuring ends after a while
             let others = by_head(&all, few);
@@ -56,12 +55,13 @@ impl Kernel {
         Kernel { variant, by_head: false }
     }
 
-    /// Whether the device can run it for such a head.
+    /// Whether the device can run it for such a head, and what was measured for fewer rows does not take scratch space in vain.
     pub fn fits(&self, device: &DeviceProfile, extents: &Extents, kv_heads: KvHeads) -> bool {
         // what adds the heads up turns their sum
         let extents = Extents { turned: extents.turned && !self.by_head, ..*extents };
         let shares = matches!(self.variant, Variant::Tiled { .. } | Variant::Coop { .. });
-        let whole = !self.by_head || (shares && extents.pass == Pass::GradientKeyValue && kv_heads.is_some());
+        let few = kv_heads.is_some_and(|heads| tiles(self.variant, &extents, heads) <= 2 * BUSY);
+        let whole = !self.by_head || (shares && extents.pass == Pass::GradientKeyValue && few);
         whole && self.variant.fits(device, &extents)
     }
 
@@ -70,6 +70,11 @@ impl Kernel {
         let (name, by_head) = name.strip_prefix("by head ").map_or((name, false), |rest| (rest, true));
         Some(Kernel { variant: Variant::parse(name)?, by_head })
     }
+}
+
+/// Workgroups where each walks the query heads of a KV head.
+fn tiles(variant: Variant, extents: &Extents, kv_heads: usize) -> usize {
+    kv_heads * extents.rows.div_ceil(variant.rows() as usize)
 }
 
 fn by_head(all: &[Kernel], wanted: impl Fn(Variant) -> bool) -> Vec<Kernel> {
@@ -163,6 +168,10 @@ mod tests {
         let kernel = Kernel::parse("by head tiled 32x32 per=4x4 depth=16").unwrap();
         assert!(kernel.fits(&device, &few, Some(2)) && !kernel.fits(&device, &few, None));
         assert!(!kernel.fits(&device, &extents(Pass::GradientQuery, 512), Some(2)));
+        assert!(
+            !kernel.fits(&device, &extents(Pass::GradientKeyValue, 32_768), Some(2)),
+            "as many as keep it busy"
+        );
         assert!(!Kernel::parse("by head rows").unwrap().fits(&device, &few, Some(2)));
         assert_eq!(Kernel::parse("by head"), None);
     }

@@ -55,8 +55,9 @@ impl Walk {
         let (choices, class) = (&device.choices, self.class(extents.matrix));
         let fitting = |name| {
             let kernel = Kernel::parse(name)?;
-            let kernel = Kernel { by_head: kernel.by_head && !choices.is_whole(), ..kernel };
-            kernel.fits(device, &extents, kv_heads).then_some(kernel)
+            let alone = Kernel { by_head: false, ..kernel };
+            let kernels = if choices.is_whole() { [alone; 2] } else { [kernel, alone] };
+            kernels.into_iter().find(|kernel| kernel.fits(device, &extents, kv_heads))
         };
         let measured =
             choices.variant(&class).and_then(fitting).or_else(|| choices.along(&class).find_map(fitting));
