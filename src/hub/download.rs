@@ -151,12 +151,11 @@ impl Download {
     /// and another process at the same folder. What is whole stays, and so do parts: the next call goes on.
     pub fn run(&self, client: &Client, tell: &(dyn Fn(DownloadEvent) + Sync)) -> Result<Outcome, HubError> {
         let mut listing = self.listing(client, tell)?;
+        self.check_room(&listing)?;
         if self.weights != WeightFiles::Fetched {
-            self.check_room(&listing)?;
             listing.files.retain(|file| !file.is_weights());
         }
         tell(DownloadEvent::Listed(listing.clone()));
-        self.check_room(&listing)?;
         let _lock = lock(&self.folder)?;
 
         let here = self.each(&listing, |index, file| {

@@ -79,6 +79,9 @@ pub(crate) fn elementwise(shader: Shader, items: usize) -> Dispatch {
     Dispatch::new(shader, items.div_ceil(256)).param("count", items)
 }
 
+/// Workgroups that keep the GPUs of today busy, at least: work that is fewer is made in parts, which another dispatch adds up.
+pub(crate) const BUSY: usize = 256;
+
 pub(crate) const FILL: Shader = crate::shader!("fill");
 
 /// Fails unless the operation has that many inputs.

@@ -3,7 +3,7 @@
 use super::candidates::Extents;
 use super::variant::{Pass, Variant};
 use crate::graph::{DType, DeviceProfile, Dispatch, Place, Shader, TensorType};
-use crate::ops::elementwise;
+use crate::ops::{BUSY, elementwise};
 use std::fmt;
 
 pub(super) const SUM_HEADS: Shader = crate::shader!("attention_sum_heads");
@@ -18,9 +18,6 @@ pub struct Kernel {
     pub variant: Variant,
     pub by_head: bool,
 }
-
-/// Workgroups that keep the GPUs of today busy, at least.
-const BUSY: usize = 256;
 
 /// How many of the candidates, on matrix units and not, are measured by head too.
 const BY_HEAD: usize = 2;

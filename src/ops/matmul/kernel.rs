@@ -5,6 +5,7 @@ use super::candidates::GATING;
 use super::operand::{Operand, Oriented};
 use super::variant::Variant;
 use crate::graph::{Binding, DType, DeviceProfile, Dispatch, Place, Shader, Shape, TensorType, View};
+use crate::ops::BUSY;
 use crate::ops::copy::SHADER as COPY;
 use crate::ops::elementwise;
 use crate::ops::scaled_half::{LARGEST_BYTES, UNSCALE_BYTES, scaled_half};
@@ -30,9 +31,6 @@ pub(super) struct Kernel {
     pub gates: bool,
     pub sections: u32,
 }
-
-/// Workgroups that keep the GPUs of today busy, at least: sections are made until there are so many.
-const BUSY: usize = 256;
 
 /// Elements of the inner dimension that a section has at least, and of which a section has a multiple: no fewer than any block.
 const SECTION: usize = 256;
