@@ -140,6 +140,42 @@ fn what_was_good_before_bad_gradients_is_saved() {
     Finetune::new(next).run().unwrap();
 }
 
+/// In f16 an overflow changes the loss scale when the next step's gradients are already under way: they are made again, and the run
+/// has the bits of one that waits for every step.
+#[test]
+fn an_overflow_found_late_changes_no_bit() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |out: &str, save_interval| {
+        let mut o = options(folder.path(), out);
+        o.model_dir = folder.path().join("poisoned");
+        (o.precision, o.max_steps, o.save_interval) = (Precision::F16True, Some(8), save_interval);
+        (o.batch_size, o.micro_batch_size, o.lora.dropout) = (2, 1, 0.1);
+        (o.data.shuffle, o.data.val_split_fraction) = (false, 0.0);
+        o.data.json_path = rows(folder.path(), 16, Some(7));
+        let mut seen = Vec::new();
+        let run = Finetune::new(o.clone()).on_event(|event| match event {
+            Event::Step(record) => {
+                seen.push((record.step, record.loss.to_bits(), record.grad_norm.to_bits()))
+            }
+            Event::Overflow { step, scale } => seen.push((*step, u64::MAX, u64::from(scale.to_bits()))),
+            _ => {}
+        });
+        run.run().unwrap();
+        (seen, fs::read(o.out_dir.join(ADAPTER)).unwrap())
+    };
+    poisoned(folder.path());
+    // a save waits for the step before it
+    let (waits, goes_on) = (run("waits", Some(1)), run("goes on", None));
+    let overflows: Vec<_> = waits.0.iter().filter(|(_, loss, _)| *loss == u64::MAX).collect();
+    assert_eq!(overflows, [&(4, u64::MAX, u64::from(32768f32.to_bits()))]);
+    assert_eq!(waits.0.len(), 9);
+    assert_eq!(waits.0, goes_on.0);
+    assert!(waits.1 == goes_on.1, "the adapters differ");
+}
+
 /// A first step that is bad leaves nothing, and does not say that it did.
 #[test]
 fn before_the_first_good_step_there_is_nothing_to_save() {

@@ -59,11 +59,6 @@ impl LossScale {
         self.scale
     }
 
-    /// Whether the scale can change at all.
-    pub fn is_dynamic(&self) -> bool {
-        self.dynamic
-    }
-
     /// Takes note of a step: `finite` says whether all its gradients were finite.
     ///
     /// # Errors

@@ -117,6 +117,7 @@ impl Session<'_, '_> {
             let samples: Vec<Sample> = window.iter().map(|&i| data.train.get(i)).collect();
             let rate = (self.schedule)(step);
             let before = Seen { tokens: progress.tokens, micro_batches: self.trainer.micro_batches() };
+            let scale = ledger.scale.scale();
             let accumulated = self.accumulate(&samples, &ledger);
             // the outcome of a step is read while the device works on the gradients of the next one, whose update is not submitted
             // before it is good: after gradients that are not finite, the parameters are those of the step before
@@ -125,6 +126,11 @@ impl Session<'_, '_> {
             // the first error is the one to tell
             accumulated?;
             settled?;
+            if ledger.scale.scale() != scale {
+                // it seldom changes: these gradients are made again, with the new one
+                self.trainer.go_on_after(before.micro_batches);
+                self.accumulate(&samples, &ledger)?;
+            }
             let pending = self.update(rate, &ledger)?;
             if step == first {
                 // by now most of what the run needs is compiled
@@ -195,8 +201,7 @@ impl Session<'_, '_> {
         let mut asked_to_stop = self.stop.is_set();
         let autosaves = self.autosave.is_due();
         let saves = end.is_some() || asked_to_stop || due(self.options.save_interval) || autosaves;
-        // a dynamic loss scale must be known before the next step
-        if (evaluates || saves || ledger.scale.is_dynamic())
+        if (evaluates || saves)
             && let Some(submitted) = waiting.take()
         {
             self.settle(submitted, progress, ledger)?;
