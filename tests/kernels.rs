@@ -163,6 +163,31 @@ fn a_cache_that_cannot_be_used_is_said_and_does_not_end_the_run() {
     assert_eq!((report.measured, report.left), (0, 1));
 }
 
+/// What is measured first is what takes long, as on a GPU: a thin product has fewer FLOPs, but columns for an eighth of a tile.
+#[test]
+fn classes_that_take_long_come_first() {
+    let Some(gpu) = common::gpu() else { return };
+    let device = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let mut graph = Graph::new();
+    for (name, rows, cols, k) in [("square", 192, 192, 192), ("thin", 256, 8, 2048)] {
+        let a = graph.input(format!("a {name}"), Shape::matrix(rows, k), DType::F32).unwrap();
+        let b = graph.input(format!("b {name}"), Shape::matrix(cols, k), DType::F32).unwrap();
+        let c = matmul(&mut graph, Layout::NT, a, b, 1.0, DType::F32).unwrap();
+        graph.output(name, c);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let tuner = tuner(TuneMode::Cached, &folder.path().join("kernels.json"));
+    let order = |ends: bool| {
+        let mut candidates = unmeasured(&graph, &device);
+        tuner.longest_first(&gpu, &mut candidates, &|| ends).unwrap();
+        candidates.iter().map(|candidate| candidate.flops as u64).collect::<Vec<_>>()
+    };
+    let [square, thin] = [2 * 192 * 192 * 192, 2 * 256 * 8 * 2048];
+    assert_eq!(order(true), [square, thin], "by FLOPs where no time is left");
+    assert_eq!(order(false), [thin, square]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left of what was tried");
+}
+
 /// Each pass of attention is a class of its own; a CPU device measures the variants of GPUs too, and all must give what the
 /// default gives.
 #[test]

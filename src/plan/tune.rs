@@ -94,6 +94,50 @@ impl Candidate {
         let default = self.variants[0].name.clone();
         self.variants.retain(|v| v.name == default || keeps(&v.name));
     }
+
+    /// Memory for what the default binds, with the indices in it; `None` where there is no room.
+    ///
+    /// # Errors
+    /// What the device reported.
+    fn allocate(&self, gpu: &Gpu) -> Result<Option<HashMap<Place, BufferSlice>>, GpuError> {
+        let mut buffers = HashMap::new();
+        for (&place, &(bytes, _)) in &self.buffers {
+            match gpu.allocate("tuning", bytes) {
+                Ok(buffer) => buffers.insert(place, buffer.whole()),
+                Err(error) if no_room(&error) => return Ok(None),
+                Err(other) => return Err(other),
+            };
+        }
+        for (place, values) in &self.indices {
+            buffers[place].write(bytemuck::cast_slice(values));
+        }
+        Ok(Some(buffers))
+    }
+
+    /// Seconds that all launches of the class take with its default kernel, from one of them on whatever the memory holds. `None`
+    /// where there is no room for it, or no time from the driver.
+    ///
+    /// # Errors
+    /// What the device reported, other than a kernel that does not compile; `about_to` gets the default's name before it runs.
+    pub fn default_seconds(
+        &self,
+        gpu: &Gpu,
+        about_to: &mut dyn FnMut(&[&str]),
+    ) -> Result<Option<f64>, PlanError> {
+        let default = &self.variants[0];
+        let Some(buffers) = self.allocate(gpu)? else { return Ok(None) };
+        about_to(&[&default.name]);
+        let mut run = match Run::new(gpu, default, &buffers) {
+            Ok((run, _)) => run,
+            Err(GpuError::Shader { .. }) => return Ok(None),
+            Err(error) if no_room(&error) => return Ok(None),
+            Err(other) => return Err(other.into()),
+        };
+        run.time(gpu)?;
+        let launches = self.flops / default.dispatches.iter().map(|d| d.cost.flops).sum::<f64>();
+        let seconds = run.seconds * launches;
+        Ok(seconds.is_finite().then_some(seconds))
+    }
 }
 
 /// Measures the candidate's variants: begins no new one after `budget`, and times those that it began for as long again.
@@ -115,14 +159,7 @@ pub fn measure_telling(
     about_to: &mut dyn FnMut(&[&str]),
 ) -> Result<Measurement, PlanError> {
     let start = Instant::now();
-    let mut buffers = HashMap::new();
-    for (&place, &(bytes, _)) in &candidate.buffers {
-        match gpu.allocate("tuning", bytes) {
-            Ok(buffer) => buffers.insert(place, buffer.whole()),
-            Err(error) if no_room(&error) => return Ok(unmeasurable(candidate)),
-            Err(other) => return Err(other.into()),
-        };
-    }
+    let Some(buffers) = candidate.allocate(gpu)? else { return Ok(unmeasurable(candidate)) };
     fill_operands(gpu, candidate, &buffers)?;
     let default = &candidate.variants[0];
     about_to(&[&default.name]);
@@ -178,9 +215,6 @@ fn fill_operands(
                 write_over(gpu, buffer, &random(buffer.size, binding.dtype, seed as u32 + 1, spread))?;
             }
         }
-    }
-    for (place, values) in &candidate.indices {
-        buffers[place].write(bytemuck::cast_slice(values));
     }
     Ok(())
 }

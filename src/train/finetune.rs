@@ -319,7 +319,7 @@ impl<'a> Finetune<'a> {
         if tuned.left > 0 {
             let (left, seconds) = (tuned.left, tuned.seconds);
             notes.push(format!(
-                "measuring kernels ended after {seconds:.0} s; {left} classes of products keep their built-in kernels for now"
+                "measuring kernels ended after {seconds:.0} s; {left} classes of kernels keep their built-in ones until a later run measures them"
             ));
         }
         Ok(notes)

@@ -26,7 +26,7 @@ pub struct Tuner {
     pub mode: TuneMode,
     /// Where choices are kept; `None` keeps them for this process alone.
     pub file: Option<PathBuf>,
-    /// No class is begun after this much time: the classes with most work come first, the rest keep their defaults and
+    /// No class is begun after this much time: the classes that take most of it come first, the rest keep their defaults and
     /// are measured by a later run.
     pub budget: Duration,
     /// One variant for every launch whose family has it, and no measuring: for comparing kernels.
@@ -134,6 +134,11 @@ impl Tuner {
                 candidate.retain(|variant| !refused.variant(&class, variant));
                 candidate.one_by_one = suspected.contains(&class);
             }
+            if !gpu.profile().cpu && self.budget < Duration::MAX {
+                self.longest_first(gpu, &mut candidates, &|| {
+                    stop.is_set() || start.elapsed() > self.budget / 3
+                })?;
+            }
             work.push(candidates);
         }
         let total = work.iter().map(Vec::len).sum();
@@ -210,11 +215,53 @@ impl Tuner {
         }
     }
 
-    /// Measures a class, with a note on disk of what is being tried.
+    /// Orders classes by the time that their default kernels take in a step, for which FLOPs are no measure on a GPU: a thin product
+    /// leaves most of it idle, and attention's default is far slower than a product's. Those that `ends` leaves no time for come
+    /// last.
+    ///
+    /// # Errors
+    /// What the device reported.
+    pub fn longest_first(
+        &self,
+        gpu: &Gpu,
+        candidates: &mut Vec<Candidate>,
+        ends: &dyn Fn() -> bool,
+    ) -> Result<(), PlanError> {
+        let key = key(gpu);
+        let mut timed = Vec::new();
+        for candidate in candidates.drain(..) {
+            let seconds = match ends() {
+                true => None,
+                false => self.trying(&candidate, &key, |tell| candidate.default_seconds(gpu, tell))?,
+            };
+            timed.push((seconds.unwrap_or(0.0), candidate));
+        }
+        // a stable sort: the others stay in order of their FLOPs
+        timed.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        candidates.extend(timed.into_iter().map(|(_, candidate)| candidate));
+        Ok(())
+    }
+
+    /// Measures a class.
+    ///
+    /// # Errors
+    /// What the device reported.
     fn measure(&self, gpu: &Gpu, candidate: &Candidate, key: &str) -> Result<Measurement, PlanError> {
+        self.trying(candidate, key, |tell| measure_telling(gpu, candidate, CLASS_BUDGET, tell))
+    }
+
+    /// Runs kernels of a class, with a note on disk of what is being tried.
+    ///
+    /// # Errors
+    /// What the device reported: what was tried last is refused from then on.
+    fn trying<T>(
+        &self,
+        candidate: &Candidate,
+        key: &str,
+        run: impl FnOnce(&mut dyn FnMut(&[&str])) -> Result<T, PlanError>,
+    ) -> Result<T, PlanError> {
         let mut trial = Trial::new(self.file.as_deref().map(folder_of), key, candidate.class.to_string());
-        let measured = measure_telling(gpu, candidate, CLASS_BUDGET, &mut |variants| trial.note(variants));
-        match measured {
+        match run(&mut |variants| trial.note(variants)) {
             Err(PlanError::Gpu(error)) => Err(self.after(error, trial, candidate, key).into()),
             other => {
                 trial.end();
