@@ -85,8 +85,16 @@ pub enum Error {
     NotBegun { from: Option<PathBuf> },
     #[error("{input}")]
     Input { input: String },
-    #[error("cannot write {}: {source}; is the folder writable and the disk not full?", path.display())]
+    #[error("cannot write {}: {source}{}", path.display(), write_advice(source))]
     Write { path: PathBuf, source: io::Error },
+}
+
+/// What to look at where a file cannot be written.
+fn write_advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "",
+        _ => "; is the folder writable and the disk not full?",
+    }
 }
 
 /// What kind of failure an error is: the program's exit code.

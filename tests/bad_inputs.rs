@@ -499,7 +499,7 @@ const OPTIONS: &[Case] = &[
         let adapter = s.adapter(|_| (), |_| ());
         call(&["merge", &adapter, "--model_dir", &llama(), "--out_dir", &s.model()])
     }),
-    case("an export under a file", 1, &["file/model.gguf", "writable"], |s| {
+    case("an export under a file", 1, &["file/model.gguf", "file is a file, not a folder"], |s| {
         let file = s.file("file", "mine");
         call(&["export", &llama(), "--gguf", &format!("{file}/model.gguf")])
     }),

@@ -161,6 +161,7 @@ fn a_run_leaves_complete_files() {
         ".engraft.lock",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "finished.json",
         "hyperparameters.json",
         "hyperparameters.yaml",
         "metrics.jsonl",

@@ -244,6 +244,8 @@ fn a_damaged_step_says_which_to_take() {
     let mut options = options(folder.path(), "out", Precision::F32True);
     options.max_steps = Some(6);
     Finetune::new(options.clone()).run().unwrap();
+    // as if it had been stopped after its last step
+    fs::remove_file(options.out_dir.join("finished.json")).unwrap();
     options.resume = Some("auto".into());
     for (step, way) in [(6, "--resume"), (3, "no earlier step is saved")] {
         let state = options.out_dir.join(format!("step-{step:06}/training_state.safetensors"));
@@ -454,7 +456,8 @@ fn a_run_that_has_not_begun_leaves_nothing() {
     // a run that would go on stays as it was
     Finetune::new(FinetuneOptions { max_steps: Some(3), ..options.clone() }).run().unwrap();
     let before = logged(&options.out_dir);
-    let again = FinetuneOptions { max_steps: Some(3), resume: Some("auto".into()), ..options.clone() };
+    let step = options.out_dir.join("step-000003");
+    let again = FinetuneOptions { max_steps: Some(3), resume: Some(step), ..options.clone() };
     let error = Finetune::new(again).stop_when(Arc::new(AtomicBool::new(true))).run().unwrap_err();
     let said = error.to_string();
     assert!(said.contains("step-000003 is as it was") && error.failure() == Failure::Stopped, "{said}");
@@ -559,6 +562,60 @@ fn later_steps_are_made_again() {
     let auto = FinetuneOptions { resume: Some("auto".into()), ..whole.clone() };
     Finetune::new(auto).run().unwrap();
     assert!(expected == result(&whole.out_dir));
+}
+
+/// `--resume` may stand in a script: a run that is done stays as it is, whatever of its folders is left.
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = FinetuneOptions {
+        resume: Some("auto".into()),
+        save_interval: None,
+        max_steps: Some(3),
+        ..options(folder.path(), "out", Precision::F32True)
+    };
+    let out = &run.out_dir;
+    let first = Finetune::new(run.clone()).run().unwrap();
+    let contents = || {
+        let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(out)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.path().is_file())
+            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let (before, mut notes) = (contents(), Vec::new());
+    let again = Finetune::new(FinetuneOptions { max_time: Some(1e-3), ..run.clone() }).on_event(|event| {
+        let Event::Note(note) = event else { panic!("{event:?}") };
+        notes.push(note.clone());
+    });
+    let report = again.run().unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("finished, all 3 of its steps"), "{notes:?}");
+    assert_eq!(
+        (report.steps, report.tokens, &report.losses, report.val_loss),
+        (first.steps, first.tokens, &first.losses, first.val_loss)
+    );
+    assert!(contents() == before && !out.join("previous").exists(), "something was written");
+
+    // another run is refused here as well
+    let other = FinetuneOptions { learning_rate: 2e-3, ..run.clone() };
+    let error = Finetune::new(other.clone()).run().unwrap_err();
+    assert!(error.to_string().contains("--learning_rate 0.001, now it is 0.002"), "{error}");
+    // and without --resume it begins, and is finished in its turn; the first one is kept whole
+    Finetune::new(FinetuneOptions { resume: None, ..other.clone() }).run().unwrap();
+    assert!(out.join("previous/finished.json").is_file());
+    let kept = FinetuneOptions { out_dir: out.join("previous"), ..run.clone() };
+    assert_eq!(Finetune::new(kept).run().unwrap().losses, first.losses);
+
+    // a result that somebody has taken away is made again
+    fs::remove_file(out.join("adapter_model.safetensors")).unwrap();
+    Finetune::new(other).run().unwrap();
+    assert!(out.join("adapter_model.safetensors").is_file());
 }
 
 /// Ends when the validation loss does not fall any more; the result is what had the lowest, interrupted or not.

@@ -176,6 +176,28 @@ fn an_overflow_found_late_changes_no_bit() {
     assert!(waits.1 == goes_on.1, "the adapters differ");
 }
 
+/// A rate that breaks the parameters in one step: what it left is not offered as good.
+#[test]
+fn what_a_step_has_broken_is_not_saved_as_good() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut bad = options(folder.path(), "bad");
+    (bad.learning_rate, bad.min_lr) = (1e38, 1e38);
+    (bad.lr_schedule, bad.lr_warmup_steps) = (ScheduleKind::Constant, Some(0));
+    let error = Finetune::new(bad.clone()).run().unwrap_err();
+    assert!(matches!(&error, Error::Diverged { step: 2, saved: None, .. }), "{error}");
+    assert!(!error.to_string().contains("--init_adapter"), "{error}");
+    assert!(folders(&bad.out_dir, "step-").is_empty());
+
+    // where no further step finds out, the validation does
+    let last = FinetuneOptions { max_steps: Some(1), out_dir: folder.path().join("last"), ..bad };
+    let (result, notes) = notes(last);
+    result.unwrap();
+    assert!(notes.iter().any(|note| note.contains("loss of step 1 is no number")), "{notes:?}");
+}
+
 /// A first step that is bad leaves nothing, and does not say that it did.
 #[test]
 fn before_the_first_good_step_there_is_nothing_to_save() {

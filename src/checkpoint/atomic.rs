@@ -16,6 +16,14 @@ use tempfile::{Builder, TempDir};
 /// Those of `write` and of the file system; the temporary file is removed and the old one untouched.
 pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = parent(path);
+    if !folder.is_dir() {
+        let name = folder.display();
+        let (kind, reason) = match folder.exists() {
+            true => (io::ErrorKind::NotADirectory, format!("{name} is a file, not a folder")),
+            false => (io::ErrorKind::NotFound, format!("there is no folder {name}, make it first")),
+        };
+        return Err(io::Error::new(kind, reason));
+    }
     let mut builder = Builder::new();
     let prefix = hidden_prefix(path)?;
     builder.prefix(&prefix).suffix(".tmp");
@@ -116,6 +124,8 @@ mod tests {
             Err(io::Error::other("disk full"))
         });
         assert_eq!(error.unwrap_err().to_string(), "disk full");
+        let nowhere = write_file(&folder.path().join("no/state.bin"), |_| Ok(())).unwrap_err().to_string();
+        assert!(nowhere.starts_with("there is no folder ") && nowhere.contains("make it first"), "{nowhere}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["state.bin"]);
         write_file(&path, |out| out.write_all(b"new")).unwrap();

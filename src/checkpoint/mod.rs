@@ -24,4 +24,4 @@ pub use elements::{TensorView, encode};
 pub use error::CheckpointError;
 pub use shards::{TensorSpec, write_shards};
 pub use single::write_safetensors;
-pub use weights::Checkpoint;
+pub use weights::{Checkpoint, MODEL_WEIGHTS};

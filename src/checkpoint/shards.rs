@@ -5,7 +5,7 @@
 
 use super::mapped::byte_count;
 use super::single::{file_dtype, header_bytes};
-use super::{CheckpointError, atomic};
+use super::{CheckpointError, MODEL_WEIGHTS, atomic};
 use crate::graph::DType;
 use safetensors::Dtype as FileDtype;
 use safetensors::tensor::TensorInfo;
@@ -58,7 +58,7 @@ pub fn write_shards(
     let sizes = tensors.iter().map(|t| t.checked_bytes(&index)).collect::<Result<Vec<_>, _>>()?;
     let shards = split(&sizes, max_shard);
     if let [all] = shards.as_slice() {
-        write_file(&folder.join("model.safetensors"), &tensors[all.clone()], fill)?;
+        write_file(&folder.join(MODEL_WEIGHTS), &tensors[all.clone()], fill)?;
         return Ok(1);
     }
     let mut weight_map = BTreeMap::new();

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-const SINGLE_FILE: &str = "model.safetensors";
+/// A model's weights in one file.
+pub const MODEL_WEIGHTS: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The weights of a model, memory-mapped: opening costs the headers only. Whole models are read with
@@ -35,7 +36,7 @@ impl Checkpoint {
         if !model_dir.is_dir() {
             return Err(CheckpointError::FolderMissing { path: model_dir.to_path_buf() });
         }
-        let (single, index) = (model_dir.join(SINGLE_FILE), model_dir.join(INDEX_FILE));
+        let (single, index) = (model_dir.join(MODEL_WEIGHTS), model_dir.join(INDEX_FILE));
         if single.is_file() {
             Checkpoint::open_file(&single)
         } else if index.is_file() {

@@ -77,7 +77,6 @@ impl From<Exit> for ExitCode {
 /// LoRA fine-tuning of language models on any GPU
 #[derive(Clone, Debug, Parser)]
 #[command(name = "engraft", version, after_help = EXIT_CODES, arg_required_else_help = true)]
-#[command(disable_help_subcommand = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

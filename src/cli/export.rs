@@ -1,6 +1,7 @@
 //! `engraft export`: what was written, as a line or as JSON.
 
 use super::args::ExportArgs;
+use super::download::{model_folder, settings_folder};
 use super::{print, say_notes};
 use crate::error::Error;
 use crate::export::{WeightOptions, export_adapter, export_model};
@@ -8,8 +9,10 @@ use crate::memory_size::memory_text;
 use serde_json::json;
 use std::time::Instant;
 
-pub fn run(args: ExportArgs, quiet: bool) -> Result<(), Error> {
+pub fn run(mut args: ExportArgs, quiet: bool) -> Result<(), Error> {
     let (start, json) = (Instant::now(), args.json);
+    args.dir = model_folder(&args.dir, quiet)?;
+    args.model_dir = args.model_dir.map(|model| settings_folder(&model, quiet)).transpose()?;
     let (source, gguf) = args.resolve()?;
     let (what, report) = match &source.adapter {
         Some(adapter) => ("adapter", export_adapter(&source.model_dir, adapter, &gguf)?),

@@ -1,11 +1,11 @@
 //! `engraft init` and `engraft completions`: texts made of the definition of the command line itself.
 
 use super::args::{Cli, CompletionsArgs, InitArgs};
+use super::print;
 use crate::checkpoint::atomic;
 use crate::error::Error;
 use clap::{Arg, ArgAction, CommandFactory};
 use std::fmt::Write;
-use std::io;
 use std::path::Path;
 
 /// Writes a configuration file for `finetune`: what must be given, and every other option with its default as a comment.
@@ -15,8 +15,7 @@ use std::path::Path;
 pub fn run(args: &InitArgs) -> Result<(), Error> {
     let text = configuration();
     if args.file == Path::new("-") {
-        print!("{text}");
-        return Ok(());
+        return print(&text);
     }
     let path = &args.file;
     if path.exists() {
@@ -32,10 +31,11 @@ pub fn run(args: &InitArgs) -> Result<(), Error> {
 /// Prints the completions of a shell.
 ///
 /// # Errors
-/// None; the signature is that of all commands.
+/// Standard output cannot be written.
 pub fn completions(args: &CompletionsArgs) -> Result<(), Error> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "engraft", &mut io::stdout());
-    Ok(())
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "engraft", &mut script);
+    print(&String::from_utf8_lossy(&script))
 }
 
 /// What a run cannot do without, with an example.

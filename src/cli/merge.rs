@@ -1,6 +1,7 @@
 //! `engraft merge_lora`: what was written, as a line or as JSON.
 
 use super::args::MergeArgs;
+use super::download::{adapter_folder, model_folder};
 use super::{print, say_notes};
 use crate::error::Error;
 use crate::export::merge;
@@ -8,8 +9,10 @@ use crate::memory_size::memory_text;
 use serde_json::json;
 use std::time::Instant;
 
-pub fn run(args: MergeArgs, quiet: bool) -> Result<(), Error> {
+pub fn run(mut args: MergeArgs, quiet: bool) -> Result<(), Error> {
     let (start, json) = (Instant::now(), args.json);
+    args.adapter_dir = model_folder(&args.adapter_dir, quiet)?;
+    args.model_dir = adapter_folder(args.model_dir.as_deref(), quiet)?;
     let options = args.resolve()?;
     let report = merge(&options)?;
     say_notes(&report.notes, quiet);

@@ -62,7 +62,7 @@ pub fn run() -> ExitCode {
         Command::Data(args) => data::run(args, cli.quiet),
         Command::MergeLora(args) => merge::run(args, cli.quiet),
         Command::Export(args) => export::run(args, cli.quiet),
-        Command::Validate(args) => validate::run(&args),
+        Command::Validate(args) => validate::run(args, cli.quiet),
         Command::Devices(args) => devices::run(args),
         Command::Init(args) => init::run(&args),
         Command::Completions(args) => init::completions(&args),

@@ -247,7 +247,9 @@ pub(super) fn validation_text(progress: &ValidationProgress) -> String {
 
 fn finished_line(steps: usize, tokens: usize, elapsed_s: f64) -> String {
     let per_second = if elapsed_s > 0.0 { tokens as f64 / elapsed_s } else { 0.0 };
-    format!("finished {steps} steps, {tokens} tokens in {}, {}", duration_text(elapsed_s), rate(per_second))
+    let (plural, time, rate) =
+        (if steps == 1 { "" } else { "s" }, duration_text(elapsed_s), rate(per_second));
+    format!("finished {steps} step{plural}, {tokens} tokens in {time}, {rate}")
 }
 
 fn rate(tokens_per_s: f64) -> String {

@@ -1,6 +1,7 @@
 //! `engraft validate`: a list of what is right and wrong with a model folder.
 
 use super::args::ValidateArgs;
+use super::download::{adapter_folder, model_folder};
 use super::print;
 use crate::error::Error;
 use crate::memory_size::memory_text;
@@ -11,9 +12,11 @@ use std::fmt::Write as _;
 /// Prints every check.
 ///
 /// # Errors
-/// A folder with problems, which makes the exit code 2.
-pub fn run(args: &ValidateArgs) -> Result<(), Error> {
-    let found = validate(&args.model.model_dir, args.adapter.as_deref());
+/// A folder with problems, which makes the exit code 2; a download that failed.
+pub fn run(args: ValidateArgs, quiet: bool) -> Result<(), Error> {
+    let model = model_folder(&args.model.model_dir, quiet)?;
+    let adapter = adapter_folder(args.adapter.as_deref(), quiet)?;
+    let found = validate(&model, adapter.as_deref());
     let failed = found.count(Status::Failed);
     match args.json {
         true => {

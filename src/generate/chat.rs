@@ -143,8 +143,8 @@ impl<'t> Chat<'t> {
         match prompt.len() < self.context() {
             true => Ok(prompt),
             false => {
-                let (prompt, context) = (prompt.len(), self.context());
-                Err(GenerateError::ContextFull { prompt, context }.into())
+                let (prompt, context, limit) = (prompt.len(), self.context(), self.generator.limit());
+                Err(GenerateError::ContextFull { prompt, context, limit }.into())
             }
         }
     }

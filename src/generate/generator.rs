@@ -38,10 +38,10 @@ pub enum GenerateError {
     #[error("{tokens} tokens do not fit the KV cache of {cache}; shorten the prompt or open a larger cache")]
     CacheFull { tokens: usize, cache: usize },
     #[error(
-        "the conversation has {prompt} tokens, and the context takes {context} with the answer; shorten it, or raise \
-         --context up to the model's limit (max_position_embeddings)"
+        "the conversation has {prompt} tokens, and the context takes {context} with the answer; shorten it{}",
+        if context < limit { format!(", or raise --context up to the model's limit of {limit}") } else { String::new() }
     )]
-    ContextFull { prompt: usize, context: usize },
+    ContextFull { prompt: usize, context: usize, limit: usize },
     #[error("a cache of {tokens} tokens is over the model's limit of {limit} (max_position_embeddings)")]
     OverLimit { tokens: usize, limit: usize },
     #[error(transparent)]
@@ -209,6 +209,11 @@ impl Generator {
         let programs = self.plans.iter().filter_map(|plan| plan.program.as_ref());
         let parameters = programs.map(|p| p.recording().parameter_bytes()).sum();
         MemoryReport { parameters, ..self.memory }
+    }
+
+    /// Tokens that the model was made for at most.
+    pub fn limit(&self) -> usize {
+        self.network.config.max_position_embeddings
     }
 
     /// Tokens that the cache has room for.

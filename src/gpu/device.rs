@@ -210,6 +210,14 @@ impl std::fmt::Debug for Gpu {
     }
 }
 
+/// The device that is meant: a number is an index and nothing else, though names have digits too; other words are part of a name.
+fn position(wish: &str, names: &[&str]) -> Option<usize> {
+    match wish.trim().parse::<usize>() {
+        Ok(index) => (index < names.len()).then_some(index),
+        Err(_) => names.iter().position(|name| name.to_lowercase().contains(&wish.to_lowercase())),
+    }
+}
+
 impl Gpu {
     /// Opens the device that `options` asks for.
     ///
@@ -224,13 +232,7 @@ impl Gpu {
         let wish = options.device.as_deref();
         let position = match wish {
             None => 0,
-            Some(wish) => wish
-                .parse::<usize>()
-                .ok()
-                .filter(|&i| i < all.len())
-                .or_else(|| {
-                    all.iter().position(|(i, _)| i.name.to_lowercase().contains(&wish.to_lowercase()))
-                })
+            Some(wish) => position(wish, &all.iter().map(|(i, _)| i.name.as_str()).collect::<Vec<_>>())
                 .ok_or_else(|| GpuError::NoMatch {
                     wanted: wish.to_string(),
                     available: all
@@ -497,6 +499,21 @@ mod tests {
             subgroups: true,
             timestamps: true,
             unusable: None,
+        }
+    }
+
+    #[test]
+    fn a_number_is_an_index_and_never_part_of_a_name() {
+        let names = ["llvmpipe (LLVM 15.0.6, 256 bits)", "NVIDIA GeForce RTX 4090"];
+        for (wish, expected) in [
+            ("0", Some(0)),
+            ("1", Some(1)),
+            ("15", None),
+            ("4090", None),
+            ("rtx 4090", Some(1)),
+            ("Arc", None),
+        ] {
+            assert_eq!(position(wish, &names), expected, "{wish}");
         }
     }
 

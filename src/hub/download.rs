@@ -73,6 +73,10 @@ pub(super) struct Record {
 /// The folder beside the files that belongs to downloads.
 pub(super) const OWN: &str = ".engraft";
 
+/// How often what comes first is asked for where no answer comes: that is a typing error in a path on a machine that is offline, more
+/// often than a connection that comes back.
+const TRIES_UNANSWERED: u32 = 2;
+
 /// Asks again, later each time, as long as that can help.
 pub(super) fn retried<T>(
     client: &Client,
@@ -80,8 +84,9 @@ pub(super) fn retried<T>(
     ask: impl Fn() -> Result<T, HubError>,
 ) -> Result<T, HubError> {
     let mut pause = client.options().pause;
-    for _ in 1..client.options().tries {
+    for tried in 1..client.options().tries {
         match ask() {
+            Err(error @ HubError::Network { .. }) if tried >= TRIES_UNANSWERED => return Err(error),
             Err(error) if error.passes() => {
                 tell(DownloadEvent::Retry { file: None, reason: error.to_string(), pause });
                 std::thread::sleep(pause);

@@ -133,7 +133,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         (path, true, _) if path.strip_prefix("/v1/models/") == Some(&shared.options.model) => {
             reply(200, &shared.model())
         }
-        (path, ..) => {
+        _ => {
+            let path = request.uri().path();
             let message =
                 format!("There is no {path}; there are /v1/chat/completions, /v1/models and /health.");
             refuse(&ApiError { status: 404, ..ApiError::bad(None, message) })

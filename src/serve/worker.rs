@@ -64,7 +64,7 @@ fn answer(chat: &mut Chat<'_>, job: &Job, stop: &Stop) -> Result<Answer, Error> 
 fn refusal(error: &Error) -> ApiError {
     use crate::generate::GenerateError;
     match error {
-        Error::Generate(GenerateError::ContextFull { prompt, context }) => ApiError {
+        Error::Generate(GenerateError::ContextFull { prompt, context, .. }) => ApiError {
             code: Some("context_length_exceeded"),
             ..ApiError::bad(
                 Some("messages"),

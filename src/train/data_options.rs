@@ -64,7 +64,7 @@ impl DataOptions {
             checks.require(
                 !self.json_path.as_os_str().is_empty(),
                 "--data.json_path",
-                "\"\"",
+                "",
                 "must be given: a file or folder of rows, here or as --data FILE",
             );
         } else {

@@ -8,6 +8,7 @@ use super::autosave::Autosave;
 use super::chosen::Chosen;
 use super::disk::SaveSizes;
 use super::folder_lock::FolderLock;
+use super::logging;
 use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
 use super::options::TuneMode;
@@ -87,7 +88,9 @@ pub(super) struct Prepared {
     /// The adapter to start from, and the settings to save with.
     adapter: Option<(Option<Adapter>, AdapterConfig)>,
     pub steps: usize,
-    /// Those of them that an earlier part of the run has made, and its kernels.
+    /// What an earlier part of the run has done, where that is all of it.
+    finished: Option<Progress>,
+    /// Steps that an earlier part of the run has made, and its kernels.
     done: usize,
     kernels: Option<Chosen>,
     /// What is continued at evaluations.
@@ -135,6 +138,9 @@ impl<'a> Finetune<'a> {
 
     fn open_and_train(mut self) -> Result<FinetuneReport, Error> {
         let prepared = self.prepare()?;
+        if let Some(finished) = &prepared.finished {
+            return self.report_finished(finished);
+        }
         let (device, no_coop) = (self.options.gpu.clone(), self.options.no_coop);
         let pipelines = if self.options.tune == TuneMode::Off { None } else { pipeline_folder() };
         let memory_limit = self.options.memory_limit;
@@ -149,6 +155,9 @@ impl<'a> Finetune<'a> {
     pub fn run_on(mut self, gpu: &Gpu) -> Result<FinetuneReport, Error> {
         let from = resume_from(&self.options);
         let prepared = self.prepare().map_err(|error| not_begun(error, from.clone()))?;
+        if let Some(finished) = &prepared.finished {
+            return self.report_finished(finished);
+        }
         self.plan_and_train(gpu, &prepared).map_err(|error| not_begun(error, from))
     }
 
@@ -156,14 +165,20 @@ impl<'a> Finetune<'a> {
         self.options.validate()?;
         let options = &mut self.options;
         let mut notes = Vec::new();
+        let finished = is_finished(options);
         let from = resume_from(options);
-        notes.extend(out_dir::check(options, from.as_deref())?);
+        if !finished {
+            notes.extend(out_dir::check(options, from.as_deref())?);
+        }
         self.lock = Some(FolderLock::of_earlier(&options.out_dir)?);
-        if options.resume.is_some() && from.is_none() {
+        if options.resume.is_some() && from.is_none() && !finished {
             notes.push(format!(
                 "nothing is saved in {} to go on from: the run begins anew",
                 options.out_dir.display()
             ));
+        }
+        if options.micro_batch() < options.micro_batch_size {
+            notes.push(format!("--micro_batch_size is cut to the --batch_size of {}", options.batch_size));
         }
         let config = ModelConfig::read(&options.model_dir)?;
         let random = options.method == Method::Full { init: WeightInit::Random };
@@ -226,6 +241,10 @@ impl<'a> Finetune<'a> {
         options.lr_warmup_steps = Some(options.warmup_steps(steps));
         options.lr_warmup_fraction = None;
         // what does not fit is said before a device is opened
+        let finished = match finished {
+            true => Some(Progress::read_finished(&options.out_dir, options, &data)?),
+            false => None,
+        };
         let progress = from.map(|folder| Progress::read(&folder, options, &data)).transpose()?;
         let done = progress.as_ref().map_or(0, |progress| progress.step);
         let kernels = progress.and_then(|progress| progress.kernels);
@@ -236,6 +255,7 @@ impl<'a> Finetune<'a> {
             network,
             adapter,
             steps,
+            finished,
             done,
             kernels,
             prompts,
@@ -337,7 +357,8 @@ impl<'a> Finetune<'a> {
     ) -> Result<FinetuneReport, Error> {
         let trainer =
             Trainer::from_plan_until(gpu, choice.plan, &prepared.source, self.options.seed, &self.stop)?;
-        if trainer.loaded().bytes > 0 {
+        // of what is trained nothing counts: it is written, not loaded
+        if self.options.method == Method::Lora && trainer.loaded().bytes > 0 {
             notes.push(trainer.loaded().to_string());
         }
         if let Some((Some(start), _)) = &prepared.adapter {
@@ -370,6 +391,25 @@ impl<'a> Finetune<'a> {
         session.run(from.as_deref(), notes)
     }
 
+    /// Says that nothing is left to do, and what the run did.
+    fn report_finished(&mut self, run: &Progress) -> Result<FinetuneReport, Error> {
+        let out_dir = self.options.out_dir.clone();
+        self.emit(Event::Note(format!(
+            "the run in {} is finished, all {} of its steps: nothing is left to do (without --resume another one begins)",
+            out_dir.display(),
+            run.step
+        )));
+        Ok(FinetuneReport {
+            steps: run.step,
+            tokens: run.tokens,
+            losses: logging::losses(&out_dir)?,
+            val_loss: run.evaluated.as_ref().map(|record| record.val_loss),
+            seconds: run.elapsed_s,
+            out_dir,
+            memory: MemoryReport::default(),
+        })
+    }
+
     fn emit(&mut self, event: Event) {
         (self.on_event)(&event);
     }
@@ -384,9 +424,17 @@ fn not_begun(error: Error, from: Option<PathBuf>) -> Error {
 /// Where the run goes on from, if it was asked to.
 pub(super) fn resume_from(options: &FinetuneOptions) -> Option<PathBuf> {
     match options.resume.as_deref()? {
-        auto if auto == Path::new("auto") => resume::newest(&options.out_dir),
+        auto if auto == Path::new(AUTO) => resume::newest(&options.out_dir).filter(|_| !is_finished(options)),
         folder => Some(folder.to_path_buf()),
     }
+}
+
+/// `--resume` without a folder.
+const AUTO: &str = "auto";
+
+/// Whether the run that is to go on has nothing left to do.
+fn is_finished(options: &FinetuneOptions) -> bool {
+    options.resume.as_deref() == Some(Path::new(AUTO)) && resume::is_finished(&options.out_dir)
 }
 
 /// Options of the adapter that were asked for and yield to those of `--init_adapter`.

@@ -112,7 +112,10 @@ impl KernelFile {
                 )
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(KernelFile::default()),
-            Err(error) => Err(format!("cannot read {}: {error}; kernels are measured anew", file.display())),
+            Err(error) => Err(format!(
+                "cannot read {}: {error}; what is measured cannot be kept (ENGRAFT_CACHE names another folder)",
+                file.display()
+            )),
         }
     }
 

@@ -6,10 +6,10 @@
 use super::logging::{self, METRICS_FILE};
 use super::options::FinetuneOptions;
 use super::report::REPORT_FILE;
-use super::resume;
+use super::resume::{self, FINISHED_FILE, holds_result, run_in};
 use super::run_folder::{HYPERPARAMETERS_FILE, RUN_FILE, read_json};
 use super::saver::remove;
-use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS};
+use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS, MODEL_WEIGHTS};
 use crate::data::PROMPT_FILE;
 use crate::error::Error;
 use std::fs;
@@ -18,14 +18,13 @@ use std::path::{Component, Path, PathBuf};
 /// Where the earlier run is.
 pub const PREVIOUS: &str = "previous";
 
-const MODEL: &str = "model.safetensors";
 /// What tells that a folder is somebody's work, where no run of engraft left it.
 const WORK: [&str; 9] = [
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     "adapter_model.bin",
     "config.json",
-    MODEL,
+    MODEL_WEIGHTS,
     "model.safetensors.index.json",
     "pytorch_model.bin",
     METRICS_FILE,
@@ -108,8 +107,8 @@ pub(super) fn set_aside(out_dir: &Path, run: &str) -> Result<(), Error> {
     fs::create_dir_all(&previous).map_err(failed(&previous))?;
     let steps = STEPS.iter().flat_map(|prefix| resume::numbered(out_dir, prefix)).map(|(_, path)| path);
     // what says whose they are goes last: where the program is killed in between, the rest is moved the next time or written over
-    let named = [ADAPTER_WEIGHTS, ADAPTER_CONFIG, MODEL, PROMPT_FILE].into_iter().chain(COMPANIONS);
-    let of_run = [RUN_FILE, REPORT_FILE, "hyperparameters.yaml", HYPERPARAMETERS_FILE];
+    let named = [ADAPTER_WEIGHTS, ADAPTER_CONFIG, MODEL_WEIGHTS, PROMPT_FILE].into_iter().chain(COMPANIONS);
+    let of_run = [RUN_FILE, REPORT_FILE, FINISHED_FILE, "hyperparameters.yaml", HYPERPARAMETERS_FILE];
     let files = named.map(|name| out_dir.join(name)).chain(logging::files(out_dir));
     for from in steps.chain(files).chain(of_run.map(|name| out_dir.join(name))) {
         if let Some(name) = from.file_name().filter(|_| from.exists()) {
@@ -124,15 +123,9 @@ fn is_run(folder: &Path) -> bool {
     read_json(&folder.join(HYPERPARAMETERS_FILE)).is_some_and(|all| all["engraft_version"].is_string())
 }
 
-/// The name of the run in a folder.
-fn run_in(folder: &Path) -> Option<String> {
-    read_json(&folder.join(HYPERPARAMETERS_FILE))?["run"].as_str().map(str::to_owned)
-}
-
 /// Whether there is anything that was trained.
 fn holds_trained(folder: &Path) -> bool {
-    [ADAPTER_WEIGHTS, MODEL].iter().any(|name| folder.join(name).exists())
-        || STEPS.iter().any(|prefix| !resume::numbered(folder, prefix).is_empty())
+    holds_result(folder) || STEPS.iter().any(|prefix| !resume::numbered(folder, prefix).is_empty())
 }
 
 /// Whether a path within the folder is one that [`set_aside`] would take away.

@@ -2,7 +2,8 @@
 //!
 //! `step-NNNNNN/` holds the adapter (or model) for others, and for the run itself `training_state.safetensors` (parameters and
 //! both moments of AdamW, f32) and `training_state.json` (counters, loss scale, options). The folder appears whole or not at all.
-//! The order of the data, the schedule and dropout follow from seed and step, so they need no state of their own.
+//! The order of the data, the schedule and dropout follow from seed and step, so they need no state of their own. `finished.json`
+//! holds the counters of a run that has made all its steps, and of whose folders none may be left.
 
 use super::chosen::Chosen;
 use super::logging::Record;
@@ -12,7 +13,9 @@ use super::options::FinetuneOptions;
 use super::run_folder::{HYPERPARAMETERS_FILE, read_json};
 use super::stopping::Watch;
 use super::trainer::Trainer;
-use crate::checkpoint::{Checkpoint, CheckpointError, atomic, write_safetensors};
+use crate::checkpoint::{
+    ADAPTER_WEIGHTS, Checkpoint, CheckpointError, MODEL_WEIGHTS, atomic, write_safetensors,
+};
 use crate::data::Dataset;
 use crate::error::Error;
 use crate::graph::DType;
@@ -22,6 +25,8 @@ use std::path::{Path, PathBuf};
 
 const TENSORS: &str = "training_state.safetensors";
 const PROGRESS: &str = "training_state.json";
+/// The counters of a run that is done, beside its result.
+pub(super) const FINISHED_FILE: &str = "finished.json";
 /// Version of the format.
 const FORMAT: u32 = 2;
 
@@ -146,7 +151,18 @@ impl Progress {
     /// # Errors
     /// The file cannot be written.
     pub fn write_counters(&self, folder: &Path) -> Result<(), Error> {
-        let path = folder.join(PROGRESS);
+        self.write_to(folder.join(PROGRESS))
+    }
+
+    /// Writes the same beside the result: the run is done.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_finished(&self, out_dir: &Path) -> Result<(), Error> {
+        self.write_to(out_dir.join(FINISHED_FILE))
+    }
+
+    fn write_to(&self, path: PathBuf) -> Result<(), Error> {
         let failed = |source| Error::Write { path: path.clone(), source };
         let text = serde_json::to_vec_pretty(self).map_err(|e| failed(e.into()))?;
         atomic::write_file(&path, |out| out.write_all(&text)).map_err(failed)
@@ -164,9 +180,22 @@ impl Progress {
     /// # Errors
     /// Files that cannot be read, a run of other options or data: the first that differs, with both values.
     pub fn read(folder: &Path, options: &FinetuneOptions, data: &Dataset) -> Result<Self, Error> {
-        let path = folder.join(PROGRESS);
+        let found = Progress::read_counters(&folder.join(PROGRESS), options, data)?;
+        open_tensors(folder)?;
+        Ok(found)
+    }
+
+    /// Reads the counters of a run that is done: [`finished`].
+    ///
+    /// # Errors
+    /// As [`Progress::read`].
+    pub fn read_finished(out_dir: &Path, options: &FinetuneOptions, data: &Dataset) -> Result<Self, Error> {
+        Progress::read_counters(&out_dir.join(FINISHED_FILE), options, data)
+    }
+
+    fn read_counters(path: &Path, options: &FinetuneOptions, data: &Dataset) -> Result<Self, Error> {
         let said = |reason: String| Error::input(format!("{}: {reason}", path.display()));
-        let text = std::fs::read(&path).map_err(|e| {
+        let text = std::fs::read(path).map_err(|e| {
             said(format!("cannot be read: {e}; --resume takes the folder of a saved step, step-NNNNNN"))
         })?;
         let found: Progress = serde_json::from_slice(&text).map_err(|e| {
@@ -194,7 +223,6 @@ impl Progress {
                 return Err(said(reason));
             }
         }
-        open_tensors(folder)?;
         Ok(found)
     }
 
@@ -256,9 +284,28 @@ fn earlier(folder: &Path) -> Option<PathBuf> {
 /// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one. An earlier run may have left folders
 /// there too; they are not meant.
 pub(super) fn newest(out_dir: &Path) -> Option<PathBuf> {
-    let text = std::fs::read(out_dir.join(HYPERPARAMETERS_FILE)).ok()?;
-    let run = serde_json::from_slice::<Value>(&text).ok()?["run"].as_str()?.to_owned();
-    steps_of(out_dir, &run).pop().map(|(_, path)| path)
+    steps_of(out_dir, &run_in(out_dir)?).pop().map(|(_, path)| path)
+}
+
+/// Whether the run in `out_dir` has made all its steps, and its result is there.
+pub(super) fn is_finished(out_dir: &Path) -> bool {
+    let finished = read_json(&out_dir.join(FINISHED_FILE)).and_then(|f| f["run"].as_str().map(str::to_owned));
+    finished.is_some_and(|run| run_in(out_dir) == Some(run)) && holds_result(out_dir)
+}
+
+/// The name of the run in a folder.
+pub(super) fn run_in(out_dir: &Path) -> Option<String> {
+    read_json(&out_dir.join(HYPERPARAMETERS_FILE))?["run"].as_str().map(str::to_owned)
+}
+
+/// Whether a folder holds an adapter or a model that was trained.
+pub(super) fn holds_result(out_dir: &Path) -> bool {
+    [ADAPTER_WEIGHTS, MODEL_WEIGHTS].iter().any(|name| out_dir.join(name).exists())
+}
+
+/// Whether a run can go on from a folder.
+pub fn is_saved_step(folder: &Path) -> bool {
+    folder.join(PROGRESS).is_file()
 }
 
 /// The run that saved a step's folder.

@@ -4,7 +4,7 @@ use super::adapter::extract;
 use super::options::{FinetuneOptions, Method};
 use super::run_folder::HYPERPARAMETERS_FILE;
 use super::trainer::Trainer;
-use crate::checkpoint::{AdapterConfig, COMPANIONS, atomic, encode, write_safetensors};
+use crate::checkpoint::{AdapterConfig, COMPANIONS, MODEL_WEIGHTS, atomic, encode, write_safetensors};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::graph::DType;
@@ -54,7 +54,7 @@ pub fn save_model(trainer: &Trainer, model_dir: &Path, folder: &Path) -> Result<
         encode(&values, dtype, &mut bytes);
         Some((name, dtype, dims, bytes))
     });
-    write_safetensors(&folder.join("model.safetensors"), tensors, &[("format", "pt")])?;
+    write_safetensors(&folder.join(MODEL_WEIGHTS), tensors, &[("format", "pt")])?;
     Ok(())
 }
 

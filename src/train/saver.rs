@@ -6,7 +6,7 @@
 use super::metrics::Event;
 use super::options::FinetuneOptions;
 use super::out_dir;
-use super::resume::{self, Progress};
+use super::resume::{self, FINISHED_FILE, Progress};
 use super::run_folder::read_json;
 use super::save::{save_adapter, save_model};
 use super::trainer::Trainer;
@@ -84,6 +84,11 @@ impl Saver {
         fs::create_dir_all(&self.out_dir).map_err(failed)?;
         out_dir::set_aside(&self.out_dir, &self.run)?;
         resume::clean(&self.out_dir);
+        let finished = self.out_dir.join(FINISHED_FILE);
+        if finished.exists() {
+            // steps that it has made are made again
+            fs::remove_file(&finished).map_err(|source| Error::Write { path: finished, source })?;
+        }
         for (step, path) in resume::steps_of(&self.out_dir, &self.run) {
             if step > progress.step {
                 remove(&path)?;

@@ -105,12 +105,7 @@ impl Session<'_, '_> {
             let step = progress.step;
             let (epoch, within) = (step / per_epoch, step % per_epoch);
             if within == 0 || order.is_empty() {
-                order = epoch_order(
-                    data.train.len(),
-                    self.options.data_seed(),
-                    epoch as u64,
-                    self.options.data.shuffle,
-                );
+                order = self.order(epoch);
             }
             let begin = within * self.options.batch_size;
             let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
@@ -164,6 +159,12 @@ impl Session<'_, '_> {
             error => error,
         })?;
         if end == Some(End::Steps) {
+            progress.elapsed_s = ledger.start.elapsed().as_secs_f64();
+            if let Err(error) = progress.write_finished(out_dir) {
+                self.emit(Event::Note(format!(
+                    "{error} The result is there, but --resume will not know of it"
+                )));
+            }
             self.saver.remove_autosaves();
         }
         let Ledger { losses, start, .. } = ledger;
@@ -307,8 +308,8 @@ impl Session<'_, '_> {
         ledger: &Ledger,
     ) -> Error {
         let mut saved = None;
-        // an adapter that nothing was applied to is none
-        if ledger.applied > 0 {
+        // an adapter that nothing was applied to is none, and one whose own rows have no loss any more is not good
+        if ledger.applied > 0 && self.has_loss(step - 1) {
             let mut state = progress.clone();
             (state.step, state.applied) = (step - 1, ledger.applied);
             (state.tokens, state.micro_batches) = (before.tokens, before.micro_batches);
@@ -321,6 +322,25 @@ impl Session<'_, '_> {
             }
         }
         Error::Diverged { step, source, saved, method: self.options.method }
+    }
+
+    /// Whether the samples of a step, counted from 1, have a finite loss with what is trained now.
+    fn has_loss(&mut self, step: usize) -> bool {
+        let (data, size) = (&self.prepared.data, self.options.batch_size);
+        let per_epoch = data.train.len().div_ceil(size);
+        let Some(before) = step.checked_sub(1) else { return true };
+        let (epoch, begin) = (before / per_epoch, before % per_epoch * size);
+        let order = self.order(epoch);
+        let window: Vec<Sample> = order.iter().skip(begin).take(size).map(|&i| data.train.get(i)).collect();
+        let batches = window.chunks(self.options.micro_batch()).map(MicroBatch::from_samples);
+        // what the device reports is not this step's fault
+        self.trainer.evaluate(batches).map_or(true, f64::is_finite)
+    }
+
+    /// The order of the training samples in an epoch.
+    fn order(&self, epoch: usize) -> Vec<usize> {
+        let (samples, o) = (self.prepared.data.train.len(), self.options);
+        epoch_order(samples, o.data_seed(), epoch as u64, o.data.shuffle)
     }
 
     /// Device memory by kind.
@@ -370,6 +390,12 @@ impl Session<'_, '_> {
             ledger.log(&record, self.on_event);
             progress.evaluated = Some(record.clone());
             self.emit(Event::Evaluation(record));
+            if !loss.is_finite() {
+                self.emit(Event::Note(format!(
+                    "the validation loss of step {step} is no number: what was trained is of no use as it is; use a lower \
+                     --learning_rate, a longer --lr_warmup_steps or --grad_clip"
+                )));
+            }
             let best = progress.watch.observe(step, loss, self.options.early_stopping_min_delta);
             if best && self.options.keeps_best() {
                 match self.saver.best(&self.trainer, step, kept, self.on_event) {

@@ -369,7 +369,23 @@ fn mistakes_end_with_code_two_and_say_what_is_allowed() {
         panic!("another command")
     };
     let error = args.resolve().unwrap_err().to_string();
-    assert!(error.contains("--data.json_path") && error.contains("must be given"), "{error}");
+    assert!(error.contains("--data.json_path: must be given"), "{error}");
+}
+
+/// An option that may stand alone takes what follows for its value, also where that is the model.
+#[test]
+fn resume_before_the_model_does_not_swallow_it() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/models/llama");
+    let resolved = |words: &[&str]| match parse(&[&["finetune", "--data", "d.json"], words].concat()) {
+        Ok(Cli { command: Command::Finetune(args), .. }) => args.resolve(),
+        other => panic!("{other:?}"),
+    };
+    let options = resolved(&["--resume", model]).unwrap();
+    assert_eq!((options.model_dir, options.resume), (model.into(), Some("auto".into())));
+    let options = resolved(&["--resume", model, "other"]).unwrap();
+    assert_eq!((options.model_dir, options.resume), ("other".into(), Some(model.into())));
+    let error = resolved(&["--resume", "out/step-000001"]).unwrap_err().to_string();
+    assert!(error.contains("MODEL_DIR: must be given"), "{error}");
 }
 
 #[test]

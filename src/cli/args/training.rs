@@ -6,9 +6,10 @@ use super::{
 };
 use crate::train::duration::{DurationError, parse_duration};
 use crate::train::options::{Example, FinetuneOptions, OptimizerKind, RecomputeKind};
+use crate::train::resume::is_saved_step;
 use crate::train::schedule::ScheduleKind;
 use clap::{ArgAction, Args};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Training")]
@@ -232,6 +233,13 @@ impl TrainingArgs {
         let derived = self.batch_size.zip(micro_batches).and_then(|(size, n)| size.checked_div(n));
         let micro_batch_size = self.micro_batch_size.or(derived).unwrap_or(usual);
         let (beta1, beta2) = self.betas.unwrap_or((self.beta1, self.beta2));
+        // `--resume MODEL_DIR`: what follows an option that may stand alone is taken for its value
+        let (model_dir, resume) = match self.resume {
+            Some(folder) if model_dir.as_os_str().is_empty() && is_model(&folder) => {
+                (folder, Some("auto".into()))
+            }
+            resume => (model_dir, resume),
+        };
         FinetuneOptions {
             model_dir,
             data: {
@@ -276,7 +284,7 @@ impl TrainingArgs {
             early_stopping_patience: self.early_stopping_patience,
             early_stopping_min_delta: self.early_stopping_min_delta,
             max_time: self.max_time,
-            resume: self.resume,
+            resume,
             log_interval: self.log_interval,
             logger_name: self.logging.logger_name,
             seed: self.seed,
@@ -291,6 +299,11 @@ impl TrainingArgs {
             ..FinetuneOptions::default()
         }
     }
+}
+
+/// Whether a folder is a model's, and no saved step.
+fn is_model(folder: &Path) -> bool {
+    folder.join("config.json").is_file() && !is_saved_step(folder)
 }
 
 /// A span of time, or 0 for never.

@@ -85,7 +85,7 @@ impl RunLog {
         let from = earlier.filter(|folder| folder.join(METRICS_FILE).is_file()).unwrap_or(out_dir);
         let mut records = read(from).map_err(MetricsError::write(&from.join(METRICS_FILE)))?;
         records.retain(keep);
-        let losses = records.iter().filter_map(|record| record.get("loss")?.as_f64()).collect();
+        let losses = losses_of(&records);
         let mut kinds = kinds.to_vec();
         if from.join(CSV_FILE).exists() {
             kinds.push(LoggerKind::Csv);
@@ -119,6 +119,18 @@ impl RunLog {
         let written = self.sinks.iter_mut().map(|sink| sink.write(&record));
         written.fold(Ok(()), Result::and)
     }
+}
+
+/// The losses of the steps in a folder's log, in order.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(super) fn losses(out_dir: &Path) -> Result<Vec<f64>, MetricsError> {
+    Ok(losses_of(&read(out_dir).map_err(MetricsError::write(&out_dir.join(METRICS_FILE)))?))
+}
+
+fn losses_of(records: &[Record]) -> Vec<f64> {
+    records.iter().filter_map(|record| record.get("loss")?.as_f64()).collect()
 }
 
 /// The logs in a folder, `metrics.jsonl` first.

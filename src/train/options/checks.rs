@@ -17,13 +17,18 @@ pub struct OptionsError {
 
 /// One option that cannot be run.
 #[derive(Clone, Debug, Error, PartialEq)]
-#[error("{option} {given}: {allowed}")]
+#[error("{option}{}: {allowed}", said(given))]
 pub struct OptionProblem {
     /// As it is typed: `--batch_size`.
     pub option: &'static str,
+    /// Empty for one that was left out.
     pub given: String,
     /// What is allowed.
     pub allowed: String,
+}
+
+fn said(given: &str) -> String {
+    if given.is_empty() { String::new() } else { format!(" {given}") }
 }
 
 /// Collects problems, so that a user sees all of them at once.
@@ -91,7 +96,7 @@ impl Checks {
     }
 
     pub(crate) fn path(&mut self, option: &'static str, given: &Path) {
-        self.require(!given.as_os_str().is_empty(), option, "\"\"", "must be given");
+        self.require(!given.as_os_str().is_empty(), option, "", "must be given");
     }
 
     /// The run's files name it, and they are text.
