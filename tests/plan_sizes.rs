@@ -17,7 +17,8 @@ use engraft::plan::tune::unmeasured;
 use engraft::plan::{Bindings, Layout, Program, Slots};
 use engraft::train::adapter::spec_of_targets;
 use engraft::train::bench::small_config;
-use engraft::train::trainer::bucket;
+use engraft::train::trainer::{Capacity, bucket};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The largest micro-batch; its label rows are three chunks of logits.
@@ -87,17 +88,14 @@ fn devices() -> [(&'static str, DeviceProfile); 4] {
 
 /// All sizes up to the largest that get a plan of their own.
 fn sizes() -> Vec<(usize, usize)> {
-    let buckets = |most: usize| {
-        let mut all: Vec<usize> = (1..=most).map(bucket).filter(|&n| n <= most).collect();
-        all.dedup();
-        all
-    };
-    let labels = buckets(LARGEST.1);
     let of = |tokens: usize| {
-        let fitting: Vec<usize> = labels.iter().copied().filter(|&l| l <= tokens).collect();
+        let labels = (1..=tokens).map(|labels| Capacity { tokens, labels }.padded().labels);
+        let fitting: BTreeSet<usize> = labels.filter(|&l| l <= LARGEST.1).collect();
+        let fitting: Vec<usize> = fitting.into_iter().collect();
         [fitting[0], fitting[fitting.len() / 2], fitting[fitting.len() - 1]].map(|l| (tokens, l))
     };
-    buckets(LARGEST.0).into_iter().flat_map(of).collect()
+    let tokens: BTreeSet<usize> = (1..=LARGEST.0).map(bucket).collect();
+    tokens.into_iter().flat_map(of).collect()
 }
 
 /// A choice for every class of these graphs, as measuring might have made it: any kernel of the family, from this seed.

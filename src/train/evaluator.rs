@@ -6,7 +6,7 @@ use super::host_embedding::HostEmbedding;
 use super::inputs::write_batch;
 use super::options::EvaluateOptions;
 use super::setup::{bind_adapter, check_vocabulary, open_network};
-use super::trainer::{Capacity, TrainerError, bucket};
+use super::trainer::{Capacity, TrainerError};
 use super::tuning::{TuneProgress, Tuner, pipeline_folder};
 use super::weights::WeightSource;
 use crate::checkpoint::Adapter;
@@ -89,8 +89,8 @@ pub fn evaluate(
     let all: Vec<usize> = (0..samples.len()).collect();
     let batches: Vec<&[usize]> = all.chunks(options.micro_batch_size.max(1)).collect();
     let capacity = capacity(&samples, &batches);
-    let graph =
-        network.evaluation(bucket(capacity.tokens), bucket(capacity.labels)).map_err(TrainerError::from)?;
+    let padded = capacity.padded();
+    let graph = network.evaluation(padded.tokens, padded.labels).map_err(TrainerError::from)?;
     let tuned = Tuner::new(options.tune)
         .prepare(&gpu, &graph, &mut |progress| on_event(EvaluateEvent::Tuned(progress.clone())))?;
     if let Some(trouble) = tuned.trouble {
@@ -151,7 +151,7 @@ impl Evaluator {
         adapter: Option<&Adapter>,
         capacity: Capacity,
     ) -> Result<Self, TrainerError> {
-        let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
+        let capacity = capacity.padded();
         let graph = network.evaluation(capacity.tokens, capacity.labels)?;
         let layout = Layout::new(&graph, &gpu.profile());
         layout.check(&graph, &gpu.profile())?;

@@ -1,7 +1,7 @@
 //! A micro-batch on its way into the input buffers of a graph.
 
 use super::host_embedding::HostEmbedding;
-use super::trainer::{Capacity, TrainerError, bucket};
+use super::trainer::{Capacity, TrainerError};
 use crate::data::MicroBatch;
 use crate::graph::layout::pack_u32;
 use crate::models::EMBEDDED;
@@ -20,7 +20,7 @@ pub(super) fn write_batch(
     batch: &MicroBatch,
     capacity: Capacity,
 ) -> Result<Capacity, TrainerError> {
-    let size = Capacity { tokens: bucket(batch.tokens_len()), labels: bucket(batch.label_count()) };
+    let size = Capacity { tokens: batch.tokens_len(), labels: batch.label_count() }.padded();
     if size.tokens > capacity.tokens || size.labels > capacity.labels {
         return Err(TrainerError::TooLarge {
             tokens: batch.tokens_len(),

@@ -6,7 +6,7 @@ use super::host_embedding::HostEmbedding;
 use super::optimiser::plan_update;
 use super::options::OptimizerKind;
 use super::sampler::plan_sampler;
-use super::trainer::{Capacity, bucket, training_graph};
+use super::trainer::{Capacity, training_graph};
 use super::weights::{stream_layout, streamed_bytes, weight_bytes};
 use crate::autograd::Recompute;
 use crate::gpu::GpuError;
@@ -93,7 +93,7 @@ impl TrainingPlan {
     /// Shapes that do not fit together.
     pub fn new(network: &Network, demand: &Demand, device: &DeviceProfile) -> Result<Self, GraphError> {
         let Demand { capacity, longest, training_sizes, evaluation_sizes, optimizer, sampled, .. } = *demand;
-        let capacity = Capacity { tokens: bucket(capacity.tokens), labels: bucket(capacity.labels) };
+        let capacity = capacity.padded();
         let graph = training_graph(network, capacity)?;
         let evaluation = network.evaluation(capacity.tokens, capacity.labels)?;
         let layouts = [Layout::new(&graph, device), Layout::new(&evaluation, device)];

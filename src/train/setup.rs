@@ -4,7 +4,7 @@ use super::adapter::{AdapterError, frozen_parameters, spec_of_adapter};
 use super::options::{FinetuneOptions, Method, Precision};
 use super::plan::{Demand, Sizes};
 use super::quantize::QuantizeOptions;
-use super::trainer::{Capacity, bucket};
+use super::trainer::Capacity;
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
 use crate::checkpoint::{Adapter, Checkpoint};
@@ -116,7 +116,8 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
         let (tokens, labels): (usize, usize) = (sum(Samples::tokens_len), sum(Samples::label_count));
         capacity.tokens = capacity.tokens.max(tokens);
         capacity.labels = capacity.labels.max(labels);
-        *sizes.entry((bucket(tokens), bucket(labels))).or_default() += 1;
+        let padded = Capacity { tokens, labels }.padded();
+        *sizes.entry((padded.tokens, padded.labels)).or_default() += 1;
     };
     let per_epoch = data.train.len().div_ceil(options.batch_size);
     for epoch in 0..steps.div_ceil(per_epoch) {
@@ -129,7 +130,8 @@ pub fn run_demand(data: &Dataset, options: &FinetuneOptions, micro_batch: usize,
     }
     let all: Vec<usize> = (0..data.validation.len()).collect();
     all.chunks(micro_batch).for_each(|micro| add(&mut evaluation, &data.validation, micro));
-    let largest = (bucket(capacity.tokens), bucket(capacity.labels));
+    let largest = capacity.padded();
+    let largest = (largest.tokens, largest.labels);
     let sizes = |all: &HashMap<(usize, usize), usize>| Sizes {
         largest: all.contains_key(&largest),
         smaller: all.keys().filter(|size| **size != largest).count(),
@@ -151,9 +153,9 @@ const MEASURED_TOKENS: usize = 2048;
 /// The size that stands for the largest micro-batch where kernels are measured: that one, or a smaller one with as many labels among
 /// its tokens.
 pub fn measured_size(capacity: Capacity) -> Capacity {
-    let (tokens, labels) = (bucket(capacity.tokens), bucket(capacity.labels));
+    let Capacity { tokens, labels } = capacity.padded();
     let measured = tokens.min(MEASURED_TOKENS);
-    Capacity { tokens: measured, labels: bucket(labels * measured / tokens) }
+    Capacity { tokens: measured, labels: labels * measured / tokens }.padded()
 }
 
 /// A size with less than this part of a training's tokens is rare.
