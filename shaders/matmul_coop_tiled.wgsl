@@ -8,7 +8,7 @@
 // SCALED: rows carry a power of two, whose inverse `unscale` takes it out of their sums; SCALED_WHOLE: all rows carry the same, and
 // all columns another, whose inverse is `unscale_columns`. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
 // for a loss scale to see. VECTORS: tiles are arrays of groups of four, which Metal cannot load
-// matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW waits as it is stored. PAIR adds
+// matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored. PAIR adds
 // the second pair, in f32. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
@@ -47,9 +47,10 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
 {% endif %}
 {% endmacro %}
 
-{# whether group (row, q) of the block from group t on is within the inner dimension, and where it is stored #}
+{# whether group (row, q) of the block from group t on is within the inner dimension, and where it is stored; one beyond it is read
+   from its end and not used, for a branch around a load waits for it #}
 {% macro within(inner, t) %}{% if inner %}{{ t }} + q < params.k_4{% else %}4u * ({{ t }}) + row < params.k{% endif %}{% endmacro %}
-{% macro stored(inner, extent, first, t) %}{% if inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.k_4 + {{ t }} + q{% else %}(4u * ({{ t }}) + row) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
+{% macro stored(inner, extent, first, t) %}{% if inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.k_4 + min({{ t }} + q, params.k_4 - 1u){% else %}min(4u * ({{ t }}) + row, params.k - 1u) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
 
 {# copies a block of the operand #}
 {% macro stage(name, tile, line, inner, extent, first, width) %}
@@ -57,10 +58,8 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
         for (var e = lane; e < {{ width * DEPTH // 4 }}u; e += {{ WORKGROUP }}u) {
             let row = e / {{ PER_LINE }}u;
             let q = e % {{ PER_LINE }}u;
-            var v = vec4<f32>();
-            if ({{ within(inner, "t") }}) {
-                v = {{ load(name, stored(inner, extent, first, "t")) }};
-            }
+            let at = {{ stored(inner, extent, first, "t") }};
+            let v = select(vec4<f32>(), {{ load(name, "at") }}, {{ within(inner, "t") }});
 {{ keep(tile, "row * " ~ line ~ "u + q", half(name, "v")) }}
         }
 {% endmacro %}
@@ -75,15 +74,12 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
     {
         let row = (lane + {{ n * WORKGROUP }}u) / {{ PER_LINE }}u;
         let q = (lane + {{ n * WORKGROUP }}u) % {{ PER_LINE }}u;
-        if ({{ within(inner, t) }}) {
+        let at = {{ stored(inner, extent, first, t) }};
 {% if raw %}
-            {{ name }}_next{{ n }} = raw_{{ name }}({{ stored(inner, extent, first, t) }});
+        {{ name }}_next{{ n }} = select(vec2<u32>(), raw_{{ name }}(at), {{ within(inner, t) }});
 {% else %}
-            {{ name }}_next{{ n }} = {{ half(name, load(name, stored(inner, extent, first, t))) }};
+        {{ name }}_next{{ n }} = {{ half(name, "select(vec4<f32>(), " ~ load(name, "at") ~ ", " ~ within(inner, t) ~ ")") }};
 {% endif %}
-        } else {
-            {{ name }}_next{{ n }} = {{ "vec2<u32>" if raw else "vec4<f16>" }}();
-        }
     }
 {% endfor %}
 {% endmacro %}

@@ -706,14 +706,30 @@ fn attention_on_matrix_units_equals_the_reference() {
     assert!(taken > 20 && alone > 1 && variants.len() > alone, "{taken} passes by {variants:?}");
 }
 
-/// What a GPU takes without a measurement, for every case.
+/// What a GPU takes without a measurement, for every case but products, of which all variants are tried.
 #[test]
-fn attention_for_gpus_equals_the_reference() {
+fn kernels_for_gpus_equal_their_references() {
     let Some(gpu) = common::gpu() else { return };
-    let as_gpu = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
-    let cases = engraft::ops::cases().into_iter().filter(|c| c.op.name().starts_with("attention"));
-    let failures: Vec<String> = cases.filter_map(|case| run(&gpu, &as_gpu, &case, false).err()).collect();
+    let own = DeviceProfile::clone(&gpu.profile());
+    let as_gpu = DeviceProfile { cpu: false, ..own.clone() };
+    let dispatches = |case: &Case, device: &DeviceProfile| plan(case, device, false, false).dispatches;
+    let differs = |case: &Case| {
+        let kernels = dispatches(case, &as_gpu);
+        let alone = kernels.iter().all(|d| !d.shader.name.starts_with("matmul"));
+        alone && format!("{kernels:?}") != format!("{:?}", dispatches(case, &own))
+    };
+    let (mut ran, mut failures) = (HashMap::<&str, usize>::new(), Vec::new());
+    for case in engraft::ops::cases().into_iter().filter(differs) {
+        *ran.entry(case.op.name()).or_default() += 1;
+        failures.extend(run(&gpu, &as_gpu, &case, false).err());
+    }
+    println!("{ran:?}");
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    if own.cpu {
+        for name in ["attention", "norm_squared", "rms_norm"] {
+            assert!(ran.contains_key(name), "no case of {name} is another for a GPU");
+        }
+    }
 }
 
 /// A device that binds no more buffers than it must: gradients of attention are turned by launches of their own there.

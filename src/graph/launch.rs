@@ -340,14 +340,17 @@ impl Launch<'_> {
     }
 
     /// Lanes that share a row in row kernels: on CPU devices one lane walks a row alone, but for rows so long that
-    /// llvmpipe would end its loops early (it stops an invocation after 65,535 iterations of all its loops together). On GPUs many
-    /// share such a row, of which there are few at a time: the vocabulary's.
+    /// llvmpipe would end its loops early (it stops an invocation after 65,535 iterations of all its loops together).
     pub fn row_lanes(&self, cols4: usize) -> u32 {
-        let most = match (self.device.cpu, cols4 > LONG_ROW) {
+        match (self.device.cpu, cols4 > LONG_ROW) {
             (true, false) => 1,
-            (true, true) | (false, false) => 64,
-            (false, true) => 256,
-        };
-        (cols4.next_power_of_two() as u32).clamp(1, most)
+            (true, true) => 64,
+            (false, _) => row_lanes(cols4),
+        }
     }
+}
+
+/// Lanes that share a row of so many groups of four in row kernels of GPUs. Of rows as long as the vocabulary there are few at a time.
+pub fn row_lanes(cols4: usize) -> u32 {
+    (cols4.next_power_of_two() as u32).clamp(1, if cols4 > LONG_ROW { 256 } else { 64 })
 }

@@ -19,7 +19,7 @@ pub use choices::{Alternative, Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
 pub use launch::{
     Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader,
-    SharedMatrices, View,
+    SharedMatrices, View, row_lanes,
 };
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
 pub use pieces::OFFSET_ALIGNMENT;

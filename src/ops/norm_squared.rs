@@ -13,8 +13,6 @@ use std::sync::Arc;
 const SHADER: Shader = crate::shader!("norm_squared");
 /// Workgroups of the first pass: enough to fill a GPU, few enough for one workgroup to add their parts.
 const PARTS: usize = 256;
-/// Invocations of one.
-const WIDTH: usize = 64;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormSquared;
@@ -40,17 +38,20 @@ impl Operation for NormSquared {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let x = launch.inputs[0];
+        // invocations of a workgroup: all that a large GPU keeps busy have to walk billions of elements
+        let width = if launch.device.cpu { 64 } else { 256 };
         let pass = |parts: usize, count: usize, (continued, continues)| {
             Dispatch::new(SHADER, parts)
                 .param("count", count)
-                .param("stride", WIDTH * parts)
+                .define("WIDTH", width as u32)
+                .param("stride", width * parts)
                 .flag("SQUARE", parts == PARTS)
                 .flag("CONTINUED", continued)
                 .flag("CONTINUES", continues)
         };
         let sums = |dispatch: Dispatch, output| dispatch.write_scalar("sums", output, DType::F32);
         // whole strides: every invocation meets the groups that it meets in one range, in their order
-        let ranges: Vec<_> = launch.device.ranges(x, WIDTH * PARTS).collect();
+        let ranges: Vec<_> = launch.device.ranges(x, width * PARTS).collect();
         let last = ranges.len() - 1;
         let mut dispatches: Vec<Dispatch> = Vec::new();
         for (i, groups) in ranges.iter().enumerate() {
@@ -68,7 +69,7 @@ impl Operation for NormSquared {
         let second = pass(1, PARTS / 4, (false, false)).read("x", Place::Workspace(0), DType::F32);
         dispatches.push(sums(second, Place::Output(0)));
         let mut workspaces = vec![4 * PARTS as u64];
-        workspaces.extend((last > 0).then_some(16 * (WIDTH * PARTS) as u64));
+        workspaces.extend((last > 0).then_some(16 * (width * PARTS) as u64));
         LaunchPlan { dispatches, workspaces, ..LaunchPlan::default() }
     }
 

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 /// Tokens and label rows of a plan.
 pub(super) type Size = (usize, usize);
 
-/// Plans that are kept: each takes some megabytes of host memory, and samples of all lengths can make hundreds of sizes.
-const KEPT: usize = 64;
+/// Plans that are kept: each takes two or three megabytes of host memory for 16 layers, and samples of all lengths can make hundreds of
+/// sizes. A tenth of a second or less makes one again.
+pub(super) const KEPT: usize = 128;
 
 pub(super) struct Family {
     /// Of the largest size.

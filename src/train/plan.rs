@@ -2,6 +2,7 @@
 //! [`Trainer`](super::trainer::Trainer) plans it.
 
 use super::bench::visible_share;
+use super::family::KEPT;
 use super::host_embedding::HostEmbedding;
 use super::optimiser::plan_update;
 use super::options::OptimizerKind;
@@ -25,10 +26,10 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Most bytes of the parameters of their plans, which are made within this one of the largest.
+    /// Most bytes of the parameters of their plans, which are made within this one of the largest, and of which so many are kept.
     fn parameter_bytes(self, layout: &Layout) -> u64 {
         u64::from(self.largest) * layout.parameter_bytes()
-            + self.smaller as u64 * layout.most_parameter_bytes()
+            + self.smaller.min(KEPT) as u64 * layout.most_parameter_bytes()
     }
 }
 

@@ -4,7 +4,9 @@
 use super::candidates::GATING;
 use super::operand::{Operand, Oriented};
 use super::variant::Variant;
-use crate::graph::{Binding, DType, DeviceProfile, Dispatch, Place, Shader, Shape, TensorType, View};
+use crate::graph::{
+    Binding, DType, DeviceProfile, Dispatch, Place, Shader, Shape, TensorType, View, row_lanes,
+};
 use crate::ops::BUSY;
 use crate::ops::copy::SHADER as COPY;
 use crate::ops::elementwise;
@@ -260,10 +262,11 @@ pub(super) fn rounded_rows(o: &Oriented, scratch: &mut Scratch) -> (Operand, Pla
     let made = Operand::new(scratch.take(Shared::Rounded, ty.bytes()), ty.dtype).range(0, ty.bytes());
     let scales = (4 * ty.rows() as u64).next_multiple_of(16);
     let unscale = scratch.take(Shared::Unscale, scales);
-    let lanes = (ty.cols4().next_power_of_two() as u32).clamp(1, 64);
-    let dispatch = Dispatch::new(ROUND_ROWS, ty.rows().div_ceil(64 / lanes as usize))
+    let lanes = row_lanes(ty.cols4());
+    let rows = (64 / lanes).max(1);
+    let dispatch = Dispatch::new(ROUND_ROWS, ty.rows().div_ceil(rows as usize))
         .define("LANES", lanes)
-        .define("ROWS", 64 / lanes)
+        .define("ROWS", rows)
         .flag("GATED", o.gated())
         .param("rows", ty.rows())
         .param("cols4", ty.cols4())

@@ -307,7 +307,7 @@ impl Product {
             )
             .cost(flops, bytes);
         if let Variant::CoopTiled { .. } = variant {
-            let raw = |operand: Operand| operand.dtype == DType::F16;
+            let raw = |operand: Operand| matches!(operand.dtype, DType::F16 | DType::BF16);
             main = main
                 .flag("R_RAW", raw(o.r) && !o.gated())
                 .flag("C_RAW", raw(o.c))
