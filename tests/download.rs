@@ -270,7 +270,7 @@ fn a_busy_hub_is_tried_again_and_a_missing_one_is_told() {
     let (outcome, events) = run(HubOptions { endpoint: gone, ..hub.options() }, &target);
     let error = outcome.unwrap_err().to_string();
     assert!(error.contains("HF_ENDPOINT"), "{error}");
-    assert_eq!(events.len(), 1, "two tries, one pause: {events:?}");
+    assert_eq!(events.len(), 2, "three tries, two pauses: {events:?}");
 
     let looped = Server::start(|_| Reply {
         status: 302,
@@ -455,7 +455,11 @@ fn a_model_is_taken_by_its_name() {
         assert!(code == 0 && !out.is_empty(), "{err}");
     }
 
-    // what needs no device takes a name as well, and an adapter's base too
+    // what may be a misspelt path is asked for twice
+    let (code, _, err) = call("http://127.0.0.1:1", &["plan", "tiny/lama", "--max_seq_length", "64"]);
+    assert!(code != 0 && err.matches("again in").count() == 1, "{err}");
+
+    // what needs no device takes a name as well
     let (code, out, err) = call("http://127.0.0.1:1", &["validate", "tiny/llama"]);
     assert!(code == 0 && out.contains("configuration"), "{out}{err}");
     let gguf = temporary.path().join("llama.gguf");

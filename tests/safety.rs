@@ -198,6 +198,28 @@ fn what_a_step_has_broken_is_not_saved_as_good() {
     assert!(notes.iter().any(|note| note.contains("loss of step 1 is no number")), "{notes:?}");
 }
 
+/// In f16 the end comes after a row of steps that changed nothing: what the last good one made is still good, and saved.
+#[test]
+fn what_was_good_before_many_overflows_is_saved() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut bad = options(folder.path(), "bad");
+    bad.model_dir = poisoned(folder.path());
+    bad.data.json_path = folder.path().join("mostly_bad.json");
+    let row = |i: usize| json!({ "instruction": if i < 3 { "say it" } else { "say it~" }, "output": "it" });
+    fs::write(&bad.data.json_path, json!((0..30).map(row).collect::<Vec<_>>()).to_string()).unwrap();
+    (bad.precision, bad.max_steps) = (Precision::F16True, None);
+    (bad.batch_size, bad.micro_batch_size) = (1, 1);
+    (bad.data.shuffle, bad.data.val_split_fraction) = (false, 0.0);
+    let error = Finetune::new(bad.clone()).run().unwrap_err();
+    // three good steps, and one for each power of two from 65,536 to 1
+    let Error::Diverged { step: 20, saved: Some(saved), .. } = &error else { panic!("{error}") };
+    let state: Value = serde_json::from_slice(&fs::read(saved.join("training_state.json")).unwrap()).unwrap();
+    assert_eq!((&state["step"], &state["applied"]), (&json!(19), &json!(3)));
+}
+
 /// A first step that is bad leaves nothing, and does not say that it did.
 #[test]
 fn before_the_first_good_step_there_is_nothing_to_save() {

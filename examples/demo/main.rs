@@ -109,7 +109,7 @@ fn show(event: &Event, clock: Instant) {
     match event {
         Event::Note(text) => println!("{text}"),
         Event::Tuned(progress) if progress.done == 1 => println!(
-            "measuring kernels for {} classes of products, once for this device and driver",
+            "measuring kernels for {} classes of kernels, once for this device and driver",
             progress.total
         ),
         Event::Started(run) => println!(

@@ -16,13 +16,14 @@ use tempfile::{Builder, TempDir};
 /// Those of `write` and of the file system; the temporary file is removed and the old one untouched.
 pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = parent(path);
-    if !folder.is_dir() {
-        let name = folder.display();
-        let (kind, reason) = match folder.exists() {
-            true => (io::ErrorKind::NotADirectory, format!("{name} is a file, not a folder")),
-            false => (io::ErrorKind::NotFound, format!("there is no folder {name}, make it first")),
-        };
-        return Err(io::Error::new(kind, reason));
+    let (name, refused) = (folder.display(), |kind, reason: String| Err(io::Error::new(kind, reason)));
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return refused(io::ErrorKind::NotADirectory, format!("{name} is a file, not a folder")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return refused(error.kind(), format!("there is no folder {name}, make it first"));
+        }
+        Err(error) => return Err(error),
     }
     let mut builder = Builder::new();
     let prefix = hidden_prefix(path)?;

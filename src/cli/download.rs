@@ -62,8 +62,7 @@ pub fn model_and_adapter(
     let model = model_folder(model, quiet)?;
     let adapter = adapter_folder(adapter, quiet)?;
     // a path may look like a name on the Hub, so a base is never downloaded for it
-    let downloaded = |base: &str| hub::downloaded(&models_folder().ok()?, &base.parse().ok()?);
-    let found = ModelAndAdapter::find(&model, adapter.as_deref(), &downloaded)?;
+    let found = ModelAndAdapter::find(&model, adapter.as_deref(), &hub::downloaded_model)?;
     say_notes(&found.notes, quiet);
     Ok(found)
 }

@@ -109,7 +109,7 @@ impl Progress {
         } else if progress.done == 1 {
             let total = progress.total;
             self.line(&format!(
-                "measuring kernels for {total} classes of products, once for this device and driver"
+                "measuring kernels for {total} classes of kernels, once for this device and driver"
             ));
         } else if last {
             self.line("kernels measured");

@@ -37,13 +37,19 @@ impl AdapterFolder {
         }
     }
 
-    /// The folder of the base model: the one that is given, or that `adapter_config.json` names.
+    /// The folder of the base model: the one that is given, or that `adapter_config.json` names, which `elsewhere` may know where it is no
+    /// folder here.
     ///
     /// # Errors
-    /// [`ExportError::NoBase`] where that is no folder here.
-    pub fn base(&self, given: Option<&Path>) -> Result<PathBuf, ExportError> {
-        let base = given.map(Path::to_path_buf).or_else(|| base_of(&self.path, &self.adapter.config));
+    /// [`ExportError::NoBase`] where it is not on this machine.
+    pub fn base(
+        &self,
+        given: Option<&Path>,
+        elsewhere: &dyn Fn(&str) -> Option<PathBuf>,
+    ) -> Result<PathBuf, ExportError> {
         let named = self.adapter.config.base_model_name_or_path.clone();
+        let base = given.map(Path::to_path_buf).or_else(|| base_of(&self.path, &self.adapter.config));
+        let base = base.or_else(|| elsewhere(named.as_deref()?));
         base.ok_or_else(|| ExportError::NoBase { file: self.path.join(ADAPTER_CONFIG), named })
     }
 

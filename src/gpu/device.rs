@@ -214,7 +214,7 @@ impl std::fmt::Debug for Gpu {
 fn position(wish: &str, names: &[&str]) -> Option<usize> {
     match wish.trim().parse::<usize>() {
         Ok(index) => (index < names.len()).then_some(index),
-        Err(_) => names.iter().position(|name| name.to_lowercase().contains(&wish.to_lowercase())),
+        Err(_) => names.iter().position(|name| name.to_lowercase().contains(&wish.trim().to_lowercase())),
     }
 }
 

@@ -15,7 +15,9 @@ pub enum GpuError {
          a software device too), or check the installation with `vulkaninfo`"
     )]
     NoDevice,
-    #[error("no device matches {wanted:?}; available: {available}")]
+    #[error(
+        "no device matches {wanted:?} (a number is an index, other words are part of a name); available: {available}"
+    )]
     NoMatch { wanted: String, available: String },
     #[error(
         "the device {device} could not be opened: {reason}; update its driver or choose another with --gpu"

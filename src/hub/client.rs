@@ -18,6 +18,8 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Tries in a row that bring nothing before a download fails.
     pub tries: u32,
+    /// Tries of what comes first that get no answer at all; where a name may be a misspelt path, nobody waits for many.
+    pub unanswered: u32,
     /// Before the second try; doubled before each further one.
     pub pause: Duration,
     /// What is not on this machine is not asked for.
@@ -30,6 +32,7 @@ impl Default for HubOptions {
             endpoint: "https://huggingface.co".into(),
             token: None,
             tries: 6,
+            unanswered: 6,
             pause: Duration::from_secs(1),
             offline: false,
         }

@@ -73,21 +73,18 @@ pub(super) struct Record {
 /// The folder beside the files that belongs to downloads.
 pub(super) const OWN: &str = ".engraft";
 
-/// How often what comes first is asked for where no answer comes: that is a typing error in a path on a machine that is offline, more
-/// often than a connection that comes back.
-const TRIES_UNANSWERED: u32 = 2;
-
 /// Asks again, later each time, as long as that can help.
 pub(super) fn retried<T>(
     client: &Client,
     tell: &(dyn Fn(DownloadEvent) + Sync),
     ask: impl Fn() -> Result<T, HubError>,
 ) -> Result<T, HubError> {
-    let mut pause = client.options().pause;
-    for tried in 1..client.options().tries {
-        match ask() {
-            Err(error @ HubError::Network { .. }) if tried >= TRIES_UNANSWERED => return Err(error),
-            Err(error) if error.passes() => {
+    let (mut pause, mut unanswered) = (client.options().pause, 0);
+    for _ in 1..client.options().tries {
+        let asked = ask();
+        unanswered = if matches!(asked, Err(HubError::Network { .. })) { unanswered + 1 } else { 0 };
+        match asked {
+            Err(error) if error.passes() && unanswered < client.options().unanswered => {
                 tell(DownloadEvent::Retry { file: None, reason: error.to_string(), pause });
                 std::thread::sleep(pause);
                 pause *= 2;

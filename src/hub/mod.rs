@@ -19,4 +19,4 @@ pub use error::HubError;
 pub use file::{FileDownload, FileOrigin};
 pub use listing::{Digest, Listing, RemoteFile};
 pub use name::{RepoKind, RepoName};
-pub use place::{downloaded, is_remote, model_folder, models_folder};
+pub use place::{downloaded, downloaded_model, is_remote, model_folder, models_folder};

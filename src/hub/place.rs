@@ -22,6 +22,11 @@ pub fn downloaded(models: &Path, name: &RepoName) -> Option<PathBuf> {
     Record::read(&folder)?.is_whole(&folder).then_some(folder)
 }
 
+/// The folder of the model of this name, where it is on this machine: what an adapter calls its base may be one.
+pub fn downloaded_model(name: &str) -> Option<PathBuf> {
+    downloaded(&models_folder().ok()?, &name.parse().ok()?)
+}
+
 /// Whether `model` is no folder but a name, of a model that is not on this machine yet, or not whole.
 ///
 /// # Errors
@@ -61,6 +66,8 @@ pub fn model_folder(
         return Err(HubError::Offline { name, folder });
     }
     found(&name, &folder, false);
+    // it may be a misspelt path, on a machine that is offline
+    let options = HubOptions { unanswered: 2, ..options };
     Download { name, folder: folder.clone(), weights }.run(&Client::new(options), tell)?;
     Ok(folder)
 }

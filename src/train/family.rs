@@ -9,9 +9,11 @@ use std::collections::HashMap;
 /// Tokens and label rows of a plan.
 pub(super) type Size = (usize, usize);
 
-/// Plans that are kept: each takes two or three megabytes of host memory for 16 layers, and samples of all lengths can make hundreds of
-/// sizes. A tenth of a second or less makes one again.
-pub(super) const KEPT: usize = 128;
+/// Plans that are kept, fewer of larger networks: a plan takes some kilobytes of host memory per dispatch, 400 MB for all, and samples of all
+/// lengths can make hundreds of sizes. A tenth of a second or less makes one again.
+pub(super) fn kept(layout: &Layout) -> usize {
+    (100_000 / layout.dispatches().count().max(1)).clamp(32, 128)
+}
 
 pub(super) struct Family {
     /// Of the largest size.
@@ -59,7 +61,7 @@ impl Family {
         let layout = self.layout.shrink(graph, &gpu.profile()).ok_or_else(|| {
             GraphError::invalid("plan", "a smaller size of the network does not fit the plan of the largest")
         })?;
-        while self.programs.len() >= KEPT {
+        while self.programs.len() >= kept(&self.layout) {
             self.drop_oldest();
         }
         loop {

@@ -126,7 +126,8 @@ impl<'a> Finetune<'a> {
         self
     }
 
-    /// Runs to the end.
+    /// Runs to the end. A run that is to go on and has ended before gives its report, with no memory in it, after an [`Event::Note`]
+    /// alone.
     ///
     /// # Errors
     /// Every kind of [`Error`]; [`Error::failure`] sorts them.
@@ -165,12 +166,13 @@ impl<'a> Finetune<'a> {
         self.options.validate()?;
         let options = &mut self.options;
         let mut notes = Vec::new();
+        let lock = FolderLock::of_earlier(&options.out_dir);
         let finished = is_finished(options);
         let from = resume_from(options);
         if !finished {
             notes.extend(out_dir::check(options, from.as_deref())?);
         }
-        self.lock = Some(FolderLock::of_earlier(&options.out_dir)?);
+        self.lock = Some(lock?);
         if options.resume.is_some() && from.is_none() && !finished {
             notes.push(format!(
                 "nothing is saved in {} to go on from: the run begins anew",
@@ -433,7 +435,7 @@ pub(super) fn resume_from(options: &FinetuneOptions) -> Option<PathBuf> {
 const AUTO: &str = "auto";
 
 /// Whether the run that is to go on has nothing left to do.
-fn is_finished(options: &FinetuneOptions) -> bool {
+pub(super) fn is_finished(options: &FinetuneOptions) -> bool {
     options.resume.as_deref() == Some(Path::new(AUTO)) && resume::is_finished(&options.out_dir)
 }
 

@@ -34,6 +34,10 @@ pub(super) struct Ledger {
     pub losses: Vec<f64>,
     /// Updates of the parameters, those under way included.
     pub applied: u64,
+    /// The last step whose gradients were finite, of those that this part of the run made.
+    pub good: Option<usize>,
+    /// The user knows of a validation loss that is no number.
+    pub told_of_loss: bool,
     pub start: Instant,
     /// When the last step was done, or what came after it.
     pub since: Instant,
@@ -50,8 +54,9 @@ impl Ledger {
         let Submitted { pending, step, epoch, learning_rate, tokens, labels, before: _ } = submitted;
         let (outcome, done) = pending.timed_outcome()?;
         let finite = outcome.grad_norm.is_finite();
-        if !finite {
-            self.applied -= 1;
+        match finite {
+            true => self.good = Some(step),
+            false => self.applied -= 1,
         }
         if let ScaleUpdate::Skip { scale } = self.scale.update(finite)? {
             on_event(&Event::Overflow { step, scale });

@@ -2,7 +2,7 @@
 //! [`Trainer`](super::trainer::Trainer) plans it.
 
 use super::bench::visible_share;
-use super::family::KEPT;
+use super::family::kept;
 use super::host_embedding::HostEmbedding;
 use super::optimiser::plan_update;
 use super::options::OptimizerKind;
@@ -29,7 +29,7 @@ impl Sizes {
     /// Most bytes of the parameters of their plans, which are made within this one of the largest, and of which so many are kept.
     fn parameter_bytes(self, layout: &Layout) -> u64 {
         u64::from(self.largest) * layout.parameter_bytes()
-            + self.smaller.min(KEPT) as u64 * layout.most_parameter_bytes()
+            + self.smaller.min(kept(layout)) as u64 * layout.most_parameter_bytes()
     }
 }
 

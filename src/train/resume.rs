@@ -185,7 +185,7 @@ impl Progress {
         Ok(found)
     }
 
-    /// Reads the counters of a run that is done: [`finished`].
+    /// Reads the counters of a run that is done: [`is_finished`].
     ///
     /// # Errors
     /// As [`Progress::read`].

@@ -1,6 +1,6 @@
 //! `engraft plan`: what a fine-tuning run would take, from a configuration alone or with its data.
 
-use super::finetune::{adapter_of, resume_from};
+use super::finetune::{adapter_of, is_finished, resume_from};
 use super::memory::{Advice, Combination, FitError, MemoryLimit, Planner};
 use super::options::{FinetuneOptions, Method, WeightInit};
 use super::out_dir;
@@ -93,6 +93,10 @@ pub fn plan_run(
 pub fn check_without_weights(options: &FinetuneOptions) -> Result<(), Error> {
     let mut options = options.clone();
     options.validate()?;
+    if is_finished(&options) {
+        // nothing is left to run
+        return Ok(());
+    }
     options.resume = resume_from(&options);
     out_dir::check(&options, options.resume.as_deref())?;
     let config = ModelConfig::read(&options.model_dir)?;

@@ -81,6 +81,8 @@ impl Session<'_, '_> {
             scale: progress.scale.clone(),
             losses,
             applied: progress.applied,
+            good: None,
+            told_of_loss: false,
             start: started(progress.elapsed_s),
             since: Instant::now(),
             lagging: false,
@@ -308,8 +310,8 @@ impl Session<'_, '_> {
         ledger: &Ledger,
     ) -> Error {
         let mut saved = None;
-        // an adapter that nothing was applied to is none, and one whose own rows have no loss any more is not good
-        if ledger.applied > 0 && self.has_loss(step - 1) {
+        // an adapter that nothing was applied to is none, and where the rows that it was made of have no loss any more, it is not good
+        if ledger.applied > 0 && ledger.good.is_none_or(|step| self.has_loss(step)) {
             let mut state = progress.clone();
             (state.step, state.applied) = (step - 1, ledger.applied);
             (state.tokens, state.micro_batches) = (before.tokens, before.micro_batches);
@@ -324,7 +326,7 @@ impl Session<'_, '_> {
         Error::Diverged { step, source, saved, method: self.options.method }
     }
 
-    /// Whether the samples of a step, counted from 1, have a finite loss with what is trained now.
+    /// Whether the samples of a step have a finite loss with what is trained now.
     fn has_loss(&mut self, step: usize) -> bool {
         let (data, size) = (&self.prepared.data, self.options.batch_size);
         let per_epoch = data.train.len().div_ceil(size);
@@ -390,11 +392,9 @@ impl Session<'_, '_> {
             ledger.log(&record, self.on_event);
             progress.evaluated = Some(record.clone());
             self.emit(Event::Evaluation(record));
-            if !loss.is_finite() {
-                self.emit(Event::Note(format!(
-                    "the validation loss of step {step} is no number: what was trained is of no use as it is; use a lower \
-                     --learning_rate, a longer --lr_warmup_steps or --grad_clip"
-                )));
+            if !loss.is_finite() && !ledger.told_of_loss {
+                ledger.told_of_loss = true;
+                self.emit(Event::Note(without_loss(step)));
             }
             let best = progress.watch.observe(step, loss, self.options.early_stopping_min_delta);
             if best && self.options.keeps_best() {
@@ -474,6 +474,19 @@ impl Session<'_, '_> {
 
     fn emit(&mut self, event: Event) {
         (self.on_event)(&event);
+    }
+}
+
+/// What a validation loss that is no number means.
+fn without_loss(step: usize) -> String {
+    match step {
+        0 => "the validation loss before the first step is no number: the weights hold such values, or 16 bits are too few for \
+              them; try --precision 32-true"
+            .into(),
+        step => format!(
+            "the validation loss of step {step} is no number: unless a row overflows in 16 bits, what was trained is of no use as it \
+             is; use a lower --learning_rate, a longer --lr_warmup_steps or --grad_clip"
+        ),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::{Gpu, GpuError};
 use crate::graph::layout::pack;
+use crate::graph::rounded;
 use crate::models::{ModelConfig, Network};
 use crate::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use crate::plan::{Bindings, ParameterSpace};
@@ -158,21 +159,26 @@ pub fn measured_size(capacity: Capacity) -> Capacity {
     Capacity { tokens: measured, labels: labels * measured / tokens }.padded()
 }
 
-/// A size with less than this part of a training's tokens is rare.
+/// A class of sizes with less than this part of a training's tokens is rare.
 const RARE: usize = 50;
 
-/// The sizes with most tokens in a training, each of at most half the tokens of the one before it, the first of half of `largest`.
+/// The sizes with most tokens in a training, each of at most half the tokens of the one before it, the first of half of `largest`; of the
+/// class with most tokens among those whose kernels are measured as one.
 /// What lies between is served by the kernels of its neighbours, and what has few of the tokens, as the last of an epoch, is not worth
 /// the measuring.
 fn common_sizes(counts: &HashMap<(usize, usize), usize>, largest: usize) -> [Option<Capacity>; 2] {
     let mut most = largest / 2;
-    let all: usize = counts.iter().map(|((tokens, _), count)| tokens * count).sum();
-    let common = |tokens: usize, count: usize| tokens * count * RARE > all;
+    let (mut classes, mut all) = (HashMap::new(), 0);
+    for (&(tokens, _), count) in counts {
+        *classes.entry(rounded(tokens)).or_insert(0) += tokens * count;
+        all += tokens * count;
+    }
+    let of_class = |tokens: usize| classes.get(&rounded(tokens)).copied().unwrap_or(0);
     [(); 2].map(|()| {
         let smaller =
-            counts.iter().filter(|((tokens, _), count)| *tokens <= most && common(*tokens, **count));
+            counts.iter().filter(|((tokens, _), _)| *tokens <= most && of_class(*tokens) * RARE > all);
         // of equal ones always the same, whatever the order of the map
-        let heaviest = smaller.max_by_key(|(size, count)| (size.0 * **count, **size))?;
+        let heaviest = smaller.max_by_key(|(size, count)| (of_class(size.0), size.0 * **count, **size))?;
         let &(tokens, labels) = heaviest.0;
         most = tokens / 2;
         Some(Capacity { tokens, labels })
@@ -274,5 +280,9 @@ mod tests {
         assert_eq!(common(32), [None, None]);
         let epoch = HashMap::from([((512, 256), 100), ((64, 32), 1)]);
         assert_eq!(common_sizes(&epoch, 512), [None; 2], "what is left over at its end");
+        // many sizes, each of few tokens, which one measurement serves
+        let spread: HashMap<_, _> = (1..=64).map(|n| ((512 - n % 8 * 16, 32 * n), 1)).collect();
+        let [Some(first), None] = common_sizes(&spread, 1024) else { panic!("none of {spread:?}") };
+        assert!((400..=512).contains(&first.tokens), "{first:?}");
     }
 }

@@ -4,6 +4,7 @@ use super::EXIT_CODES;
 use crate::checkpoint::gguf::GgmlType;
 use crate::error::Error;
 use crate::export::{AdapterFolder, ExportError, GgufOptions};
+use crate::hub::downloaded_model;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -54,7 +55,7 @@ impl ExportArgs {
                 return Err(misplaced("--tokenizer_pre", "models", "an adapter"));
             }
             let folder = AdapterFolder::open(&self.dir)?;
-            let model_dir = folder.base(self.model_dir.as_deref())?;
+            let model_dir = folder.base(self.model_dir.as_deref(), &downloaded_model)?;
             (ExportSource { model_dir, adapter: Some(folder) }, GgmlType::F32)
         } else if !self.dir.is_dir() || self.dir.join("config.json").is_file() {
             if self.model_dir.is_some() {

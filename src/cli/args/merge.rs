@@ -4,6 +4,7 @@ use super::EXIT_CODES;
 use crate::error::Error;
 use crate::export::{AdapterFolder, MergeBase, MergeOptions, WeightOptions};
 use crate::graph::DType;
+use crate::hub::downloaded_model;
 use crate::memory_size::parse_memory_size;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use clap::Args;
@@ -60,7 +61,7 @@ impl MergeArgs {
         let adapter = AdapterFolder::open(&self.adapter_dir)?;
         Ok(MergeOptions {
             weights: WeightOptions {
-                model_dir: adapter.base(self.model_dir.as_deref())?,
+                model_dir: adapter.base(self.model_dir.as_deref(), &downloaded_model)?,
                 adapter: Some(adapter),
                 base: self.merge_base,
                 quantize: QuantizeOptions { kind: self.quantize, head: self.quantize_head },

@@ -40,7 +40,7 @@ pub struct FinetuneOptions {
     /// Patterns of what is not trained, by full names: modules without an adapter, or, in full training, parameters.
     pub freeze: Vec<String>,
     /// The folder of a step to go on from, or `auto`: the newest whole one that the run in `out_dir` saved, and from the start
-    /// where there is none.
+    /// where there is none. A run that has made all its steps stays as it is.
     #[serde(skip)]
     pub resume: Option<PathBuf>,
     /// PEFT adapter to go on from; rank, alpha and targets are then its own.
