@@ -466,6 +466,22 @@ fn a_model_is_taken_by_its_name() {
     let (code, _, err) =
         call("http://127.0.0.1:1", &["export", "tiny/llama", "--gguf", gguf.to_str().unwrap()]);
     assert!(code == 0 && gguf.is_file(), "{err}");
+    // and so is the base that an adapter names found
+    if common::gpu().is_some() {
+        let path = |name: &str| temporary.path().join(name).to_str().unwrap().to_owned();
+        let (adapter, merged) = (path("adapter"), path("merged"));
+        let train =
+            ["finetune", "tiny/llama", "--data", rows, "--data.val_split_fraction", "0", "--max_steps", "1"];
+        let (code, _, err) =
+            call("http://127.0.0.1:1", &[&train[..], &["--tune", "off", "--out_dir", &adapter]].concat());
+        assert_eq!(code, 0, "{err}");
+        let config = Path::new(&adapter).join("adapter_config.json");
+        let mut settings: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        settings["base_model_name_or_path"] = json!("tiny/llama");
+        fs::write(&config, settings.to_string()).unwrap();
+        let (code, _, err) = call("http://127.0.0.1:1", &["merge", &adapter, "--out_dir", &merged]);
+        assert!(code == 0 && Path::new(&merged).join("model.safetensors").is_file(), "{err}");
+    }
 
     let mut offline = Command::new(env!("CARGO_BIN_EXE_engraft"));
     offline.env("HF_HUB_OFFLINE", "1").env("ENGRAFT_MODELS", &models);

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 /// Tokens and label rows of a plan.
 pub(super) type Size = (usize, usize);
 
-/// Plans that are kept, fewer of larger networks: a plan takes some kilobytes of host memory per dispatch, 400 MB for all, and samples of all
-/// lengths can make hundreds of sizes. A tenth of a second or less makes one again.
+/// Plans that are kept, fewer of larger networks: a plan takes host memory for each dispatch, two or three megabytes for 16 layers, and samples
+/// of all lengths can make hundreds of sizes. A tenth of a second or less makes one again.
 pub(super) fn kept(layout: &Layout) -> usize {
     (100_000 / layout.dispatches().count().max(1)).clamp(32, 128)
 }

@@ -426,7 +426,7 @@ fn not_begun(error: Error, from: Option<PathBuf>) -> Error {
 /// Where the run goes on from, if it was asked to.
 pub(super) fn resume_from(options: &FinetuneOptions) -> Option<PathBuf> {
     match options.resume.as_deref()? {
-        auto if auto == Path::new(AUTO) => resume::newest(&options.out_dir).filter(|_| !is_finished(options)),
+        auto if auto == Path::new(AUTO) => resume::newest(&options.out_dir),
         folder => Some(folder.to_path_buf()),
     }
 }

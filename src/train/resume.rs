@@ -281,9 +281,12 @@ fn earlier(folder: &Path) -> Option<PathBuf> {
     before.pop()
 }
 
-/// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one. An earlier run may have left folders
-/// there too; they are not meant.
+/// The folder to go on from: the newest whole one of the run in `out_dir`, if there is one and the run is not finished. An earlier run
+/// may have left folders there too; they are not meant.
 pub(super) fn newest(out_dir: &Path) -> Option<PathBuf> {
+    if is_finished(out_dir) {
+        return None;
+    }
     steps_of(out_dir, &run_in(out_dir)?).pop().map(|(_, path)| path)
 }
 

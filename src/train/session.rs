@@ -87,7 +87,7 @@ impl Session<'_, '_> {
             since: Instant::now(),
             lagging: false,
         };
-        let per_epoch = data.train.len().div_ceil(self.options.batch_size);
+        let per_epoch = self.steps_per_epoch();
         let mut order = Vec::new();
         let mut waiting: Option<Submitted> = None;
         // a run that had ended before has nothing left but its result
@@ -110,7 +110,7 @@ impl Session<'_, '_> {
                 order = self.order(epoch);
             }
             let begin = within * self.options.batch_size;
-            let window = &order[begin..(begin + self.options.batch_size).min(order.len())];
+            let window = self.window(&order, step);
             let samples: Vec<Sample> = window.iter().map(|&i| data.train.get(i)).collect();
             let rate = (self.schedule)(step);
             let before = Seen { tokens: progress.tokens, micro_batches: self.trainer.micro_batches() };
@@ -328,15 +328,23 @@ impl Session<'_, '_> {
 
     /// Whether the samples of a step have a finite loss with what is trained now.
     fn has_loss(&mut self, step: usize) -> bool {
-        let (data, size) = (&self.prepared.data, self.options.batch_size);
-        let per_epoch = data.train.len().div_ceil(size);
         let Some(before) = step.checked_sub(1) else { return true };
-        let (epoch, begin) = (before / per_epoch, before % per_epoch * size);
-        let order = self.order(epoch);
-        let window: Vec<Sample> = order.iter().skip(begin).take(size).map(|&i| data.train.get(i)).collect();
-        let batches = window.chunks(self.options.micro_batch()).map(MicroBatch::from_samples);
+        let train = &self.prepared.data.train;
+        let order = self.order(before / self.steps_per_epoch());
+        let samples: Vec<Sample> = self.window(&order, before).iter().map(|&i| train.get(i)).collect();
+        let batches = samples.chunks(self.options.micro_batch()).map(MicroBatch::from_samples);
         // what the device reports is not this step's fault
         self.trainer.evaluate(batches).map_or(true, f64::is_finite)
+    }
+
+    fn steps_per_epoch(&self) -> usize {
+        self.prepared.data.train.len().div_ceil(self.options.batch_size)
+    }
+
+    /// The samples of the step that follows so many, in the order of its epoch.
+    fn window<'o>(&self, order: &'o [usize], done: usize) -> &'o [usize] {
+        let begin = done % self.steps_per_epoch() * self.options.batch_size;
+        &order[begin..(begin + self.options.batch_size).min(order.len())]
     }
 
     /// The order of the training samples in an epoch.
