@@ -22,18 +22,17 @@
 {% set QC = PER_COLS // 4 %}
 {# both tiles, and after the last product what the slices have summed #}
 {% set C_START = BLOCK * R_LINE %}
+{# groups of four, or squares of four of them, that a block of an operand is copied in #}
 {% set R_ITEMS = ROWS // 4 * (BLOCK // 4 if R_INNER else BLOCK) %}
+{% set C_ITEMS = COLS // 4 * (BLOCK // 4 if C_INNER else BLOCK) %}
 {% set TILES = BLOCK * (R_LINE + C_LINE) %}
 {% set PARTIALS = SLICE * (SPLIT - 1) * PER_ROWS * QC %}
 var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 
-{# groups of four, or squares of four of them, that a block of an operand is copied in #}
-{% macro items(inner, width) %}{{ width // 4 * (BLOCK // 4 if inner else BLOCK) }}{% endmacro %}
-
 {# copies a block of the operand, as lines of one k each; `begin` is the invocation's first item #}
-{% macro stage(name, start, line, inner, k, extent, first, width, begin) %}
+{% macro stage(name, start, line, inner, k, extent, first, width, items, begin) %}
 {% if inner %}
-        for (var e = {{ begin }}; e < {{ items(inner, width) }}u; e += {{ WORKGROUP }}u) {
+        for (var e = {{ begin }}; e < {{ items }}u; e += {{ WORKGROUP }}u) {
             let at = e / {{ BLOCK // 4 }}u;
             let q = e % {{ BLOCK // 4 }}u;
 {% for j in range(4) %}
@@ -49,7 +48,7 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 {% endfor %}
         }
 {% else %}
-        for (var e = {{ begin }}; e < {{ items(inner, width) }}u; e += {{ WORKGROUP }}u) {
+        for (var e = {{ begin }}; e < {{ items }}u; e += {{ WORKGROUP }}u) {
             let at = e % {{ width // 4 }}u;
             let row = e / {{ width // 4 }}u;
             var v = vec4<f32>();
@@ -67,9 +66,9 @@ var<workgroup> tiles: array<vec4<f32>, {{ [TILES, PARTIALS] | max }}>;
 
 {% macro product(r, c, k, first, last) %}
     for (var t = {{ first }}; t < {{ last }}; t += {{ BLOCK // 4 }}u) {
-{{ stage(r, 0, R_LINE, R_INNER, k, "rows", "row_tile", ROWS, "lane") }}
+{{ stage(r, 0, R_LINE, R_INNER, k, "rows", "row_tile", ROWS, R_ITEMS, "lane") }}
 {# whom the rows have left idle begins with the columns #}
-{{ stage(c, C_START, C_LINE, C_INNER, k, "cols", "col_tile", COLS, "(lane + " ~ (WORKGROUP - R_ITEMS % WORKGROUP) ~ "u) % " ~ WORKGROUP ~ "u") }}
+{{ stage(c, C_START, C_LINE, C_INNER, k, "cols", "col_tile", COLS, C_ITEMS, "(lane + " ~ (WORKGROUP - R_ITEMS % WORKGROUP) ~ "u) % " ~ WORKGROUP ~ "u") }}
         workgroupBarrier();
         for (var i = 0u; i < {{ DEPTH }}u; i += 1u) {
 {% if SPLIT > 1 %}
