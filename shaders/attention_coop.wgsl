@@ -13,7 +13,10 @@
 {% set C_STRIDE = "kv_stride" %}
 {% set C_BASE = "kv_base" %}
 {% set LAZY = "8.0" %}
+{% set SEEN = "(column >= vec4<u32>(start)) & (column < vec4<u32>(end))" %}
 {% include "shared/attention_coop.wgsl" %}
+{{ tile("k") }}
+{{ tile("v", true) }}
 // whether a row of the subgroup's invocations is to be rescaled
 // (a multiple of 16 bytes, so that arrays of f16 behind it stay aligned)
 var<workgroup> outgrown: array<u32, {{ (DOWN * ACROSS + 3) // 4 * 4 }}>;
@@ -33,10 +36,10 @@ fn main(
     // under a causal mask the last rows see most: they begin first
     let row0 = (params.row_tiles - 1u - tile / params.heads) * {{ ROWS }}u;
     let last_row = min(row0 + {{ ROWS - 1 }}u, params.rows - 1u);
-    let q_stride = 4u * params.q_stride;
-    let kv_stride = 4u * params.kv_stride;
-    let q_base = head * {{ HEAD_DIM }}u;
-    let kv_base = head / params.group * {{ HEAD_DIM }}u;
+    let q_stride = params.q_stride * {{ GROUP }}u;
+    let kv_stride = params.kv_stride * {{ GROUP }}u;
+    let q_base = head * {{ HEAD4 }}u;
+    let kv_base = head / params.group * {{ HEAD4 }}u;
 {{ place() }}
     let start = starts[row_at];
     let end = ends[row_at];
@@ -48,15 +51,21 @@ fn main(
 {{ zero("o", D_TILES) }}
     for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
+{% if STAGED %}
+{{ stage("k") }}
+        workgroupBarrier();
+{% endif %}
 {{ product("s", "q", "k") }}
 {{ spill("s", "scores", range(S_TILES)) }}
         workgroupBarrier();
+{% if STAGED %}
+        // on its way while weights are made
+{{ stage_turned("v") }}
+{% endif %}
         var largest = -1e20;
-        for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
-            let column = part * {{ SHARE }}u + j;
-            let key = first + column;
-            let seen = key >= start && key < end;
-            largest = max(largest, select(-1e20, scores[column * {{ SCORE_LINE }}u + own] * params.scale, seen));
+{{ own_columns() }}
+            let score = select(vec4<f32>(-1e20), {{ four("g") }} * params.scale, {{ SEEN }});
+            largest = max(largest, max(max(score.x, score.y), max(score.z, score.w)));
         }
 {{ over_row("largest", true) }}
         let outgrows = largest > base + {{ LAZY }};
@@ -65,13 +74,11 @@ fn main(
         let shrink = select(1.0, exp(base - largest), rescales);
         base = select(base, largest, outgrows);
         sum *= shrink;
-        for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
-            let column = part * {{ SHARE }}u + j;
-            let key = first + column;
-            let score = scores[column * {{ SCORE_LINE }}u + own] * params.scale;
-            let weight = select(0.0, exp(score - base), key >= start && key < end);
-            sum += weight;
-            weights[column * {{ WEIGHT_LINE }}u + own] = f16(weight);
+{{ own_columns() }}
+            let score = {{ four("g") }} * params.scale;
+            let weight = select(vec4<f32>(), exp(score - base), {{ SEEN }});
+            sum += weight.x + weight.y + weight.z + weight.w;
+{{ weigh("weights", "weight") }}
         }
         let any = subgroupAny(rescales);
         if (in_subgroup == 0u) {
@@ -91,7 +98,7 @@ fn main(
             workgroupBarrier();
 {% endfor %}
         }
-{{ accumulate("o", "weights", "v") }}
+{{ accumulate("o", "weights", "v", true) }}
     }
 {{ over_row("sum", false) }}
     let inverse = select(0.0, 1.0 / sum, sum > 0.0);

@@ -14,7 +14,9 @@
 {% set OUT_BASE = "out_base" if BY_HEAD else R_BASE %}
 {% include "shared/attention_coop.wgsl" %}
 var<workgroup> gradients: array<f32, {{ SCORE_LINE * BLOCK }}>;
-var<workgroup> gradient_weights: array<f16, {{ WEIGHT_LINE * BLOCK }}>;
+var<workgroup> gradient_weights: array<{{ HALF }}, {{ WEIGHT_LINE * ROWS }}>;
+{{ tile("q") }}
+{{ tile("d_o") }}
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
@@ -29,7 +31,7 @@ fn main(
     let first_head = tile % params.heads;
     let last_head = first_head;
     let kv_head = first_head / params.group;
-    let out_base = first_head * {{ HEAD_DIM }}u;
+    let out_base = first_head * {{ HEAD4 }}u;
 {% else %}
     let kv_head = tile % params.heads;
     let first_head = kv_head * params.group;
@@ -38,9 +40,9 @@ fn main(
     // under a causal mask the first keys are seen most: they begin first
     let row0 = tile / params.heads * {{ ROWS }}u;
     let last_row = min(row0 + {{ ROWS - 1 }}u, params.rows - 1u);
-    let q_stride = 4u * params.q_stride;
-    let kv_stride = 4u * params.kv_stride;
-    let kv_base = kv_head * {{ HEAD_DIM }}u;
+    let q_stride = params.q_stride * {{ GROUP }}u;
+    let kv_stride = params.kv_stride * {{ GROUP }}u;
+    let kv_base = kv_head * {{ HEAD4 }}u;
 {{ place() }}
 {{ factors() }}
     let end = query_ends[row_at];
@@ -48,27 +50,31 @@ fn main(
 {{ zero("dk", D_TILES) }}
 {{ zero("dv", D_TILES) }}
     for (var head = first_head; head <= last_head; head += 1u) {
-        let q_base = head * {{ HEAD_DIM }}u;
+        let q_base = head * {{ HEAD4 }}u;
         let lse_base = head * params.lse_stride;
         for (var first = row0; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
+{% if STAGED %}
+            workgroupBarrier();
+{{ stage("q") }}
+{{ stage("d_o") }}
+            workgroupBarrier();
+{% endif %}
 {{ product("s", "k", "q") }}
 {{ spill("s", "scores", range(S_TILES)) }}
 {{ product("dp", "v", "d_o") }}
 {{ spill("dp", "gradients", range(S_TILES)) }}
             workgroupBarrier();
-            for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
-                let column = part * {{ SHARE }}u + j;
-                let query = first + column;
-                let at = column * {{ SCORE_LINE }}u + own;
-                let weight_at = column * {{ WEIGHT_LINE }}u + own;
-                let of_query = lse_base + min(query, params.rows - 1u);
-                let seen = query >= row && query < end;
-                let p = select(0.0, exp(scores[at] * params.scale - lse[of_query]), seen);
-                weights[weight_at] = f16(p);
-                let ds = p * (gradients[at] - delta[of_query]{% if SCALED %} * larger{% endif %});
-                gradient_weights[weight_at] = f16({{ bounded("ds") }});
-            }
+{{ own_columns() }}
+            let of_query = vec4<u32>(lse_base) + min(column, vec4<u32>(params.rows - 1u));
+            let row_lse = vec4<f32>(lse[of_query.x], lse[of_query.y], lse[of_query.z], lse[of_query.w]);
+            let row_delta = vec4<f32>(delta[of_query.x], delta[of_query.y], delta[of_query.z], delta[of_query.w]);
+            let seen = (column >= vec4<u32>(row)) & (column < vec4<u32>(end));
+            let p = select(vec4<f32>(), exp({{ four("g") }} * params.scale - row_lse), seen);
+{{ weigh("weights", "p") }}
+            let ds = p * ({{ four("g", "gradients") }} - row_delta{% if SCALED %} * larger{% endif %});
+{{ weigh("gradient_weights", bounded("ds")) }}
+        }
             workgroupBarrier();
 {{ accumulate("dv", "weights", "d_o") }}
 {{ accumulate("dk", "gradient_weights", "q") }}

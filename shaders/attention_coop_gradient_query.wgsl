@@ -10,6 +10,8 @@
 {% set C_STRIDE = "kv_stride" %}
 {% set C_BASE = "kv_base" %}
 {% include "shared/attention_coop.wgsl" %}
+{{ tile("k") }}
+{{ tile("v") }}
 var<workgroup> gradients: array<f32, {{ SCORE_LINE * BLOCK }}>;
 
 @compute @workgroup_size({{ WORKGROUP }})
@@ -24,10 +26,10 @@ fn main(
     let head = tile % params.heads;
     let row0 = (params.row_tiles - 1u - tile / params.heads) * {{ ROWS }}u;
     let last_row = min(row0 + {{ ROWS - 1 }}u, params.rows - 1u);
-    let q_stride = 4u * params.q_stride;
-    let kv_stride = 4u * params.kv_stride;
-    let q_base = head * {{ HEAD_DIM }}u;
-    let kv_base = head / params.group * {{ HEAD_DIM }}u;
+    let q_stride = params.q_stride * {{ GROUP }}u;
+    let kv_stride = params.kv_stride * {{ GROUP }}u;
+    let q_base = head * {{ HEAD4 }}u;
+    let kv_base = head / params.group * {{ HEAD4 }}u;
 {{ place() }}
     let start = starts[row_at];
     let end = ends[row_at];
@@ -37,25 +39,31 @@ fn main(
     let row_base = row_at * q_stride + q_base;
     var delta_sum = 0.0;
     for (var d = part; d < {{ HEAD_DIM // 4 }}u; d += {{ PARTS }}u) {
-        let at = row_base + 4u * d;
-        delta_sum += dot(vec4<f32>(vec4<f16>(d_o[at], d_o[at + 1u], d_o[at + 2u], d_o[at + 3u])), load_o(at / 4u));
+        let at = row_base + d * {{ GROUP }}u;
+        let of_row = vec4<f32>({{ group_of("d_o", "at") }});
+        delta_sum += dot(of_row, load_o(at / {{ GROUP }}u));
     }
 {{ over_row("delta_sum", false) }}
 {{ factors() }}
 {{ zero("dq", D_TILES) }}
     for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
+{% if STAGED %}
+        workgroupBarrier();
+{{ stage("k") }}
+{{ stage("v") }}
+        workgroupBarrier();
+{% endif %}
 {{ product("s", "q", "k") }}
 {{ spill("s", "scores", range(S_TILES)) }}
 {{ product("dp", "d_o", "v") }}
 {{ spill("dp", "gradients", range(S_TILES)) }}
         workgroupBarrier();
-        for (var j = 0u; j < {{ SHARE }}u; j += 1u) {
-            let column = part * {{ SHARE }}u + j;
-            let key = first + column;
-            let at = column * {{ SCORE_LINE }}u + own;
-            let ds = exp(scores[at] * params.scale - row_lse) * (gradients[at] - delta_sum);
-            weights[column * {{ WEIGHT_LINE }}u + own] = f16({{ bounded("select(0.0, ds, key >= start && key < end)") }});
+{{ own_columns() }}
+            let seen = (column >= vec4<u32>(start)) & (column < vec4<u32>(end));
+            let p = exp({{ four("g") }} * params.scale - row_lse);
+            let ds = p * ({{ four("g", "gradients") }} - delta_sum);
+{{ weigh("weights", bounded("select(vec4<f32>(), ds, seen)")) }}
         }
         workgroupBarrier();
 {{ accumulate("dq", "weights", "k") }}

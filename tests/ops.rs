@@ -9,8 +9,8 @@ use engraft::gpu::{BufferSlice, Gpu, GpuError, Work};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
-    Case, CaseInput, Choices, Cooperative, DType, DeviceProfile, Graph, Launch, LaunchPlan, Place,
-    ReferenceTensor, ReverseNode, Shape, SharedMatrices, TensorType, Value,
+    Case, CaseInput, Choices, Cooperative, DType, DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, Place,
+    ReferenceTensor, ReverseNode, Shape, SharedMatrices, TensorType, Value, View,
 };
 use engraft::ops::copy::copy;
 use engraft::ops::{attention, matmul};
@@ -699,6 +699,23 @@ fn attention_on_matrix_units_equals_the_reference() {
                 taken += passes;
                 failures.extend(run(&gpu, &device, case, false).err().map(|e| format!("{variant}: {e}")));
             }
+        }
+    }
+    // as devices load them that have no groups of four, from blocks in workgroup memory and from storage
+    let staged =
+        |staged: bool| variants.iter().take(alone).find(move |name| name.ends_with(" staged") == staged);
+    let forms = [staged(true), staged(false)].into_iter().flatten();
+    for variant in forms.filter(|_| own.shared_matrices == Some(SharedMatrices::Groups)) {
+        let choices = Arc::new(Choices::forced(variant.clone()));
+        let device =
+            DeviceProfile { choices, shared_matrices: Some(SharedMatrices::Elements), ..own.clone() };
+        for case in cases.iter().filter(|c| ["matrices", "matrices, bf16, large"].contains(&c.label.as_str()))
+        {
+            let passes = plan(case, &device, false, false).dispatches;
+            let views = |d: &Dispatch| d.bindings.iter().any(|b| b.view == View::Matrix);
+            taken += passes.iter().filter(|d| &d.variant == variant && views(d)).count();
+            failures
+                .extend(run(&gpu, &device, case, false).err().map(|e| format!("elements, {variant}: {e}")));
         }
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));

@@ -5,13 +5,17 @@
 // meets BLOCK columns (of keys, or of queries) per turn. A subgroup owns a strip of ROWS / DOWN rows and every ACROSS-th
 // column of matrices, of the scores, {name}{i}_{j}, as of a result, which has the head's dimension: {name}{i}_{c}.
 //
-// Operands are loaded straight from storage. No element of a cooperative matrix can be reached, so scores go to workgroup
+// The rows' operands are loaded straight from storage, and so are the columns', or, STAGED, from workgroup memory, where the whole
+// block is copied once for all subgroups. No element of a cooperative matrix can be reached, so scores go to workgroup
 // memory (column by column: neighbouring invocations own neighbouring rows), where invocation `lane` owns row
-// lane % ROWS and one of PARTS parts of its columns, and come back as weights in f16; results leave the same way, SPAN
-// columns at a time. All rows are multiples of SIZE, so a matrix lies within a tensor or beyond it; those beyond are
+// lane % ROWS and one of PARTS parts of its columns, and come back as weights in f16, row by row; results leave the same way
+// as scores, SPAN columns at a time. All rows are multiples of SIZE, so a matrix lies within a tensor or beyond it; those beyond are
 // replaced by the last one, and masked or not stored. The kernel that includes this says how the operands of each side
 // lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE; and OUT_STRIDE, OUT_BASE, where its result does not lie
 // as the rows.
+//
+// VECTORS: operands are arrays of groups of four, whose alignment lets a driver load several elements at once (RADV takes one
+// after the other from arrays of elements); Metal cannot load matrices from them. Strides and bases count in what the arrays hold.
 //
 // TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
 // same `positions` and `table`.
@@ -28,11 +32,18 @@
 {% set PARTS = WORKGROUP // ROWS %}
 {% set SHARE = BLOCK // PARTS %}
 {% set SPAN_TILES = SPAN // (SIZE * ACROSS) %}
-{# elements from one column of scores and of weights to the next: lines stay at 16 bytes, and apart in the banks #}
+{# elements from one column of scores to the next: lines stay at 16 bytes, and apart in the banks #}
 {% set SCORE_LINE = ROWS + 4 %}
-{% set WEIGHT_LINE = ROWS + 8 %}
+{# what arrays of halves hold, and how many make a group of four #}
+{% set GROUP = 1 if VECTORS else 4 %}
+{% set HALF = "vec4<f16>" if VECTORS else "f16" %}
+{% set HEAD4 = HEAD_DIM // 4 * GROUP %}
+{% set SIZE4 = SIZE // 4 * GROUP %}
+{# from one row of weights, or of a block, to the next #}
+{% set WEIGHT_LINE = (BLOCK + 8) // 4 * GROUP %}
+{% set TILE_LINE = (HEAD_DIM + 8) // 4 * GROUP %}
 var<workgroup> scores: array<f32, {{ SCORE_LINE * BLOCK }}>;
-var<workgroup> weights: array<f16, {{ WEIGHT_LINE * BLOCK }}>;
+var<workgroup> weights: array<{{ HALF }}, {{ WEIGHT_LINE * ROWS }}>;
 {% if PARTS > 1 %}
 var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endif %}
@@ -64,9 +75,9 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endif %}
 {% endmacro %}
 
-{# a scaled value that f16 holds in any case; what is not finite shows in dv, which is not bounded. Without scale it overflows
+{# scaled values that f16 holds in any case; what is not finite shows in dv, which is not bounded. Without scale it overflows
    where a network in f16 does, which its loss scale must see #}
-{% macro bounded(value) %}{% if SCALED %}clamp({{ value }}, -65504.0, 65504.0){% else %}as_f16(vec4<f32>({{ value }})).x{% endif %}{% endmacro %}
+{% macro bounded(value) %}{% if SCALED %}clamp({{ value }}, vec4<f32>(-65504.0), vec4<f32>(65504.0)){% else %}as_f16({{ value }}){% endif %}{% endmacro %}
 
 {# name{i}_{j} = zero, in `tiles` columns of matrices #}
 {% macro zero(name, tiles) %}
@@ -77,22 +88,79 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endfor %}
 {% endmacro %}
 
-{# where the columns' matrices of this turn lie #}
+{# where the columns' matrices of this turn lie in storage #}
 {% macro columns() %}
+{% if not STAGED %}
 {% for j in range(S_TILES) %}
         let c_at{{ j }} = min(first + (across + {{ ACROSS * j }}u) * {{ SIZE }}u, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }};
 {% endfor %}
+{% endif %}
+{% endmacro %}
+
+{# the block of a columns' operand in workgroup memory, [column, dimension]; turned, [dimension, column], as weights want it #}
+{% macro tile(tensor, turned=false) %}
+{% if STAGED %}
+var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if turned else TILE_LINE * BLOCK }}>;
+{% endif %}
+{% endmacro %}
+
+{# a group of four of an operand #}
+{% macro group_of(tensor, at) %}{% if VECTORS %}{{ tensor }}[{{ at }}]{% else %}vec4<f16>({% for j in range(4) %}{{ tensor }}[{{ at }} + {{ j }}u]{{ ", " if not loop.last }}{% endfor %}){% endif %}{% endmacro %}
+
+{# hands a group of four to workgroup memory #}
+{% macro keep(area, at, value) %}
+            {
+                let half = {{ value }};
+                let place = {{ at }};
+{% if VECTORS %}
+                {{ area }}[place] = half;
+{% else %}
+{% for j in range(4) %}
+                {{ area }}[place + {{ j }}u] = half[{{ j }}];
+{% endfor %}
+{% endif %}
+            }
+{% endmacro %}
+
+{# copies it there; what read the last one is past a barrier, and one follows #}
+{% macro stage(tensor) %}
+        for (var e = lane; e < {{ BLOCK * HEAD_DIM // 4 }}u; e += {{ WORKGROUP }}u) {
+            let column = e / {{ HEAD_DIM // 4 }}u;
+            let g = e % {{ HEAD_DIM // 4 }}u * {{ GROUP }}u;
+            let at = min(first + column, {{ C_EXTENT }} - 1u) * {{ C_STRIDE }} + {{ C_BASE }} + g;
+{{ keep(tensor ~ "_tile", "column * " ~ TILE_LINE ~ "u + g", group_of(tensor, "at")) }}
+        }
+{% endmacro %}
+
+{# the same, turned: an invocation turns four columns by four dimensions, its neighbours those of other columns, which are apart in
+   the banks #}
+{% macro stage_turned(tensor) %}
+        for (var e = lane; e < {{ BLOCK * HEAD_DIM // 16 }}u; e += {{ WORKGROUP }}u) {
+            let columns = e % {{ BLOCK // 4 }}u;
+            let g = e / {{ BLOCK // 4 }}u;
+{% for j in range(4) %}
+            let at{{ j }} = min(first + 4u * columns + {{ j }}u, {{ C_EXTENT }} - 1u) * {{ C_STRIDE }} + {{ C_BASE }} + g * {{ GROUP }}u;
+            let column{{ j }} = {{ group_of(tensor, "at" ~ j) }};
+{% endfor %}
+{% for j in range(4) %}
+{{ keep(tensor ~ "_tile", "(4u * g + " ~ j ~ "u) * " ~ WEIGHT_LINE ~ "u + columns * " ~ GROUP ~ "u", "vec4<f16>(column0[" ~ j ~ "], column1[" ~ j ~ "], column2[" ~ j ~ "], column3[" ~ j ~ "])") }}
+{% endfor %}
+        }
 {% endmacro %}
 
 {# name{i}_{j} = rows' operand . columns' operand over the head dimension #}
 {% macro product(name, row_tensor, column_tensor) %}
 {{ zero(name, S_TILES) }}
-        for (var t = 0u; t < {{ HEAD_DIM }}u; t += {{ SIZE }}u) {
+        for (var t = 0u; t < {{ HEAD4 }}u; t += {{ SIZE4 }}u) {
 {% for i in range(R_TILES) %}
             let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ row_tensor }}[r_at{{ i }} + t], {{ R_STRIDE }});
 {% endfor %}
 {% for j in range(S_TILES) %}
+{% if STAGED %}
+            let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}_tile[(across + {{ ACROSS * j }}u) * {{ SIZE * TILE_LINE }}u + t], {{ TILE_LINE }}u);
+{% else %}
             let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}[c_at{{ j }} + t], {{ C_STRIDE }});
+{% endif %}
 {% for i in range(R_TILES) %}
             {{ name }}{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, {{ name }}{{ i }}_{{ j }});
 {% endfor %}
@@ -134,15 +202,27 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endif %}
 {% endmacro %}
 
-{# name{i}_{c} += weights . columns' operand over the block #}
-{% macro accumulate(name, area, tensor) %}
+{# name{i}_{c} += weights . columns' operand over the block; `turned` is how it lies where it is staged #}
+{% macro accumulate(name, area, tensor, turned=false) %}
         for (var t = 0u; t < {{ BLOCK }}u; t += {{ SIZE }}u) {
-            let line = min(first + t, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }} + across * {{ SIZE }}u;
+{% if STAGED and turned %}
+            let line = across * {{ SIZE * WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u;
+{% elif STAGED %}
+            let line = t * {{ TILE_LINE }}u + across * {{ SIZE4 }}u;
+{% else %}
+            let line = min(first + t, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }} + across * {{ SIZE4 }}u;
+{% endif %}
 {% for i in range(R_TILES) %}
-            let a{{ i }} = coopLoad<{{ MATRIX }}<f16, A>>(&{{ area }}[t * {{ WEIGHT_LINE }}u + strip + {{ i * SIZE }}u], {{ WEIGHT_LINE }}u);
+            let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ area }}[(strip + {{ i * SIZE }}u) * {{ WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u], {{ WEIGHT_LINE }}u);
 {% endfor %}
 {% for c in range(D_TILES) %}
-            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}[line + {{ c * ACROSS * SIZE }}u], {{ C_STRIDE }});
+{% if STAGED and turned %}
+            let b{{ c }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * SIZE * WEIGHT_LINE }}u], {{ WEIGHT_LINE }}u);
+{% elif STAGED %}
+            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * SIZE4 }}u], {{ TILE_LINE }}u);
+{% else %}
+            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}[line + {{ c * ACROSS * SIZE4 }}u], {{ C_STRIDE }});
+{% endif %}
 {% for i in range(R_TILES) %}
             {{ name }}{{ i }}_{{ c }} = coopMultiplyAdd(a{{ i }}, b{{ c }}, {{ name }}{{ i }}_{{ c }});
 {% endfor %}
@@ -151,11 +231,22 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endmacro %}
 
 {# a group of four columns of the invocation's row in workgroup memory #}
-{% macro four(group) %}vec4<f32>({% for j in range(4) %}scores[(4u * ({{ group }}) + {{ j }}u) * {{ SCORE_LINE }}u + own]{{ ", " if not loop.last }}{% endfor %}){% endmacro %}
+{% macro four(group, area="scores") %}vec4<f32>({% for j in range(4) %}{{ area }}[(4u * ({{ group }}) + {{ j }}u) * {{ SCORE_LINE }}u + own]{{ ", " if not loop.last }}{% endfor %}){% endmacro %}
+
+{# walks the invocation's own columns: group `g` of four of the block, which are rows `column` of the columns' tensors #}
+{% macro own_columns() %}
+        for (var g = part * {{ SHARE // 4 }}u; g < (part + 1u) * {{ SHARE // 4 }}u; g += 1u) {
+            let column = vec4<u32>(first + 4u * g) + vec4<u32>(0u, 1u, 2u, 3u);
+{% endmacro %}
+
+{# hands the weights of such a group to the workgroup #}
+{% macro weigh(area, value) %}
+{{ keep(area, "own * " ~ WEIGHT_LINE ~ "u + g * " ~ GROUP ~ "u", "vec4<f16>(" ~ value ~ ")") }}
+{% endmacro %}
 
 {# stores the rows that exist, times `factor`; the scores are past their last use and a barrier #}
 {% macro store(tensor, name, factor) %}
-    let {{ name }}_at = (row_at * {{ OUT_STRIDE }} + {{ OUT_BASE }}) / 4u;
+    let {{ name }}_at = (row_at * {{ OUT_STRIDE }} + {{ OUT_BASE }}) / {{ GROUP }}u;
 {% for q in range(HEAD_DIM // SPAN) %}
 {{ spill(name, "scores", range(q * SPAN_TILES, (q + 1) * SPAN_TILES)) }}
     workgroupBarrier();
@@ -172,7 +263,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% macro store_turned(tensor, name, factor) %}
 {% set HALF = SPAN_TILES // 2 %}
 {% set PAIR = HEAD_DIM // 8 %}
-    let {{ name }}_at = (row_at * {{ R_STRIDE }} + {{ R_BASE }}) / 4u;
+    let {{ name }}_at = (row_at * {{ R_STRIDE }} + {{ R_BASE }}) / {{ GROUP }}u;
     let {{ name }}_angle = positions[row_at] * {{ 2 * PAIR }}u;
 {% for q in range(HEAD_DIM // SPAN) %}
 {# both halves of the pairs #}

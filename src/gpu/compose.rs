@@ -217,7 +217,7 @@ impl ShaderKey {
             match view {
                 View::Vec4 => line(format_args!("{}", accessors(&parts, dtype, write, wide))),
                 View::Octet => line(format_args!("{}", octet_accessors(&parts, dtype, wide))),
-                View::Scalar | View::Matrix => {}
+                View::Scalar | View::Matrix | View::MatrixGroups => {}
             }
             first += count;
         }
@@ -230,7 +230,8 @@ fn element(dtype: DType, view: View, wide: bool) -> &'static str {
     match (dtype, view) {
         (DType::U32 | DType::Nf4 | DType::Nf4Double | DType::Int8, _) => "u32",
         (DType::F16, View::Matrix) => "f16",
-        (_, View::Scalar | View::Matrix) => "f32",
+        (DType::F16, View::MatrixGroups) => "vec4<f16>",
+        (_, View::Scalar | View::Matrix | View::MatrixGroups) => "f32",
         (DType::F32, View::Octet) if wide => "vec4<u64>",
         (DType::F32, View::Octet) => "mat2x4<f32>",
         (DType::F16 | DType::BF16, View::Octet) if wide => "vec2<u64>",

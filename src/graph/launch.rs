@@ -47,7 +47,7 @@ pub struct Cooperative {
     pub lanes: u32,
 }
 
-/// What cooperative matrices can be loaded from in workgroup memory.
+/// What cooperative matrices can be loaded from, in storage as in workgroup memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SharedMatrices {
     /// Arrays of their elements.
@@ -154,6 +154,8 @@ pub enum View {
     Scalar,
     /// Elements of cooperative matrices: f16, or f32.
     Matrix,
+    /// The same in groups of four, f16 only: see [`SharedMatrices::Groups`].
+    MatrixGroups,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
 //! The families of kernels behind attention and its gradient: their names, tiles and defines.
 
 use super::candidates::Extents;
-use crate::graph::{Dispatch, Shader, View};
+use crate::graph::{Dispatch, Shader, SharedMatrices, View};
 use std::fmt;
 
 /// One walk over the pairs of rows and keys; each has a family of its own.
@@ -47,8 +47,9 @@ pub enum Variant {
     /// operands in workgroup memory all the while.
     Tiled { rows: u32, block: u32, per_rows: u32, per_cols: u32, depth: u32, resident: bool },
     /// For matrix units: of a workgroup's `rows` and `block`, `down` x `across` subgroups of `lanes` own strips of rows, and
-    /// in those the matrices of `size` of every `across`-th column. Tensors are f16, or copied to it.
-    Coop { rows: u32, block: u32, down: u32, across: u32, size: u32, lanes: u32 },
+    /// in those the matrices of `size` of every `across`-th column. Tensors are f16, or copied to it; `staged` copies blocks of
+    /// them to workgroup memory, where all subgroups load them from.
+    Coop { rows: u32, block: u32, down: u32, across: u32, size: u32, lanes: u32, staged: bool },
 }
 
 /// Invocations of [`Variant::Rows`].
@@ -83,7 +84,9 @@ impl Variant {
                 let (rows, block) = pair(words.next()?)?;
                 let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
                 let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
-                Variant::Coop { rows, block, down, across, size: number("size=")?, lanes: number("lanes=")? }
+                let (size, lanes) = (number("size=")?, number("lanes=")?);
+                let staged = words.next() == Some("staged");
+                Variant::Coop { rows, block, down, across, size, lanes, staged }
             }
             _ => return None,
         };
@@ -108,7 +111,7 @@ impl Variant {
                     && rows.is_multiple_of(per_rows)
                     && block.is_multiple_of(per_cols)
             }
-            Variant::Coop { rows, block, down, across, size, lanes } => {
+            Variant::Coop { rows, block, down, across, size, lanes, .. } => {
                 let within = |n: u32, most: u32| (1..=most).contains(&n);
                 [8, 16].contains(&size)
                     && within(rows, 256)
@@ -118,9 +121,9 @@ impl Variant {
                     && (4..=64).contains(&lanes)
                     && rows.is_multiple_of(down * size)
                     && block.is_multiple_of(across * size)
-                    // each invocation owns a row's share of the block
+                    // each invocation owns a row's share of the block, in groups of four
                     && (down * across * lanes).is_multiple_of(rows)
-                    && block.is_multiple_of(down * across * lanes / rows)
+                    && block.is_multiple_of(4 * (down * across * lanes / rows))
             }
         }
     }
@@ -134,9 +137,13 @@ impl Variant {
         }
     }
 
-    /// How the kernel sees q, k, v and do.
-    pub fn view(&self) -> View {
-        if let Variant::Coop { .. } = self { View::Matrix } else { View::Vec4 }
+    /// How the kernel sees q, k, v and do on a device that loads matrices from `shared`.
+    pub fn view(&self, shared: Option<SharedMatrices>) -> View {
+        match (self, shared) {
+            (Variant::Coop { .. }, Some(SharedMatrices::Groups)) => View::MatrixGroups,
+            (Variant::Coop { .. }, _) => View::Matrix,
+            _ => View::Vec4,
+        }
     }
 
     pub fn shader(&self, pass: Pass) -> Shader {
@@ -152,7 +159,13 @@ impl Variant {
         }
     }
 
-    pub fn define(&self, dispatch: Dispatch, head_dim: usize, turned: bool) -> Dispatch {
+    pub fn define(
+        &self,
+        dispatch: Dispatch,
+        head_dim: usize,
+        turned: bool,
+        shared: Option<SharedMatrices>,
+    ) -> Dispatch {
         let dispatch = dispatch.define("HEAD_DIM", head_dim as u32);
         let by_row = |lanes, per, keys, uniform| {
             let dispatch = dispatch.clone().define("LANES", lanes).define("PER", per);
@@ -170,13 +183,15 @@ impl Variant {
                 .define("DEPTH", depth)
                 .define("LINES", self.lines(head_dim as u32 / 4))
                 .flag("RESIDENT", resident),
-            Variant::Coop { rows, block, down, across, size, lanes } => dispatch
+            Variant::Coop { rows, block, down, across, size, lanes, staged } => dispatch
                 .define("ROWS", rows)
                 .define("BLOCK", block)
                 .define("DOWN", down)
                 .define("ACROSS", across)
                 .define("SIZE", size)
                 .define("LANES", lanes)
+                .flag("STAGED", staged)
+                .flag("VECTORS", shared == Some(SharedMatrices::Groups))
                 .define("SPAN", self.span(head_dim as u32, turned).unwrap_or_default()),
         }
     }
@@ -251,16 +266,25 @@ impl Variant {
                 let kept = (4 * head4).next_multiple_of(depth) * (rows / 4 + 1) * operands;
                 16 * (tiles + weights + if resident { kept } else { 0 })
             }
-            Variant::Coop { rows, block, down, across, .. } => {
+            Variant::Coop { rows, block, down, across, staged, .. } => {
                 // scores, gradients of weights; weights, weights of dk
                 let (scores, weights) = match extents.pass {
                     Pass::Forward => (1, 1),
                     Pass::GradientQuery => (2, 1),
                     Pass::GradientKeyValue => (2, 2),
                 };
+                let head_dim = extents.head_dim as u32;
+                let tile = 2 * block * (head_dim + 8);
+                // v is turned
+                let tiles = match extents.pass {
+                    _ if !staged => 0,
+                    Pass::Forward => tile + 2 * head_dim * (block + 8),
+                    Pass::GradientQuery | Pass::GradientKeyValue => 2 * tile,
+                };
                 let parts = if self.invocations() > rows { 4 * self.invocations() } else { 0 };
-                let outgrown = if extents.pass == Pass::Forward { 4 * down * across } else { 0 };
-                block * (4 * (rows + 4) * scores + 2 * (rows + 8) * weights) + parts + outgrown
+                let outgrown =
+                    if extents.pass == Pass::Forward { (4 * down * across).next_multiple_of(16) } else { 0 };
+                4 * block * (rows + 4) * scores + 2 * rows * (block + 8) * weights + tiles + parts + outgrown
             }
         }
     }
@@ -276,8 +300,9 @@ impl fmt::Display for Variant {
                 let resident = if *resident { " resident" } else { "" };
                 write!(f, "tiled {rows}x{block} per={per_rows}x{per_cols} depth={depth}{resident}")
             }
-            Variant::Coop { rows, block, down, across, size, lanes } => {
-                write!(f, "coop {rows}x{block} subgroups={down}x{across} size={size} lanes={lanes}")
+            Variant::Coop { rows, block, down, across, size, lanes, staged } => {
+                let staged = if *staged { " staged" } else { "" };
+                write!(f, "coop {rows}x{block} subgroups={down}x{across} size={size} lanes={lanes}{staged}")
             }
         }
     }
@@ -314,6 +339,7 @@ mod tests {
             "coop 64x32 subgroups=4x0 size=16 lanes=32",
             "coop 60x32 subgroups=4x1 size=16 lanes=32",
             "coop 64x32 subgroups=1x1 size=16 lanes=32",
+            "coop 64x32 subgroups=4x1 size=16 lanes=32 stage",
         ];
         for name in wrong {
             assert_eq!(Variant::parse(name), None, "{name}");

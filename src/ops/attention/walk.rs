@@ -5,7 +5,8 @@ use super::halves::Halves;
 use super::kernel::{HeadSums, Kernel, KvHeads};
 use super::variant::{Pass, Variant};
 use crate::graph::{
-    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, LaunchPlan, Place, TensorType, rounded,
+    Alternative, Alternatives, Class, DType, DeviceProfile, Dispatch, LaunchPlan, Place, SharedMatrices,
+    TensorType, rounded,
 };
 
 /// Tensors of a pass and where the ranges of its rows lie.
@@ -64,11 +65,11 @@ impl Walk {
         // `scratch`: the first free scratch space, behind copies
         let with = |kernel: Kernel, scratch: usize| {
             let Kernel { variant, by_head } = kernel;
-            let mut dispatch = bind(self.common(kernel));
+            let mut dispatch = bind(self.common(kernel, device.shared_matrices));
             let copied = self.copies(variant);
             let halves = dispatch.bindings.iter_mut().filter_map(|b| Some((self.halves.place(b.name)?, b)));
             for (copy, binding) in halves {
-                binding.view = variant.view();
+                binding.view = variant.view(device.shared_matrices);
                 if copied {
                     (binding.place, binding.dtype) = (copy, DType::F16);
                 }
@@ -201,7 +202,7 @@ impl Walk {
         indices
     }
 
-    fn common(&self, kernel: Kernel) -> Dispatch {
+    fn common(&self, kernel: Kernel, shared: Option<SharedMatrices>) -> Dispatch {
         let Kernel { variant, by_head } = kernel;
         let (heads, kv_heads) = self.heads();
         let walked = if self.pass == Pass::GradientKeyValue && !by_head { kv_heads } else { heads };
@@ -235,6 +236,6 @@ impl Walk {
             dispatch = turn.bind(dispatch);
         }
         let turned = turn.is_some();
-        variant.define(dispatch.flag("TURNED", turned), self.head_dim, turned)
+        variant.define(dispatch.flag("TURNED", turned), self.head_dim, turned, shared)
     }
 }
