@@ -3,12 +3,13 @@
 // A workgroup of DOWN x ACROSS subgroups of LANES owns ROWS x COLS elements of
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
-// they are stored. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
+// they are stored, or, TURNED, with k innermost, as matrices of AMD's units are loaded in few instructions. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
 // and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time.
 // SCALED: rows carry a power of two, whose inverse `unscale` takes it out of their sums; SCALED_WHOLE: all rows carry the same, and
 // all columns another, whose inverse is `unscale_columns`. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
 // for a loss scale to see. VECTORS: tiles are arrays of groups of four, which Metal cannot load
-// matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored. PAIR adds
+// matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored, and goes to
+// the tile as it is where that is f16. WHOLE: k is a multiple of DEPTH. PAIR adds
 // the second pair, in f32. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
@@ -19,13 +20,15 @@
 {% set OWN_COLS = COLS // ACROSS %}
 {% set SPANS = SPAN // SIZE %}
 {# groups of four per line of a tile, and two more, which keeps lines at 16 bytes and apart in the banks #}
-{% set R_LINE = (DEPTH if R_INNER else ROWS) // 4 + 2 %}
-{% set C_LINE = (DEPTH if C_INNER else COLS) // 4 + 2 %}
+{% set R_DEEP = R_INNER or TURNED %}
+{% set C_DEEP = C_INNER or TURNED %}
+{% set R_LINE = (DEPTH if R_DEEP else ROWS) // 4 + 2 %}
+{% set C_LINE = (DEPTH if C_DEEP else COLS) // 4 + 2 %}
 {% set SUM_LINE = SPAN + 8 %}
 {% set GROUP = 1 if VECTORS else 4 %}
 {% set HALF = "vec4<f16>" if VECTORS else "f16" %}
-var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_INNER else DEPTH) }}>;
-var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_INNER else DEPTH) }}>;
+var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_DEEP else DEPTH) }}>;
+var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_DEEP else DEPTH) }}>;
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
 
 {# a group of four of r or c in f16 #}
@@ -52,47 +55,99 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
 {% macro within(inner, t) %}{% if inner %}{{ t }} + q < params.k_4{% else %}4u * ({{ t }}) + row < params.k{% endif %}{% endmacro %}
 {% macro stored(inner, extent, first, t) %}{% if inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.k_4 + min({{ t }} + q, params.k_4 - 1u){% else %}min(4u * ({{ t }}) + row, params.k - 1u) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
 
+{# zero, of such a type, for a group beyond it #}
+{% macro bounded(zero, value, inner, t) %}{% if WHOLE %}{{ value }}{% else %}select({{ zero }}, {{ value }}, {{ within(inner, t) }}){% endif %}{% endmacro %}
+
+{% macro raw_type(name) %}{{ "vec4<f16>" if (R_F16 if name == "r" else C_F16) else "vec2<u32>" }}{% endmacro %}
+
+{# group (row, q), as it waits and as the tile has it #}
+{% macro group(name, raw, inner, extent, first, t) %}{% if raw %}{{ bounded(raw_type(name) ~ "()", "raw_" ~ name ~ "(at)", inner, t) }}{% else %}{{ half(name, bounded("vec4<f32>()", load(name, "at"), inner, t)) }}{% endif %}{% endmacro %}
+{% macro halves(name, raw, value) %}{% if not raw %}{{ value }}{% elif raw_type(name) == "vec4<f16>" %}{{ value }}{% else %}vec4<f16>(decode_{{ name }}({{ value }})){% endif %}{% endmacro %}
+
+{# row and q of the invocation's group n: its neighbours' follow along a line, or where it turns four rows of four, across the lines,
+   for what it makes of them is apart in the banks #}
+{% macro own_group(n, inner, width) %}
+{% if TURNED and not inner %}
+        let row = 4u * ((lane + {{ n // 4 * WORKGROUP }}u) % {{ DEPTH // 4 }}u) + {{ n % 4 }}u;
+        let q = (lane + {{ n // 4 * WORKGROUP }}u) / {{ DEPTH // 4 }}u;
+{% else %}
+{% set PER_LINE = (DEPTH if inner else width) // 4 %}
+        let row = (lane + {{ n * WORKGROUP }}u) / {{ PER_LINE }}u;
+        let q = (lane + {{ n * WORKGROUP }}u) % {{ PER_LINE }}u;
+{% endif %}
+{% endmacro %}
+
+{# four groups, `first`0 to `first`3, go to the tile as four, each with an element of every one #}
+{% macro turn(tile, line, first) %}
+{% for j in range(4) %}
+        {
+{{ keep(tile, "(4u * q + " ~ j ~ "u) * " ~ line ~ "u + row / 4u", "vec4<f16>(" ~ first ~ "0[" ~ j ~ "], " ~ first ~ "1[" ~ j ~ "], " ~ first ~ "2[" ~ j ~ "], " ~ first ~ "3[" ~ j ~ "])") }}
+        }
+{% endfor %}
+{% endmacro %}
+
 {# copies a block of the operand #}
-{% macro stage(name, tile, line, inner, extent, first, width) %}
+{% macro stage(name, raw, tile, line, inner, extent, first, width) %}
+{% if TURNED and not inner %}
+        for (var e = lane; e < {{ width * DEPTH // 16 }}u; e += {{ WORKGROUP }}u) {
+            let q = e / {{ DEPTH // 4 }}u;
+{% for j in range(4) %}
+            var line{{ j }} = vec4<f16>();
+            {
+                let row = 4u * (e % {{ DEPTH // 4 }}u) + {{ j }}u;
+                let at = {{ stored(inner, extent, first, "t") }};
+                let v = {{ group(name, raw, inner, extent, first, "t") }};
+                line{{ j }} = {{ halves(name, raw, "v") }};
+            }
+{% endfor %}
+            let row = 4u * (e % {{ DEPTH // 4 }}u);
+{{ turn(tile, line, "line") }}
+        }
+{% else %}
 {% set PER_LINE = (DEPTH if inner else width) // 4 %}
         for (var e = lane; e < {{ width * DEPTH // 4 }}u; e += {{ WORKGROUP }}u) {
             let row = e / {{ PER_LINE }}u;
             let q = e % {{ PER_LINE }}u;
             let at = {{ stored(inner, extent, first, "t") }};
-            let v = select(vec4<f32>(), {{ load(name, "at") }}, {{ within(inner, "t") }});
-{{ keep(tile, "row * " ~ line ~ "u + q", half(name, "v")) }}
+            let v = {{ group(name, raw, inner, extent, first, "t") }};
+{{ keep(tile, "row * " ~ line ~ "u + q", halves(name, raw, "v")) }}
         }
+{% endif %}
 {% endmacro %}
 
 {# name{n}, declared or not, = the invocation's groups of the block from group `t` on #}
 {% macro fetch(name, raw, declared, inner, extent, first, width, t) %}
-{% set PER_LINE = (DEPTH if inner else width) // 4 %}
 {% for n in range(width * DEPTH // 4 // WORKGROUP) %}
 {% if declared %}
-    var {{ name }}_next{{ n }} = {{ "vec2<u32>" if raw else "vec4<f16>" }}();
+    var {{ name }}_next{{ n }} = {{ raw_type(name) if raw else "vec4<f16>" }}();
 {% endif %}
     {
-        let row = (lane + {{ n * WORKGROUP }}u) / {{ PER_LINE }}u;
-        let q = (lane + {{ n * WORKGROUP }}u) % {{ PER_LINE }}u;
+{{ own_group(n, inner, width) }}
         let at = {{ stored(inner, extent, first, t) }};
-{% if raw %}
-        {{ name }}_next{{ n }} = select(vec2<u32>(), raw_{{ name }}(at), {{ within(inner, t) }});
-{% else %}
-        {{ name }}_next{{ n }} = {{ half(name, "select(vec4<f32>(), " ~ load(name, "at") ~ ", " ~ within(inner, t) ~ ")") }};
-{% endif %}
+        {{ name }}_next{{ n }} = {{ group(name, raw, inner, extent, first, t) }};
     }
 {% endfor %}
 {% endmacro %}
 
 {# hands them to the tile #}
 {% macro release(name, raw, tile, line, inner, width) %}
-{% set PER_LINE = (DEPTH if inner else width) // 4 %}
 {% for n in range(width * DEPTH // 4 // WORKGROUP) %}
+{% if TURNED and not inner %}
+{% if n % 4 == 0 %}
         {
-            let row = (lane + {{ n * WORKGROUP }}u) / {{ PER_LINE }}u;
-            let q = (lane + {{ n * WORKGROUP }}u) % {{ PER_LINE }}u;
-{{ keep(tile, "row * " ~ line ~ "u + q", "vec4<f16>(decode_" ~ name ~ "(" ~ name ~ "_next" ~ n ~ "))" if raw else name ~ "_next" ~ n) }}
+{{ own_group(n, inner, width) }}
+{% for j in range(4) %}
+            let line{{ j }} = {{ halves(name, raw, name ~ "_next" ~ (n + j)) }};
+{% endfor %}
+{{ turn(tile, line, "line") }}
         }
+{% endif %}
+{% else %}
+        {
+{{ own_group(n, inner, width) }}
+{{ keep(tile, "row * " ~ line ~ "u + q", halves(name, raw, name ~ "_next" ~ n)) }}
+        }
+{% endif %}
 {% endfor %}
 {% endmacro %}
 
@@ -199,17 +254,17 @@ fn main(
 {{ fetch("r", R_RAW, false, R_INNER, "rows", "row_tile", ROWS, "t + " ~ (DEPTH // 4) ~ "u") }}
 {{ fetch("c", C_RAW, false, C_INNER, "cols", "col_tile", COLS, "t + " ~ (DEPTH // 4) ~ "u") }}
 {% else %}
-{{ stage("r", "r_tile", R_LINE, R_INNER, "rows", "row_tile", ROWS) }}
-{{ stage("c", "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS) }}
+{{ stage("r", R_RAW, "r_tile", R_LINE, R_INNER, "rows", "row_tile", ROWS) }}
+{{ stage("c", C_RAW, "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS) }}
         workgroupBarrier();
 {% endif %}
 {% for depth in range(0, DEPTH, SIZE) %}
         {
 {% for i in range(OWN_ROWS // SIZE) %}
-            let a{{ i }} = {{ matrix("r_tile", R_LINE, R_INNER, "A", "own_row + " ~ (i * SIZE) ~ "u", depth) }};
+            let a{{ i }} = {{ matrix("r_tile", R_LINE, R_DEEP, "A", "own_row + " ~ (i * SIZE) ~ "u", depth) }};
 {% endfor %}
 {% for j in range(OWN_COLS // SIZE) %}
-            let b{{ j }} = {{ matrix("c_tile", C_LINE, C_INNER, "B", "own_col + " ~ (j * SIZE) ~ "u", depth) }};
+            let b{{ j }} = {{ matrix("c_tile", C_LINE, C_DEEP, "B", "own_col + " ~ (j * SIZE) ~ "u", depth) }};
 {% for i in range(OWN_ROWS // SIZE) %}
             s{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, s{{ i }}_{{ j }});
 {% endfor %}

@@ -138,9 +138,9 @@ impl ShaderKey {
         // made for GPUs, and compiled for Vulkan without 64-bit words
         let wide = wide && !has_matrices(&template);
         let error = |reason: String| GpuError::Shader { shader: self.shader.name.into(), reason };
-        let enable =
-            if has_matrices(&template) { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
-        let mut text = format!("{enable}{}", self.declarations(wide));
+        let halves = has_matrices(&template);
+        let enable = if halves { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" };
+        let mut text = format!("{enable}{}", self.declarations(wide, halves));
         text.push_str(COMMON);
         text.push_str(&self.group_index());
         text.push('\n');
@@ -186,7 +186,9 @@ impl ShaderKey {
         )
     }
 
-    fn declarations(&self, wide: bool) -> String {
+    /// The bindings with their accessors; `halves`: what is read in f16 is declared so, and needs no conversion to be an operand of
+    /// matrix units.
+    fn declarations(&self, wide: bool, halves: bool) -> String {
         let mut text = String::new();
         let mut line = |s: std::fmt::Arguments<'_>| {
             // writing to a String cannot fail
@@ -205,7 +207,8 @@ impl ShaderKey {
             let BindingKey { name, dtype, view, write, piece } = self.bindings[first];
             let count = self.bindings[first..].iter().take_while(|b| b.name == name).count();
             let access = if write { "read_write" } else { "read" };
-            let element = element(dtype, view, wide);
+            let half = halves && dtype == DType::F16 && view == View::Vec4 && !write;
+            let element = if half { "vec4<f16>" } else { element(dtype, view, wide) };
             for part in 0..count {
                 line(format_args!(
                     "@group(0) @binding({}) var<storage, {access}> {}: array<{element}>;",
@@ -215,6 +218,7 @@ impl ShaderKey {
             }
             let parts = Parts { name, count, piece };
             match view {
+                View::Vec4 if half => line(format_args!("{}", half_accessors(&parts))),
                 View::Vec4 => line(format_args!("{}", accessors(&parts, dtype, write, wide))),
                 View::Octet => line(format_args!("{}", octet_accessors(&parts, dtype, wide))),
                 View::Scalar | View::Matrix | View::MatrixGroups => {}
@@ -345,6 +349,17 @@ fn accessors(parts: &Parts, dtype: DType, write: bool, wide: bool) -> String {
         let _ = write!(text, "\nfn store_{name}(at_: u32, quad_: vec4<f32>) {{ {stored} }}");
     }
     text
+}
+
+/// `load_name`, `raw_name` and `decode_name` of a tensor declared in f16.
+fn half_accessors(parts: &Parts) -> String {
+    let name = parts.name;
+    let raw = raw_accessor(parts, "vec4<f16>");
+    format!(
+        "{raw}\n\
+         fn decode_{name}(raw_: vec4<f16>) -> vec4<f32> {{ return vec4<f32>(raw_); }}\n\
+         fn load_{name}(at_: u32) -> vec4<f32> {{ return decode_{name}(raw_{name}(at_)); }}"
+    )
 }
 
 /// `raw_name` of groups of eight, and their halves `low_name` and `high_name`.

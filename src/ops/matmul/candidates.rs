@@ -70,6 +70,8 @@ pub struct Extents {
     pub matrix: bool,
     /// Or from tiles in workgroup memory: f16, or what f16 holds well enough, as it does weights in blocks.
     pub halves: bool,
+    /// An operand has k outermost.
+    pub outer: bool,
 }
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
@@ -149,6 +151,10 @@ const COOP_TILES: [CoopShape; 8] = [
     ((32, 32), (2, 2), false),
 ];
 
+/// How many of them turn operands with k outermost too, where there are such. RADV loads a matrix from lines that do not run along
+/// k in sixteen instructions instead of two; other drivers have instructions that turn it.
+const COOP_TURNED: usize = 5;
+
 /// Their depth.
 const COOP_DEPTH: u32 = 32;
 
@@ -167,25 +173,20 @@ fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
 }
 
 /// Through workgroup memory.
-fn on_matrix_tiles(device: &DeviceProfile) -> Vec<Variant> {
+fn on_matrix_tiles(device: &DeviceProfile, outer: bool) -> Vec<Variant> {
     let (Some(shared), Some(Cooperative { size, lanes })) = (device.shared_matrices, device.cooperative)
     else {
         return Vec::new();
     };
-    let tile = |((rows, cols), (down, across), ahead)| {
-        Variant::CoopTiled(CoopTile {
-            rows,
-            cols,
-            down,
-            across,
-            depth: COOP_DEPTH,
-            size,
-            lanes,
-            shared,
-            ahead,
-        })
+    let tile = |((rows, cols), (down, across), ahead), turned| {
+        let depth = COOP_DEPTH;
+        Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared, ahead, turned })
     };
-    COOP_TILES.into_iter().map(tile).collect()
+    let both = |(n, shape)| {
+        let turned = (outer && n < COOP_TURNED).then(|| tile(shape, true));
+        [Some(tile(shape, false)), turned].into_iter().flatten()
+    };
+    COOP_TILES.into_iter().enumerate().flat_map(both).collect()
 }
 
 /// Rows of a broadcast on GPUs: with four columns of each, an invocation's sums stay in registers.
@@ -213,7 +214,7 @@ impl Variant {
         for rows in [8, 16, 32, 512] {
             let candidates = Variant::candidates(
                 device,
-                &Extents { rows, cols: 512, k: 512, k2: 0, matrix: true, halves: true },
+                &Extents { rows, cols: 512, k: 512, k2: 0, matrix: true, halves: true, outer: true },
             );
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
@@ -224,7 +225,7 @@ impl Variant {
     pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(device, extents) };
         let units = device.cooperative.into_iter().flat_map(on_matrix_units);
-        all.extend(on_matrix_tiles(device).into_iter().chain(units));
+        all.extend(on_matrix_tiles(device, extents.outer).into_iter().chain(units));
         all.retain(|v| v.fits(device, extents));
         all
     }
@@ -256,7 +257,7 @@ impl Variant {
                     && whole(extents.cols, cols)
                     && whole(extents.k, size)
             }
-            Variant::CoopTiled(tile @ CoopTile { size, lanes, shared, .. }) => {
+            Variant::CoopTiled(tile @ CoopTile { size, lanes, shared, turned, .. }) => {
                 let few_sums = || {
                     let (rows, cols) = tile.own();
                     rows * cols <= COOP_SUMS * lanes
@@ -265,6 +266,7 @@ impl Variant {
                     && device.shared_matrices == Some(shared)
                     && device.cooperative == Some(Cooperative { size, lanes })
                     && extents.halves
+                    && (extents.outer || !turned)
                     && extents.rows >= COOP_ROWS
                     && few_sums()
                     && self.invocations() <= device.max_workgroup_invocations
@@ -302,7 +304,8 @@ mod tests {
                 ..DeviceProfile::default()
             };
             for rows in [1, 8, 16, 17, 32, 33, 500] {
-                let extents = Extents { rows, cols: 64, k: 37, k2: 0, matrix: false, halves: false };
+                let extents =
+                    Extents { rows, cols: 64, k: 37, k2: 0, matrix: false, halves: false, outer: false };
                 let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&weakest, &extents)[0] };
                 let candidates = Variant::candidates(&weakest, &extents);
                 assert!(candidates.len() > 1);
@@ -320,8 +323,10 @@ mod tests {
             max_workgroup_storage: 32 << 10,
             ..DeviceProfile::default()
         };
-        let candidates =
-            Variant::candidates(&device, &Extents { rows, cols, k, k2: 0, matrix: false, halves: false });
+        let candidates = Variant::candidates(
+            &device,
+            &Extents { rows, cols, k, k2: 0, matrix: false, halves: false, outer: false },
+        );
         let shared = |v: &&Variant| matches!(v, Variant::Workgroup { unroll: 1, .. });
         candidates.iter().filter(shared).map(Variant::tile).collect()
     }
@@ -347,7 +352,7 @@ mod tests {
     fn unrolled_variants_need_an_inner_dimension_that_they_divide() {
         let device = DeviceProfile { cpu: true, subgroup: Some(8), ..DeviceProfile::default() };
         let names = |k, k2| {
-            let extents = Extents { rows: 512, cols: 512, k, k2, matrix: true, halves: true };
+            let extents = Extents { rows: 512, cols: 512, k, k2, matrix: true, halves: true, outer: true };
             Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
         };
         let unrolled = |k, k2| names(k, k2).iter().any(|n| n.contains("unroll=2"));

@@ -234,6 +234,7 @@ impl Oriented {
                     true => !gates,
                     false => held(self.r) && held(self.c),
                 },
+            outer: !(self.r_inner && self.c_inner),
         }
     }
 }

@@ -306,11 +306,14 @@ impl Product {
                 matches!(variant, Variant::Tiled { .. } | Variant::CoopTiled { .. }) && o.nf4(),
             )
             .cost(flops, bytes);
-        if let Variant::CoopTiled { .. } = variant {
+        if let Variant::CoopTiled(tile) = variant {
             let raw = |operand: Operand| matches!(operand.dtype, DType::F16 | DType::BF16);
             main = main
                 .flag("R_RAW", raw(o.r) && !o.gated())
                 .flag("C_RAW", raw(o.c))
+                .flag("R_F16", o.r.dtype == DType::F16)
+                .flag("C_F16", o.c.dtype == DType::F16)
+                .flag("WHOLE", self.k.is_multiple_of(tile.depth as usize))
                 .flag("R_OVERFLOWS", o.r.rounds)
                 .flag("SCALED", o.unscale.is_some())
                 .flag("SCALED_WHOLE", matches!(o.unscale, Some(Unscale::Operands(..))));

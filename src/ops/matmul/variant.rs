@@ -42,6 +42,8 @@ pub struct CoopTile {
     pub shared: SharedMatrices,
     /// The next block is loaded while one is multiplied.
     pub ahead: bool,
+    /// Operands with k outermost lie in the tiles with k innermost.
+    pub turned: bool,
 }
 
 impl CoopTile {
@@ -66,9 +68,10 @@ impl CoopTile {
     }
 
     pub(super) fn sound(&self) -> bool {
-        let CoopTile { rows, cols, down, across, depth, size, lanes, ahead, .. } = *self;
-        // each invocation holds as many groups of four of a block
-        let even = |extent: u32| (extent * depth / 4).is_multiple_of(down * across * lanes);
+        let CoopTile { rows, cols, down, across, depth, size, lanes, ahead, turned, .. } = *self;
+        // each invocation holds as many groups of four of a block, which it turns four by four
+        let each = if turned { 4 } else { 1 } * down * across * lanes;
+        let even = |extent: u32| (extent * depth / 4).is_multiple_of(each);
         let whole = |n: u32, of: u32| n > 0 && n <= 256 && n.is_multiple_of(of);
         [8, 16].contains(&size)
             && (1..=8).contains(&down)
@@ -129,8 +132,9 @@ impl Variant {
                     true => SharedMatrices::Groups,
                     false => SharedMatrices::Elements,
                 };
-                let ((rows, cols), ahead) = (tile, rest.contains(&"ahead"));
-                Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared, ahead })
+                let ((rows, cols), ahead, turned) = (tile, rest.contains(&"ahead"), rest.contains(&"turned"));
+                let tile = CoopTile { rows, cols, down, across, depth, size, lanes, shared, ahead, turned };
+                Variant::CoopTiled(tile)
             }
             "tiled" => {
                 let per = pair(words.next()?.strip_prefix("per=")?)?;
@@ -236,6 +240,7 @@ impl Variant {
                 .define("SPAN", tile.span())
                 .flag("VECTORS", tile.shared == SharedMatrices::Groups)
                 .flag("PREFETCHED", tile.ahead)
+                .flag("TURNED", tile.turned)
                 .define("SWIZZLE", SWIZZLE),
         }
     }
@@ -300,8 +305,9 @@ impl fmt::Display for Variant {
                 let CoopTile { rows, cols, down, across, depth, size, lanes, .. } = tile;
                 let groups = if tile.shared == SharedMatrices::Groups { " groups" } else { "" };
                 let ahead = if tile.ahead { " ahead" } else { "" };
+                let turned = if tile.turned { " turned" } else { "" };
                 write!(f, "coop-tiled {rows}x{cols} subgroups={down}x{across} depth={depth}")?;
-                write!(f, " size={size} lanes={lanes}{groups}{ahead}")
+                write!(f, " size={size} lanes={lanes}{groups}{ahead}{turned}")
             }
             Variant::Coop { rows, cols, size, lanes } => {
                 write!(f, "coop {rows}x{cols} size={size} lanes={lanes}")
@@ -326,7 +332,19 @@ mod tests {
         let tile = |shared| {
             let ((rows, cols), (down, across), (size, lanes)) = ((64, 128), (2, 4), (16, 32));
             let ahead = shared == SharedMatrices::Groups;
-            Variant::CoopTiled(CoopTile { rows, cols, down, across, depth: 32, size, lanes, shared, ahead })
+            let (depth, turned) = (32, ahead);
+            Variant::CoopTiled(CoopTile {
+                rows,
+                cols,
+                down,
+                across,
+                depth,
+                size,
+                lanes,
+                shared,
+                ahead,
+                turned,
+            })
         };
         let tiles = [SharedMatrices::Elements, SharedMatrices::Groups].map(tile);
         for variant in WIDE.into_iter().chain(THIN).chain([lanes, workgroup, coop]).chain(tiles) {
