@@ -21,14 +21,17 @@ const fn resident((rows, block): (u32, u32), depth: u32) -> Variant {
     Variant::Tiled { rows, block, per_rows: 4, per_cols: 4, depth, resident: true }
 }
 
-/// What a GPU chooses from, most hopeful first.
-pub(super) const TILES: [Variant; 11] = [
+/// What a GPU chooses from, most hopeful first. Those that stage eight deep are for Intel's GPUs, whose invocations have 128 registers
+/// in subgroups of eight: longer chunks, unrolled, go through memory there.
+pub(super) const TILES: [Variant; 13] = [
     tiled((64, 32), (4, 4), 16),
     tiled((32, 64), (4, 4), 16),
     tiled((32, 32), (4, 4), 16),
     tiled((64, 64), (4, 4), 16),
     tiled((64, 64), (8, 4), 16),
     tiled((64, 32), (8, 4), 16),
+    resident((32, 64), 8),
+    tiled((32, 64), (4, 4), 8),
     resident((64, 32), 16),
     resident((32, 64), 16),
     tiled((32, 32), (4, 4), 32),
