@@ -330,7 +330,7 @@ mod tests {
         let workgroup = Variant::Workgroup { rows: 32, lanes: 16, subgroups: 4, depth: 32, unroll: 2 };
         let coop = Variant::Coop { rows: 64, cols: 32, size: 16, lanes: 32 };
         let tile = |shared| {
-            let ((rows, cols), (down, across), (size, lanes)) = ((64, 128), (2, 4), (16, 32));
+            let ((rows, cols), (down, across), (size, lanes)) = ((128, 256), (2, 4), (16, 32));
             let ahead = shared == SharedMatrices::Groups;
             let (depth, turned) = (32, ahead);
             Variant::CoopTiled(CoopTile {
