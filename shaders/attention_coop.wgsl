@@ -18,7 +18,6 @@
 {{ tile("k") }}
 {{ tile("v", true) }}
 // whether a row of the subgroup's invocations is to be rescaled
-// (a multiple of 16 bytes, so that arrays of f16 behind it stay aligned)
 var<workgroup> outgrown: array<u32, {{ (DOWN * ACROSS + 3) // 4 * 4 }}>;
 
 @compute @workgroup_size({{ WORKGROUP }})

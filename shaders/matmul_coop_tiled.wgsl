@@ -3,14 +3,14 @@
 // A workgroup of DOWN x ACROSS subgroups of LANES owns ROWS x COLS elements of
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
-// they are stored, or, TURNED, with k innermost, as matrices of AMD's units are loaded in few instructions. A subgroup owns ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands
-// and f32 sums. The sums leave through workgroup memory, SPAN columns of a row of matrices at a time.
+// they are stored, or, TURNED, with k innermost: from such lines AMD's driver loads a matrix in few instructions. A subgroup owns
+// ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands and f32 sums. The sums leave through workgroup
+// memory, SPAN columns of a row of matrices at a time.
 // SCALED: rows carry a power of two, whose inverse `unscale` takes it out of their sums; SCALED_WHOLE: all rows carry the same, and
 // all columns another, whose inverse is `unscale_columns`. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
-// for a loss scale to see. VECTORS: tiles are arrays of groups of four, which Metal cannot load
-// matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored, and goes to
-// the tile as it is where that is f16. WHOLE: k is a multiple of DEPTH. PAIR adds
-// the second pair, in f32. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
+// for a loss scale to see. VECTORS: tiles are arrays of groups of four, which Metal cannot load matrices from. PREFETCHED: the next
+// block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored, and f16 goes to the tile as it is.
+// WHOLE: k is a multiple of DEPTH. PAIR adds the second pair, in f32. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
 {% include "shared/pair.wgsl" %}
@@ -19,9 +19,10 @@
 {% set OWN_ROWS = ROWS // DOWN %}
 {% set OWN_COLS = COLS // ACROSS %}
 {% set SPANS = SPAN // SIZE %}
-{# groups of four per line of a tile, and two more, which keeps lines at 16 bytes and apart in the banks #}
+{# whether k is innermost in the tile #}
 {% set R_DEEP = R_INNER or TURNED %}
 {% set C_DEEP = C_INNER or TURNED %}
+{# groups of four per line of a tile, and two more, which keeps lines at 16 bytes and apart in the banks #}
 {% set R_LINE = (DEPTH if R_DEEP else ROWS) // 4 + 2 %}
 {% set C_LINE = (DEPTH if C_DEEP else COLS) // 4 + 2 %}
 {% set SUM_LINE = SPAN + 8 %}

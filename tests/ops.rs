@@ -408,11 +408,13 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
         .filter(|v| matches!(v, matmul::Variant::CoopTiled(_)))
         .map(ToString::to_string)
         .collect();
-    // and arrays of elements, as Metal has them
+    // and arrays of elements, as Metal has them: the smallest tile's, and one that turns
     let small = variants.last().expect("some variant suits every device");
     let ahead = variants.iter().find(|v| v.ends_with(" ahead")).expect("one loads ahead");
     let turned: Vec<&String> = variants.iter().filter(|v| v.ends_with(" turned")).take(2).collect();
-    let elements = small.strip_suffix(" groups").map(str::to_owned);
+    assert_eq!(turned.len(), 2, "{variants:?}");
+    let of_elements = |name: &String| name.contains(" groups").then(|| name.replacen(" groups", "", 1));
+    let elements: Vec<String> = [small, turned[0]].into_iter().filter_map(of_elements).collect();
     let (mut taken, mut gating, mut failures) = (HashMap::<&str, usize>::new(), 0, Vec::new());
     for (variant, shared) in variants
         .iter()
@@ -427,8 +429,11 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
                 let gates = case.label.starts_with("gated ");
                 // software compiles for seconds each: all of them with the smallest tile
                 let some = ["NN whole", "NT whole, pair and residual", "NT 64x128x48 nf4 on f16"];
+                let turns =
+                    turned.contains(&variant) || (variant.ends_with(" turned") && elements.contains(variant));
                 let odd = [" pair f16 f16", " f16"].iter().any(|end| case.label.ends_with(end));
-                let odd = odd && (variant == ahead || turned.contains(&variant));
+                let odd = (odd && (variant == ahead || turns))
+                    || (turns && case.label.ends_with(" pair bf16 bf16"));
                 if variant != small && !odd && !some.contains(&case.label.as_str()) {
                     continue;
                 }
@@ -448,6 +453,7 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
     println!("{taken:?}");
     assert!(gating > 1 && elements.iter().all(|v| taken[v.as_str()] > 1), "{gating} {taken:?}");
     assert!(taken.len() >= 3 && taken[small.as_str()] > 20 && taken[ahead.as_str()] > 5, "{taken:?}");
+    assert!(turned.iter().all(|v| taken[v.as_str()] > 5), "{taken:?}");
 }
 
 /// Inner dimensions that several workgroups share, in every kind of product.
@@ -706,6 +712,7 @@ fn attention_on_matrix_units_equals_the_reference() {
     let staged =
         |staged: bool| variants.iter().take(alone).find(move |name| name.ends_with(" staged") == staged);
     let forms = [staged(true), staged(false)].into_iter().flatten();
+    let mut as_elements = Vec::new();
     for variant in forms.filter(|_| own.shared_matrices == Some(SharedMatrices::Groups)) {
         let choices = Arc::new(Choices::forced(variant.clone()));
         let device =
@@ -714,13 +721,15 @@ fn attention_on_matrix_units_equals_the_reference() {
         {
             let passes = plan(case, &device, false, false).dispatches;
             let views = |d: &Dispatch| d.bindings.iter().any(|b| b.view == View::Matrix);
-            taken += passes.iter().filter(|d| &d.variant == variant && views(d)).count();
+            as_elements.push(passes.iter().filter(|d| &d.variant == variant && views(d)).count());
             failures
                 .extend(run(&gpu, &device, case, false).err().map(|e| format!("elements, {variant}: {e}")));
         }
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    println!("{taken} passes by {variants:?}");
+    println!("{taken} passes by {variants:?}, {as_elements:?} as elements");
+    let both = if own.shared_matrices == Some(SharedMatrices::Groups) { 4 } else { 0 };
+    assert!(as_elements.len() == both && !as_elements.contains(&0), "{as_elements:?} passes as elements");
     assert!(taken > 20 && alone > 1 && variants.len() > alone, "{taken} passes by {variants:?}");
 }
 

@@ -42,6 +42,7 @@
 {# from one row of weights, or of a block, to the next #}
 {% set WEIGHT_LINE = (BLOCK + 8) // 4 * GROUP %}
 {% set TILE_LINE = (HEAD_DIM + 8) // 4 * GROUP %}
+// every array is a multiple of 16 bytes, so that what lies behind it stays aligned
 var<workgroup> scores: array<f32, {{ SCORE_LINE * BLOCK }}>;
 var<workgroup> weights: array<{{ HALF }}, {{ WEIGHT_LINE * ROWS }}>;
 {% if PARTS > 1 %}
@@ -261,14 +262,14 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
 
 {# the same, turned back by the angles of the rows' positions #}
 {% macro store_turned(tensor, name, factor) %}
-{% set HALF = SPAN_TILES // 2 %}
+{% set EACH = SPAN_TILES // 2 %}
 {% set PAIR = HEAD_DIM // 8 %}
     let {{ name }}_at = (row_at * {{ R_STRIDE }} + {{ R_BASE }}) / {{ GROUP }}u;
     let {{ name }}_angle = positions[row_at] * {{ 2 * PAIR }}u;
 {% for q in range(HEAD_DIM // SPAN) %}
 {# both halves of the pairs #}
-{% set first = range(q * HALF, (q + 1) * HALF) | list %}
-{% set second = range(D_TILES // 2 + q * HALF, D_TILES // 2 + (q + 1) * HALF) | list %}
+{% set first = range(q * EACH, (q + 1) * EACH) | list %}
+{% set second = range(D_TILES // 2 + q * EACH, D_TILES // 2 + (q + 1) * EACH) | list %}
 {{ spill(name, "scores", first + second) }}
     workgroupBarrier();
     if (index < params.tiles && row < {{ R_EXTENT }}) {

@@ -147,10 +147,13 @@ impl DeviceInfo {
 
 pub(super) fn adapters() -> Vec<wgpu::Adapter> {
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let developer = wgpu::InstanceFlags::DEBUG
+        | wgpu::InstanceFlags::VALIDATION
+        | wgpu::InstanceFlags::GPU_BASED_VALIDATION;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends,
-        // none but what a developer asks for, such as names of pipelines in a driver's tools (WGPU_DEBUG=1)
-        flags: wgpu::InstanceFlags::empty().with_env(),
+        // none but what a developer asks for: names of pipelines in a driver's tools (WGPU_DEBUG=1), validation
+        flags: wgpu::InstanceFlags::empty().with_env() & developer,
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     pollster::block_on(instance.enumerate_adapters(backends))

@@ -39,27 +39,22 @@ pub(super) const TILES: [Variant; 13] = [
     tiled((16, 64), (4, 4), 16),
 ];
 
-/// Rows, block, subgroups down and across, and whether blocks are staged, that matrix units choose from, most hopeful first; the
-/// last ones are of subgroups of eight.
+/// Rows, block, and subgroups down and across that matrix units choose from, most hopeful first, each with blocks staged in workgroup
+/// memory and without; the last ones are of subgroups of eight.
 ///
-/// Straight from storage every subgroup loads the whole block, and what a matrix needs of a line that does not run along its inner
-/// dimension comes one element at a time. Staged, both happen once and in whole groups, but for two more barriers at most.
-const STRIPS: [((u32, u32), (u32, u32), bool); 15] = [
-    ((64, 32), (4, 1), true),
-    ((64, 64), (4, 1), true),
-    ((64, 32), (4, 2), true),
-    ((64, 32), (4, 1), false),
-    ((32, 32), (2, 1), true),
-    ((64, 32), (2, 2), true),
-    ((64, 64), (4, 1), false),
-    ((32, 64), (2, 2), true),
-    ((128, 32), (8, 1), true),
-    ((64, 32), (4, 2), false),
-    ((32, 32), (2, 2), true),
-    ((32, 32), (2, 1), false),
-    ((32, 32), (2, 2), false),
-    ((16, 16), (2, 1), true),
-    ((8, 32), (1, 2), false),
+/// Straight from storage every subgroup loads the whole block by itself, and what a matrix needs of a line that does not run along
+/// its inner dimension comes one element at a time. Staged, the block is loaded once, in whole groups, for two more barriers at most.
+const STRIPS: [((u32, u32), (u32, u32)); 10] = [
+    ((64, 32), (4, 1)),
+    ((64, 64), (4, 1)),
+    ((64, 32), (4, 2)),
+    ((64, 32), (2, 2)),
+    ((32, 32), (2, 1)),
+    ((32, 64), (2, 2)),
+    ((128, 32), (8, 1)),
+    ((32, 32), (2, 2)),
+    ((16, 16), (2, 1)),
+    ((8, 32), (1, 2)),
 ];
 
 /// Floats of scores and results that an invocation holds in cooperative matrices: see [`SUMS`].
@@ -118,14 +113,8 @@ fn on_gpu(extents: &Extents) -> Vec<Variant> {
 }
 
 pub(super) fn on_matrix_units(Cooperative { size, lanes }: Cooperative) -> impl Iterator<Item = Variant> {
-    STRIPS.into_iter().map(move |((rows, block), (down, across), staged)| Variant::Coop {
-        rows,
-        block,
-        down,
-        across,
-        size,
-        lanes,
-        staged,
+    STRIPS.into_iter().flat_map(move |((rows, block), (down, across))| {
+        [true, false].map(|staged| Variant::Coop { rows, block, down, across, size, lanes, staged })
     })
 }
 

@@ -20,7 +20,7 @@ pub struct Kernel {
 }
 
 /// How many of the candidates, on matrix units and not, are measured by head too.
-const BY_HEAD: usize = 2;
+const BY_HEAD: usize = 3;
 
 /// Whether it may be by head, and how many KV heads there are then.
 pub(super) type KvHeads = Option<usize>;

@@ -39,7 +39,7 @@ const SECTION: usize = 256;
 const MOST_SECTIONS: usize = 64;
 
 /// How many of the candidates, on matrix units and not, are measured in sections too.
-const SECTIONED: usize = 2;
+const SECTIONED: usize = 3;
 
 /// On CPU devices a product of more rows than this, those of the default tile, stages its weight first: each tile would expand it anew.
 const DIRECT_ROWS: usize = 32;

@@ -280,7 +280,7 @@ impl Operation for Matmul {
                 cases.push(if m * n * k < 300 { case.gradients(&[0, 1]) } else { case });
             }
             // several tiles of matrix units, the last ones not whole, and what is no multiple of four
-            for (m, n, k) in [(37, 70, 37), (200, 260, 100)] {
+            for (m, n, k) in [(37, 70, 37), (200, 260, 100), (70, 132, 96)] {
                 let (a, b) = dims(m, n, k);
                 let inputs = vec![CaseInput::random(&a, DType::F16), CaseInput::random(&b, DType::F16)];
                 let op = Matmul::plain(layout, 0.5, DType::F16);
