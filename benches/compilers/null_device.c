@@ -109,14 +109,19 @@ static VkResult query_results(VkDevice d, VkQueryPool p, uint32_t first, uint32_
 
 enum { MADE_UP_TYPES = 4 };
 
+static const VkDeviceSize HEAP = (VkDeviceSize)16 << 30;
+
 static void make_up(VkPhysicalDeviceMemoryProperties *m) {
+    // enough for a run, whatever the shim says
+    for (uint32_t i = 0; i < m->memoryHeapCount; i++)
+        if (m->memoryHeaps[i].size < HEAP) m->memoryHeaps[i].size = HEAP;
     if (m->memoryTypeCount) return;
     const VkMemoryPropertyFlags local = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, visible = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT,
                                 coherent = VK_MEMORY_PROPERTY_HOST_COHERENT_BIT, cached = VK_MEMORY_PROPERTY_HOST_CACHED_BIT;
     memset(m, 0, sizeof *m);
     m->memoryHeapCount = 2;
-    m->memoryHeaps[0] = (VkMemoryHeap){(VkDeviceSize)16 << 30, VK_MEMORY_HEAP_DEVICE_LOCAL_BIT};
-    m->memoryHeaps[1] = (VkMemoryHeap){(VkDeviceSize)16 << 30, 0};
+    m->memoryHeaps[0] = (VkMemoryHeap){HEAP, VK_MEMORY_HEAP_DEVICE_LOCAL_BIT};
+    m->memoryHeaps[1] = (VkMemoryHeap){HEAP, 0};
     m->memoryTypeCount = MADE_UP_TYPES;
     m->memoryTypes[0] = (VkMemoryType){local, 0};
     m->memoryTypes[1] = (VkMemoryType){visible | coherent, 1};

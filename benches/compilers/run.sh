@@ -13,7 +13,7 @@ program=$(command -v "$1") || { echo "run.sh: $1: not found" >&2; exit 2; }
 shift
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out/code" "$out/lib"
-rm -f "$out"/code/*
+rm -rf "$out/cache" "$out"/code/*
 : >"$out/report.tsv"
 cc -O1 -shared -fPIC -Wl,-soname,libvulkan.so.1 -Wl,-z,nodelete -o "$out/lib/libvulkan.so.1" "$here/null_device.c" -ldl
 export NULL_DEVICE_REPORT="$out/report.tsv" NULL_DEVICE_CODE="$out/code" WGPU_DEBUG=1 MESA_SHADER_CACHE_DISABLE=true
