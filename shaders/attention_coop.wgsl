@@ -13,7 +13,6 @@
 {% set C_STRIDE = "kv_stride" %}
 {% set C_BASE = "kv_base" %}
 {% set LAZY = "8.0" %}
-{% set SEEN = "(column >= vec4<u32>(start)) & (column < vec4<u32>(end))" %}
 {% include "shared/attention_coop.wgsl" %}
 {{ tile("k") }}
 {{ tile("v", true) }}
@@ -62,8 +61,8 @@ fn main(
 {{ stage_turned("v") }}
 {% endif %}
         var largest = -1e20;
-{{ own_columns() }}
-            let score = select(vec4<f32>(-1e20), {{ four("g") }} * params.scale, {{ SEEN }});
+{{ own_columns("start", "end") }}
+            let score = select(vec4<f32>(-1e20), {{ four("g") }} * params.scale, seen);
             largest = max(largest, max(max(score.x, score.y), max(score.z, score.w)));
         }
 {{ over_row("largest", true) }}
@@ -73,9 +72,9 @@ fn main(
         let shrink = select(1.0, exp(base - largest), rescales);
         base = select(base, largest, outgrows);
         sum *= shrink;
-{{ own_columns() }}
+{{ own_columns("start", "end") }}
             let score = {{ four("g") }} * params.scale;
-            let weight = select(vec4<f32>(), exp(score - base), {{ SEEN }});
+            let weight = select(vec4<f32>(), exp(score - base), seen);
             sum += weight.x + weight.y + weight.z + weight.w;
 {{ weigh("weights", "weight") }}
         }

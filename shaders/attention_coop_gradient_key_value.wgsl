@@ -54,22 +54,16 @@ fn main(
         let lse_base = head * params.lse_stride;
         for (var first = row0; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
-{% if STAGED %}
-            workgroupBarrier();
-{{ stage("q") }}
-{{ stage("d_o") }}
-            workgroupBarrier();
-{% endif %}
+{{ stage_both("q", "d_o") }}
 {{ product("s", "k", "q") }}
 {{ spill("s", "scores", range(S_TILES)) }}
 {{ product("dp", "v", "d_o") }}
 {{ spill("dp", "gradients", range(S_TILES)) }}
             workgroupBarrier();
-{{ own_columns() }}
+{{ own_columns("row", "end") }}
             let of_query = vec4<u32>(lse_base) + min(column, vec4<u32>(params.rows - 1u));
             let row_lse = vec4<f32>(lse[of_query.x], lse[of_query.y], lse[of_query.z], lse[of_query.w]);
             let row_delta = vec4<f32>(delta[of_query.x], delta[of_query.y], delta[of_query.z], delta[of_query.w]);
-            let seen = (column >= vec4<u32>(row)) & (column < vec4<u32>(end));
             let p = select(vec4<f32>(), exp({{ four("g") }} * params.scale - row_lse), seen);
 {{ weigh("weights", "p") }}
             let ds = p * ({{ four("g", "gradients") }} - row_delta{% if SCALED %} * larger{% endif %});

@@ -48,19 +48,13 @@ fn main(
 {{ zero("dq", D_TILES) }}
     for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
-{% if STAGED %}
-        workgroupBarrier();
-{{ stage("k") }}
-{{ stage("v") }}
-        workgroupBarrier();
-{% endif %}
+{{ stage_both("k", "v") }}
 {{ product("s", "q", "k") }}
 {{ spill("s", "scores", range(S_TILES)) }}
 {{ product("dp", "d_o", "v") }}
 {{ spill("dp", "gradients", range(S_TILES)) }}
         workgroupBarrier();
-{{ own_columns() }}
-            let seen = (column >= vec4<u32>(start)) & (column < vec4<u32>(end));
+{{ own_columns("start", "end") }}
             let p = exp({{ four("g") }} * params.scale - row_lse);
             let ds = p * ({{ four("g", "gradients") }} - delta_sum);
 {{ weigh("weights", bounded("select(vec4<f32>(), ds, seen)")) }}

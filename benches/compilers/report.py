@@ -39,12 +39,13 @@ def kind(word):
 
 
 def hottest(path):
-    """Instructions of the basic block with most multiply-adds, of AMD's machine code."""
+    """Instructions of the basic blocks with matrix multiplications, or else of the one with most multiply-adds, of AMD's machine code."""
     text = path.read_bytes().decode("latin1")
     start = text.find("==== Assembly")
     blocks = re.split(r"\n(?=BB\d+:)", text[start:]) if start >= 0 else []
     counts = [collections.Counter(filter(None, map(kind, re.findall(r"^\s+(\w+)", b, re.M)))) for b in blocks]
-    return max(counts, key=lambda c: (c["wmma"], c["fma"]), default=None)
+    on_units = [c for c in counts if c["wmma"]]
+    return sum(on_units, collections.Counter()) or max(counts, key=lambda c: c["fma"], default=None)
 
 
 def main():
@@ -64,7 +65,7 @@ def main():
         if block and block["wmma"] + block["fma"] >= 16:
             loops[name, " ".join(f"{k}:{v}" for k, v in sorted(block.items()))] += 1
     if loops:
-        print("\nthe block with most multiply-adds")
+        print("\nthe blocks with matrix multiplications, or the one with most multiply-adds")
         for (name, text), count in sorted(loops.items()):
             print(f"{name:36} {text}   {count}")
     print(f"\n{len(found)} pipelines compiled, {failed} failed")

@@ -149,6 +149,16 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
         }
 {% endmacro %}
 
+{# both operands' blocks, where they are staged, between barriers: what reads the last ones does so until a turn's end #}
+{% macro stage_both(one, other) %}
+{% if STAGED %}
+        workgroupBarrier();
+{{ stage(one) }}
+{{ stage(other) }}
+        workgroupBarrier();
+{% endif %}
+{% endmacro %}
+
 {# name{i}_{j} = rows' operand . columns' operand over the head dimension #}
 {% macro product(name, row_tensor, column_tensor) %}
 {{ zero(name, S_TILES) }}
@@ -234,10 +244,12 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
 {# a group of four columns of the invocation's row in workgroup memory #}
 {% macro four(group, area="scores") %}vec4<f32>({% for j in range(4) %}{{ area }}[(4u * ({{ group }}) + {{ j }}u) * {{ SCORE_LINE }}u + own]{{ ", " if not loop.last }}{% endfor %}){% endmacro %}
 
-{# walks the invocation's own columns: group `g` of four of the block, which are rows `column` of the columns' tensors #}
-{% macro own_columns() %}
+{# walks the invocation's own columns: group `g` of four of the block, which are rows `column` of the columns' tensors, of which
+   its row sees those from `start` to before `end` #}
+{% macro own_columns(start, end) %}
         for (var g = part * {{ SHARE // 4 }}u; g < (part + 1u) * {{ SHARE // 4 }}u; g += 1u) {
             let column = vec4<u32>(first + 4u * g) + vec4<u32>(0u, 1u, 2u, 3u);
+            let seen = (column >= vec4<u32>({{ start }})) & (column < vec4<u32>({{ end }}));
 {% endmacro %}
 
 {# hands the weights of such a group to the workgroup #}

@@ -152,7 +152,7 @@ const COOP_TILES: [CoopShape; 8] = [
 ];
 
 /// How many of them turn operands with k outermost too, where there are such. RADV loads a matrix from lines that do not run along
-/// k in sixteen instructions instead of two; other drivers have instructions that turn it.
+/// k in sixteen instructions instead of two; NVIDIA's GPUs have an instruction that turns it (ldmatrix.trans).
 const COOP_TURNED: usize = 5;
 
 /// Their depth.
