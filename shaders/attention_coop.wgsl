@@ -47,7 +47,7 @@ fn main(
     // of the invocation's own columns
     var sum = 0.0;
 {{ zero("o", D_TILES) }}
-    for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
+    for (var first = starts[row0] / {{ ALIGNMENT }}u * {{ ALIGNMENT }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
 {% if STAGED %}
 {{ stage("k") }}

@@ -46,7 +46,7 @@ fn main(
 {{ over_row("delta_sum", false) }}
 {{ factors() }}
 {{ zero("dq", D_TILES) }}
-    for (var first = starts[row0] / {{ SIZE }}u * {{ SIZE }}u; first < last; first += {{ BLOCK }}u) {
+    for (var first = starts[row0] / {{ ALIGNMENT }}u * {{ ALIGNMENT }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
 {{ stage_both("k", "v") }}
 {{ product("s", "q", "k") }}

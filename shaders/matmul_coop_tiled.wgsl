@@ -4,7 +4,7 @@
 //     out[row, col] (+)= alpha * sum over k of r[row, k] * c[col, k]  (+ the same over the pair r2, c2)
 // r, c are stored with k innermost ([row, k]) or outermost ([k, row]): R_INNER, C_INNER; their tiles are DEPTH deep and lie as
 // they are stored, or, TURNED, with k innermost: from such lines AMD's driver loads a matrix in few instructions. A subgroup owns
-// ROWS / DOWN x COLS / ACROSS elements in cooperative matrices of SIZE x SIZE, f16 operands and f32 sums. The sums leave through workgroup
+// ROWS / DOWN x COLS / ACROSS elements in cooperative matrices (see shared/matrix.wgsl), f16 operands and f32 sums. The sums leave through workgroup
 // memory, SPAN columns of a row of matrices at a time.
 // SCALED: rows carry a power of two, whose inverse `unscale` takes it out of their sums; SCALED_WHOLE: all rows carry the same, and
 // all columns another, whose inverse is `unscale_columns`. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
@@ -14,11 +14,11 @@
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
 {% include "shared/pair.wgsl" %}
-{% set MATRIX = "coop_mat" ~ SIZE ~ "x" ~ SIZE %}
+{% include "shared/matrix.wgsl" %}
 {% set WORKGROUP = DOWN * ACROSS * LANES %}
 {% set OWN_ROWS = ROWS // DOWN %}
 {% set OWN_COLS = COLS // ACROSS %}
-{% set SPANS = SPAN // SIZE %}
+{% set SPANS = SPAN // N %}
 {# whether k is innermost in the tile #}
 {% set R_DEEP = R_INNER or TURNED %}
 {% set C_DEEP = C_INNER or TURNED %}
@@ -30,7 +30,7 @@
 {% set HALF = "vec4<f16>" if VECTORS else "f16" %}
 var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_DEEP else DEPTH) }}>;
 var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_DEEP else DEPTH) }}>;
-var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
+var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 
 {# a group of four of r or c in f16 #}
 {% macro half(name, value) %}vec4<f16>({{ "as_f16(" ~ value ~ ")" if name == "r" and R_OVERFLOWS else value }}){% endmacro %}
@@ -152,7 +152,7 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
 {% endfor %}
 {% endmacro %}
 
-{# a matrix of an operand's tile: SIZE rows from `row`, SIZE deep from `depth`; both are multiples of SIZE #}
+{# a matrix of an operand's tile, from row `row` and depth `depth` on, which are multiples of its own #}
 {% macro matrix(tile, line, inner, role, row, depth) %}
 {% set across = "coopLoadT" if inner == (role == "A") else "coopLoad" %}
 {% set at = "(" ~ row ~ ") * " ~ GROUP * line ~ "u + " ~ depth * GROUP // 4 if inner else (depth * GROUP * line) ~ "u + (" ~ row ~ ") * " ~ GROUP ~ "u / 4u" %}
@@ -161,7 +161,7 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * SIZE * SUM_LINE }}>;
 {# groups of four in a row of a span; an invocation owns EACH of one column of groups, STEP rows apart #}
 {% set GROUPS = SPAN // 4 %}
 {% set STEP = LANES // GROUPS %}
-{% set EACH = (SIZE + STEP - 1) // STEP %}
+{% set EACH = (M + STEP - 1) // STEP %}
 {% if PAIR %}
 // Adds the pair to the invocation's own sums of a span, whose first is at (row0, col0); the columns are loaded once for all its rows.
 fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
@@ -180,7 +180,7 @@ fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
 {% endif %}
 {% for n in range(EACH) %}
 {% set row = "(first + " ~ (n * STEP) ~ "u)" %}
-    if ({{ row }} < {{ SIZE }}u) {
+    if ({{ row }} < {{ M }}u) {
 {% if PAIR_MASKED %}
         pair{{ n }} = dropped(pair{{ n }}, (row0 + {{ row }}) * params.cols4 + col4, seed);
 {% endif %}
@@ -196,7 +196,7 @@ fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
 }
 
 {% endif %}
-// Stores the SIZE x SPAN sums from `own_sums` on, whose first is at (row0, col0).
+// Stores the M x SPAN sums from `own_sums` on, whose first is at (row0, col0).
 fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
     let first = in_subgroup / {{ GROUPS }}u;
     let own_col = 4u * (in_subgroup % {{ GROUPS }}u);
@@ -208,7 +208,7 @@ fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32
     add_pair(own_sums, first, own_col, row0, col0);
 {% endif %}
     let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
-    for (var own_row = first; own_row < {{ SIZE }}u && row0 + own_row < params.rows; own_row += {{ STEP }}u) {
+    for (var own_row = first; own_row < {{ M }}u && row0 + own_row < params.rows; own_row += {{ STEP }}u) {
         let own = own_sums + own_row * {{ SUM_LINE }}u + own_col;
         var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
 {% if SCALED and not PAIR %}
@@ -238,8 +238,8 @@ fn main(
     let subgroup = min(subgroup_id, {{ DOWN * ACROSS - 1 }}u);
     let own_row = subgroup / {{ ACROSS }}u * {{ OWN_ROWS }}u;
     let own_col = subgroup % {{ ACROSS }}u * {{ OWN_COLS }}u;
-{% for i in range(OWN_ROWS // SIZE) %}
-{% for j in range(OWN_COLS // SIZE) %}
+{% for i in range(OWN_ROWS // M) %}
+{% for j in range(OWN_COLS // N) %}
     var s{{ i }}_{{ j }} = {{ MATRIX }}<f32, C>();
 {% endfor %}
 {% endfor %}
@@ -259,14 +259,14 @@ fn main(
 {{ stage("c", C_RAW, "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS) }}
         workgroupBarrier();
 {% endif %}
-{% for depth in range(0, DEPTH, SIZE) %}
+{% for depth in range(0, DEPTH, K) %}
         {
-{% for i in range(OWN_ROWS // SIZE) %}
-            let a{{ i }} = {{ matrix("r_tile", R_LINE, R_DEEP, "A", "own_row + " ~ (i * SIZE) ~ "u", depth) }};
+{% for i in range(OWN_ROWS // M) %}
+            let a{{ i }} = {{ matrix("r_tile", R_LINE, R_DEEP, "A", "own_row + " ~ (i * M) ~ "u", depth) }};
 {% endfor %}
-{% for j in range(OWN_COLS // SIZE) %}
-            let b{{ j }} = {{ matrix("c_tile", C_LINE, C_DEEP, "B", "own_col + " ~ (j * SIZE) ~ "u", depth) }};
-{% for i in range(OWN_ROWS // SIZE) %}
+{% for j in range(OWN_COLS // N) %}
+            let b{{ j }} = {{ matrix("c_tile", C_LINE, C_DEEP, "B", "own_col + " ~ (j * N) ~ "u", depth) }};
+{% for i in range(OWN_ROWS // M) %}
             s{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, s{{ i }}_{{ j }});
 {% endfor %}
 {% endfor %}
@@ -274,15 +274,15 @@ fn main(
 {% endfor %}
         workgroupBarrier();
     }
-    let own_sums = subgroup * {{ SIZE * SUM_LINE }}u;
-{% for i in range(OWN_ROWS // SIZE) %}
-{% for first in range(0, OWN_COLS // SIZE, SPANS) %}
+    let own_sums = subgroup * {{ M * SUM_LINE }}u;
+{% for i in range(OWN_ROWS // M) %}
+{% for first in range(0, OWN_COLS // N, SPANS) %}
 {% for j in range(SPANS) %}
-    coopStoreT(s{{ i }}_{{ first + j }}, &sums[own_sums + {{ j * SIZE }}u], {{ SUM_LINE }}u);
+    coopStoreT(s{{ i }}_{{ first + j }}, &sums[own_sums + {{ j * N }}u], {{ SUM_LINE }}u);
 {% endfor %}
     workgroupBarrier();
     if (!surplus) {
-        store_span({{ "section, " if SECTIONED }}own_sums, in_subgroup, row_tile + own_row + {{ i * SIZE }}u, col_tile + own_col + {{ first * SIZE }}u);
+        store_span({{ "section, " if SECTIONED }}own_sums, in_subgroup, row_tile + own_row + {{ i * M }}u, col_tile + own_col + {{ first * N }}u);
     }
     workgroupBarrier();
 {% endfor %}

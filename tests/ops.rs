@@ -9,8 +9,8 @@ use engraft::gpu::{BufferSlice, Gpu, GpuError, Work};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
 use engraft::graph::{
-    Case, CaseInput, Choices, Cooperative, DType, DeviceProfile, Dispatch, Graph, Launch, LaunchPlan, Place,
-    ReferenceTensor, ReverseNode, Shape, SharedMatrices, TensorType, Value, View,
+    Case, CaseInput, Choices, Cooperative, DType, DeviceProfile, Dispatch, Graph, Launch, LaunchPlan,
+    MatrixShape, Place, ReferenceTensor, ReverseNode, Shape, SharedMatrices, TensorType, Value, View,
 };
 use engraft::ops::copy::copy;
 use engraft::ops::{attention, matmul};
@@ -856,10 +856,10 @@ fn mixed_precision_reaches_matrix_units_and_single_precision_does_not() {
 #[test]
 fn matrix_units_take_one_scratch_space_for_all_chunks() {
     let device = DeviceProfile {
-        cooperative: Some(Cooperative { size: 16, lanes: 32 }),
+        cooperative: Some(Cooperative { shape: MatrixShape::square(16), lanes: 32 }),
         max_workgroup_invocations: 256,
         max_workgroup_storage: 32 << 10,
-        choices: Arc::new(Choices::forced("coop 32x32 size=16 lanes=32")),
+        choices: Arc::new(Choices::forced("coop 32x32 shape=16x16x16 lanes=32")),
         ..DeviceProfile::default()
     };
     let mut graph = Graph::new();

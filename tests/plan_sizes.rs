@@ -7,7 +7,7 @@ use engraft::fuse::Fusions;
 use engraft::graph::blocks::Blocks;
 use engraft::graph::layout::pack;
 use engraft::graph::{
-    Choices, Class, Cooperative, DType, DeviceProfile, Graph, LeafKind, Shape, SharedMatrices,
+    Choices, Class, Cooperative, DType, DeviceProfile, Graph, LeafKind, MatrixShape, Shape, SharedMatrices,
 };
 use engraft::models::{ModelConfig, Network};
 use engraft::nn::{PlainLayers, Storage, WeightMode};
@@ -69,7 +69,7 @@ fn devices() -> [(&'static str, DeviceProfile); 4] {
         unified_memory: true,
         ..DeviceProfile::typical_gpu()
     };
-    let units = |size, lanes| Some(Cooperative { size, lanes });
+    let units = |size, lanes| Some(Cooperative { shape: MatrixShape::square(size), lanes });
     [
         (
             "matrix units",

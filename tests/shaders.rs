@@ -5,7 +5,7 @@ mod common;
 
 use common::cases::plan;
 use engraft::gpu::ShaderKey;
-use engraft::graph::{Choices, Cooperative, DeviceProfile, SharedMatrices};
+use engraft::graph::{Choices, Cooperative, DeviceProfile, MatrixShape, SharedMatrices};
 use engraft::ops::{attention, matmul};
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A shader, and what all devices that compile it have.
 struct Variant {
     workgroup_storage: u32,
-    /// Some such device computes in software; is a GPU, as all of Metal's are; is one of Direct3D's, whose device in software,
+    /// Some such device computes in software; is a GPU that Metal can have; is one of Direct3D's, whose device in software,
     /// WARP, has subgroups of four, and of which wgpu knows no cooperative matrices.
     cpu: bool,
-    gpu: bool,
+    metal: bool,
     direct3d: bool,
     subgroups: bool,
     cooperative: bool,
@@ -39,14 +39,17 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         cooperative,
         // as on Metal, whose matrices are small
         shared_matrices: match cooperative {
-            Some(Cooperative { size: 8, lanes: 32 }) => Some(SharedMatrices::Elements),
+            Some(Cooperative { shape, lanes: 32 }) if shape == MatrixShape::square(8) => {
+                Some(SharedMatrices::Elements)
+            }
             other => other.map(|_| SharedMatrices::Groups),
         },
         max_workgroup_invocations: 256,
         max_workgroup_storage: if subgroup.is_some() { 48 << 10 } else { 16 << 10 },
         ..DeviceProfile::default()
     };
-    let matrices = |size, lanes| Some(Cooperative { size, lanes });
+    let matrices = |size, lanes| Some(Cooperative { shape: MatrixShape::square(size), lanes });
+    let oblong = |n| Some(Cooperative { shape: MatrixShape { m: 8, n, k: 16 }, lanes: 32 });
     let profiles = [
         profile(true, Some(8), matrices(8, 8)),
         profile(true, Some(4), None),
@@ -55,6 +58,9 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         profile(true, None, None),
         profile(false, Some(32), matrices(16, 32)),
         profile(false, Some(32), matrices(8, 32)),
+        // Intel's, on Vulkan alone
+        profile(false, Some(32), oblong(8)),
+        profile(false, Some(32), oblong(16)),
         DeviceProfile { subgroup: None, ..profile(false, Some(64), matrices(16, 64)) },
         // as on Direct3D
         profile(false, Some(32), None),
@@ -89,7 +95,7 @@ fn variants() -> HashMap<ShaderKey, Variant> {
                         let variant = variants.entry(ShaderKey::of(dispatch)).or_insert(Variant {
                             workgroup_storage: u32::MAX,
                             cpu: false,
-                            gpu: false,
+                            metal: false,
                             direct3d: false,
                             subgroups: true,
                             cooperative: true,
@@ -97,7 +103,8 @@ fn variants() -> HashMap<ShaderKey, Variant> {
                         variant.workgroup_storage =
                             variant.workgroup_storage.min(device.max_workgroup_storage);
                         variant.cpu |= device.cpu;
-                        variant.gpu |= !device.cpu;
+                        variant.metal |=
+                            !device.cpu && device.cooperative.is_none_or(|c| c.shape.is_square());
                         variant.direct3d |= !device.cpu || matches!(device.subgroup, None | Some(4));
                         // those with matrices go past wgpu and its feature
                         let past = device.cooperative.is_some() && ShaderKey::of(dispatch).has_matrices();
@@ -153,7 +160,7 @@ fn every_backend_takes_every_shader_variant() {
                         };
                         keep(file("spv"), &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>());
                         written[0].fetch_add(1, Ordering::Relaxed);
-                        if variant.gpu && !wide {
+                        if variant.metal && !wide {
                             keep(file("metal"), shader.msl(variant).as_bytes());
                             written[1].fetch_add(1, Ordering::Relaxed);
                         }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints what run.sh gathered: per kernel registers, spills and sizes, and for AMD the instructions of its hottest loop.
+"""Prints what run.sh gathered: per kernel registers, spills and sizes, and for AMD and Intel the instructions of its hottest loop.
 
     report.py FOLDER [NAME]     (only kernels whose name begins with NAME)
 """
@@ -29,8 +29,9 @@ def kernels(folder):
 
 
 def kind(word):
+    """What an instruction of AMD's is counted as."""
     if word.startswith("v_wmma"):
-        return "wmma"
+        return "matrix"
     if re.match(r"v_(pk_|dual_)?(fma|mac|mad)", word):
         return "fma"
     if word.startswith(("ds_", "buffer_", "global_", "scratch_")):
@@ -38,13 +39,33 @@ def kind(word):
     return {"v_": "other vector"}.get(word[:2])
 
 
-def hottest(path):
-    """Instructions of the basic blocks with matrix multiplications, or else of the one with most multiply-adds, of AMD's machine code."""
-    text = path.read_bytes().decode("latin1")
+def amd(text):
     start = text.find("==== Assembly")
     blocks = re.split(r"\n(?=BB\d+:)", text[start:]) if start >= 0 else []
-    counts = [collections.Counter(filter(None, map(kind, re.findall(r"^\s+(\w+)", b, re.M)))) for b in blocks]
-    on_units = [c for c in counts if c["wmma"]]
+    return [collections.Counter(filter(None, map(kind, re.findall(r"^\s+(\w+)", b, re.M)))) for b in blocks]
+
+
+def intel(text):
+    """A message's next line says what of: slm is workgroup memory, ugm storage and what was spilled."""
+    blocks = [collections.Counter()]
+    lines = text.splitlines()
+    for line, after in zip(lines, lines[1:] + [""]):
+        if re.match(r"\s*LABEL\d+:", line):
+            blocks.append(collections.Counter())
+        found = re.match(r"\s*(?:\([^)]*\)\s*)?([a-z]\w*)(?:\.\S+)?\(\d+\)\s.*", line)
+        if not found or found[1] == "sync":
+            continue
+        message = re.search(r"(slm|ugm|gateway) MsgDesc: \(\s*(\w+)", after) if found[1] == "send" else None
+        names = {"dpas": "matrix", "mad": "fma", "send": "other message"}
+        blocks[-1][" ".join(message.groups()) if message else names.get(found[1], "other vector")] += 1
+    return blocks
+
+
+def hottest(path):
+    """Instructions of the basic blocks with matrix multiplications, or else of the one with most multiply-adds."""
+    text = path.read_bytes().decode("latin1")
+    counts = intel(text) if re.search(r"^\s*send\(", text, re.M) else amd(text)
+    on_units = [c for c in counts if c["matrix"]]
     return sum(on_units, collections.Counter()) or max(counts, key=lambda c: c["fma"], default=None)
 
 
@@ -62,7 +83,7 @@ def main():
     for path in sorted((folder / "code").glob("*.asm")):
         name = path.name.rsplit("_", 1)[0]
         block = hottest(path) if name.startswith(wanted) else None
-        if block and block["wmma"] + block["fma"] >= 16:
+        if block and (block["matrix"] or block["fma"] >= 16):
             loops[name, " ".join(f"{k}:{v}" for k, v in sorted(block.items()))] += 1
     if loops:
         print("\nthe blocks with matrix multiplications, or the one with most multiply-adds")

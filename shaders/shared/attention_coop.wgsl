@@ -1,4 +1,4 @@
-// What the attention kernels on matrix units share: block products in cooperative matrices of SIZE x SIZE, and the way of
+// What the attention kernels on matrix units share: block products in cooperative matrices (see matrix.wgsl), and the way of
 // their scores through workgroup memory.
 //
 // A workgroup of DOWN x ACROSS subgroups of LANES owns ROWS rows (of queries, or of keys where their gradient is made) and
@@ -9,7 +9,7 @@
 // block is copied once for all subgroups. No element of a cooperative matrix can be reached, so scores go to workgroup
 // memory (column by column: neighbouring invocations own neighbouring rows), where invocation `lane` owns row
 // lane % ROWS and one of PARTS parts of its columns, and come back as weights in f16, row by row; results leave the same way
-// as scores, SPAN columns at a time. All rows are multiples of SIZE, so a matrix lies within a tensor or beyond it; those beyond are
+// as scores, SPAN columns at a time. All rows are multiples of M, N and K, so a matrix lies within a tensor or beyond it; those beyond are
 // replaced by the last one, and masked or not stored. The kernel that includes this says how the operands of each side
 // lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE; and OUT_STRIDE, OUT_BASE, where its result does not lie
 // as the rows.
@@ -23,22 +23,25 @@
 {% set OUT_STRIDE = R_STRIDE %}
 {% set OUT_BASE = R_BASE %}
 {% endif %}
-{% set MATRIX = "coop_mat" ~ SIZE ~ "x" ~ SIZE %}
+{% include "shared/matrix.wgsl" %}
 {% set WORKGROUP = DOWN * ACROSS * LANES %}
 {% set STRIP = ROWS // DOWN %}
-{% set R_TILES = STRIP // SIZE %}
-{% set S_TILES = BLOCK // (SIZE * ACROSS) %}
-{% set D_TILES = HEAD_DIM // (SIZE * ACROSS) %}
+{% set R_TILES = STRIP // M %}
+{% set S_TILES = BLOCK // (N * ACROSS) %}
+{% set D_TILES = HEAD_DIM // (N * ACROSS) %}
 {% set PARTS = WORKGROUP // ROWS %}
 {% set SHARE = BLOCK // PARTS %}
-{% set SPAN_TILES = SPAN // (SIZE * ACROSS) %}
+{% set SPAN_TILES = SPAN // (N * ACROSS) %}
 {# elements from one column of scores to the next: lines stay at 16 bytes, and apart in the banks #}
 {% set SCORE_LINE = ROWS + 4 %}
 {# what arrays of halves hold, and how many make a group of four #}
 {% set GROUP = 1 if VECTORS else 4 %}
 {% set HALF = "vec4<f16>" if VECTORS else "f16" %}
 {% set HEAD4 = HEAD_DIM // 4 * GROUP %}
-{% set SIZE4 = SIZE // 4 * GROUP %}
+{# where blocks can begin, for matrices of columns to lie within a tensor or beyond it, as operands of both products #}
+{% set ALIGNMENT = [N, K] | max %}
+{% set N4 = N // 4 * GROUP %}
+{% set K4 = K // 4 * GROUP %}
 {# from one row of weights, or of a block, to the next #}
 {% set WEIGHT_LINE = (BLOCK + 8) // 4 * GROUP %}
 {% set TILE_LINE = (HEAD_DIM + 8) // 4 * GROUP %}
@@ -61,7 +64,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
     // of a row beyond the end, the last one's
     let row_at = min(row, {{ R_EXTENT }} - 1u);
 {% for i in range(R_TILES) %}
-    let r_at{{ i }} = min(row0 + strip + {{ i * SIZE }}u, {{ R_EXTENT }} - {{ SIZE }}u) * {{ R_STRIDE }} + {{ R_BASE }};
+    let r_at{{ i }} = min(row0 + strip + {{ i * M }}u, {{ R_EXTENT }} - {{ M }}u) * {{ R_STRIDE }} + {{ R_BASE }};
 {% endfor %}
 {% endmacro %}
 
@@ -93,7 +96,7 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% macro columns() %}
 {% if not STAGED %}
 {% for j in range(S_TILES) %}
-        let c_at{{ j }} = min(first + (across + {{ ACROSS * j }}u) * {{ SIZE }}u, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }};
+        let c_at{{ j }} = min(first + (across + {{ ACROSS * j }}u) * {{ N }}u, {{ C_EXTENT }} - {{ N }}u) * {{ C_STRIDE }} + {{ C_BASE }};
 {% endfor %}
 {% endif %}
 {% endmacro %}
@@ -162,13 +165,13 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
 {# name{i}_{j} = rows' operand . columns' operand over the head dimension #}
 {% macro product(name, row_tensor, column_tensor) %}
 {{ zero(name, S_TILES) }}
-        for (var t = 0u; t < {{ HEAD4 }}u; t += {{ SIZE4 }}u) {
+        for (var t = 0u; t < {{ HEAD4 }}u; t += {{ K4 }}u) {
 {% for i in range(R_TILES) %}
             let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ row_tensor }}[r_at{{ i }} + t], {{ R_STRIDE }});
 {% endfor %}
 {% for j in range(S_TILES) %}
 {% if STAGED %}
-            let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}_tile[(across + {{ ACROSS * j }}u) * {{ SIZE * TILE_LINE }}u + t], {{ TILE_LINE }}u);
+            let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}_tile[(across + {{ ACROSS * j }}u) * {{ N * TILE_LINE }}u + t], {{ TILE_LINE }}u);
 {% else %}
             let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}[c_at{{ j }} + t], {{ C_STRIDE }});
 {% endif %}
@@ -180,7 +183,7 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
 {% endmacro %}
 
 {# where the subgroup's matrix (i, j) lies in workgroup memory #}
-{% macro at(i, j) %}(across + {{ ACROSS * j }}u) * {{ SIZE * SCORE_LINE }}u + strip + {{ i * SIZE }}u{% endmacro %}
+{% macro at(i, j) %}(across + {{ ACROSS * j }}u) * {{ N * SCORE_LINE }}u + strip + {{ i * M }}u{% endmacro %}
 
 {# hands the matrices of `tiles` to the workgroup; what read the last ones is past a barrier #}
 {% macro spill(name, area, tiles) %}
@@ -215,24 +218,24 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
 
 {# name{i}_{c} += weights . columns' operand over the block; `turned` is how it lies where it is staged #}
 {% macro accumulate(name, area, tensor, turned=false) %}
-        for (var t = 0u; t < {{ BLOCK }}u; t += {{ SIZE }}u) {
+        for (var t = 0u; t < {{ BLOCK }}u; t += {{ K }}u) {
 {% if STAGED and turned %}
-            let line = across * {{ SIZE * WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u;
+            let line = across * {{ N * WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u;
 {% elif STAGED %}
-            let line = t * {{ TILE_LINE }}u + across * {{ SIZE4 }}u;
+            let line = t * {{ TILE_LINE }}u + across * {{ N4 }}u;
 {% else %}
-            let line = min(first + t, {{ C_EXTENT }} - {{ SIZE }}u) * {{ C_STRIDE }} + {{ C_BASE }} + across * {{ SIZE4 }}u;
+            let line = min(first + t, {{ C_EXTENT }} - {{ K }}u) * {{ C_STRIDE }} + {{ C_BASE }} + across * {{ N4 }}u;
 {% endif %}
 {% for i in range(R_TILES) %}
-            let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ area }}[(strip + {{ i * SIZE }}u) * {{ WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u], {{ WEIGHT_LINE }}u);
+            let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ area }}[(strip + {{ i * M }}u) * {{ WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u], {{ WEIGHT_LINE }}u);
 {% endfor %}
 {% for c in range(D_TILES) %}
 {% if STAGED and turned %}
-            let b{{ c }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * SIZE * WEIGHT_LINE }}u], {{ WEIGHT_LINE }}u);
+            let b{{ c }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * N * WEIGHT_LINE }}u], {{ WEIGHT_LINE }}u);
 {% elif STAGED %}
-            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * SIZE4 }}u], {{ TILE_LINE }}u);
+            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * N4 }}u], {{ TILE_LINE }}u);
 {% else %}
-            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}[line + {{ c * ACROSS * SIZE4 }}u], {{ C_STRIDE }});
+            let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}[line + {{ c * ACROSS * N4 }}u], {{ C_STRIDE }});
 {% endif %}
 {% for i in range(R_TILES) %}
             {{ name }}{{ i }}_{{ c }} = coopMultiplyAdd(a{{ i }}, b{{ c }}, {{ name }}{{ i }}_{{ c }});

@@ -64,8 +64,8 @@ fn details(device: &DeviceInfo) -> String {
         None => format!("subgroups of {smallest} to {largest}"),
     };
     let has = |there: bool, what: &str| format!("{}{what}", if there { "" } else { "no " });
-    let matrices =
-        device.matrix_size.map_or("no matrix units".to_owned(), |n| format!("matrix units {n}x{n}x{n}"));
+    let matrices = device.matrix_shape.as_ref();
+    let matrices = matrices.map_or("no matrix units".to_owned(), |shape| format!("matrix units {shape}"));
     let (f16, timestamps) = (has(device.shader_f16, "f16 arithmetic"), has(device.timestamps, "timestamps"));
     let features = [subgroups, f16, matrices, timestamps];
     let mut text = format!("{}: {} ({})", device.index, device.name, device.kind);
@@ -124,7 +124,7 @@ mod tests {
             subgroup_sizes: (32, 32),
             subgroup_size: Some(32),
             shader_f16: false,
-            matrix_size: None,
+            matrix_shape: None,
             subgroups: true,
             timestamps: true,
             unusable: None,
@@ -150,7 +150,8 @@ mod tests {
         assert!(text.contains("memory    8.0 GiB"), "{text}");
         assert!(text.contains("up to 4.0 GiB, 128.0 MiB bound at once"), "{text}");
         assert!(text.contains("subgroups of 32, no f16 arithmetic, no matrix units, timestamps"), "{text}");
-        let text = details(&DeviceInfo { matrix_size: Some(16), ..device(0, "discrete GPU") });
+        let text =
+            details(&DeviceInfo { matrix_shape: Some("16x16x16".into()), ..device(0, "discrete GPU") });
         assert!(text.contains("matrix units 16x16x16, timestamps"), "{text}");
     }
 }

@@ -4,7 +4,7 @@
 //! `{% include "shared/…" %}` takes in the text itself, so its macros and variables are the includer's own.
 
 use super::GpuError;
-use crate::graph::{Binding, DType, Define, Dispatch, FIRST_GROUP, Param, Shader, View};
+use crate::graph::{Binding, DType, Define, Dispatch, FIRST_GROUP, MatrixShape, Param, Shader, View};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, UndefinedBehavior};
@@ -15,7 +15,7 @@ const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
-const SHARED: [(&str, &str); 14] = [
+const SHARED: [(&str, &str); 15] = [
     (
         "shared/operands.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
@@ -60,6 +60,7 @@ const SHARED: [(&str, &str); 14] = [
         "shared/attention_coop.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention_coop.wgsl")),
     ),
+    ("shared/matrix.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/matrix.wgsl"))),
 ];
 
 /// What decides the code of a kernel beside its own text and definitions: the shared texts, how accessors are generated and SPIR-V is
@@ -124,8 +125,23 @@ impl ShaderKey {
     pub fn spirv(&self, checked: bool) -> Result<Vec<u32>, GpuError> {
         let params = self.has_params().then_some(0);
         let bindings = params.into_iter().chain(1..=self.bindings.len() as u32);
-        super::spirv::compile(&self.compose(false)?, checked, bindings)
+        super::spirv::compile(&self.compose(false)?, self.matrix_shape()?, checked, bindings)
             .map_err(|reason| GpuError::Shader { shader: self.shader.name.into(), reason })
+    }
+
+    /// The shape of a kernel's cooperative matrices.
+    fn matrix_shape(&self) -> Result<MatrixShape, GpuError> {
+        let extent = |wanted: &str| {
+            let found = self.defines.iter().find(|(name, _)| *name == wanted);
+            match found {
+                Some((_, Define::Int(extent))) => Some(*extent),
+                _ => None,
+            }
+        };
+        let shape = extent("M").zip(extent("N")).zip(extent("K"));
+        let shape = shape.map(|((m, n), k)| MatrixShape { m, n, k }).filter(MatrixShape::is_known);
+        let reason = || "M, N and K are no shape of its matrices".into();
+        shape.ok_or_else(|| GpuError::Shader { shader: self.shader.name.into(), reason: reason() })
     }
 
     /// The WGSL text. `wide` moves every group of four in 64-bit words: llvmpipe loads and stores lane by lane and

@@ -5,7 +5,7 @@ use super::pipeline::PipelineCache;
 use super::pipeline_file::PipelineFile;
 use super::subgroups::Subgroups;
 use super::vulkan;
-use crate::graph::{Choices, Cooperative, DeviceProfile, SharedMatrices};
+use crate::graph::{Choices, Cooperative, DeviceProfile, MatrixShape, SharedMatrices};
 use serde::Serialize;
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -26,8 +26,9 @@ pub struct GpuOptions {
     pub no_subgroups: bool,
     /// Do not use cooperative matrices.
     pub no_coop: bool,
-    /// Use cooperative matrices of devices in software too, where other kernels were ten times as fast (for tests).
-    pub software_coop: bool,
+    /// Use cooperative matrices of devices in software too, where other kernels were ten times as fast, and of this shape whatever
+    /// they list: lavapipe cuts others into its own (for tests).
+    pub software_coop: Option<MatrixShape>,
     /// Bind no more bytes at once than this, even where the device could (for tests).
     pub max_binding: Option<u64>,
     /// Descriptors that may be taken at a time, even where the device has more (for tests).
@@ -59,8 +60,8 @@ pub struct DeviceInfo {
     pub subgroup_sizes: (u32, u32),
     pub subgroup_size: Option<u32>,
     pub shader_f16: bool,
-    /// Rows, columns and depth of the cooperative matrices (f16, with f32 sums) that products would use, where there are such.
-    pub matrix_size: Option<u32>,
+    /// The cooperative matrices (f16, with f32 sums) that products would use, where there are such, as in "16x16x16".
+    pub matrix_shape: Option<String>,
     pub subgroups: bool,
     pub timestamps: bool,
     /// Why a run cannot use it, if so.
@@ -117,7 +118,8 @@ impl DeviceInfo {
             subgroup_sizes: (subgroups.smallest, subgroups.largest),
             subgroup_size: subgroups.known.map(|known| known.size),
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
-            matrix_size: cooperative(adapter, &GpuOptions::default(), &subgroups).map(|c| c.size),
+            matrix_shape: cooperative(adapter, &GpuOptions::default(), &subgroups)
+                .map(|units| units.shape.to_string()),
             subgroups: features.contains(wgpu::Features::SUBGROUP),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             unusable,
@@ -447,24 +449,26 @@ pub fn is_waiting() -> bool {
 const COOPERATIVE: wgpu::Features =
     wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
-/// The largest square shape with f16 operands and f32 sums: the feature alone says only that there is some shape.
+/// The largest shape with f16 operands and f32 sums: the feature alone says only that there is some shape. Those that are not square
+/// are for kernels that go past wgpu, on Vulkan.
 fn cooperative(adapter: &wgpu::Adapter, options: &GpuOptions, subgroups: &Subgroups) -> Option<Cooperative> {
     // kernels hand out work by subgroup, so its size must be known
     let lanes = subgroups.known?.size;
     if options.no_coop || !adapter.features().contains(COOPERATIVE) {
         return None;
     }
+    let info = adapter.get_info();
     // measured, never the fastest there; and llvmpipe of Mesa 26.2.6 crashes in them where its vectors have 512 bits
-    if adapter.get_info().device_type == wgpu::DeviceType::Cpu && (!options.software_coop || lanes > 8) {
-        return None;
+    if info.device_type == wgpu::DeviceType::Cpu {
+        return options.software_coop.filter(|_| lanes <= 8).map(|shape| Cooperative { shape, lanes });
     }
     let (half, single) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
-    let shapes = adapter.cooperative_matrix_properties();
-    let square = shapes
-        .iter()
-        .filter(|p| p.ab_type == half && p.cr_type == single && p.m_size == p.n_size && p.n_size == p.k_size);
-    let sizes = square.map(|p| p.m_size).filter(|size| [8, 16].contains(size));
-    sizes.max().map(|size| Cooperative { size, lanes })
+    let listed = adapter.cooperative_matrix_properties();
+    let halves = listed.iter().filter(|p| p.ab_type == half && p.cr_type == single);
+    let shapes = halves.map(|p| MatrixShape { m: p.m_size, n: p.n_size, k: p.k_size });
+    let vulkan = info.backend == wgpu::Backend::Vulkan;
+    let usable = shapes.filter(|shape| shape.is_known() && (vulkan || shape.is_square()));
+    usable.max_by_key(MatrixShape::volume).map(|shape| Cooperative { shape, lanes })
 }
 
 /// Of what the driver does not say how large it was.
@@ -499,7 +503,7 @@ mod tests {
             subgroup_sizes: (32, 32),
             subgroup_size: Some(32),
             shader_f16: true,
-            matrix_size: None,
+            matrix_shape: None,
             subgroups: true,
             timestamps: true,
             unusable: None,

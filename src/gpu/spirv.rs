@@ -5,24 +5,31 @@
 //! (gfx-rs/wgpu#8805), so what it writes is completed here and passed to the driver past wgpu's own compiler. The strides that naga
 //! gives to arrays in workgroup memory are left out, as Vulkan has none there. And it is of version 1.3, in which subgroups have
 //! the size that the device names (`gpu/subgroups.rs`): in wgpu's, of the device's newest version, they need not.
+//!
+//! Vulkan's devices also have matrices that are not square, Intel's no others. WGSL does not name them, naga's types have rows and
+//! columns of their own, and get them here.
 
+use crate::graph::MatrixShape;
 use naga::back::spv;
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+use naga::{CooperativeRole, CooperativeSize, Expression, Handle, Module, Type, TypeInner};
 use std::collections::{HashMap, HashSet};
 use std::iter;
 
-/// Compiles the WGSL of a kernel whose storage and uniform bindings are `bindings` of group 0, in order. `checked` keeps
-/// indices within their arrays.
+/// Compiles the WGSL of a kernel whose cooperative matrices are of `shape`, as whose square ones they are written, and whose storage
+/// and uniform bindings are `bindings` of group 0, in order. `checked` keeps indices within their arrays.
 ///
 /// # Errors
 /// What the validator or the writer objects to, in words.
 pub fn compile(
     source: &str,
+    shape: MatrixShape,
     checked: bool,
     bindings: impl IntoIterator<Item = u32>,
 ) -> Result<Vec<u32>, String> {
-    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+    let mut module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+    reshape(&mut module, shape);
     let info = Validator::new(
         ValidationFlags::all(),
         Capabilities::SHADER_FLOAT16
@@ -63,6 +70,35 @@ pub fn compile(
     synchronised(&words).ok_or_else(|| "its SPIR-V is not as expected".into())
 }
 
+/// Gives every cooperative matrix the rows and columns of its role in products of `shape`.
+fn reshape(module: &mut Module, shape: MatrixShape) {
+    let size = |extent| if extent == 8 { CooperativeSize::Eight } else { CooperativeSize::Sixteen };
+    let (m, n, k) = (size(shape.m), size(shape.n), size(shape.k));
+    let of_role = |role| match role {
+        CooperativeRole::A => (m, k),
+        CooperativeRole::B => (k, n),
+        CooperativeRole::C => (m, n),
+    };
+    let changed = |(handle, ty): (Handle<Type>, &Type)| {
+        let TypeInner::CooperativeMatrix { columns, rows, scalar, role } = ty.inner else { return None };
+        let (wanted_rows, wanted_columns) = of_role(role);
+        let inner = TypeInner::CooperativeMatrix { columns: wanted_columns, rows: wanted_rows, scalar, role };
+        let ty = Type { name: ty.name.clone(), inner };
+        ((rows, columns) != (wanted_rows, wanted_columns)).then_some((handle, ty))
+    };
+    let changed: Vec<_> = module.types.iter().filter_map(changed).collect();
+    for (handle, ty) in changed {
+        module.types.replace(handle, ty);
+    }
+    let entry_points = module.entry_points.iter_mut().map(|entry| &mut entry.function);
+    let functions = module.functions.iter_mut().map(|(_, function)| function).chain(entry_points);
+    for (_, expression) in functions.flat_map(|function| function.expressions.iter_mut()) {
+        if let Expression::CooperativeLoad { columns, rows, role, .. } = expression {
+            (*rows, *columns) = of_role(*role);
+        }
+    }
+}
+
 /// Opcodes, of the SPIR-V specification 1.6 and SPV_KHR_cooperative_matrix.
 mod op {
     pub const TYPE_POINTER: u32 = 32;
@@ -78,6 +114,8 @@ mod op {
     pub const IN_BOUNDS_ACCESS_CHAIN: u32 = 66;
     pub const CONTROL_BARRIER: u32 = 224;
     pub const MEMORY_BARRIER: u32 = 225;
+    #[cfg(test)]
+    pub const TYPE_COOPERATIVE_MATRIX: u32 = 4456;
     pub const COOPERATIVE_MATRIX_LOAD: u32 = 4457;
     pub const COOPERATIVE_MATRIX_STORE: u32 = 4458;
 }
@@ -221,6 +259,8 @@ mod tests {
             y[lane] = shared_sums[lane];
         }";
 
+    const SQUARE: MatrixShape = MatrixShape::square(8);
+
     fn nth_words(words: &[u32], opcode: u32, plain: usize) -> Vec<Option<u32>> {
         let all = instructions(words).map(|i| i.expect("whole instructions"));
         all.filter(|(op, _)| *op == opcode).map(|(_, at)| at.get(plain).copied()).collect()
@@ -228,7 +268,7 @@ mod tests {
 
     #[test]
     fn accesses_to_workgroup_memory_and_barriers_are_ordered() {
-        let words = compile(KERNEL, false, [1, 2]).unwrap();
+        let words = compile(KERNEL, SQUARE, false, [1, 2]).unwrap();
         assert_eq!(nth_words(&words, op::COOPERATIVE_MATRIX_STORE, 5), [Some(NON_PRIVATE_POINTER)]);
         // those of storage are ordered by the barriers between dispatches
         assert_eq!(nth_words(&words, op::COOPERATIVE_MATRIX_LOAD, 6), [None, None]);
@@ -254,8 +294,29 @@ mod tests {
     }
 
     #[test]
+    fn matrices_have_the_rows_and_columns_of_their_role() {
+        let wide = KERNEL.replace("coop_mat8x8", "coop_mat16x16");
+        let shapes = [(8, 16, 16), (8, 8, 16), (16, 16, 16), (8, 8, 8)];
+        for (m, n, k) in shapes {
+            let words = compile(&wide, MatrixShape { m, n, k }, false, [1, 2]).unwrap();
+            let all = || instructions(&words).map(|i| i.expect("whole instructions"));
+            let constants: HashMap<u32, u32> = all()
+                .filter(|(opcode, at)| *opcode == op::CONSTANT && at.len() == 4)
+                .map(|(_, at)| (at[2], at[3]))
+                .collect();
+            // of each type: rows, columns, use
+            let mut types: Vec<[u32; 3]> = all()
+                .filter(|(opcode, _)| *opcode == op::TYPE_COOPERATIVE_MATRIX)
+                .map(|(_, at)| [at[4], at[5], at[6]].map(|id| constants[&id]))
+                .collect();
+            types.sort_by_key(|[_, _, role]| *role);
+            assert_eq!(types, [[m, k, 0], [k, n, 1], [m, n, 2]], "one type for each role");
+        }
+    }
+
+    #[test]
     fn modules_ask_for_what_the_device_was_asked_for() {
-        let words = compile(KERNEL, false, [1, 2]).unwrap();
+        let words = compile(KERNEL, SQUARE, false, [1, 2]).unwrap();
         let mut capabilities: Vec<u32> = nth_words(&words, 17, 1).into_iter().flatten().collect();
         capabilities.sort_unstable();
         // Shader, Float16, StorageBuffer16BitAccess, UniformAndStorageBuffer16BitAccess, VulkanMemoryModel, CooperativeMatrixKHR
@@ -269,16 +330,16 @@ mod tests {
     #[test]
     fn what_shares_storage_within_a_dispatch_is_refused() {
         let storage = KERNEL.replacen("workgroupBarrier", "storageBarrier", 1);
-        assert!(compile(&storage, false, [1, 2]).is_err());
+        assert!(compile(&storage, SQUARE, false, [1, 2]).is_err());
     }
 
     #[test]
     fn words_that_are_no_module_are_refused() {
-        let words = compile(KERNEL, false, [1, 2]).unwrap();
+        let words = compile(KERNEL, SQUARE, false, [1, 2]).unwrap();
         // a second time there are memory operands already
         assert_eq!(synchronised(&words), None);
         assert_eq!(synchronised(&words[..words.len() - 1]), None);
         assert_eq!(synchronised(&[]), None);
-        assert!(compile("fn main() {", false, []).is_err());
+        assert!(compile("fn main() {", SQUARE, false, []).is_err());
     }
 }

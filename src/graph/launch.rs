@@ -5,6 +5,7 @@
 //! may be written), each moving the i-th group of four elements as `vec4<f32>`.
 
 use super::choices::{Alternatives, Choices};
+use super::matrices::{Cooperative, MatrixShape, SharedMatrices};
 use super::{DType, TensorType};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -38,24 +39,6 @@ pub struct DeviceProfile {
     pub choices: Arc<Choices>,
 }
 
-/// Cooperative matrices of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Cooperative {
-    /// Rows, columns and inner dimension of a matrix.
-    pub size: u32,
-    /// Invocations of the subgroup that shares one.
-    pub lanes: u32,
-}
-
-/// What cooperative matrices can be loaded from, in storage as in workgroup memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SharedMatrices {
-    /// Arrays of their elements.
-    Elements,
-    /// Arrays of groups of four elements as well.
-    Groups,
-}
-
 impl DeviceProfile {
     /// A discrete GPU as most are, for plans without a device: subgroups of 32, no matrix units, nothing measured.
     pub fn typical_gpu() -> Self {
@@ -69,23 +52,31 @@ impl DeviceProfile {
     }
 
     /// One device of every kind that kernels are chosen for, with plenty of workgroup memory.
-    pub fn kinds() -> [Self; 7] {
-        let units = |size, lanes| Some(Cooperative { size, lanes });
-        let gpu = DeviceProfile {
-            max_workgroup_storage: 48 << 10,
-            cooperative: units(16, 32),
+    pub fn kinds() -> [Self; 9] {
+        let gpu = DeviceProfile { max_workgroup_storage: 48 << 10, ..DeviceProfile::typical_gpu() };
+        let units = |shape, lanes| DeviceProfile {
+            cooperative: Some(Cooperative { shape, lanes }),
             shared_matrices: Some(SharedMatrices::Groups),
-            ..DeviceProfile::typical_gpu()
-        };
-        let small_units = DeviceProfile {
-            cooperative: units(8, 32),
-            shared_matrices: Some(SharedMatrices::Elements),
             ..gpu.clone()
         };
+        // Apple's
+        let small = DeviceProfile {
+            shared_matrices: Some(SharedMatrices::Elements),
+            ..units(MatrixShape::square(8), 32)
+        };
         // as AMD's, whose subgroups have one size only where wgpu knows none
-        let wide_units = DeviceProfile { cooperative: units(16, 64), subgroup: None, ..gpu.clone() };
-        let on_cpu = |lanes| DeviceProfile { cpu: true, subgroup: lanes, cooperative: None, ..gpu.clone() };
-        [on_cpu(None), on_cpu(Some(4)), on_cpu(Some(8)), on_cpu(Some(16)), small_units, wide_units, gpu]
+        let wide = DeviceProfile { subgroup: None, ..units(MatrixShape::square(16), 64) };
+        // Intel's, of both generations
+        let [narrow, oblong] = [8, 16].map(|n| units(MatrixShape { m: 8, n, k: 16 }, 32));
+        let on_cpu = |lanes| DeviceProfile {
+            cpu: true,
+            subgroup: lanes,
+            shared_matrices: Some(SharedMatrices::Groups),
+            ..gpu.clone()
+        };
+        let square = units(MatrixShape::square(16), 32);
+        let [plain, four, eight, sixteen] = [None, Some(4), Some(8), Some(16)].map(on_cpu);
+        [plain, four, eight, sixteen, small, wide, narrow, oblong, square]
     }
 
     /// Lanes of a CPU device's vectors: its subgroup size, where kernels are made for it.
@@ -228,6 +219,11 @@ impl Dispatch {
     pub fn define(mut self, name: &'static str, value: u32) -> Self {
         self.defines.push((name, Define::Int(value)));
         self
+    }
+
+    /// The extents M, N and K of a kernel's cooperative matrices.
+    pub fn matrices(self, shape: MatrixShape) -> Self {
+        self.define("M", shape.m).define("N", shape.n).define("K", shape.k)
     }
 
     pub fn flag(mut self, name: &'static str, value: bool) -> Self {

@@ -9,6 +9,7 @@ mod dtype;
 pub mod evaluate;
 mod launch;
 pub mod layout;
+mod matrices;
 mod operation;
 mod pieces;
 mod rewrite;
@@ -18,9 +19,9 @@ mod work;
 pub use choices::{Alternative, Alternatives, Choices, Class, rounded};
 pub use dtype::DType;
 pub use launch::{
-    Binding, Cooperative, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader,
-    SharedMatrices, View, row_lanes,
+    Binding, Cost, Define, DeviceProfile, Dispatch, Launch, LaunchPlan, Param, Place, Shader, View, row_lanes,
 };
+pub use matrices::{Cooperative, MatrixShape, SharedMatrices};
 pub use operation::{Case, CaseInput, Operation, ReferenceTensor, ReverseNode};
 pub use pieces::OFFSET_ALIGNMENT;
 pub use rewrite::NewNode;

@@ -499,7 +499,7 @@ fn write_over(gpu: &Gpu, slice: &BufferSlice, stretch: &[u8]) -> Result<(), GpuE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Choices, Cooperative};
+    use crate::graph::{Choices, Cooperative, MatrixShape};
     use crate::ops::matmul::{Layout, matmul};
 
     /// A class that was not measured takes the kernel of one nearby, which may bind less than the others.
@@ -514,7 +514,7 @@ mod tests {
             graph
         };
         let device = |choices: Choices| DeviceProfile {
-            cooperative: Some(Cooperative { size: 16, lanes: 32 }),
+            cooperative: Some(Cooperative { shape: MatrixShape::square(16), lanes: 32 }),
             max_workgroup_invocations: 256,
             max_workgroup_storage: 32 << 10,
             choices: Arc::new(choices),
@@ -522,7 +522,7 @@ mod tests {
         };
         let near = unmeasured(&product(256), &device(Choices::default())).swap_remove(0);
         let mut choices = Choices::default();
-        choices.insert(near.class.clone(), "coop 32x32 size=16 lanes=32");
+        choices.insert(near.class.clone(), "coop 32x32 shape=16x16x16 lanes=32");
         let device = device(choices);
         assert!(unmeasured(&product(256), &device).is_empty());
         let candidates = unmeasured(&product(512), &device);

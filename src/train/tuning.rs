@@ -343,7 +343,7 @@ pub(super) fn key(gpu: &Gpu) -> String {
     let profile = gpu.profile();
     let subgroup = profile.subgroup.map_or(String::new(), |lanes| format!(" | subgroup {lanes}"));
     let matrix =
-        profile.cooperative.map_or(String::new(), |c| format!(" | matrix {} of {} lanes", c.size, c.lanes));
+        profile.cooperative.map_or(String::new(), |c| format!(" | matrix {} of {} lanes", c.shape, c.lanes));
     let kernels = kernels();
     format!("{} | {} | {}{subgroup}{matrix} | kernels {kernels:08x}", info.name, info.backend, info.driver)
 }

@@ -6,6 +6,7 @@ pub mod http;
 
 use engraft::data::MicroBatch;
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
+use engraft::graph::MatrixShape;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -13,7 +14,7 @@ use std::process::{Command, Output};
 ///
 /// `ENGRAFT_TEST_GPU` names another than the best one; `ENGRAFT_TEST_CHECKED=1` keeps bounds checks;
 /// `ENGRAFT_TEST_NO_SUBGROUPS=1` tests the variants for devices without subgroups; `ENGRAFT_TEST_MAX_BINDING` is the most bytes
-/// that a kernel may bind at once.
+/// that a kernel may bind at once; `ENGRAFT_TEST_MATRICES` as in `8x16x16` is the shape of cooperative matrices in software.
 pub fn gpu() -> Option<Gpu> {
     gpu_with(false)
 }
@@ -39,7 +40,7 @@ pub fn gpu_of(options: impl FnOnce(GpuOptions) -> GpuOptions) -> Option<Gpu> {
         checked: on("ENGRAFT_TEST_CHECKED"),
         no_subgroups: on("ENGRAFT_TEST_NO_SUBGROUPS"),
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
-        software_coop: true,
+        software_coop: Some(matrices_of_tests()),
         max_binding: max_binding_of_tests(),
         ..GpuOptions::default()
     });
@@ -51,6 +52,12 @@ pub fn gpu_of(options: impl FnOnce(GpuOptions) -> GpuOptions) -> Option<Gpu> {
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Cooperative matrices of software, as `ENGRAFT_TEST_MATRICES` says; lavapipe's own where it says nothing.
+fn matrices_of_tests() -> MatrixShape {
+    let shape = std::env::var("ENGRAFT_TEST_MATRICES").unwrap_or("8x8x8".into());
+    shape.parse().unwrap_or_else(|error| panic!("ENGRAFT_TEST_MATRICES: {error}"))
 }
 
 /// The limit that `ENGRAFT_TEST_MAX_BINDING` sets.

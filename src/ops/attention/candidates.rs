@@ -10,7 +10,8 @@ pub fn source() -> String {
     let halves = [MAGNITUDES, ROUND_SCALED, POWER_OF_TWO];
     let shaders = [&FORWARD[..], &QUERY, &KEY_VALUE, &SHARED, &halves, &[SUM_HEADS]].concat();
     let candidates = DeviceProfile::kinds().map(|device| Kernel::all(&device));
-    shaders.iter().map(|s| s.source).collect::<String>() + &format!("{TILES:?}{STRIPS:?}{candidates:?}")
+    shaders.iter().map(|s| s.source).collect::<String>()
+        + &format!("{TILES:?}{STRIPS:?}{OBLONG_STRIPS:?}{candidates:?}")
 }
 
 const fn tiled((rows, block): (u32, u32), (per_rows, per_cols): (u32, u32), depth: u32) -> Variant {
@@ -56,6 +57,19 @@ const STRIPS: [((u32, u32), (u32, u32)); 10] = [
     ((16, 16), (2, 1)),
     ((8, 32), (1, 2)),
 ];
+
+/// The same for matrices that are not square: Intel's, whose subgroups of 32 share 128 registers.
+const OBLONG_STRIPS: [((u32, u32), (u32, u32)); 6] = [
+    ((32, 64), (4, 4)),
+    ((64, 32), (8, 2)),
+    ((32, 32), (4, 2)),
+    ((64, 32), (8, 1)),
+    ((32, 32), (4, 1)),
+    ((16, 16), (2, 1)),
+];
+
+/// Matrices of scores and results that a subgroup holds there, of eight registers each.
+const OBLONG_SUMS: u32 = 10;
 
 /// Floats of scores and results that an invocation holds in cooperative matrices: see [`SUMS`].
 const MATRIX_SUMS: u32 = 160;
@@ -112,9 +126,10 @@ fn on_gpu(extents: &Extents) -> Vec<Variant> {
     all
 }
 
-pub(super) fn on_matrix_units(Cooperative { size, lanes }: Cooperative) -> impl Iterator<Item = Variant> {
-    STRIPS.into_iter().flat_map(move |((rows, block), (down, across))| {
-        [true, false].map(|staged| Variant::Coop { rows, block, down, across, size, lanes, staged })
+pub(super) fn on_matrix_units(Cooperative { shape, lanes }: Cooperative) -> impl Iterator<Item = Variant> {
+    let strips: &[_] = if shape.is_square() { &STRIPS } else { &OBLONG_STRIPS };
+    strips.iter().flat_map(move |&((rows, block), (down, across))| {
+        [true, false].map(|staged| Variant::Coop { rows, block, down, across, shape, lanes, staged })
     })
 }
 
@@ -154,15 +169,19 @@ impl Variant {
                     && self.workgroup_bytes(extents) <= device.max_workgroup_storage
                     && self.sums(extents) <= SUMS
             }
-            Variant::Coop { size, lanes, .. } => {
+            Variant::Coop { shape, lanes, .. } => {
                 self.sound()
                     && device.shared_matrices.is_some()
-                    && device.cooperative == Some(Cooperative { size, lanes })
-                    && extents.matrix.is_some_and(|rows| rows.is_multiple_of(size as usize))
+                    && device.cooperative == Some(Cooperative { shape, lanes })
+                    && extents.matrix.is_some_and(|rows| rows.is_multiple_of(shape.alignment() as usize))
+                    && extents.head_dim.is_multiple_of(shape.k as usize)
                     && self.span(extents.head_dim as u32, extents.turned).is_some()
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes(extents) <= device.max_workgroup_storage
-                    && self.sums(extents) <= MATRIX_SUMS
+                    && match shape.is_square() {
+                        true => self.sums(extents) <= MATRIX_SUMS,
+                        false => self.sums(extents) * lanes <= OBLONG_SUMS * shape.m * shape.n,
+                    }
             }
         }
     }
@@ -171,7 +190,7 @@ impl Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::SharedMatrices;
+    use crate::graph::{MatrixShape, SharedMatrices};
 
     const PASSES: [Pass; 3] = [Pass::Forward, Pass::GradientQuery, Pass::GradientKeyValue];
 
@@ -203,10 +222,14 @@ mod tests {
     /// On the subgroups and matrices of most GPUs there is something to choose from for every pass of the usual heads.
     #[test]
     fn matrix_units_have_variants_for_the_usual_heads() {
-        for (size, lanes) in [(8, 32), (16, 32), (16, 64)] {
+        let [narrow, oblong] = [8, 16].map(|n| (MatrixShape { m: 8, n, k: 16 }, 32));
+        let square = [(8, 32), (16, 32), (16, 64)].map(|(size, lanes)| (MatrixShape::square(size), lanes));
+        for (shape, lanes) in square.into_iter().chain([narrow, oblong]) {
             let device = DeviceProfile {
-                cooperative: Some(Cooperative { size, lanes }),
+                cooperative: Some(Cooperative { shape, lanes }),
                 shared_matrices: Some(SharedMatrices::Elements),
+                // Intel's have more workgroup memory
+                max_workgroup_storage: if shape.is_square() { 32 << 10 } else { 64 << 10 },
                 ..DeviceProfile::typical_gpu()
             };
             for (pass, head_dim) in PASSES.into_iter().flat_map(|pass| [(pass, 64), (pass, 128)]) {
@@ -214,7 +237,7 @@ mod tests {
                 let extents = Extents { pass, head_dim, rows: 512, turned, matrix: Some(16) };
                 let candidates = Variant::candidates(&device, &extents);
                 let units = candidates.iter().filter(|v| matches!(v, Variant::Coop { .. })).count();
-                assert!(units >= 2, "{size} {lanes} {extents:?}: {candidates:?}");
+                assert!(units >= 2, "{shape} {lanes} {extents:?}: {candidates:?}");
                 let others = Variant::candidates(&device, &Extents { matrix: None, ..extents });
                 assert_eq!(
                     others.len() + units,

@@ -1,7 +1,7 @@
 //! The families of kernels behind attention and its gradient: their names, tiles and defines.
 
 use super::candidates::Extents;
-use crate::graph::{Dispatch, Shader, SharedMatrices, View};
+use crate::graph::{Dispatch, MatrixShape, Shader, SharedMatrices, View};
 use std::fmt;
 
 /// One walk over the pairs of rows and keys; each has a family of its own.
@@ -47,9 +47,9 @@ pub enum Variant {
     /// operands in workgroup memory all the while.
     Tiled { rows: u32, block: u32, per_rows: u32, per_cols: u32, depth: u32, resident: bool },
     /// For matrix units: of a workgroup's `rows` and `block`, `down` x `across` subgroups of `lanes` own strips of rows, and
-    /// in those the matrices of `size` of every `across`-th column. Tensors are f16, or copied to it; `staged` copies blocks of
+    /// in those the matrices of `shape` of every `across`-th column. Tensors are f16, or copied to it; `staged` copies blocks of
     /// them to workgroup memory, where all subgroups load them from.
-    Coop { rows: u32, block: u32, down: u32, across: u32, size: u32, lanes: u32, staged: bool },
+    Coop { rows: u32, block: u32, down: u32, across: u32, shape: MatrixShape, lanes: u32, staged: bool },
 }
 
 /// Invocations of [`Variant::Rows`].
@@ -83,10 +83,10 @@ impl Variant {
             "coop" => {
                 let (rows, block) = pair(words.next()?)?;
                 let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
-                let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
-                let (size, lanes) = (number("size=")?, number("lanes=")?);
+                let shape = words.next()?.strip_prefix("shape=")?.parse().ok()?;
+                let lanes = words.next()?.strip_prefix("lanes=")?.parse().ok()?;
                 let staged = words.next() == Some("staged");
-                Variant::Coop { rows, block, down, across, size, lanes, staged }
+                Variant::Coop { rows, block, down, across, shape, lanes, staged }
             }
             _ => return None,
         };
@@ -111,16 +111,18 @@ impl Variant {
                     && rows.is_multiple_of(per_rows)
                     && block.is_multiple_of(per_cols)
             }
-            Variant::Coop { rows, block, down, across, size, lanes, .. } => {
+            Variant::Coop { rows, block, down, across, shape, lanes, .. } => {
                 let within = |n: u32, most: u32| (1..=most).contains(&n);
-                [8, 16].contains(&size)
-                    && within(rows, 256)
+                within(rows, 256)
                     && within(block, 128)
                     && within(down, 16)
                     && within(across, 4)
                     && (4..=64).contains(&lanes)
-                    && rows.is_multiple_of(down * size)
-                    && block.is_multiple_of(across * size)
+                    && rows.is_multiple_of(down * shape.m)
+                    && block.is_multiple_of(across * shape.n)
+                    && block.is_multiple_of(shape.k)
+                    // blocks begin at a workgroup's first row too
+                    && rows.is_multiple_of(shape.n.max(shape.k))
                     // each invocation owns a row's share of the block, in groups of four
                     && (down * across * lanes).is_multiple_of(rows)
                     && block.is_multiple_of(4 * (down * across * lanes / rows))
@@ -183,12 +185,12 @@ impl Variant {
                 .define("DEPTH", depth)
                 .define("LINES", self.lines(head_dim as u32 / 4))
                 .flag("RESIDENT", resident),
-            Variant::Coop { rows, block, down, across, size, lanes, staged } => dispatch
+            Variant::Coop { rows, block, down, across, shape, lanes, staged } => dispatch
                 .define("ROWS", rows)
                 .define("BLOCK", block)
                 .define("DOWN", down)
                 .define("ACROSS", across)
-                .define("SIZE", size)
+                .matrices(shape)
                 .define("LANES", lanes)
                 .flag("STAGED", staged)
                 .flag("VECTORS", shared == Some(SharedMatrices::Groups))
@@ -199,8 +201,8 @@ impl Variant {
     /// Columns of a result that leave the matrix units at a time, through the place of the scores: the most that fit and that
     /// divide the head; both halves of pairs that are turned. `None` where the head's columns are not all subgroups' alike.
     pub(super) fn span(&self, head_dim: u32, turned: bool) -> Option<u32> {
-        let Variant::Coop { block, across, size, .. } = *self else { return None };
-        let step = across * size * if turned { 2 } else { 1 };
+        let Variant::Coop { block, across, shape, .. } = *self else { return None };
+        let step = across * shape.n * if turned { 2 } else { 1 };
         let divides = |span: &u32| head_dim.is_multiple_of(*span);
         (1..=block / step).rev().map(|n| n * step).find(divides)
     }
@@ -300,9 +302,9 @@ impl fmt::Display for Variant {
                 let resident = if *resident { " resident" } else { "" };
                 write!(f, "tiled {rows}x{block} per={per_rows}x{per_cols} depth={depth}{resident}")
             }
-            Variant::Coop { rows, block, down, across, size, lanes, staged } => {
+            Variant::Coop { rows, block, down, across, shape, lanes, staged } => {
                 let staged = if *staged { " staged" } else { "" };
-                write!(f, "coop {rows}x{block} subgroups={down}x{across} size={size} lanes={lanes}{staged}")
+                write!(f, "coop {rows}x{block} subgroups={down}x{across} shape={shape} lanes={lanes}{staged}")
             }
         }
     }
@@ -317,7 +319,8 @@ mod tests {
     #[test]
     fn names_read_back_and_others_are_refused() {
         let uniform = Variant::Uniform { lanes: 16, per: 2, keys: 4 };
-        let units = on_matrix_units(Cooperative { size: 8, lanes: 32 }).filter(Variant::sound);
+        let units = on_matrix_units(Cooperative { shape: MatrixShape { m: 8, n: 16, k: 16 }, lanes: 32 });
+        let units = units.filter(Variant::sound);
         let others = [Variant::Rows, Variant::Lanes { lanes: 8, per: 2 }, uniform].into_iter().chain(units);
         for variant in TILES.into_iter().chain(others) {
             assert_eq!(Variant::parse(&variant.to_string()), Some(variant));
@@ -335,11 +338,11 @@ mod tests {
             "tiled 64x30 per=4x4 depth=16",
             "tiled 64x32 per=4x4 depth=16 split=1",
             "tiled 64x32 per=4x4 depth=16 resident more",
-            "coop 64x32 size=16 lanes=32",
-            "coop 64x32 subgroups=4x0 size=16 lanes=32",
-            "coop 60x32 subgroups=4x1 size=16 lanes=32",
-            "coop 64x32 subgroups=1x1 size=16 lanes=32",
-            "coop 64x32 subgroups=4x1 size=16 lanes=32 stage",
+            "coop 64x32 shape=16x16x16 lanes=32",
+            "coop 64x32 subgroups=4x0 shape=16x16x16 lanes=32",
+            "coop 60x32 subgroups=4x1 shape=16x16x16 lanes=32",
+            "coop 64x32 subgroups=1x1 shape=16x16x16 lanes=32",
+            "coop 64x32 subgroups=4x1 shape=16x16x16 lanes=32 stage",
         ];
         for name in wrong {
             assert_eq!(Variant::parse(name), None, "{name}");

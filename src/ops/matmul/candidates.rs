@@ -26,7 +26,9 @@ pub fn source() -> String {
     let shaders = [LANES, TILED, COOP, COOP_TILED, FINISH, ROUND_ROWS].into_iter().chain(shared);
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.map(|s| s.source).collect::<String>()
-        + &format!("{WIDE:?}{THIN:?}{COOP_TILES:?}{COOP_DEPTH}{SWIZZLE}{GATING}{candidates:?}")
+        + &format!(
+            "{WIDE:?}{THIN:?}{COOP_TILES:?}{OBLONG_TILES:?}{COOP_DEPTH}{SWIZZLE}{GATING}{candidates:?}"
+        )
 }
 
 /// Products of more rows than [`THIN`] serves; the last two serve 17 to 32 rows as well.
@@ -151,6 +153,21 @@ const COOP_TILES: [CoopShape; 8] = [
     ((32, 32), (2, 2), false),
 ];
 
+/// The same for matrices that are not square: Intel's, whose subgroups of 32 share 128 registers. Sums take eight of them for a matrix,
+/// so that subgroups own little, and only the smallest of what waits for the next turn has room beside them.
+const OBLONG_TILES: [CoopShape; 7] = [
+    ((64, 128), (4, 4), false),
+    ((64, 64), (4, 2), false),
+    ((128, 128), (8, 4), true),
+    ((64, 64), (4, 4), false),
+    ((128, 64), (8, 4), false),
+    ((32, 64), (2, 2), false),
+    ((32, 32), (2, 2), false),
+];
+
+/// Matrices of sums that a subgroup holds there.
+const OBLONG_SUMS: u32 = 4;
+
 /// How many of them turn operands with k outermost too, where there are such. RADV loads a matrix from lines that do not run along
 /// k in sixteen instructions instead of two; NVIDIA's GPUs have an instruction that turns it (ldmatrix.trans).
 const COOP_TURNED: usize = 5;
@@ -166,27 +183,28 @@ const COOP_ROWS: usize = 33;
 const COOP_SUMS: u32 = 128;
 
 fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
-    let Cooperative { size, lanes } = cooperative;
+    let Cooperative { shape, lanes } = cooperative;
     let tiles: &[(u32, u32)] =
-        if size == 16 { &[(64, 64), (32, 64), (32, 32)] } else { &[(32, 32), (16, 32)] };
-    tiles.iter().map(|&(rows, cols)| Variant::Coop { rows, cols, size, lanes }).collect()
+        if shape.m == 16 { &[(64, 64), (32, 64), (32, 32)] } else { &[(32, 32), (16, 32)] };
+    tiles.iter().map(|&(rows, cols)| Variant::Coop { rows, cols, shape, lanes }).collect()
 }
 
 /// Through workgroup memory.
 fn on_matrix_tiles(device: &DeviceProfile, outer: bool) -> Vec<Variant> {
-    let (Some(shared), Some(Cooperative { size, lanes })) = (device.shared_matrices, device.cooperative)
+    let (Some(shared), Some(Cooperative { shape, lanes })) = (device.shared_matrices, device.cooperative)
     else {
         return Vec::new();
     };
     let tile = |((rows, cols), (down, across), ahead), turned| {
         let depth = COOP_DEPTH;
-        Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, size, lanes, shared, ahead, turned })
+        Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, shape, lanes, shared, ahead, turned })
     };
     let both = |(n, shape)| {
         let turned = (outer && n < COOP_TURNED).then(|| tile(shape, true));
         [Some(tile(shape, false)), turned].into_iter().flatten()
     };
-    COOP_TILES.into_iter().enumerate().flat_map(both).collect()
+    let tiles: &[CoopShape] = if shape.is_square() { &COOP_TILES } else { &OBLONG_TILES };
+    tiles.iter().copied().enumerate().flat_map(both).collect()
 }
 
 /// Rows of a broadcast on GPUs: with four columns of each, an invocation's sums stay in registers.
@@ -249,22 +267,24 @@ impl Variant {
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes() <= device.max_workgroup_storage
             }
-            Variant::Coop { rows, cols, size, lanes } => {
+            Variant::Coop { rows, cols, shape, lanes } => {
                 let whole = |extent: usize, of: u32| extent > 0 && extent.is_multiple_of(of as usize);
-                device.cooperative == Some(Cooperative { size, lanes })
+                device.cooperative == Some(Cooperative { shape, lanes })
                     && extents.matrix
                     && whole(extents.rows, rows)
                     && whole(extents.cols, cols)
-                    && whole(extents.k, size)
+                    && whole(extents.k, shape.k)
             }
-            Variant::CoopTiled(tile @ CoopTile { size, lanes, shared, turned, .. }) => {
+            Variant::CoopTiled(tile @ CoopTile { shape, lanes, shared, turned, .. }) => {
                 let few_sums = || {
                     let (rows, cols) = tile.own();
-                    rows * cols <= COOP_SUMS * lanes
+                    let most =
+                        if shape.is_square() { COOP_SUMS * lanes } else { OBLONG_SUMS * shape.m * shape.n };
+                    rows * cols <= most
                 };
                 tile.sound()
                     && device.shared_matrices == Some(shared)
-                    && device.cooperative == Some(Cooperative { size, lanes })
+                    && device.cooperative == Some(Cooperative { shape, lanes })
                     && extents.halves
                     && (extents.outer || !turned)
                     && extents.rows >= COOP_ROWS

@@ -1,6 +1,6 @@
 //! The family of kernels behind a product: their names, tiles and defines.
 
-use crate::graph::{Dispatch, Shader, SharedMatrices};
+use crate::graph::{Dispatch, MatrixShape, Shader, SharedMatrices};
 use std::fmt;
 
 pub(super) const LANES: Shader = crate::shader!("matmul_lanes");
@@ -21,9 +21,9 @@ pub enum Variant {
     /// For GPUs: a workgroup owns `rows` x `cols`, staged in workgroup memory `depth` deep, an invocation
     /// `per_rows` x `per_cols` of them; `split` slices of invocations share the inner dimension.
     Tiled { rows: u32, cols: u32, per_rows: u32, per_cols: u32, depth: u32, split: u32 },
-    /// For matrix units: a subgroup of `lanes` owns `rows` x `cols`, in cooperative matrices of `size`. Operands are f16 as
+    /// For matrix units: a subgroup of `lanes` owns `rows` x `cols`, in cooperative matrices of `shape`. Operands are f16 as
     /// they are stored; a second dispatch stores the result.
-    Coop { rows: u32, cols: u32, size: u32, lanes: u32 },
+    Coop { rows: u32, cols: u32, shape: MatrixShape, lanes: u32 },
     /// For matrix units, from workgroup memory: a workgroup of `down` x `across` subgroups of `lanes` owns `rows` x `cols`, staged
     /// `depth` deep as f16 however its operands are stored, and stores the result itself.
     CoopTiled(CoopTile),
@@ -36,7 +36,7 @@ pub struct CoopTile {
     pub down: u32,
     pub across: u32,
     pub depth: u32,
-    pub size: u32,
+    pub shape: MatrixShape,
     pub lanes: u32,
     /// What the tiles are arrays of.
     pub shared: SharedMatrices,
@@ -54,31 +54,30 @@ impl CoopTile {
 
     /// Columns of a row of matrices that leave the units together: two matrices', where a subgroup has an even number.
     fn span(&self) -> u32 {
-        let double = 2 * self.size;
-        if self.own().1.is_multiple_of(double) { double } else { self.size }
+        let double = 2 * self.shape.n;
+        if self.own().1.is_multiple_of(double) { double } else { self.shape.n }
     }
 
     fn workgroup_bytes(&self) -> u32 {
-        let CoopTile { rows, cols, down, across, depth, size, .. } = *self;
+        let CoopTile { rows, cols, down, across, depth, shape, .. } = *self;
         // as they are stored with k innermost, and outermost
         let tile = |extent: u32| 2 * (extent * (depth + 8)).max(depth * (extent + 8));
-        let sums = 4 * down * across * size * (self.span() + 8);
+        let sums = 4 * down * across * shape.m * (self.span() + 8);
         let nf4_table = 4 * 16;
         tile(rows) + tile(cols) + sums + nf4_table
     }
 
     pub(super) fn sound(&self) -> bool {
-        let CoopTile { rows, cols, down, across, depth, size, lanes, ahead, turned, .. } = *self;
+        let CoopTile { rows, cols, down, across, depth, shape, lanes, ahead, turned, .. } = *self;
         // each invocation holds as many groups of four of a block, which it turns four by four
         let each = if turned { 4 } else { 1 } * down * across * lanes;
         let even = |extent: u32| (extent * depth / 4).is_multiple_of(each);
         let whole = |n: u32, of: u32| n > 0 && n <= 256 && n.is_multiple_of(of);
-        [8, 16].contains(&size)
-            && (1..=8).contains(&down)
+        (1..=8).contains(&down)
             && (1..=8).contains(&across)
-            && whole(rows, down * size)
-            && whole(cols, across * size)
-            && whole(depth, size)
+            && whole(rows, down * shape.m)
+            && whole(cols, across * shape.n)
+            && whole(depth, shape.k)
             // a subgroup stores whole rows of a span
             && (4..=128).contains(&lanes)
             && lanes.is_multiple_of(self.span() / 4)
@@ -120,20 +119,22 @@ impl Variant {
                 Variant::Workgroup { rows: tile.0, lanes, subgroups, depth, unroll }
             }
             "coop" => {
-                let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
-                Variant::Coop { rows: tile.0, cols: tile.1, size: number("size=")?, lanes: number("lanes=")? }
+                let shape = words.next()?.strip_prefix("shape=")?.parse().ok()?;
+                let lanes = words.next()?.strip_prefix("lanes=")?.parse().ok()?;
+                Variant::Coop { rows: tile.0, cols: tile.1, shape, lanes }
             }
             "coop-tiled" => {
                 let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
-                let mut number = |key| words.next()?.strip_prefix(key)?.parse::<u32>().ok();
-                let (depth, size, lanes) = (number("depth=")?, number("size=")?, number("lanes=")?);
+                let depth = words.next()?.strip_prefix("depth=")?.parse().ok()?;
+                let shape = words.next()?.strip_prefix("shape=")?.parse().ok()?;
+                let lanes = words.next()?.strip_prefix("lanes=")?.parse().ok()?;
                 let rest: Vec<&str> = words.collect();
                 let shared = match rest.contains(&"groups") {
                     true => SharedMatrices::Groups,
                     false => SharedMatrices::Elements,
                 };
                 let ((rows, cols), ahead, turned) = (tile, rest.contains(&"ahead"), rest.contains(&"turned"));
-                let tile = CoopTile { rows, cols, down, across, depth, size, lanes, shared, ahead, turned };
+                let tile = CoopTile { rows, cols, down, across, depth, shape, lanes, shared, ahead, turned };
                 Variant::CoopTiled(tile)
             }
             "tiled" => {
@@ -165,9 +166,9 @@ impl Variant {
                     && (1..=4).contains(&unroll)
                     && depth.is_multiple_of(unroll)
             }
-            Variant::Coop { rows, cols, size, lanes } => {
-                let whole = |n: u32| n > 0 && n <= 256 && n.is_multiple_of(size);
-                [8, 16].contains(&size) && whole(rows) && whole(cols) && (4..=128).contains(&lanes)
+            Variant::Coop { rows, cols, shape, lanes } => {
+                let whole = |n: u32, of: u32| n > 0 && n <= 256 && n.is_multiple_of(of);
+                whole(rows, shape.m) && whole(cols, shape.n) && (4..=128).contains(&lanes)
             }
             Variant::CoopTiled(tile) => tile.sound(),
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
@@ -223,10 +224,10 @@ impl Variant {
                 .define("DEPTH", depth)
                 .define("SPLIT", split)
                 .define("SWIZZLE", SWIZZLE),
-            Variant::Coop { rows, cols, size, lanes } => dispatch
+            Variant::Coop { rows, cols, shape, lanes } => dispatch
                 .define("ROWS", rows)
                 .define("COLS", cols)
-                .define("SIZE", size)
+                .matrices(shape)
                 .define("LANES", lanes)
                 .define("SWIZZLE", SWIZZLE),
             Variant::CoopTiled(tile) => dispatch
@@ -235,7 +236,7 @@ impl Variant {
                 .define("DOWN", tile.down)
                 .define("ACROSS", tile.across)
                 .define("DEPTH", tile.depth)
-                .define("SIZE", tile.size)
+                .matrices(tile.shape)
                 .define("LANES", tile.lanes)
                 .define("SPAN", tile.span())
                 .flag("VECTORS", tile.shared == SharedMatrices::Groups)
@@ -302,15 +303,15 @@ impl fmt::Display for Variant {
                 write!(f, "workgroup {rows}x{cols} lanes={lanes} depth={depth} unroll={unroll}")
             }
             Variant::CoopTiled(tile) => {
-                let CoopTile { rows, cols, down, across, depth, size, lanes, .. } = tile;
+                let CoopTile { rows, cols, down, across, depth, shape, lanes, .. } = tile;
                 let groups = if tile.shared == SharedMatrices::Groups { " groups" } else { "" };
                 let ahead = if tile.ahead { " ahead" } else { "" };
                 let turned = if tile.turned { " turned" } else { "" };
                 write!(f, "coop-tiled {rows}x{cols} subgroups={down}x{across} depth={depth}")?;
-                write!(f, " size={size} lanes={lanes}{groups}{ahead}{turned}")
+                write!(f, " shape={shape} lanes={lanes}{groups}{ahead}{turned}")
             }
-            Variant::Coop { rows, cols, size, lanes } => {
-                write!(f, "coop {rows}x{cols} size={size} lanes={lanes}")
+            Variant::Coop { rows, cols, shape, lanes } => {
+                write!(f, "coop {rows}x{cols} shape={shape} lanes={lanes}")
             }
             Variant::Tiled { rows, cols, per_rows, per_cols, depth, split } => {
                 write!(f, "tiled {rows}x{cols} per={per_rows}x{per_cols} depth={depth} split={split}")
@@ -328,9 +329,10 @@ mod tests {
     fn names_read_back_and_others_are_refused() {
         let lanes = Variant::Lanes { rows: 16, lanes: 8, uniform: true, unroll: 2 };
         let workgroup = Variant::Workgroup { rows: 32, lanes: 16, subgroups: 4, depth: 32, unroll: 2 };
-        let coop = Variant::Coop { rows: 64, cols: 32, size: 16, lanes: 32 };
+        let coop = Variant::Coop { rows: 64, cols: 32, shape: MatrixShape::square(16), lanes: 32 };
         let tile = |shared| {
-            let ((rows, cols), (down, across), (size, lanes)) = ((128, 256), (2, 4), (16, 32));
+            let ((rows, cols), (down, across), lanes) = ((128, 256), (2, 4), 32);
+            let shape = MatrixShape { m: 8, n: 16, k: 16 };
             let ahead = shared == SharedMatrices::Groups;
             let (depth, turned) = (32, ahead);
             Variant::CoopTiled(CoopTile {
@@ -339,7 +341,7 @@ mod tests {
                 down,
                 across,
                 depth,
-                size,
+                shape,
                 lanes,
                 shared,
                 ahead,
@@ -362,12 +364,15 @@ mod tests {
             "workgroup 32x256 lanes=16 depth=31 unroll=2",
             "tiled 64x64 per=0x4 depth=16 split=1",
             "tiled 64x64 per=8x4 depth=16 split=1 more",
-            "coop 64x20 size=16 lanes=32",
-            "coop-tiled 64x128 subgroups=2x0 depth=32 size=16 lanes=32",
-            "coop-tiled 64x120 subgroups=2x4 depth=32 size=16 lanes=32",
-            "coop-tiled 64x128 subgroups=2x4 depth=24 size=16 lanes=32",
-            "coop-tiled 64x128 subgroups=2x4 depth=32 size=16 lanes=32 more",
-            "coop-tiled 32x128 subgroups=2x4 depth=16 size=16 lanes=32 ahead",
+            "coop 64x20 shape=16x16x16 lanes=32",
+            "coop 64x32 shape=16x16 lanes=32",
+            "coop 64x32 shape=16x32x16 lanes=32",
+            "coop 60x32 shape=8x16x16 lanes=32",
+            "coop-tiled 64x128 subgroups=2x0 depth=32 shape=16x16x16 lanes=32",
+            "coop-tiled 64x120 subgroups=2x4 depth=32 shape=16x16x16 lanes=32",
+            "coop-tiled 64x128 subgroups=2x4 depth=24 shape=16x16x16 lanes=32",
+            "coop-tiled 64x128 subgroups=2x4 depth=32 shape=16x16x16 lanes=32 more",
+            "coop-tiled 32x128 subgroups=2x4 depth=16 shape=16x16x16 lanes=32 ahead",
             "magic 8x8",
         ];
         for name in wrong {
