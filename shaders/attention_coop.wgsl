@@ -13,9 +13,10 @@
 {% set C_STRIDE = "kv_stride" %}
 {% set C_BASE = "kv_base" %}
 {% set LAZY = "8.0" %}
+{% set WEIGHED_TURNED = STAGED %}
 {% include "shared/attention_coop.wgsl" %}
 {{ tile("k") }}
-{{ tile("v", true) }}
+{{ turned_tile("v") }}
 // whether a row of the subgroup's invocations is to be rescaled
 var<workgroup> outgrown: array<u32, {{ (DOWN * ACROSS + 3) // 4 * 4 }}>;
 
@@ -96,7 +97,7 @@ fn main(
             workgroupBarrier();
 {% endfor %}
         }
-{{ accumulate("o", "weights", "v", true) }}
+{{ accumulate("o", "weights", "v") }}
     }
 {{ over_row("sum", false) }}
     let inverse = select(0.0, 1.0 / sum, sum > 0.0);

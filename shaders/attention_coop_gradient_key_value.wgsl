@@ -12,11 +12,16 @@
 {% set C_BASE = "q_base" %}
 {% set OUT_STRIDE = "q_stride" if BY_HEAD else R_STRIDE %}
 {% set OUT_BASE = "out_base" if BY_HEAD else R_BASE %}
+{% set WEIGHED_TURNED = BOTH_WAYS %}
 {% include "shared/attention_coop.wgsl" %}
 var<workgroup> gradients: array<f32, {{ SCORE_LINE * BLOCK }}>;
 var<workgroup> gradient_weights: array<{{ HALF }}, {{ WEIGHT_LINE * ROWS }}>;
 {{ tile("q") }}
 {{ tile("d_o") }}
+{% if BOTH_WAYS %}
+{{ turned_tile("q") }}
+{{ turned_tile("d_o") }}
+{% endif %}
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
@@ -54,7 +59,7 @@ fn main(
         let lse_base = head * params.lse_stride;
         for (var first = row0; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
-{{ stage_both("q", "d_o") }}
+{{ stage_all(["q", "d_o"], ["q", "d_o"]) }}
 {{ product("s", "k", "q") }}
 {{ spill("s", "scores", range(S_TILES)) }}
 {{ product("dp", "v", "d_o") }}

@@ -9,8 +9,12 @@
 {% set C_EXTENT = "params.keys" %}
 {% set C_STRIDE = "kv_stride" %}
 {% set C_BASE = "kv_base" %}
+{% set WEIGHED_TURNED = BOTH_WAYS %}
 {% include "shared/attention_coop.wgsl" %}
 {{ tile("k") }}
+{% if BOTH_WAYS %}
+{{ turned_tile("k") }}
+{% endif %}
 {{ tile("v") }}
 var<workgroup> gradients: array<f32, {{ SCORE_LINE * BLOCK }}>;
 
@@ -48,7 +52,7 @@ fn main(
 {{ zero("dq", D_TILES) }}
     for (var first = starts[row0] / {{ ALIGNMENT }}u * {{ ALIGNMENT }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}
-{{ stage_both("k", "v") }}
+{{ stage_all(["k", "v"], ["k"]) }}
 {{ product("s", "q", "k") }}
 {{ spill("s", "scores", range(S_TILES)) }}
 {{ product("dp", "d_o", "v") }}

@@ -6,13 +6,14 @@
 // column of matrices, of the scores, {name}{i}_{j}, as of a result, which has the head's dimension: {name}{i}_{c}.
 //
 // The rows' operands are loaded straight from storage, and so are the columns', or, STAGED, from workgroup memory, where the whole
-// block is copied once for all subgroups. No element of a cooperative matrix can be reached, so scores go to workgroup
+// block is copied once for all subgroups; BOTH_WAYS: what meets weights there is turned, so that the block's columns run along its
+// lines, beside how it lies where scores need it too. No element of a cooperative matrix can be reached, so scores go to workgroup
 // memory (column by column: neighbouring invocations own neighbouring rows), where invocation `lane` owns row
 // lane % ROWS and one of PARTS parts of its columns, and come back as weights in f16, row by row; results leave the same way
 // as scores, SPAN columns at a time. All rows are multiples of M, N and K, so a matrix lies within a tensor or beyond it; those beyond are
 // replaced by the last one, and masked or not stored. The kernel that includes this says how the operands of each side
 // lie: R_EXTENT, R_STRIDE, R_BASE and C_EXTENT, C_STRIDE, C_BASE; and OUT_STRIDE, OUT_BASE, where its result does not lie
-// as the rows.
+// as the rows; and WEIGHED_TURNED, whether what meets weights lies turned in workgroup memory.
 //
 // VECTORS: operands are arrays of groups of four, whose alignment lets a driver load several elements at once (RADV takes one
 // after the other from arrays of elements); Metal cannot load matrices from them. Strides and bases count in what the arrays hold.
@@ -101,10 +102,17 @@ var<workgroup> partial: array<f32, {{ WORKGROUP }}>;
 {% endif %}
 {% endmacro %}
 
-{# the block of a columns' operand in workgroup memory, [column, dimension]; turned, [dimension, column], as weights want it #}
-{% macro tile(tensor, turned=false) %}
+{# the block of a columns' operand in workgroup memory, [column, dimension] #}
+{% macro tile(tensor) %}
 {% if STAGED %}
-var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if turned else TILE_LINE * BLOCK }}>;
+var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ TILE_LINE * BLOCK }}>;
+{% endif %}
+{% endmacro %}
+
+{# the same turned, [dimension, column], as weights want it #}
+{% macro turned_tile(tensor) %}
+{% if STAGED %}
+var<workgroup> {{ tensor }}_turned: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM }}>;
 {% endif %}
 {% endmacro %}
 
@@ -136,28 +144,33 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
         }
 {% endmacro %}
 
-{# the same, turned: an invocation turns four columns by four dimensions, its neighbours those of other columns, which are apart in
-   the banks #}
-{% macro stage_turned(tensor) %}
+{# the same, turned, or, `plain`, both ways: an invocation turns four columns by four dimensions, its neighbours those of other columns,
+   which are apart in the banks #}
+{% macro stage_turned(tensor, plain=false) %}
         for (var e = lane; e < {{ BLOCK * HEAD_DIM // 16 }}u; e += {{ WORKGROUP }}u) {
             let columns = e % {{ BLOCK // 4 }}u;
             let g = e / {{ BLOCK // 4 }}u;
 {% for j in range(4) %}
             let at{{ j }} = min(first + 4u * columns + {{ j }}u, {{ C_EXTENT }} - 1u) * {{ C_STRIDE }} + {{ C_BASE }} + g * {{ GROUP }}u;
             let column{{ j }} = {{ group_of(tensor, "at" ~ j) }};
+{% if plain %}
+{{ keep(tensor ~ "_tile", "(4u * columns + " ~ j ~ "u) * " ~ TILE_LINE ~ "u + g * " ~ GROUP ~ "u", "column" ~ j) }}
+{% endif %}
 {% endfor %}
 {% for j in range(4) %}
-{{ keep(tensor ~ "_tile", "(4u * g + " ~ j ~ "u) * " ~ WEIGHT_LINE ~ "u + columns * " ~ GROUP ~ "u", "vec4<f16>(column0[" ~ j ~ "], column1[" ~ j ~ "], column2[" ~ j ~ "], column3[" ~ j ~ "])") }}
+{{ keep(tensor ~ "_turned", "(4u * g + " ~ j ~ "u) * " ~ WEIGHT_LINE ~ "u + columns * " ~ GROUP ~ "u", "vec4<f16>(column0[" ~ j ~ "], column1[" ~ j ~ "], column2[" ~ j ~ "], column3[" ~ j ~ "])") }}
 {% endfor %}
         }
 {% endmacro %}
 
-{# both operands' blocks, where they are staged, between barriers: what reads the last ones does so until a turn's end #}
-{% macro stage_both(one, other) %}
+{# the blocks of some operands, where they are staged, between barriers: what reads the last ones does so until a turn's end. Those
+   that `weighed` names meet weights too #}
+{% macro stage_all(tensors, weighed) %}
 {% if STAGED %}
         workgroupBarrier();
-{{ stage(one) }}
-{{ stage(other) }}
+{% for tensor in tensors %}
+{{ stage_turned(tensor, true) if BOTH_WAYS and tensor in weighed else stage(tensor) }}
+{% endfor %}
         workgroupBarrier();
 {% endif %}
 {% endmacro %}
@@ -216,10 +229,10 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
 {% endif %}
 {% endmacro %}
 
-{# name{i}_{c} += weights . columns' operand over the block; `turned` is how it lies where it is staged #}
-{% macro accumulate(name, area, tensor, turned=false) %}
+{# name{i}_{c} += weights . columns' operand over the block #}
+{% macro accumulate(name, area, tensor) %}
         for (var t = 0u; t < {{ BLOCK }}u; t += {{ K }}u) {
-{% if STAGED and turned %}
+{% if WEIGHED_TURNED %}
             let line = across * {{ N * WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u;
 {% elif STAGED %}
             let line = t * {{ TILE_LINE }}u + across * {{ N4 }}u;
@@ -230,8 +243,8 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
             let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ area }}[(strip + {{ i * M }}u) * {{ WEIGHT_LINE }}u + t * {{ GROUP }}u / 4u], {{ WEIGHT_LINE }}u);
 {% endfor %}
 {% for c in range(D_TILES) %}
-{% if STAGED and turned %}
-            let b{{ c }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * N * WEIGHT_LINE }}u], {{ WEIGHT_LINE }}u);
+{% if WEIGHED_TURNED %}
+            let b{{ c }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ tensor }}_turned[line + {{ c * ACROSS * N * WEIGHT_LINE }}u], {{ WEIGHT_LINE }}u);
 {% elif STAGED %}
             let b{{ c }} = coopLoadT<{{ MATRIX }}<f16, B>>(&{{ tensor }}_tile[line + {{ c * ACROSS * N4 }}u], {{ TILE_LINE }}u);
 {% else %}
@@ -275,23 +288,20 @@ var<workgroup> {{ tensor }}_tile: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM if
 {% endfor %}
 {% endmacro %}
 
-{# the same, turned back by the angles of the rows' positions #}
+{# the same, turned back by the angles of the rows' positions; the halves of its pairs go through one place each #}
 {% macro store_turned(tensor, name, factor) %}
-{% set EACH = SPAN_TILES // 2 %}
 {% set PAIR = HEAD_DIM // 8 %}
     let {{ name }}_at = (row_at * {{ R_STRIDE }} + {{ R_BASE }}) / {{ GROUP }}u;
     let {{ name }}_angle = positions[row_at] * {{ 2 * PAIR }}u;
-{% for q in range(HEAD_DIM // SPAN) %}
-{# both halves of the pairs #}
-{% set first = range(q * EACH, (q + 1) * EACH) | list %}
-{% set second = range(D_TILES // 2 + q * EACH, D_TILES // 2 + (q + 1) * EACH) | list %}
-{{ spill(name, "scores", first + second) }}
+{% for q in range(HEAD_DIM // 2 // SPAN) %}
+{{ spill(name, "scores", range(q * SPAN_TILES, (q + 1) * SPAN_TILES)) }}
+{{ spill(name, "gradients", range(D_TILES // 2 + q * SPAN_TILES, D_TILES // 2 + (q + 1) * SPAN_TILES)) }}
     workgroupBarrier();
     if (index < params.tiles && row < {{ R_EXTENT }}) {
-        for (var g = part; g < {{ SPAN // 8 }}u; g += {{ PARTS }}u) {
-            let d = g + {{ q * SPAN // 8 }}u;
+        for (var g = part; g < {{ SPAN // 4 }}u; g += {{ PARTS }}u) {
+            let d = g + {{ q * SPAN // 4 }}u;
             let x1 = {{ four("g") }};
-            let x2 = {{ four("g + " ~ (SPAN // 8) ~ "u") }};
+            let x2 = {{ four("g", "gradients") }};
             let cosine = load_table({{ name }}_angle + d);
             let sine = load_table({{ name }}_angle + d + {{ PAIR }}u);
             store_{{ tensor }}({{ name }}_at + d, (x1 * cosine + x2 * sine) * {{ factor }});

@@ -1,7 +1,7 @@
 //! Which kernels of the families suit a device and a launch.
 
 use super::kernel::{Kernel, SUM_HEADS};
-use super::variant::{FORWARD, KEY_VALUE, Pass, QUERY, SHARED, Variant};
+use super::variant::{FORWARD, KEY_VALUE, Pass, QUERY, SHARED, Staging, Variant};
 use crate::graph::{Cooperative, DeviceProfile};
 use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 
@@ -47,12 +47,12 @@ pub(super) const TILES: [Variant; 13] = [
 /// its inner dimension comes one element at a time. Staged, the block is loaded once, in whole groups, for two more barriers at most.
 const STRIPS: [((u32, u32), (u32, u32)); 10] = [
     ((64, 32), (4, 1)),
+    ((64, 32), (2, 1)),
+    ((128, 32), (4, 1)),
     ((64, 64), (4, 1)),
-    ((64, 32), (4, 2)),
     ((64, 32), (2, 2)),
     ((32, 32), (2, 1)),
     ((32, 64), (2, 2)),
-    ((128, 32), (8, 1)),
     ((32, 32), (2, 2)),
     ((16, 16), (2, 1)),
     ((8, 32), (1, 2)),
@@ -129,7 +129,8 @@ fn on_gpu(extents: &Extents) -> Vec<Variant> {
 pub(super) fn on_matrix_units(Cooperative { shape, lanes }: Cooperative) -> impl Iterator<Item = Variant> {
     let strips: &[_] = if shape.is_square() { &STRIPS } else { &OBLONG_STRIPS };
     strips.iter().flat_map(move |&((rows, block), (down, across))| {
-        [true, false].map(|staged| Variant::Coop { rows, block, down, across, shape, lanes, staged })
+        let all = [Staging::BothWays, Staging::Block, Staging::None];
+        all.map(|staging| Variant::Coop { rows, block, down, across, shape, lanes, staging })
     })
 }
 
@@ -137,9 +138,10 @@ impl Variant {
     /// Every variant that some pass takes on such a device, for tests that run them all.
     pub fn all(device: &DeviceProfile) -> Vec<Variant> {
         let mut all: Vec<Variant> = Vec::new();
-        for head_dim in [16, 128, 256] {
-            let extents =
-                Extents { pass: Pass::Forward, head_dim, rows: 512, turned: false, matrix: Some(16) };
+        let passes = [Pass::GradientKeyValue, Pass::GradientQuery, Pass::Forward];
+        for (pass, head_dim) in passes.into_iter().flat_map(|pass| [16, 64, 128, 256].map(|dim| (pass, dim)))
+        {
+            let extents = Extents { pass, head_dim, rows: 512, turned: false, matrix: Some(16) };
             let candidates = Variant::candidates(device, &extents);
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
@@ -169,8 +171,10 @@ impl Variant {
                     && self.workgroup_bytes(extents) <= device.max_workgroup_storage
                     && self.sums(extents) <= SUMS
             }
-            Variant::Coop { shape, lanes, .. } => {
+            Variant::Coop { shape, lanes, staging, .. } => {
                 self.sound()
+                    // there each operand is needed one way alone
+                    && (staging != Staging::BothWays || extents.pass != Pass::Forward)
                     && device.shared_matrices.is_some()
                     && device.cooperative == Some(Cooperative { shape, lanes })
                     && extents.matrix.is_some_and(|rows| rows.is_multiple_of(shape.alignment() as usize))

@@ -1,7 +1,7 @@
 //! A pass' kernel: a variant, and how the query heads of a KV head share it.
 
 use super::candidates::Extents;
-use super::variant::{Pass, Variant};
+use super::variant::{Pass, Staging, Variant};
 use crate::graph::{DType, DeviceProfile, Dispatch, Place, Shader, TensorType};
 use crate::ops::{BUSY, elementwise};
 use std::fmt;
@@ -19,7 +19,7 @@ pub struct Kernel {
     pub by_head: bool,
 }
 
-/// How many of the candidates, on matrix units and not, are measured by head too.
+/// How many of the candidates, on matrix units (with staged blocks) and not, are measured by head too.
 const BY_HEAD: usize = 3;
 
 /// Whether it may be by head, and how many KV heads there are then.
@@ -77,7 +77,7 @@ fn tiles(variant: Variant, extents: &Extents, kv_heads: usize) -> usize {
 fn by_head(all: &[Kernel], wanted: impl Fn(Variant) -> bool) -> Vec<Kernel> {
     let of_kind = |units: bool| {
         let variants = all.iter().map(|kernel| kernel.variant).filter(|variant| match variant {
-            Variant::Coop { .. } => units,
+            Variant::Coop { staging, .. } => units && *staging != Staging::None,
             Variant::Tiled { .. } => !units,
             _ => false,
         });

@@ -47,9 +47,30 @@ pub enum Variant {
     /// operands in workgroup memory all the while.
     Tiled { rows: u32, block: u32, per_rows: u32, per_cols: u32, depth: u32, resident: bool },
     /// For matrix units: of a workgroup's `rows` and `block`, `down` x `across` subgroups of `lanes` own strips of rows, and
-    /// in those the matrices of `shape` of every `across`-th column. Tensors are f16, or copied to it; `staged` copies blocks of
-    /// them to workgroup memory, where all subgroups load them from.
-    Coop { rows: u32, block: u32, down: u32, across: u32, shape: MatrixShape, lanes: u32, staged: bool },
+    /// in those the matrices of `shape` of every `across`-th column. Tensors are f16, or copied to it, and `staging` says where
+    /// subgroups load the block's from.
+    Coop { rows: u32, block: u32, down: u32, across: u32, shape: MatrixShape, lanes: u32, staging: Staging },
+}
+
+/// What matrix units load a block of columns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staging {
+    /// Storage: each subgroup loads it by itself.
+    None,
+    /// Workgroup memory, which it is copied to.
+    Block,
+    /// The same; what scores need in one direction and weights in the other, as gradients do, is copied both ways.
+    BothWays,
+}
+
+impl Staging {
+    fn name(self) -> &'static str {
+        match self {
+            Staging::None => "",
+            Staging::Block => " staged",
+            Staging::BothWays => " staged both ways",
+        }
+    }
 }
 
 /// Invocations of [`Variant::Rows`].
@@ -85,8 +106,10 @@ impl Variant {
                 let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
                 let shape = words.next()?.strip_prefix("shape=")?.parse().ok()?;
                 let lanes = words.next()?.strip_prefix("lanes=")?.parse().ok()?;
-                let staged = words.next() == Some("staged");
-                Variant::Coop { rows, block, down, across, shape, lanes, staged }
+                let rest: String = words.map(|word| format!(" {word}")).collect();
+                let all = [Staging::None, Staging::Block, Staging::BothWays];
+                let staging = all.into_iter().find(|staging| staging.name() == rest)?;
+                Variant::Coop { rows, block, down, across, shape, lanes, staging }
             }
             _ => return None,
         };
@@ -185,26 +208,27 @@ impl Variant {
                 .define("DEPTH", depth)
                 .define("LINES", self.lines(head_dim as u32 / 4))
                 .flag("RESIDENT", resident),
-            Variant::Coop { rows, block, down, across, shape, lanes, staged } => dispatch
+            Variant::Coop { rows, block, down, across, shape, lanes, staging } => dispatch
                 .define("ROWS", rows)
                 .define("BLOCK", block)
                 .define("DOWN", down)
                 .define("ACROSS", across)
                 .matrices(shape)
                 .define("LANES", lanes)
-                .flag("STAGED", staged)
+                .flag("STAGED", staging != Staging::None)
+                .flag("BOTH_WAYS", staging == Staging::BothWays)
                 .flag("VECTORS", shared == Some(SharedMatrices::Groups))
                 .define("SPAN", self.span(head_dim as u32, turned).unwrap_or_default()),
         }
     }
 
     /// Columns of a result that leave the matrix units at a time, through the place of the scores: the most that fit and that
-    /// divide the head; both halves of pairs that are turned. `None` where the head's columns are not all subgroups' alike.
+    /// divide the head; of each half of pairs that are turned, through the place of the weights' gradients too. `None` where those columns
+    /// are not all subgroups' alike.
     pub(super) fn span(&self, head_dim: u32, turned: bool) -> Option<u32> {
         let Variant::Coop { block, across, shape, .. } = *self else { return None };
-        let step = across * shape.n * if turned { 2 } else { 1 };
-        let divides = |span: &u32| head_dim.is_multiple_of(*span);
-        (1..=block / step).rev().map(|n| n * step).find(divides)
+        let (step, whole) = (across * shape.n, if turned { head_dim / 2 } else { head_dim });
+        (1..=block / step).rev().map(|n| n * step).find(|&span| whole.is_multiple_of(span))
     }
 
     pub(super) fn invocations(&self) -> u32 {
@@ -268,7 +292,7 @@ impl Variant {
                 let kept = (4 * head4).next_multiple_of(depth) * (rows / 4 + 1) * operands;
                 16 * (tiles + weights + if resident { kept } else { 0 })
             }
-            Variant::Coop { rows, block, down, across, staged, .. } => {
+            Variant::Coop { rows, block, down, across, staging, .. } => {
                 // scores, gradients of weights; weights, weights of dk
                 let (scores, weights) = match extents.pass {
                     Pass::Forward => (1, 1),
@@ -276,12 +300,14 @@ impl Variant {
                     Pass::GradientKeyValue => (2, 2),
                 };
                 let head_dim = extents.head_dim as u32;
-                let tile = 2 * block * (head_dim + 8);
-                // v is turned
-                let tiles = match extents.pass {
-                    _ if !staged => 0,
-                    Pass::Forward => tile + 2 * head_dim * (block + 8),
-                    Pass::GradientQuery | Pass::GradientKeyValue => 2 * tile,
+                let (tile, turned) = (2 * block * (head_dim + 8), 2 * head_dim * (block + 8));
+                let tiles = match (staging, extents.pass) {
+                    (Staging::None, _) => 0,
+                    // v meets weights alone
+                    (_, Pass::Forward) => tile + turned,
+                    (Staging::Block, _) => 2 * tile,
+                    (Staging::BothWays, Pass::GradientQuery) => 2 * tile + turned,
+                    (Staging::BothWays, Pass::GradientKeyValue) => 2 * (tile + turned),
                 };
                 let parts = if self.invocations() > rows { 4 * self.invocations() } else { 0 };
                 let outgrown =
@@ -302,9 +328,9 @@ impl fmt::Display for Variant {
                 let resident = if *resident { " resident" } else { "" };
                 write!(f, "tiled {rows}x{block} per={per_rows}x{per_cols} depth={depth}{resident}")
             }
-            Variant::Coop { rows, block, down, across, shape, lanes, staged } => {
-                let staged = if *staged { " staged" } else { "" };
-                write!(f, "coop {rows}x{block} subgroups={down}x{across} shape={shape} lanes={lanes}{staged}")
+            Variant::Coop { rows, block, down, across, shape, lanes, staging } => {
+                write!(f, "coop {rows}x{block} subgroups={down}x{across} shape={shape} lanes={lanes}")?;
+                f.write_str(staging.name())
             }
         }
     }
@@ -343,6 +369,7 @@ mod tests {
             "coop 60x32 subgroups=4x1 shape=16x16x16 lanes=32",
             "coop 64x32 subgroups=1x1 shape=16x16x16 lanes=32",
             "coop 64x32 subgroups=4x1 shape=16x16x16 lanes=32 stage",
+            "coop 64x32 subgroups=4x1 shape=16x16x16 lanes=32 staged both",
         ];
         for name in wrong {
             assert_eq!(Variant::parse(name), None, "{name}");

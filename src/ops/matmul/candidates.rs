@@ -154,25 +154,23 @@ const COOP_TILES: [CoopShape; 8] = [
 ];
 
 /// The same for matrices that are not square: Intel's, whose subgroups of 32 share 128 registers. Sums take eight of them for a matrix,
-/// so that subgroups own little, and only the smallest of what waits for the next turn has room beside them.
-const OBLONG_TILES: [CoopShape; 7] = [
+/// so that subgroups own little, and little of the next block has room beside them.
+const OBLONG_TILES: [CoopShape; 8] = [
     ((64, 128), (4, 4), false),
     ((64, 64), (4, 2), false),
     ((128, 128), (8, 4), true),
+    ((64, 64), (4, 4), true),
     ((64, 64), (4, 4), false),
-    ((128, 64), (8, 4), false),
+    ((64, 64), (8, 4), false),
     ((32, 64), (2, 2), false),
-    ((32, 32), (2, 2), false),
+    ((32, 32), (2, 2), true),
 ];
 
-/// Matrices of sums that a subgroup holds there.
-const OBLONG_SUMS: u32 = 4;
-
-/// How many of them turn operands with k outermost too, where there are such. RADV loads a matrix from lines that do not run along
+/// How many of either list turn operands with k outermost too, where there are such. RADV loads a matrix from lines that do not run along
 /// k in sixteen instructions instead of two; NVIDIA's GPUs have an instruction that turns it (ldmatrix.trans).
 const COOP_TURNED: usize = 5;
 
-/// Their depth.
+/// The depth of all.
 const COOP_DEPTH: u32 = 32;
 
 /// Rows that a product must have for tiles of matrix units to be worth a measurement.
@@ -181,6 +179,9 @@ const COOP_ROWS: usize = 33;
 /// Floats that an invocation sums in cooperative matrices: with operands and addresses they should stay below the 255 registers
 /// that GPUs have at most.
 const COOP_SUMS: u32 = 128;
+
+/// Matrices of sums that a subgroup holds where they are not square.
+const OBLONG_SUMS: u32 = 4;
 
 fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
     let Cooperative { shape, lanes } = cooperative;
