@@ -47,6 +47,7 @@ fn main(
     var base = -1e20;
     // of the invocation's own columns
     var sum = 0.0;
+{{ resident("q") }}
 {{ zero("o", D_TILES) }}
     for (var first = starts[row0] / {{ ALIGNMENT }}u * {{ ALIGNMENT }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}

@@ -52,6 +52,8 @@ fn main(
 {{ factors() }}
     let end = query_ends[row_at];
     let last = query_ends[last_row];
+{{ resident("k") }}
+{{ resident("v") }}
 {{ zero("dk", D_TILES) }}
 {{ zero("dv", D_TILES) }}
     for (var head = first_head; head <= last_head; head += 1u) {

@@ -49,6 +49,8 @@ fn main(
     }
 {{ over_row("delta_sum", false) }}
 {{ factors() }}
+{{ resident("q") }}
+{{ resident("d_o") }}
 {{ zero("dq", D_TILES) }}
     for (var first = starts[row0] / {{ ALIGNMENT }}u * {{ ALIGNMENT }}u; first < last; first += {{ BLOCK }}u) {
 {{ columns() }}

@@ -17,7 +17,7 @@ use engraft::ops::{attention, matmul};
 use engraft::plan::{Bindings, Program};
 use half::f16;
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// The inputs of a case: their bytes on the device, and their values as the storage type holds them.
@@ -680,7 +680,7 @@ fn attention_on_matrix_units_equals_the_reference() {
         eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
         return;
     }
-    let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop { .. });
+    let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop(_));
     let variants: Vec<String> =
         attention::Variant::all(&own).iter().filter(|v| coop(v)).map(ToString::to_string).collect();
     let alone = variants.len();
@@ -692,48 +692,70 @@ fn attention_on_matrix_units_equals_the_reference() {
         .into_iter()
         .filter(|c| c.op.name().starts_with("attention") && c.label.starts_with("matrices"))
         .collect();
+    // how blocks are staged, rows stay and heads share: in each form every pass of every case that some tile fits, and those of a few
+    // cases by all tiles
+    let form = |variant: &str| {
+        let (_, staging) = variant.split_once(" lanes=").expect("names say the lanes");
+        let staging = staging.split_once(' ').map_or("", |(_, rest)| rest);
+        (variant.starts_with("by head"), staging.to_string())
+    };
+    let few = [
+        "matrices",
+        "matrices, turned",
+        "matrices, window",
+        "matrices, growing scores",
+        "matrices, bf16, large",
+    ];
     let (mut taken, mut failures) = (0, Vec::new());
-    for (v, variant) in variants.iter().enumerate() {
-        let own = if v < alone { &own } else { &as_gpu };
-        let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.clone())), ..own.clone() };
-        // all of them with two: software compiles for seconds each
-        let some = ["matrices", "matrices, turned", "matrices, growing scores", "matrices, bf16, large"];
-        let wanted = |c: &&Case| v == 0 || v + 1 == alone || some.contains(&c.label.as_str());
-        for case in cases.iter().filter(wanted) {
-            let passes = plan(case, &device, false, false).dispatches;
-            let passes = passes.iter().filter(|d| &d.variant == variant).count();
-            if passes > 0 {
-                taken += passes;
-                failures.extend(run(&gpu, &device, case, false).err().map(|e| format!("{variant}: {e}")));
-            }
-        }
-    }
-    // as devices load them that have no groups of four, from blocks in workgroup memory and from storage
-    let ending = |end: &str| variants.iter().take(alone).find(|name| name.ends_with(end));
-    let stored = variants.iter().take(alone).find(|name| !name.contains(" staged"));
-    let forms = [stored, ending(" staged"), ending(" staged both ways")];
-    assert!(forms.iter().all(Option::is_some), "a form is missing: {variants:?}");
-    let mut as_elements = HashMap::new();
+    let mut served: HashSet<(SharedMatrices, bool, String, &str, &str)> = HashSet::new();
+    // and as devices load them that have no groups of four
     let groups = own.shared_matrices == Some(SharedMatrices::Groups);
-    for variant in forms.into_iter().flatten().filter(|_| groups) {
-        let choices = Arc::new(Choices::forced(variant.clone()));
-        let device =
-            DeviceProfile { choices, shared_matrices: Some(SharedMatrices::Elements), ..own.clone() };
-        for case in cases.iter().filter(|c| ["matrices", "matrices, bf16, large"].contains(&c.label.as_str()))
-        {
-            let passes = plan(case, &device, false, false).dispatches;
-            let views = |d: &Dispatch| d.bindings.iter().any(|b| b.view == View::Matrix);
-            let on_units = passes.iter().filter(|d| &d.variant == variant && views(d)).count();
-            if on_units > 0 {
-                *as_elements.entry(variant).or_insert(0) += on_units;
+    let shared = [(own.shared_matrices, true), (Some(SharedMatrices::Elements), groups)];
+    for shared in shared.into_iter().filter_map(|(shared, wanted)| shared.filter(|_| wanted)) {
+        let as_it_is = own.shared_matrices == Some(shared);
+        for (v, variant) in variants.iter().enumerate().filter(|(v, _)| as_it_is || *v < alone) {
+            let own = if v < alone { &own } else { &as_gpu };
+            let choices = Arc::new(Choices::forced(variant.clone()));
+            let device = DeviceProfile { choices, shared_matrices: Some(shared), ..own.clone() };
+            for case in cases.iter().filter(|c| as_it_is || few.contains(&c.label.as_str())) {
+                let passes = plan(case, &device, false, false).dispatches;
+                let passes: Vec<&Dispatch> = passes.iter().filter(|d| &d.variant == variant).collect();
+                let (by_head, staging) = form(variant);
+                let new = passes.iter().filter(|d| {
+                    served.insert((shared, by_head, staging.clone(), d.shader.name, &case.label))
+                });
+                let all_tiles = as_it_is && few.contains(&case.label.as_str());
+                if passes.is_empty() || (new.count() == 0 && !all_tiles) {
+                    continue;
+                }
+                let view = if shared == SharedMatrices::Groups { View::MatrixGroups } else { View::Matrix };
+                assert!(passes.iter().all(|d| d.bindings.iter().any(|b| b.view == view)), "{variant}");
+                taken += passes.len();
                 let ran = run(&gpu, &device, case, false);
-                failures.extend(ran.err().map(|e| format!("elements, {variant}: {e}")));
+                failures.extend(ran.err().map(|e| format!("{shared:?}, {variant}: {e}")));
             }
         }
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
-    println!("{taken} passes by {variants:?}, {as_elements:?} as elements");
-    assert!(!groups || (as_elements.len() == 3 && as_elements.values().all(|&n| n > 1)), "{as_elements:?}");
+    let own_form = own.shared_matrices.expect("matrix units that share");
+    let labels = |pass: &str| {
+        let of_pass = served.iter().filter(|(shared, _, _, name, _)| *shared == own_form && *name == pass);
+        of_pass.map(|(.., label)| *label).collect::<HashSet<&str>>()
+    };
+    let (query, key_value) = ("attention_coop_gradient_query", "attention_coop_gradient_key_value");
+    for (pass, op) in
+        [("attention_coop", "attention"), (query, "attention_gradient"), (key_value, "attention_gradient")]
+    {
+        let (all, labels) = (cases.iter().filter(|c| c.op.name() == op).count(), labels(pass));
+        println!("{pass}: {} of {all} cases", labels.len());
+        assert!(2 * labels.len() > all, "{pass} served {labels:?} alone");
+    }
+    let both_ways = |shared| {
+        let staged = |staging: &str| staging.starts_with("staged both ways");
+        served.iter().any(|(s, _, staging, pass, _)| *s == shared && staged(staging) && *pass == key_value)
+    };
+    println!("{taken} passes by {variants:?}");
+    assert!(both_ways(own_form) && (!groups || both_ways(SharedMatrices::Elements)), "{served:?}");
     assert!(taken > 20 && alone > 1 && variants.len() > alone, "{taken} passes by {variants:?}");
 }
 
@@ -795,7 +817,7 @@ fn kernels_do_with_the_storage_buffers_that_every_device_has() {
 fn with_matrix_units(device: &DeviceProfile) -> Vec<DeviceProfile> {
     let tiled = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
     let products = matmul::Variant::all(device).into_iter().find(tiled).map(|v| v.to_string());
-    let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop { .. });
+    let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop(_));
     let attention = attention::Variant::all(device).into_iter().find(coop).map(|v| v.to_string());
     let forced = [products, attention].into_iter().flatten().map(Choices::forced);
     let all = std::iter::once(Choices::default()).chain(forced);

@@ -5,7 +5,7 @@
 // meets BLOCK columns (of keys, or of queries) per turn. A subgroup owns a strip of ROWS / DOWN rows and every ACROSS-th
 // column of matrices, of the scores, {name}{i}_{j}, as of a result, which has the head's dimension: {name}{i}_{c}.
 //
-// The rows' operands are loaded straight from storage, and so are the columns', or, STAGED, from workgroup memory, where the whole
+// The rows' operands are loaded straight from storage, in every turn or, RESIDENT, once for all; and so are the columns', or, STAGED, from workgroup memory, where the whole
 // block is copied once for all subgroups; BOTH_WAYS: what meets weights there is turned, so that the block's columns run along its
 // lines, beside how it lies where scores need it too. No element of a cooperative matrix can be reached, so scores go to workgroup
 // memory (column by column: neighbouring invocations own neighbouring rows), where invocation `lane` owns row
@@ -175,13 +175,39 @@ var<workgroup> {{ tensor }}_turned: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM 
 {% endif %}
 {% endmacro %}
 
+{# an operand of the rows, {tensor}{i}_{t}, where it stays with the subgroup #}
+{% macro resident(tensor) %}
+{% if RESIDENT %}
+{% for i in range(R_TILES) %}
+{% for t in range(HEAD_DIM // K) %}
+    let {{ tensor }}{{ i }}_{{ t }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ tensor }}[r_at{{ i }} + {{ t * K4 }}u], {{ R_STRIDE }});
+{% endfor %}
+{% endfor %}
+{% endif %}
+{% endmacro %}
+
 {# name{i}_{j} = rows' operand . columns' operand over the head dimension #}
 {% macro product(name, row_tensor, column_tensor) %}
 {{ zero(name, S_TILES) }}
+{% if RESIDENT %}
+{% for t in range(HEAD_DIM // K) %}
+        {
+            let t = {{ t * K4 }}u;
+{{ products(name, column_tensor, row_tensor, "_" ~ t) }}
+        }
+{% endfor %}
+{% else %}
         for (var t = 0u; t < {{ HEAD4 }}u; t += {{ K4 }}u) {
 {% for i in range(R_TILES) %}
             let a{{ i }} = coopLoadT<{{ MATRIX }}<f16, A>>(&{{ row_tensor }}[r_at{{ i }} + t], {{ R_STRIDE }});
 {% endfor %}
+{{ products(name, column_tensor, "a", "") }}
+        }
+{% endif %}
+{% endmacro %}
+
+{# adds the products of the rows' matrices {a}{i}{end} at `t` along the head #}
+{% macro products(name, column_tensor, a, end) %}
 {% for j in range(S_TILES) %}
 {% if STAGED %}
             let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}_tile[(across + {{ ACROSS * j }}u) * {{ N * TILE_LINE }}u + t], {{ TILE_LINE }}u);
@@ -189,10 +215,9 @@ var<workgroup> {{ tensor }}_turned: array<{{ HALF }}, {{ WEIGHT_LINE * HEAD_DIM 
             let b{{ j }} = coopLoad<{{ MATRIX }}<f16, B>>(&{{ column_tensor }}[c_at{{ j }} + t], {{ C_STRIDE }});
 {% endif %}
 {% for i in range(R_TILES) %}
-            {{ name }}{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, {{ name }}{{ i }}_{{ j }});
+            {{ name }}{{ i }}_{{ j }} = coopMultiplyAdd({{ a }}{{ i }}{{ end }}, b{{ j }}, {{ name }}{{ i }}_{{ j }});
 {% endfor %}
 {% endfor %}
-        }
 {% endmacro %}
 
 {# where the subgroup's matrix (i, j) lies in workgroup memory #}

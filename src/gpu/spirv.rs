@@ -17,8 +17,8 @@ use naga::{CooperativeRole, CooperativeSize, Expression, Handle, Module, Type, T
 use std::collections::{HashMap, HashSet};
 use std::iter;
 
-/// Compiles the WGSL of a kernel whose cooperative matrices are of `shape`, as whose square ones they are written, and whose storage
-/// and uniform bindings are `bindings` of group 0, in order. `checked` keeps indices within their arrays.
+/// Compiles the WGSL of a kernel whose cooperative matrices, written there as square ones, are of `shape`, and whose storage and
+/// uniform bindings are `bindings` of group 0, in order. `checked` keeps indices within their arrays.
 ///
 /// # Errors
 /// What the validator or the writer objects to, in words.
@@ -29,7 +29,7 @@ pub fn compile(
     bindings: impl IntoIterator<Item = u32>,
 ) -> Result<Vec<u32>, String> {
     let mut module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
-    reshape(&mut module, shape);
+    reshape(&mut module, shape)?;
     let info = Validator::new(
         ValidationFlags::all(),
         Capabilities::SHADER_FLOAT16
@@ -70,8 +70,8 @@ pub fn compile(
     synchronised(&words).ok_or_else(|| "its SPIR-V is not as expected".into())
 }
 
-/// Gives every cooperative matrix the rows and columns of its role in products of `shape`.
-fn reshape(module: &mut Module, shape: MatrixShape) {
+/// Gives every cooperative matrix the rows and columns of its role in products of `shape`. A role has one size in a kernel.
+fn reshape(module: &mut Module, shape: MatrixShape) -> Result<(), String> {
     let size = |extent| if extent == 8 { CooperativeSize::Eight } else { CooperativeSize::Sixteen };
     let (m, n, k) = (size(shape.m), size(shape.n), size(shape.k));
     let of_role = |role| match role {
@@ -88,6 +88,9 @@ fn reshape(module: &mut Module, shape: MatrixShape) {
     };
     let changed: Vec<_> = module.types.iter().filter_map(changed).collect();
     for (handle, ty) in changed {
+        if module.types.get(&ty).is_some() {
+            return Err("its cooperative matrices of one role differ in size".into());
+        }
         module.types.replace(handle, ty);
     }
     let entry_points = module.entry_points.iter_mut().map(|entry| &mut entry.function);
@@ -97,6 +100,7 @@ fn reshape(module: &mut Module, shape: MatrixShape) {
             (*rows, *columns) = of_role(*role);
         }
     }
+    Ok(())
 }
 
 /// Opcodes, of the SPIR-V specification 1.6 and SPV_KHR_cooperative_matrix.
@@ -341,5 +345,8 @@ mod tests {
         assert_eq!(synchronised(&words[..words.len() - 1]), None);
         assert_eq!(synchronised(&[]), None);
         assert!(compile("fn main() {", SQUARE, false, []).is_err());
+        let more = "workgroupBarrier(); var d = coop_mat16x16<f32, C>();";
+        let mixed = KERNEL.replacen("workgroupBarrier();", more, 1);
+        assert!(compile(&mixed, SQUARE, false, [1, 2]).unwrap_err().contains("differ in size"));
     }
 }

@@ -24,9 +24,11 @@ impl MatrixShape {
         MatrixShape { m: size, n: size, k: size }
     }
 
-    /// Whether shaders can have matrices of it: naga's have 8 or 16 rows and columns.
+    /// Whether there are kernels for it: naga's matrices have 8 or 16 rows and columns, and tiles are made for square ones and for
+    /// Intel's, 8x16x16 and 8x8x16.
     pub fn is_known(&self) -> bool {
-        [self.m, self.n, self.k].iter().all(|extent| [8, 16].contains(extent))
+        let sizes = [self.m, self.n, self.k].iter().all(|extent| [8, 16].contains(extent));
+        sizes && (self.is_square() || (self.m == 8 && self.k == 16))
     }
 
     /// Whether all its matrices are square, as those are that WGSL names.
@@ -34,7 +36,7 @@ impl MatrixShape {
         self.m == self.n && self.n == self.k
     }
 
-    /// What divides the rows of tensors of which each matrix lies within or beyond, in any role.
+    /// The rows of a tensor must be a multiple of this, for no matrix to lie across its end, in any role.
     pub fn alignment(&self) -> u32 {
         self.m.max(self.n).max(self.k)
     }
@@ -55,7 +57,8 @@ impl FromStr for MatrixShape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || format!("{text:?} is no shape of matrices such as 16x16x16, of 8 and 16");
+        let wrong =
+            || format!("{text:?} is no shape of matrices that there are kernels for, such as 16x16x16");
         let extents: Vec<u32> =
             text.split('x').map(|part| part.parse().map_err(|_| wrong())).collect::<Result<_, _>>()?;
         let [m, n, k] = extents[..] else { return Err(wrong()) };
@@ -81,7 +84,7 @@ mod tests {
         for shape in [MatrixShape::square(8), MatrixShape { m: 8, n: 16, k: 16 }] {
             assert_eq!(shape.to_string().parse(), Ok(shape));
         }
-        for wrong in ["", "16", "16x16", "16x16x16x16", "8x16x32", "0x16x16", "8x16x-16"] {
+        for wrong in ["", "16", "16x16", "16x16x16x16", "8x16x32", "0x16x16", "8x16x-16", "16x8x16"] {
             assert!(wrong.parse::<MatrixShape>().is_err(), "{wrong}");
         }
     }

@@ -1,7 +1,8 @@
 //! A pass' kernel: a variant, and how the query heads of a KV head share it.
 
 use super::candidates::Extents;
-use super::variant::{Pass, Staging, Variant};
+use super::strips::{Staging, Strips};
+use super::variant::{Pass, Variant};
 use crate::graph::{DType, DeviceProfile, Dispatch, Place, Shader, TensorType};
 use crate::ops::{BUSY, elementwise};
 use std::fmt;
@@ -41,8 +42,11 @@ impl Kernel {
                 let by_head = Kernel { variant, by_head: true };
                 tiles(variant, extents, kv_heads) < BUSY && by_head.fits(device, extents, Some(kv_heads))
             };
+            // what adds the heads up turns their sum
+            let alone = Variant::candidates(device, &Extents { turned: false, ..*extents });
+            let alone: Vec<Kernel> = alone.into_iter().map(Kernel::of).collect();
             // early in the list, as measuring ends after a while
-            let others = by_head(&all, few);
+            let others = by_head(&alone, few);
             all.splice(1..1, others);
         }
         all
@@ -56,7 +60,7 @@ impl Kernel {
     pub fn fits(&self, device: &DeviceProfile, extents: &Extents, kv_heads: KvHeads) -> bool {
         // what adds the heads up turns their sum
         let extents = Extents { turned: extents.turned && !self.by_head, ..*extents };
-        let shares = matches!(self.variant, Variant::Tiled { .. } | Variant::Coop { .. });
+        let shares = matches!(self.variant, Variant::Tiled { .. } | Variant::Coop(_));
         let few = kv_heads.is_some_and(|heads| tiles(self.variant, &extents, heads) <= 2 * BUSY);
         let whole = !self.by_head || (shares && extents.pass == Pass::GradientKeyValue && few);
         whole && self.variant.fits(device, &extents)
@@ -77,7 +81,7 @@ fn tiles(variant: Variant, extents: &Extents, kv_heads: usize) -> usize {
 fn by_head(all: &[Kernel], wanted: impl Fn(Variant) -> bool) -> Vec<Kernel> {
     let of_kind = |units: bool| {
         let variants = all.iter().map(|kernel| kernel.variant).filter(|variant| match variant {
-            Variant::Coop { staging, .. } => units && *staging != Staging::None,
+            Variant::Coop(Strips { staging, .. }) => units && *staging != Staging::None,
             Variant::Tiled { .. } => !units,
             _ => false,
         });

@@ -16,12 +16,14 @@ mod cases;
 mod gradient;
 mod halves;
 mod kernel;
+mod strips;
 mod variant;
 mod walk;
 
 pub use candidates::{Extents, source};
 pub use gradient::AttentionGradient;
 pub use kernel::Kernel;
+pub use strips::{Staging, Strips};
 pub use variant::{Pass, Variant};
 
 use super::{expect, expect_inputs};

@@ -1,7 +1,8 @@
 //! The families of kernels behind attention and its gradient: their names, tiles and defines.
 
 use super::candidates::Extents;
-use crate::graph::{Dispatch, MatrixShape, Shader, SharedMatrices, View};
+use super::strips::Strips;
+use crate::graph::{Dispatch, Shader, SharedMatrices, View};
 use std::fmt;
 
 /// One walk over the pairs of rows and keys; each has a family of its own.
@@ -46,31 +47,8 @@ pub enum Variant {
     /// `per_rows` x `per_cols` of their scores, of which products are staged `depth` deep; `resident` holds the rows'
     /// operands in workgroup memory all the while.
     Tiled { rows: u32, block: u32, per_rows: u32, per_cols: u32, depth: u32, resident: bool },
-    /// For matrix units: of a workgroup's `rows` and `block`, `down` x `across` subgroups of `lanes` own strips of rows, and
-    /// in those the matrices of `shape` of every `across`-th column. Tensors are f16, or copied to it, and `staging` says where
-    /// subgroups load the block's from.
-    Coop { rows: u32, block: u32, down: u32, across: u32, shape: MatrixShape, lanes: u32, staging: Staging },
-}
-
-/// What matrix units load a block of columns from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Staging {
-    /// Storage: each subgroup loads it by itself.
-    None,
-    /// Workgroup memory, which it is copied to.
-    Block,
-    /// The same; what scores need in one direction and weights in the other, as gradients do, is copied both ways.
-    BothWays,
-}
-
-impl Staging {
-    fn name(self) -> &'static str {
-        match self {
-            Staging::None => "",
-            Staging::Block => " staged",
-            Staging::BothWays => " staged both ways",
-        }
-    }
+    /// For matrix units.
+    Coop(Strips),
 }
 
 /// Invocations of [`Variant::Rows`].
@@ -101,16 +79,7 @@ impl Variant {
                 let resident = words.next() == Some("resident");
                 Variant::Tiled { rows, block, per_rows, per_cols, depth, resident }
             }
-            "coop" => {
-                let (rows, block) = pair(words.next()?)?;
-                let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
-                let shape = words.next()?.strip_prefix("shape=")?.parse().ok()?;
-                let lanes = words.next()?.strip_prefix("lanes=")?.parse().ok()?;
-                let rest: String = words.map(|word| format!(" {word}")).collect();
-                let all = [Staging::None, Staging::Block, Staging::BothWays];
-                let staging = all.into_iter().find(|staging| staging.name() == rest)?;
-                Variant::Coop { rows, block, down, across, shape, lanes, staging }
-            }
+            "coop" => Variant::Coop(Strips::parse(name.strip_prefix("coop ")?)?),
             _ => return None,
         };
         (variant.to_string() == name && variant.sound()).then_some(variant)
@@ -134,22 +103,7 @@ impl Variant {
                     && rows.is_multiple_of(per_rows)
                     && block.is_multiple_of(per_cols)
             }
-            Variant::Coop { rows, block, down, across, shape, lanes, .. } => {
-                let within = |n: u32, most: u32| (1..=most).contains(&n);
-                within(rows, 256)
-                    && within(block, 128)
-                    && within(down, 16)
-                    && within(across, 4)
-                    && (4..=64).contains(&lanes)
-                    && rows.is_multiple_of(down * shape.m)
-                    && block.is_multiple_of(across * shape.n)
-                    && block.is_multiple_of(shape.k)
-                    // blocks begin at a workgroup's first row too
-                    && rows.is_multiple_of(shape.n.max(shape.k))
-                    // each invocation owns a row's share of the block, in groups of four
-                    && (down * across * lanes).is_multiple_of(rows)
-                    && block.is_multiple_of(4 * (down * across * lanes / rows))
-            }
+            Variant::Coop(strips) => strips.sound(),
         }
     }
 
@@ -158,15 +112,15 @@ impl Variant {
         match *self {
             Variant::Lanes { lanes, per } | Variant::Uniform { lanes, per, .. } => lanes * per,
             Variant::Rows => ROW_INVOCATIONS,
-            Variant::Tiled { rows, .. } | Variant::Coop { rows, .. } => rows,
+            Variant::Tiled { rows, .. } | Variant::Coop(Strips { rows, .. }) => rows,
         }
     }
 
     /// How the kernel sees q, k, v and do on a device that loads matrices from `shared`.
     pub fn view(&self, shared: Option<SharedMatrices>) -> View {
         match (self, shared) {
-            (Variant::Coop { .. }, Some(SharedMatrices::Groups)) => View::MatrixGroups,
-            (Variant::Coop { .. }, _) => View::Matrix,
+            (Variant::Coop(_), Some(SharedMatrices::Groups)) => View::MatrixGroups,
+            (Variant::Coop(_), _) => View::Matrix,
             _ => View::Vec4,
         }
     }
@@ -180,7 +134,7 @@ impl Variant {
         match self {
             Variant::Lanes { .. } | Variant::Uniform { .. } | Variant::Rows => by_row,
             Variant::Tiled { .. } => tiled,
-            Variant::Coop { .. } => coop,
+            Variant::Coop(_) => coop,
         }
     }
 
@@ -208,27 +162,11 @@ impl Variant {
                 .define("DEPTH", depth)
                 .define("LINES", self.lines(head_dim as u32 / 4))
                 .flag("RESIDENT", resident),
-            Variant::Coop { rows, block, down, across, shape, lanes, staging } => dispatch
-                .define("ROWS", rows)
-                .define("BLOCK", block)
-                .define("DOWN", down)
-                .define("ACROSS", across)
-                .matrices(shape)
-                .define("LANES", lanes)
-                .flag("STAGED", staging != Staging::None)
-                .flag("BOTH_WAYS", staging == Staging::BothWays)
-                .flag("VECTORS", shared == Some(SharedMatrices::Groups))
-                .define("SPAN", self.span(head_dim as u32, turned).unwrap_or_default()),
+            Variant::Coop(strips) => {
+                let span = strips.span(head_dim as u32, turned).unwrap_or_default();
+                strips.define(dispatch, span, shared)
+            }
         }
-    }
-
-    /// Columns of a result that leave the matrix units at a time, through the place of the scores: the most that fit and that
-    /// divide the head; of each half of pairs that are turned, through the place of the weights' gradients too. `None` where those columns
-    /// are not all subgroups' alike.
-    pub(super) fn span(&self, head_dim: u32, turned: bool) -> Option<u32> {
-        let Variant::Coop { block, across, shape, .. } = *self else { return None };
-        let (step, whole) = (across * shape.n, if turned { head_dim / 2 } else { head_dim });
-        (1..=block / step).rev().map(|n| n * step).find(|&span| whole.is_multiple_of(span))
     }
 
     pub(super) fn invocations(&self) -> u32 {
@@ -236,7 +174,7 @@ impl Variant {
             Variant::Lanes { lanes, .. } | Variant::Uniform { lanes, .. } => lanes,
             Variant::Rows => ROW_INVOCATIONS,
             Variant::Tiled { rows, block, per_rows, per_cols, .. } => rows / per_rows * (block / per_cols),
-            Variant::Coop { down, across, lanes, .. } => down * across * lanes,
+            Variant::Coop(strips) => strips.invocations(),
         }
     }
 
@@ -248,9 +186,7 @@ impl Variant {
                 let share = (extents.head_dim as u32 / 4).div_ceil(block / per_cols);
                 results * per_rows * 4 * share
             }
-            Variant::Coop { rows, block, .. } => {
-                rows * (results * extents.head_dim as u32 + block) / self.invocations()
-            }
+            Variant::Coop(strips) => strips.sums(extents),
             Variant::Lanes { .. } | Variant::Uniform { .. } | Variant::Rows => {
                 results * extents.head_dim as u32
             }
@@ -263,7 +199,7 @@ impl Variant {
             Variant::Tiled { rows, block, depth, resident, .. } => {
                 depth * (block / 4 + 1 + if resident { 0 } else { rows / 4 + 1 })
             }
-            Variant::Lanes { .. } | Variant::Uniform { .. } | Variant::Rows | Variant::Coop { .. } => 0,
+            Variant::Lanes { .. } | Variant::Uniform { .. } | Variant::Rows | Variant::Coop(_) => 0,
         }
     }
 
@@ -292,28 +228,7 @@ impl Variant {
                 let kept = (4 * head4).next_multiple_of(depth) * (rows / 4 + 1) * operands;
                 16 * (tiles + weights + if resident { kept } else { 0 })
             }
-            Variant::Coop { rows, block, down, across, staging, .. } => {
-                // scores, gradients of weights; weights, weights of dk
-                let (scores, weights) = match extents.pass {
-                    Pass::Forward => (1, 1),
-                    Pass::GradientQuery => (2, 1),
-                    Pass::GradientKeyValue => (2, 2),
-                };
-                let head_dim = extents.head_dim as u32;
-                let (tile, turned) = (2 * block * (head_dim + 8), 2 * head_dim * (block + 8));
-                let tiles = match (staging, extents.pass) {
-                    (Staging::None, _) => 0,
-                    // v meets weights alone
-                    (_, Pass::Forward) => tile + turned,
-                    (Staging::Block, _) => 2 * tile,
-                    (Staging::BothWays, Pass::GradientQuery) => 2 * tile + turned,
-                    (Staging::BothWays, Pass::GradientKeyValue) => 2 * (tile + turned),
-                };
-                let parts = if self.invocations() > rows { 4 * self.invocations() } else { 0 };
-                let outgrown =
-                    if extents.pass == Pass::Forward { (4 * down * across).next_multiple_of(16) } else { 0 };
-                4 * block * (rows + 4) * scores + 2 * rows * (block + 8) * weights + tiles + parts + outgrown
-            }
+            Variant::Coop(strips) => strips.workgroup_bytes(extents),
         }
     }
 }
@@ -328,10 +243,7 @@ impl fmt::Display for Variant {
                 let resident = if *resident { " resident" } else { "" };
                 write!(f, "tiled {rows}x{block} per={per_rows}x{per_cols} depth={depth}{resident}")
             }
-            Variant::Coop { rows, block, down, across, shape, lanes, staging } => {
-                write!(f, "coop {rows}x{block} subgroups={down}x{across} shape={shape} lanes={lanes}")?;
-                f.write_str(staging.name())
-            }
+            Variant::Coop(strips) => write!(f, "coop {strips}"),
         }
     }
 }
@@ -340,7 +252,7 @@ impl fmt::Display for Variant {
 mod tests {
     use super::super::candidates::{TILES, on_matrix_units};
     use super::*;
-    use crate::graph::Cooperative;
+    use crate::graph::{Cooperative, MatrixShape};
 
     #[test]
     fn names_read_back_and_others_are_refused() {
@@ -370,6 +282,10 @@ mod tests {
             "coop 64x32 subgroups=1x1 shape=16x16x16 lanes=32",
             "coop 64x32 subgroups=4x1 shape=16x16x16 lanes=32 stage",
             "coop 64x32 subgroups=4x1 shape=16x16x16 lanes=32 staged both",
+            "coop 64x32 subgroups=4x1 shape=16x16x16 lanes=32 resident staged",
+            // blocks begin at a workgroup's first row; the block is a whole number of steps
+            "coop 8x32 subgroups=1x2 shape=8x8x16 lanes=8",
+            "coop 32x8 subgroups=4x1 shape=8x8x16 lanes=8",
         ];
         for name in wrong {
             assert_eq!(Variant::parse(name), None, "{name}");

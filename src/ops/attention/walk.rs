@@ -74,7 +74,7 @@ impl Walk {
                     (binding.place, binding.dtype) = (copy, DType::F16);
                 }
             }
-            if let Variant::Coop { .. } = variant {
+            if let Variant::Coop(_) = variant {
                 let scaled = copied && self.halves.d_o.is_some();
                 dispatch = dispatch.flag("SCALED", scaled);
                 if scaled {
@@ -142,7 +142,7 @@ impl Walk {
 
     /// Whether the kernel reads copies.
     fn copies(&self, variant: Variant) -> bool {
-        matches!(variant, Variant::Coop { .. }) && self.q.dtype != DType::F16
+        matches!(variant, Variant::Coop(_)) && self.q.dtype != DType::F16
     }
 
     /// See [`Extents::matrix`].
@@ -219,7 +219,7 @@ impl Walk {
             .read("q", Place::Input(0), self.q.dtype)
             .read("k", Place::Input(1), self.k.dtype)
             .read("v", Place::Input(2), self.k.dtype);
-        if let Variant::Tiled { .. } | Variant::Coop { .. } = variant {
+        if let Variant::Tiled { .. } | Variant::Coop(_) = variant {
             dispatch = dispatch.param("heads", walked).flag("BY_HEAD", by_head);
         }
         if self.pass != Pass::GradientKeyValue {

@@ -185,8 +185,12 @@ const OBLONG_SUMS: u32 = 4;
 
 fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
     let Cooperative { shape, lanes } = cooperative;
-    let tiles: &[(u32, u32)] =
-        if shape.m == 16 { &[(64, 64), (32, 64), (32, 32)] } else { &[(32, 32), (16, 32)] };
+    // of the others four matrices of sums, see OBLONG_SUMS
+    let tiles: &[(u32, u32)] = match (shape.is_square(), shape.m) {
+        (true, 16) => &[(64, 64), (32, 64), (32, 32)],
+        (true, _) => &[(32, 32), (16, 32)],
+        (false, _) => &[(2 * shape.m, 2 * shape.n)],
+    };
     tiles.iter().map(|&(rows, cols)| Variant::Coop { rows, cols, shape, lanes }).collect()
 }
 

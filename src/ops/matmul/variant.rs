@@ -70,8 +70,10 @@ impl CoopTile {
     pub(super) fn sound(&self) -> bool {
         let CoopTile { rows, cols, down, across, depth, shape, lanes, ahead, turned, .. } = *self;
         // each invocation holds as many groups of four of a block, which it turns four by four
-        let each = if turned { 4 } else { 1 } * down * across * lanes;
-        let even = |extent: u32| (extent * depth / 4).is_multiple_of(each);
+        let even = |extent: u32| {
+            let each = if turned { 4 } else { 1 } * down * across * lanes;
+            (extent * depth / 4).is_multiple_of(each)
+        };
         let whole = |n: u32, of: u32| n > 0 && n <= 256 && n.is_multiple_of(of);
         (1..=8).contains(&down)
             && (1..=8).contains(&across)
