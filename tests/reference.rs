@@ -8,7 +8,7 @@ use engraft::autograd::Recompute;
 use engraft::checkpoint::{Adapter, Checkpoint};
 use engraft::data::MicroBatch;
 use engraft::gpu::Gpu;
-use engraft::graph::{Choices, DType, DeviceProfile};
+use engraft::graph::{Choices, Cooperative, DType, DeviceProfile};
 use engraft::models::{ModelConfig, Network};
 use engraft::nn::{PlainLayers, WeightMode};
 use engraft::ops::adamw::Hyper;
@@ -352,10 +352,10 @@ fn bf16_on_matrix_units_is_as_near_to_f32_as_elsewhere() {
     // in both layers seven products forward, in reverse as many but for the first one's q, k and v, whose input needs no gradient; the
     // head's two; three passes of attention
     let mut families = vec![(products, "matmul_coop_tiled", 27)];
-    // gradients leave the units by half a head at a time
-    let shape = device.cooperative.expect("matrices have a shape").shape;
+    // gradients leave the units by half a head at a time; of four lanes several subgroups share it
+    let Cooperative { shape, lanes } = device.cooperative.expect("matrices have a shape");
     let half = network.config.head_dim / 2;
-    match half.is_multiple_of(shape.n as usize) {
+    match half.is_multiple_of(shape.n as usize) && lanes >= 8 {
         true => families.push((attentions, "attention_coop", 6)),
         false => eprintln!(
             "SKIPPED: attention on matrices of {shape}, which the model's heads of {} do not fill",

@@ -41,8 +41,9 @@ pub(super) const TILES: [Variant; 13] = [
     tiled((16, 64), (4, 4), 16),
 ];
 
-/// Rows, block, and subgroups down and across that matrix units choose from, most hopeful first, each with rows that stay with the
-/// subgroups and not, and with blocks staged in workgroup memory, one way or both, and not; the last ones are of subgroups of eight.
+/// Rows, block, and subgroups down and across that matrix units choose from, most hopeful first, each with blocks
+/// staged in workgroup memory, one way or both, of these with rows that stay with the subgroups and not, and with blocks in storage; the
+/// last ones are of subgroups of eight.
 ///
 /// Straight from storage every subgroup loads the whole block by itself, and what a matrix needs of a line that does not run along
 /// its inner dimension comes one element at a time. Staged, the block is loaded once, in whole groups, for two more barriers at most.
@@ -69,10 +70,10 @@ const OBLONG_STRIPS: [((u32, u32), (u32, u32)); 6] = [
     ((16, 16), (2, 1)),
 ];
 
-/// Matrices of scores and results that a subgroup holds there, of eight registers each.
+/// Matrices of scores, results and rows that stay, as [`Strips::sums`] counts them, that a subgroup holds there, of eight registers each.
 const OBLONG_SUMS: u32 = 10;
 
-/// Floats of scores and results that an invocation holds in cooperative matrices: see [`SUMS`].
+/// Floats that an invocation holds in cooperative matrices, as [`Strips::sums`] counts them: see [`SUMS`].
 const MATRIX_SUMS: u32 = 160;
 
 /// Floats of a result that an invocation sums: with its scores and addresses they should stay below the 255 registers that
@@ -148,7 +149,8 @@ impl Variant {
     pub fn all(device: &DeviceProfile) -> Vec<Variant> {
         let mut all: Vec<Variant> = Vec::new();
         let passes = [Pass::GradientKeyValue, Pass::GradientQuery, Pass::Forward];
-        for (pass, head_dim) in passes.into_iter().flat_map(|pass| [16, 64, 128, 256].map(|dim| (pass, dim)))
+        for (pass, head_dim) in
+            passes.into_iter().flat_map(|pass| [16, 32, 64, 128, 256].map(|dim| (pass, dim)))
         {
             let extents = Extents { pass, head_dim, rows: 512, turned: false, matrix: Some(16) };
             let candidates = Variant::candidates(device, &extents);

@@ -20,8 +20,11 @@ pub struct Kernel {
     pub by_head: bool,
 }
 
-/// How many of the candidates, on matrix units (with staged blocks) and not, are measured by head too.
+/// How many of the candidates are measured by head too.
 const BY_HEAD: usize = 3;
+
+/// The same on matrix units, of those with staged blocks: two tiles, as a tile comes in four forms.
+const UNITS_BY_HEAD: usize = 6;
 
 /// Whether it may be by head, and how many KV heads there are then.
 pub(super) type KvHeads = Option<usize>;
@@ -85,7 +88,8 @@ fn by_head(all: &[Kernel], wanted: impl Fn(Variant) -> bool) -> Vec<Kernel> {
             Variant::Tiled { .. } => !units,
             _ => false,
         });
-        variants.filter(|variant| wanted(*variant)).take(BY_HEAD).collect::<Vec<_>>()
+        let most = if units { UNITS_BY_HEAD } else { BY_HEAD };
+        variants.filter(|variant| wanted(*variant)).take(most).collect::<Vec<_>>()
     };
     let variants = [of_kind(true), of_kind(false)].concat();
     variants.into_iter().map(|variant| Kernel { variant, by_head: true }).collect()

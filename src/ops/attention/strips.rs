@@ -42,7 +42,7 @@ impl Staging {
 }
 
 impl Strips {
-    /// Reads what [`fmt::Display`] writes.
+    /// Reads what [`fmt::Display`] writes; whether the numbers make a kernel is another question.
     pub fn parse(text: &str) -> Option<Strips> {
         let (text, resident) = text.strip_suffix(" resident").map_or((text, false), |rest| (rest, true));
         let mut words = text.splitn(5, ' ');
@@ -107,7 +107,8 @@ impl Strips {
         (1..=self.block / step).rev().map(|n| n * step).find(|&span| whole.is_multiple_of(span))
     }
 
-    /// Floats that an invocation holds in matrices of scores and results, and of the rows' operands, of which two share a register.
+    /// Floats that an invocation holds in matrices of scores and results, and of the rows' operands, of which two share a register
+    /// (RDNA 3 holds them twice).
     pub fn sums(&self, extents: &Extents) -> u32 {
         let head_dim = extents.head_dim as u32;
         let (results, operands) = match extents.pass {
