@@ -768,6 +768,7 @@ fn attention_on_matrix_units_equals_the_reference() {
         assert!(met(other, false, form, pass), "{form:?} {pass} of elements");
     }
     assert!(met(own_form, true, "staged both ways", key_value), "by head");
+    assert!(taken > 20 && alone > 1 && variants.len() > alone, "{taken} passes by {variants:?}");
 }
 
 /// What a GPU takes without a measurement, for every case but products, of which all variants are tried.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints what run.sh gathered: per kernel registers, spills and sizes, and for AMD and Intel the instructions of its hottest loop.
+"""Prints what run.sh gathered: per kernel registers, spills and sizes, and the instructions of its hottest loop.
 
     report.py FOLDER [NAME]     (only kernels whose name begins with NAME)
 """
@@ -61,10 +61,24 @@ def intel(text):
     return blocks
 
 
+def nak(text):
+    """NVK's, as its compiler prints them: `result = instruction operands`."""
+    blocks = []
+    for block in re.split(r"\n(?=\s*block[ .])", text[text.find("==== NAK assembly"):]):
+        words = re.findall(r"^\s*(?:@!?\S+\s+)?(?:[^=\n/]+ = )?([a-z]\w*)", block, re.M)
+        kinds = {"hmma": "matrix", "ffma": "fma", "ld": "load or store", "st": "load or store", "ldsm": "load or store"}
+        words = [w for w in words if w not in ("block", "nop")]
+        blocks.append(collections.Counter(kinds.get(w, "other") for w in words))
+    return blocks
+
+
 def hottest(path):
     """Instructions of the basic blocks with matrix multiplications, or else of the one with most multiply-adds."""
     text = path.read_bytes().decode("latin1")
-    counts = intel(text) if re.search(r"^\s*send\(", text, re.M) else amd(text)
+    if "==== NAK assembly" in text:
+        counts = nak(text)
+    else:
+        counts = intel(text) if re.search(r"^\s*send\(", text, re.M) else amd(text)
     on_units = [c for c in counts if c["matrix"]]
     return sum(on_units, collections.Counter()) or max(counts, key=lambda c: c["fma"], default=None)
 

@@ -82,6 +82,12 @@ pub(crate) fn elementwise(shader: Shader, items: usize) -> Dispatch {
 /// Workgroups that keep the GPUs of today busy, at least: work that is fewer is made in parts, which another dispatch adds up.
 pub(crate) const BUSY: usize = 256;
 
+/// Two numbers of a kernel's name, as in `64x32`.
+fn pair(text: &str) -> Option<(u32, u32)> {
+    let (a, b) = text.split_once('x')?;
+    Some((a.parse().ok()?, b.parse().ok()?))
+}
+
 pub(crate) const FILL: Shader = crate::shader!("fill");
 
 /// Fails unless the operation has that many inputs.

@@ -260,6 +260,7 @@ mod tests {
                         tiles.push((rows, block, down, across));
                     }
                 }
+                assert!(units >= 2, "{shape} {lanes} {extents:?}: {candidates:?}");
                 let few = shape.n == 8 && shape.k == 16 && head_dim == 128;
                 assert!(
                     tiles.len() >= if few { 1 } else { 2 },

@@ -32,9 +32,9 @@ pub(super) type KvHeads = Option<usize>;
 impl Kernel {
     /// Every kernel that some pass takes on such a device, for tests that run them all.
     pub fn all(device: &DeviceProfile) -> Vec<Kernel> {
-        let alone: Vec<Kernel> = Variant::all(device).into_iter().map(Kernel::of).collect();
-        let by_head = if device.cpu { vec![] } else { by_head(&alone, |_| true) };
-        alone.into_iter().chain(by_head).collect()
+        let variants = Variant::all(device);
+        let by_head = if device.cpu { vec![] } else { by_head(&variants, |_| true) };
+        variants.into_iter().map(Kernel::of).chain(by_head).collect()
     }
 
     /// What the device can run; the default first.
@@ -47,7 +47,6 @@ impl Kernel {
             };
             // what adds the heads up turns their sum
             let alone = Variant::candidates(device, &Extents { turned: false, ..*extents });
-            let alone: Vec<Kernel> = alone.into_iter().map(Kernel::of).collect();
             // early in the list, as measuring ends after a while
             let others = by_head(&alone, few);
             all.splice(1..1, others);
@@ -81,9 +80,9 @@ fn tiles(variant: Variant, extents: &Extents, kv_heads: usize) -> usize {
     kv_heads * extents.rows.div_ceil(variant.rows() as usize)
 }
 
-fn by_head(all: &[Kernel], wanted: impl Fn(Variant) -> bool) -> Vec<Kernel> {
+fn by_head(all: &[Variant], wanted: impl Fn(Variant) -> bool) -> Vec<Kernel> {
     let of_kind = |units: bool| {
-        let variants = all.iter().map(|kernel| kernel.variant).filter(|variant| match variant {
+        let variants = all.iter().copied().filter(|variant| match variant {
             Variant::Coop(Strips { staging, .. }) => units && *staging != Staging::None,
             Variant::Tiled { .. } => !units,
             _ => false,

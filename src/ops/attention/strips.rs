@@ -3,6 +3,7 @@
 use super::candidates::Extents;
 use super::variant::Pass;
 use crate::graph::{Dispatch, MatrixShape, SharedMatrices};
+use crate::ops::pair;
 use std::fmt;
 
 /// Of a workgroup's `rows` and `block`, `down` x `across` subgroups of `lanes` own strips of rows, and in those the matrices of
@@ -46,10 +47,6 @@ impl Strips {
     pub fn parse(text: &str) -> Option<Strips> {
         let (text, resident) = text.strip_suffix(" resident").map_or((text, false), |rest| (rest, true));
         let mut words = text.splitn(5, ' ');
-        let pair = |text: &str| {
-            let (a, b) = text.split_once('x')?;
-            Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))
-        };
         let (rows, block) = pair(words.next()?)?;
         let (down, across) = pair(words.next()?.strip_prefix("subgroups=")?)?;
         let shape = words.next()?.strip_prefix("shape=")?.parse().ok()?;

@@ -3,6 +3,7 @@
 use super::candidates::Extents;
 use super::strips::Strips;
 use crate::graph::{Dispatch, Shader, SharedMatrices, View};
+use crate::ops::pair;
 use std::fmt;
 
 /// One walk over the pairs of rows and keys; each has a family of its own.
@@ -58,10 +59,6 @@ impl Variant {
     /// Reads a name; `None` where it names no variant of this version.
     pub fn parse(name: &str) -> Option<Variant> {
         let mut words = name.split(' ');
-        let pair = |text: &str| {
-            let (a, b) = text.split_once('x')?;
-            Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))
-        };
         let variant = match words.next()? {
             "lanes" => {
                 let (lanes, per) = pair(words.next()?)?;

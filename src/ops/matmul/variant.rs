@@ -1,6 +1,7 @@
 //! The family of kernels behind a product: their names, tiles and defines.
 
 use crate::graph::{Dispatch, MatrixShape, Shader, SharedMatrices};
+use crate::ops::pair;
 use std::fmt;
 
 pub(super) const LANES: Shader = crate::shader!("matmul_lanes");
@@ -104,10 +105,6 @@ impl Variant {
     pub fn parse(name: &str) -> Option<Variant> {
         let mut words = name.split(' ');
         let family = words.next()?;
-        let pair = |text: &str| {
-            let (a, b) = text.split_once('x')?;
-            Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?))
-        };
         let tile = pair(words.next()?)?;
         let variant = match family {
             "broadcast" | "uniform" => {
