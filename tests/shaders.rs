@@ -150,7 +150,7 @@ fn every_backend_takes_every_shader_variant() {
                         let words = match key.has_matrices() {
                             true => {
                                 let made =
-                                    |checked| key.spirv(checked).unwrap_or_else(|e| panic!("{name}: {e}"));
+                                    |checked| key.spirv(checked, false).unwrap_or_else(|e| panic!("{name}: {e}"));
                                 if index % 16 == 0 {
                                     made(true);
                                 }

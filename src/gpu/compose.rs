@@ -118,27 +118,32 @@ impl ShaderKey {
         has_matrices(&expand_includes(self.shader.source))
     }
 
-    /// What a Vulkan device gets of a kernel with [`ShaderKey::has_matrices`]; `checked` keeps indices within their arrays.
+    /// What a Vulkan device gets of a kernel with [`ShaderKey::has_matrices`]; `checked` keeps indices within their arrays,
+    /// `divided` serves a device whose subgroups are a fraction of those that the kernel expects.
     ///
     /// # Errors
     /// As [`ShaderKey::compose`], and what naga objects to.
-    pub fn spirv(&self, checked: bool) -> Result<Vec<u32>, GpuError> {
+    pub fn spirv(&self, checked: bool, divided: bool) -> Result<Vec<u32>, GpuError> {
+        let text = match self.integer("LANES") {
+            Some(lanes) if divided => super::spirv::in_divided_subgroups(&self.compose(false)?, lanes),
+            _ => self.compose(false)?,
+        };
         let params = self.has_params().then_some(0);
         let bindings = params.into_iter().chain(1..=self.bindings.len() as u32);
-        super::spirv::compile(&self.compose(false)?, self.matrix_shape()?, checked, bindings)
+        super::spirv::compile(&text, self.matrix_shape()?, checked, bindings)
             .map_err(|reason| GpuError::Shader { shader: self.shader.name.into(), reason })
+    }
+
+    fn integer(&self, wanted: &str) -> Option<u32> {
+        match self.defines.iter().find(|(name, _)| *name == wanted) {
+            Some((_, Define::Int(value))) => Some(*value),
+            _ => None,
+        }
     }
 
     /// The shape of a kernel's cooperative matrices.
     fn matrix_shape(&self) -> Result<MatrixShape, GpuError> {
-        let extent = |wanted: &str| {
-            let found = self.defines.iter().find(|(name, _)| *name == wanted);
-            match found {
-                Some((_, Define::Int(extent))) => Some(*extent),
-                _ => None,
-            }
-        };
-        let shape = extent("M").zip(extent("N")).zip(extent("K"));
+        let shape = self.integer("M").zip(self.integer("N")).zip(self.integer("K"));
         let shape = shape.map(|((m, n), k)| MatrixShape { m, n, k }).filter(MatrixShape::is_known);
         let reason = || "M, N and K are no shape of its matrices".into();
         shape.ok_or_else(|| GpuError::Shader { shader: self.shader.name.into(), reason: reason() })

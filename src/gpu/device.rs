@@ -27,8 +27,8 @@ pub struct GpuOptions {
     /// Do not use cooperative matrices.
     pub no_coop: bool,
     /// Use cooperative matrices of devices in software too, where other kernels were ten times as fast, and of this shape whatever
-    /// they list: lavapipe cuts others into its own (for tests).
-    pub software_coop: Option<MatrixShape>,
+    /// they list: lavapipe cuts others into its own. So are subgroups larger than its own, all parts of which do the same (for tests).
+    pub software_coop: Option<Cooperative>,
     /// Bind no more bytes at once than this, even where the device could (for tests).
     pub max_binding: Option<u64>,
     /// Descriptors that may be taken at a time, even where the device has more (for tests).
@@ -196,6 +196,8 @@ pub(super) struct Shared {
     pub checked: bool,
     /// SPIR-V can be handed to the driver past wgpu's compiler.
     pub passes_spirv: bool,
+    /// Whether the subgroups that kernels with matrices expect are several of the device's.
+    pub divides_subgroups: bool,
     pub pipelines: Mutex<PipelineCache>,
     pub pipeline_file: Option<PipelineFile>,
     pub allocated: AtomicU64,
@@ -354,6 +356,7 @@ impl Gpu {
             max_descriptors: options.max_descriptors.unwrap_or(descriptors),
             checked: options.checked,
             passes_spirv,
+            divides_subgroups: cooperative.is_some_and(|c| sizes.known.is_some_and(|known| known.size < c.lanes)),
             allocated: AtomicU64::new(0),
             on_host: AtomicU64::new(0),
             memory_limit: AtomicU64::new(options.memory_limit.unwrap_or(u64::MAX)),
@@ -460,7 +463,7 @@ fn cooperative(adapter: &wgpu::Adapter, options: &GpuOptions, subgroups: &Subgro
     let info = adapter.get_info();
     // measured, never the fastest there; and llvmpipe of Mesa 26.2.6 crashes in them where its vectors have 512 bits
     if info.device_type == wgpu::DeviceType::Cpu {
-        return options.software_coop.filter(|_| lanes <= 8).map(|shape| Cooperative { shape, lanes });
+        return options.software_coop.filter(|wanted| lanes <= 8 && wanted.lanes.is_multiple_of(lanes));
     }
     let (half, single) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
     let listed = adapter.cooperative_matrix_properties();

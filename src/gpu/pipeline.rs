@@ -167,7 +167,7 @@ impl Gpu {
         let (device, checked) = (&self.shared.device, self.shared.checked);
         let label = Some(key.shader.name);
         if self.shared.passes_spirv && key.has_matrices() {
-            let words = key.spirv(checked)?;
+            let words = key.spirv(checked, self.shared.divides_subgroups)?;
             // the size is for Metal alone
             let entry = wgpu::PassthroughShaderEntryPoint { name: "main".into(), workgroup_size: (1, 1, 1) };
             let descriptor = wgpu::ShaderModuleDescriptorPassthrough {

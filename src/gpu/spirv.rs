@@ -70,6 +70,28 @@ pub fn compile(
     synchronised(&words).ok_or_else(|| "its SPIR-V is not as expected".into())
 }
 
+/// The WGSL of a kernel whose subgroups of `lanes` invocations are several of the device's: each of those does the whole work of the
+/// subgroup on matrices, so that their results are equal, and what invocations do by themselves is shared as on a device with
+/// subgroups of that size.
+pub fn in_divided_subgroups(source: &str, lanes: u32) -> String {
+    let mut place = String::from(") {\n");
+    let mut text = source.to_string();
+    for (builtin, name, value) in [
+        ("subgroup_id", "subgroup_id", format!("lane / {lanes}u")),
+        ("subgroup_invocation_id", "in_subgroup", format!("lane % {lanes}u")),
+    ] {
+        let declared = format!("@builtin({builtin}) {name}: u32,");
+        if text.contains(&declared) {
+            text = text.replace(&declared, "");
+            place.push_str(&format!("    let {name} = {value};\n"));
+        }
+    }
+    let (before, main) = text.split_once("fn main(").unwrap_or((&text, ""));
+    // no part can ask the others, and none may miss what they found
+    let main = main.replacen(") {\n", &place, 1).replace("subgroupAny(", "(true || ");
+    format!("{before}fn main({main}")
+}
+
 /// Gives every cooperative matrix the rows and columns of its role in products of `shape`. A role has one size in a kernel.
 fn reshape(module: &mut Module, shape: MatrixShape) -> Result<(), String> {
     let size = |extent| if extent == 8 { CooperativeSize::Eight } else { CooperativeSize::Sixteen };

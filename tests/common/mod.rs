@@ -6,7 +6,7 @@ pub mod http;
 
 use engraft::data::MicroBatch;
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
-use engraft::graph::MatrixShape;
+use engraft::graph::Cooperative;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -14,7 +14,8 @@ use std::process::{Command, Output};
 ///
 /// `ENGRAFT_TEST_GPU` names another than the best one; `ENGRAFT_TEST_CHECKED=1` keeps bounds checks;
 /// `ENGRAFT_TEST_NO_SUBGROUPS=1` tests the variants for devices without subgroups; `ENGRAFT_TEST_MAX_BINDING` is the most bytes
-/// that a kernel may bind at once; `ENGRAFT_TEST_MATRICES` as in `8x16x16` is the shape of cooperative matrices in software.
+/// that a kernel may bind at once; `ENGRAFT_TEST_MATRICES` as in `8x16x16` is the shape of cooperative matrices in software,
+/// `ENGRAFT_TEST_LANES` the size of the subgroups that share one.
 pub fn gpu() -> Option<Gpu> {
     gpu_with(false)
 }
@@ -54,10 +55,14 @@ pub fn gpu_of(options: impl FnOnce(GpuOptions) -> GpuOptions) -> Option<Gpu> {
     }
 }
 
-/// Cooperative matrices of software, as `ENGRAFT_TEST_MATRICES` says; lavapipe's own where it says nothing.
-fn matrices_of_tests() -> MatrixShape {
+/// Cooperative matrices of software and the size of their subgroups, as `ENGRAFT_TEST_MATRICES` and `ENGRAFT_TEST_LANES` say;
+/// lavapipe's own where they say nothing.
+fn matrices_of_tests() -> Cooperative {
     let shape = std::env::var("ENGRAFT_TEST_MATRICES").unwrap_or("8x8x8".into());
-    shape.parse().unwrap_or_else(|error| panic!("ENGRAFT_TEST_MATRICES: {error}"))
+    let shape = shape.parse().unwrap_or_else(|error| panic!("ENGRAFT_TEST_MATRICES: {error}"));
+    let lanes = std::env::var("ENGRAFT_TEST_LANES").unwrap_or("8".into());
+    let lanes = lanes.parse().unwrap_or_else(|error| panic!("ENGRAFT_TEST_LANES: {error}"));
+    Cooperative { shape, lanes }
 }
 
 /// The limit that `ENGRAFT_TEST_MAX_BINDING` sets.
