@@ -10,11 +10,18 @@
 // all columns another, whose inverse is `unscale_columns`. R_OVERFLOWS: rows in f32 become infinite in f16 where they are beyond it,
 // for a loss scale to see. VECTORS: tiles are arrays of groups of four, which Metal cannot load matrices from. PREFETCHED: the next
 // block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored, and f16 goes to the tile as it is.
-// WHOLE: k is a multiple of DEPTH. PAIR adds the second pair, in f32. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
+// WHOLE: k is a multiple of DEPTH. PAIR adds the second pair: PAIR_DEPTH > 0 of its k2 at a time through the tiles, its rows scaled like
+// the first's, or, where a mask lies on it, to the sums. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
+{% set PAIR_ON_SUMS = PAIR and PAIR_DEPTH == 0 %}
+{% if PAIR_ON_SUMS %}
 {% include "shared/pair.wgsl" %}
+{% endif %}
 {% include "shared/matrix.wgsl" %}
+{% if PAIR and SCALED %}
+{% include "shared/power_of_two.wgsl" %}
+{% endif %}
 {% set WORKGROUP = DOWN * ACROSS * LANES %}
 {% set OWN_ROWS = ROWS // DOWN %}
 {% set OWN_COLS = COLS // ACROSS %}
@@ -32,8 +39,8 @@ var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_DEEP els
 var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_DEEP else DEPTH) }}>;
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 
-{# a group of four of r or c in f16 #}
-{% macro half(name, value) %}vec4<f16>({{ "as_f16(" ~ value ~ ")" if name == "r" and R_OVERFLOWS else value }}){% endmacro %}
+{# a group of four of r, c or the second pair in f16, of the latter's rows times what the row is scaled by #}
+{% macro half(name, value) %}vec4<f16>({{ "as_f16(" ~ value ~ ")" if name == "r" and R_OVERFLOWS else "as_f16(" ~ value ~ ")" if name == "r2" and not SCALED else value ~ " * inverse_power(unscale[min(row_tile + row, params.rows - 1u)])" if name == "r2" else value }}){% endmacro %}
 
 {# what takes the powers of two out of the sums of a row #}
 {% macro smaller(row) %}{% if SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}
@@ -51,18 +58,21 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 {% endif %}
 {% endmacro %}
 
+{# the inner dimension of an operand #}
+{% macro inner_of(name) %}{{ "k2" if name in ["r2", "c2"] else "k" }}{% endmacro %}
+
 {# whether group (row, q) of the block from group t on is within the inner dimension, and where it is stored; one beyond it is read
    from its end and not used, for a branch around a load waits for it #}
-{% macro within(inner, t) %}{% if inner %}{{ t }} + q < params.k_4{% else %}4u * ({{ t }}) + row < params.k{% endif %}{% endmacro %}
-{% macro stored(inner, extent, first, t) %}{% if inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.k_4 + min({{ t }} + q, params.k_4 - 1u){% else %}min(4u * ({{ t }}) + row, params.k - 1u) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
+{% macro within(name, inner, t) %}{% set k = inner_of(name) %}{% if inner %}{{ t }} + q < params.{{ k }}_4{% else %}4u * ({{ t }}) + row < params.{{ k }}{% endif %}{% endmacro %}
+{% macro stored(name, inner, extent, first, t) %}{% set k = inner_of(name) %}{% if inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.{{ k }}_4 + min({{ t }} + q, params.{{ k }}_4 - 1u){% else %}min(4u * ({{ t }}) + row, params.{{ k }} - 1u) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
 
 {# zero, of such a type, for a group beyond it #}
-{% macro bounded(zero, value, inner, t) %}{% if WHOLE %}{{ value }}{% else %}select({{ zero }}, {{ value }}, {{ within(inner, t) }}){% endif %}{% endmacro %}
+{% macro bounded(name, zero, value, inner, t) %}{% if WHOLE and name in ["r", "c"] %}{{ value }}{% else %}select({{ zero }}, {{ value }}, {{ within(name, inner, t) }}){% endif %}{% endmacro %}
 
 {% macro raw_type(name) %}{{ "vec4<f16>" if (R_F16 if name == "r" else C_F16) else "vec2<u32>" }}{% endmacro %}
 
 {# group (row, q), as it waits and as the tile has it #}
-{% macro group(name, raw, inner, extent, first, t) %}{% if raw %}{{ bounded(raw_type(name) ~ "()", "raw_" ~ name ~ "(at)", inner, t) }}{% else %}{{ half(name, bounded("vec4<f32>()", load(name, "at"), inner, t)) }}{% endif %}{% endmacro %}
+{% macro group(name, raw, inner, extent, first, t) %}{% if raw %}{{ bounded(name, raw_type(name) ~ "()", "raw_" ~ name ~ "(at)", inner, t) }}{% else %}{{ half(name, bounded(name, "vec4<f32>()", load(name, "at"), inner, t)) }}{% endif %}{% endmacro %}
 {% macro halves(name, raw, value) %}{% if not raw %}{{ value }}{% elif raw_type(name) == "vec4<f16>" %}{{ value }}{% else %}vec4<f16>(decode_{{ name }}({{ value }})){% endif %}{% endmacro %}
 
 {# row and q of the invocation's group n: its neighbours' follow along a line, or where it turns four rows of four, across the lines,
@@ -87,29 +97,29 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 {% endfor %}
 {% endmacro %}
 
-{# copies a block of the operand #}
-{% macro stage(name, raw, tile, line, inner, extent, first, width) %}
+{# copies a block of the operand, `deep` along its inner dimension #}
+{% macro stage(name, raw, tile, line, inner, extent, first, width, deep=DEPTH) %}
 {% if TURNED and not inner %}
-        for (var e = lane; e < {{ width * DEPTH // 16 }}u; e += {{ WORKGROUP }}u) {
-            let q = e / {{ DEPTH // 4 }}u;
+        for (var e = lane; e < {{ width * deep // 16 }}u; e += {{ WORKGROUP }}u) {
+            let q = e / {{ deep // 4 }}u;
 {% for j in range(4) %}
             var line{{ j }} = vec4<f16>();
             {
-                let row = 4u * (e % {{ DEPTH // 4 }}u) + {{ j }}u;
-                let at = {{ stored(inner, extent, first, "t") }};
+                let row = 4u * (e % {{ deep // 4 }}u) + {{ j }}u;
+                let at = {{ stored(name, inner, extent, first, "t") }};
                 let v = {{ group(name, raw, inner, extent, first, "t") }};
                 line{{ j }} = {{ halves(name, raw, "v") }};
             }
 {% endfor %}
-            let row = 4u * (e % {{ DEPTH // 4 }}u);
+            let row = 4u * (e % {{ deep // 4 }}u);
 {{ turn(tile, line, "line") }}
         }
 {% else %}
-{% set PER_LINE = (DEPTH if inner else width) // 4 %}
-        for (var e = lane; e < {{ width * DEPTH // 4 }}u; e += {{ WORKGROUP }}u) {
+{% set PER_LINE = (deep if inner else width) // 4 %}
+        for (var e = lane; e < {{ width * deep // 4 }}u; e += {{ WORKGROUP }}u) {
             let row = e / {{ PER_LINE }}u;
             let q = e % {{ PER_LINE }}u;
-            let at = {{ stored(inner, extent, first, "t") }};
+            let at = {{ stored(name, inner, extent, first, "t") }};
             let v = {{ group(name, raw, inner, extent, first, "t") }};
 {{ keep(tile, "row * " ~ line ~ "u + q", halves(name, raw, "v")) }}
         }
@@ -124,7 +134,7 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 {% endif %}
     {
 {{ own_group(n, inner, width) }}
-        let at = {{ stored(inner, extent, first, t) }};
+        let at = {{ stored(name, inner, extent, first, t) }};
         {{ name }}_next{{ n }} = {{ group(name, raw, inner, extent, first, t) }};
     }
 {% endfor %}
@@ -158,11 +168,28 @@ var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 {% set at = "(" ~ row ~ ") * " ~ GROUP * line ~ "u + " ~ depth * GROUP // 4 if inner else (depth * GROUP * line) ~ "u + (" ~ row ~ ") * " ~ GROUP ~ "u / 4u" %}
 {{ across }}<{{ MATRIX }}<f16, {{ role }}>>(&{{ tile }}[{{ at }}], {{ GROUP * line }}u){% endmacro %}
 
+{# the products of a block in the tiles, `deep` along k, added to the sums #}
+{% macro multiply(deep) %}
+{% for depth in range(0, deep, K) %}
+        {
+{% for i in range(OWN_ROWS // M) %}
+            let a{{ i }} = {{ matrix("r_tile", R_LINE, R_DEEP, "A", "own_row + " ~ (i * M) ~ "u", depth) }};
+{% endfor %}
+{% for j in range(OWN_COLS // N) %}
+            let b{{ j }} = {{ matrix("c_tile", C_LINE, C_DEEP, "B", "own_col + " ~ (j * N) ~ "u", depth) }};
+{% for i in range(OWN_ROWS // M) %}
+            s{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, s{{ i }}_{{ j }});
+{% endfor %}
+{% endfor %}
+        }
+{% endfor %}
+{% endmacro %}
+
 {# groups of four in a row of a span; an invocation owns EACH of one column of groups, STEP rows apart #}
 {% set GROUPS = SPAN // 4 %}
 {% set STEP = LANES // GROUPS %}
 {% set EACH = (M + STEP - 1) // STEP %}
-{% if PAIR %}
+{% if PAIR_ON_SUMS %}
 // Adds the pair to the invocation's own sums of a span, whose first is at (row0, col0); the columns are loaded once for all its rows.
 fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
     let col4 = (col0 + own_col) / 4u;
@@ -204,14 +231,14 @@ fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32
     if (col >= params.cols) {
         return;
     }
-{% if PAIR %}
+{% if PAIR_ON_SUMS %}
     add_pair(own_sums, first, own_col, row0, col0);
 {% endif %}
     let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
     for (var own_row = first; own_row < {{ M }}u && row0 + own_row < params.rows; own_row += {{ STEP }}u) {
         let own = own_sums + own_row * {{ SUM_LINE }}u + own_col;
         var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
-{% if SCALED and not PAIR %}
+{% if SCALED and not PAIR_ON_SUMS %}
         v *= {{ smaller("row0 + own_row") }};
 {% endif %}
         v = select(vec4<f32>(), params.alpha * v, valid);
@@ -259,21 +286,18 @@ fn main(
 {{ stage("c", C_RAW, "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS) }}
         workgroupBarrier();
 {% endif %}
-{% for depth in range(0, DEPTH, K) %}
-        {
-{% for i in range(OWN_ROWS // M) %}
-            let a{{ i }} = {{ matrix("r_tile", R_LINE, R_DEEP, "A", "own_row + " ~ (i * M) ~ "u", depth) }};
-{% endfor %}
-{% for j in range(OWN_COLS // N) %}
-            let b{{ j }} = {{ matrix("c_tile", C_LINE, C_DEEP, "B", "own_col + " ~ (j * N) ~ "u", depth) }};
-{% for i in range(OWN_ROWS // M) %}
-            s{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, s{{ i }}_{{ j }});
-{% endfor %}
-{% endfor %}
-        }
-{% endfor %}
+{{ multiply(DEPTH) }}
         workgroupBarrier();
     }
+{% if PAIR and PAIR_DEPTH > 0 %}
+    for (var t = 0u; t < params.k2_4; t += {{ PAIR_DEPTH // 4 }}u) {
+{{ stage("r2", false, "r_tile", R_LINE, R_INNER, "rows", "row_tile", ROWS, PAIR_DEPTH) }}
+{{ stage("c2", false, "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS, PAIR_DEPTH) }}
+        workgroupBarrier();
+{{ multiply(PAIR_DEPTH) }}
+        workgroupBarrier();
+    }
+{% endif %}
     let own_sums = subgroup * {{ M * SUM_LINE }}u;
 {% for i in range(OWN_ROWS // M) %}
 {% for first in range(0, OWN_COLS // N, SPANS) %}

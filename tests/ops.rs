@@ -433,7 +433,8 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
                     turned.contains(&variant) || (variant.ends_with(" turned") && elements.contains(variant));
                 let odd = [" pair f16 f16", " f16"].iter().any(|end| case.label.ends_with(end));
                 let odd = (odd && (variant == ahead || turns))
-                    || (turns && case.label.ends_with(" pair bf16 bf16"));
+                    || (turns && case.label.ends_with(" pair bf16 bf16"))
+                    || (variant == ahead && case.label.ends_with(" wide pair bf16"));
                 if variant != small && !odd && !some.contains(&case.label.as_str()) {
                     continue;
                 }
@@ -554,10 +555,22 @@ fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {
         _ => 2f64.powi(4 * row as i32 - 90),
     };
     let a: Vec<f64> = (0..m * k).map(|i| random.next() * magnitude(i / k, i % k)).collect();
-    for layout in [matmul::Layout::NT, matmul::Layout::NN] {
-        let b = if layout == matmul::Layout::NT { [n, k] } else { [k, n] };
-        let operands =
-            vec![CaseInput::values(&[m, k], DType::BF16, a.clone()), CaseInput::random(&b, DType::BF16)];
+    // a second pair of more or less than that, in f32, but no finer than bf16: beside the row of zeros too
+    let k2 = 40;
+    let beside = |row: usize| 2f64.powi(4 * row as i32 - 90 + 5 * (row as i32 % 5 - 2));
+    let coarse = |v: f64| f64::from(half::bf16::from_f64(v));
+    let a2: Vec<f64> = (0..m * k2).map(|i| coarse(random.next() * beside(i / k2))).collect();
+    let b2: Vec<f64> = (0..n * k2).map(|_| coarse(random.next())).collect();
+    for (layout, pair) in
+        [matmul::Layout::NT, matmul::Layout::NN].into_iter().flat_map(|l| [(l, false), (l, true)])
+    {
+        let b = |k: usize| if layout == matmul::Layout::NT { [n, k] } else { [k, n] };
+        let mut operands =
+            vec![CaseInput::values(&[m, k], DType::BF16, a.clone()), CaseInput::random(&b(k), DType::BF16)];
+        if pair {
+            operands.push(CaseInput::values(&[m, k2], DType::F32, a2.clone()));
+            operands.push(CaseInput::values(&b(k2), DType::F32, b2.clone()));
+        }
         let case =
             Case::new("rows of any magnitude", matmul::Matmul::plain(layout, 1.0, DType::F32), operands);
         let launch = plan(&case, &device, false, false);
@@ -571,7 +584,10 @@ fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {
             let largest = expected.row(row).iter().fold(0f64, |most, v| most.max(v.abs()));
             for (a, e) in actual[row * n..(row + 1) * n].iter().zip(expected.row(row)) {
                 let error = (f64::from(*a) - e).abs();
-                assert!(error <= 1e-6 * largest, "{layout:?} row {row}: {a} for {e}, of {largest}");
+                assert!(
+                    error <= 1e-6 * largest,
+                    "{layout:?} row {row}, pair {pair}: {a} for {e}, of {largest}"
+                );
             }
         }
     }

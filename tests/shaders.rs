@@ -149,8 +149,9 @@ fn every_backend_takes_every_shader_variant() {
                             |ending| format!("{index}-{name}{}.{ending}", if wide { "-wide" } else { "" });
                         let words = match key.has_matrices() {
                             true => {
-                                let made =
-                                    |checked| key.spirv(checked, false).unwrap_or_else(|e| panic!("{name}: {e}"));
+                                let made = |checked| {
+                                    key.spirv(checked, false).unwrap_or_else(|e| panic!("{name}: {e}"))
+                                };
                                 if index % 16 == 0 {
                                     made(true);
                                 }

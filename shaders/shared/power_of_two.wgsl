@@ -3,5 +3,12 @@
 fn to_magnitude(largest: f32, magnitude: u32) -> vec2<f32> {
     // exponents as f32 store them
     let exponent = min(254u + magnitude - (bitcast<u32>(largest) >> 23u), 253u);
-    return vec2<f32>(bitcast<f32>(exponent << 23u), bitcast<f32>((254u - exponent) << 23u));
+    let power = bitcast<f32>(exponent << 23u);
+    return vec2<f32>(power, inverse_power(power));
 }
+
+// The inverse of a power of two, exactly, which a division need not give.
+fn inverse_power(power: f32) -> f32 {
+    return bitcast<f32>((254u << 23u) - bitcast<u32>(power));
+}
+

@@ -356,7 +356,8 @@ impl Gpu {
             max_descriptors: options.max_descriptors.unwrap_or(descriptors),
             checked: options.checked,
             passes_spirv,
-            divides_subgroups: cooperative.is_some_and(|c| sizes.known.is_some_and(|known| known.size < c.lanes)),
+            divides_subgroups: cooperative
+                .is_some_and(|c| sizes.known.is_some_and(|known| known.size < c.lanes)),
             allocated: AtomicU64::new(0),
             on_host: AtomicU64::new(0),
             memory_limit: AtomicU64::new(options.memory_limit.unwrap_or(u64::MAX)),

@@ -135,6 +135,11 @@ impl Kernel {
         self.variant.on_matrix_units() && o.scales_whole()
     }
 
+    /// Whether the second pair goes through matrix units, with the first.
+    pub fn sums_pair(&self, o: &Oriented) -> bool {
+        matches!(self.variant, Variant::CoopTiled(_)) && self.sections == 1 && o.sums_pair()
+    }
+
     pub fn parse(name: &str) -> Option<Kernel> {
         let (name, gates) = name.strip_prefix("gating ").map_or((name, false), |rest| (rest, true));
         let (name, staged) = name.strip_prefix("staged ").map_or((name, false), |rest| (rest, true));
@@ -257,7 +262,13 @@ pub(super) fn gated(o: &Oriented, up: Operand, scratch: &mut Scratch) -> (Operan
 
 /// The rows' operand in f16, each row times a power of two, gated on the way where it is to be; where the inverses of those lie;
 /// and the dispatch that makes both.
-pub(super) fn rounded_rows(o: &Oriented, scratch: &mut Scratch) -> (Operand, Place, Dispatch) {
+///
+/// What is summed with them on matrix units, `pair`, is scaled alike.
+pub(super) fn rounded_rows(
+    o: &Oriented,
+    pair: Option<(Operand, usize)>,
+    scratch: &mut Scratch,
+) -> (Operand, Place, Dispatch) {
     let (ty, stored) = (TensorType::new(o.r_shape(), DType::F16), TensorType::new(o.r_shape(), o.r.dtype));
     let made = Operand::new(scratch.take(Shared::Rounded, ty.bytes()), ty.dtype).range(0, ty.bytes());
     let scales = (4 * ty.rows() as u64).next_multiple_of(16);
@@ -268,6 +279,7 @@ pub(super) fn rounded_rows(o: &Oriented, scratch: &mut Scratch) -> (Operand, Pla
         .define("LANES", lanes)
         .define("ROWS", rows)
         .flag("GATED", o.gated())
+        .flag("PAIR", pair.is_some())
         .param("rows", ty.rows())
         .param("cols4", ty.cols4())
         .detail(format!("{stored}"));
@@ -277,6 +289,10 @@ pub(super) fn rounded_rows(o: &Oriented, scratch: &mut Scratch) -> (Operand, Pla
             2,
         ),
         None => (dispatch.bind(o.r.binding("x", View::Vec4, false)), 1),
+    };
+    let dispatch = match pair {
+        Some((r2, k2)) => dispatch.param("k2_4", k2.div_ceil(4)).bind(r2.binding("r2", View::Vec4, false)),
+        None => dispatch,
     };
     let gating = if o.gated() { SWIGLU_FLOPS * ty.shape.elements() as f64 } else { 0.0 };
     let dispatch = dispatch

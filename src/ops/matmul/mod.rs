@@ -307,6 +307,14 @@ impl Operation for Matmul {
                 let op = Matmul { residual: true, ..op };
                 cases.push(Case::new(format!("{layout:?} pair and residual {dtype} {other}"), op, with));
             }
+            // adapters of more than a block of the tiles, the last block not whole
+            for dtype in [DType::F16, DType::BF16] {
+                let ((a, b), (a2, b2)) = (dims(35, 44, 52), dims(35, 44, 42));
+                let mut inputs = vec![CaseInput::random(&a, dtype), CaseInput::random(&b, dtype)];
+                inputs.extend([a2, b2].map(|d| CaseInput::random(&d, DType::F32)));
+                let op = Matmul::plain(layout, 1.0, dtype);
+                cases.push(Case::new(format!("{layout:?} wide pair {dtype}"), op, inputs));
+            }
             // an inner dimension that goes in sections
             for (dtype, (m, n, k)) in [(DType::BF16, (35, 44, 1100)), (DType::F16, (40, 70, 600))] {
                 let ((a, b), (a2, b2)) = (dims(m, n, k), dims(m, n, 6));

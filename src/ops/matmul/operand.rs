@@ -156,6 +156,11 @@ impl Oriented {
         !self.r_inner && !self.c_inner && either && all
     }
 
+    /// Whether the second pair's sums can be made with the first's: no mask lies on them alone, and what is scaled are rows.
+    pub fn sums_pair(&self) -> bool {
+        self.terms.pair.is_some() && !self.terms.masks(MaskOn::Pair) && (self.r_inner || self.c_inner)
+    }
+
     pub fn quantised(&self) -> bool {
         self.r.dtype.is_quantised() || self.c.dtype.is_quantised()
     }

@@ -162,7 +162,8 @@ impl Product {
         let mut o = *o;
         let mut dispatches = Vec::new();
         if kernel.rounds_rows(&o) {
-            let (r, unscale, made) = rounded_rows(&o, scratch);
+            let with_rows = o.terms.pair.filter(|_| kernel.sums_pair(&o)).map(|(r2, _, k2)| (r2, k2));
+            let (r, unscale, made) = rounded_rows(&o, with_rows, scratch);
             dispatches.push(made);
             let unscale = Some(Unscale::Rows(unscale));
             o = Oriented { r, unscale, terms: Terms { up: None, ..o.terms }, ..o };
@@ -314,6 +315,14 @@ impl Product {
                 .flag("R_F16", o.r.dtype == DType::F16)
                 .flag("C_F16", o.c.dtype == DType::F16)
                 .flag("WHOLE", self.k.is_multiple_of(tile.depth as usize))
+                .define(
+                    "PAIR_DEPTH",
+                    if o.sums_pair() {
+                        tile.depth.min(k2.next_multiple_of(tile.shape.k as usize) as u32)
+                    } else {
+                        0
+                    },
+                )
                 .flag("R_OVERFLOWS", o.r.rounds)
                 .flag("SCALED", o.unscale.is_some())
                 .flag("SCALED_WHOLE", matches!(o.unscale, Some(Unscale::Operands(..))));
