@@ -1,7 +1,11 @@
 // Loss of a chunk of rows from their logits [rows, vocab]: losses[first + row] = log sum exp - logit of the target,
-// 0 for rows without a target (0xffffffff). GRADIENT turns the logits into (softmax - onehot) * dloss in place.
+// 0 for rows without a target (0xffffffff). GRADIENT turns the logits into (softmax - onehot) * dloss in place, or, ROUNDED, stores that
+// in f16 for matrix units, as round_rows.wgsl would: y[row] times a power of two, and its inverse in unscale[row].
 // LANES invocations share a row. The padding of a row stays zero.
 {% include "shared/rows.wgsl" %}
+{% if ROUNDED %}
+{% include "shared/power_of_two.wgsl" %}
+{% endif %}
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
@@ -13,37 +17,52 @@ fn main(
     let inside = row < params.rows;
     let base = min(row, params.rows - 1u) * params.cols4;
     let column = lane % {{ LANES }}u;
-    var largest = vec4<f32>(-1e30);
-    for (var i = column; i < params.cols4; i += {{ LANES }}u) {
-        let valid = vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.vocab);
-        largest = max(largest, select(vec4<f32>(-1e30), load_logits(base + i), valid));
-    }
-    let top = row_max(lane, max(max(largest.x, largest.y), max(largest.z, largest.w)));
+    // one pass for both: sums are relative to the largest logit so far
+    var largest = -1e30;
     var sums = vec4<f32>();
     for (var i = column; i < params.cols4; i += {{ LANES }}u) {
         let valid = vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.vocab);
-        sums += select(vec4<f32>(), exp(load_logits(base + i) - top), valid);
+        let logits = select(vec4<f32>(-1e30), load_logits(base + i), valid);
+        let more = max(largest, max(max(logits.x, logits.y), max(logits.z, logits.w)));
+        sums = sums * exp(largest - more) + select(vec4<f32>(), exp(logits - more), valid);
+        largest = more;
     }
-    let sum = row_sum(lane, sums.x + sums.y + sums.z + sums.w);
+    let top = row_max(lane, largest);
+    let sum = row_sum(lane, (sums.x + sums.y + sums.z + sums.w) * exp(largest - top));
     if (!inside) {
         return;
     }
     let target_token = targets[params.first + row];
     let counts = target_token != 0xffffffffu;
-    let owner = (target_token / 4u) % {{ LANES }}u;
-    if (counts && column == owner) {
-        losses[params.first + row] = top + log(sum) - load_logits(base + target_token / 4u)[target_token % 4u];
+    // the token's logit, for rows without one any
+    let known = select(0u, target_token, counts);
+    let logit = load_logits(base + known / 4u)[known % 4u];
+    if (counts && column == (known / 4u) % {{ LANES }}u) {
+        losses[params.first + row] = top + log(sum) - logit;
     }
     if (!counts && column == 0u) {
         losses[params.first + row] = 0.0;
     }
 {% if GRADIENT %}
     let scale = select(0.0, dloss[0], counts);
+{% if ROUNDED %}
+    // no probability is further from its target than the token's own; what rounding leaves of that where it is all but one is not less
+    let furthest = max(1.0 - exp(logit - top) / sum, 1.52587890625e-5);
+    let scales = to_magnitude(furthest * abs(dloss[0]), 14u);
+    if (column == 0u) {
+        unscale[row] = scales.y;
+    }
+{% endif %}
     for (var i = column; i < params.cols4; i += {{ LANES }}u) {
         let index = vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u);
         let onehot = select(vec4<f32>(), vec4<f32>(1.0), index == vec4<u32>(target_token));
         let p = exp(load_logits(base + i) - top) / sum;
-        store_logits(base + i, select(vec4<f32>(), (p - onehot) * scale, index < vec4<u32>(params.vocab)));
+        let gradient = select(vec4<f32>(), (p - onehot) * scale, index < vec4<u32>(params.vocab));
+{% if ROUNDED %}
+        store_y(base + i, gradient * scales.x);
+{% else %}
+        store_logits(base + i, gradient);
+{% endif %}
     }
 {% endif %}
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::Random;
-use common::cases::{plan, types};
+use common::cases::{plan, plan_of, types};
 use engraft::gpu::{BufferSlice, Gpu, GpuError, Work};
 use engraft::graph::evaluate::evaluate;
 use engraft::graph::layout::{pack, pack_u32, unpack};
@@ -13,6 +13,7 @@ use engraft::graph::{
     MatrixShape, Place, ReferenceTensor, ReverseNode, Shape, SharedMatrices, TensorType, Value, View,
 };
 use engraft::ops::copy::copy;
+use engraft::ops::cross_entropy::LinearCrossEntropyGradient;
 use engraft::ops::{attention, matmul};
 use engraft::plan::{Bindings, Program};
 use half::f16;
@@ -852,6 +853,69 @@ fn with_matrix_units(device: &DeviceProfile) -> Vec<DeviceProfile> {
     all.map(|choices| DeviceProfile { choices: Arc::new(choices), ..device.clone() }).collect()
 }
 
+/// Of a frozen head, who makes the gradient of the logits stores it as matrix units take it: probabilities down to what is left of a
+/// target that is all but certain.
+#[test]
+fn gradients_of_logits_are_rounded_where_they_are_made() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = DeviceProfile::clone(&gpu.profile());
+    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
+    let Some(variant) = matmul::Variant::all(&own).into_iter().rfind(on_units) else {
+        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
+        return;
+    };
+    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..own };
+    let (rows, vocab, width) = (70, 131, 64);
+    let mut random = Random::new(11);
+    let head: Vec<f64> = (0..vocab * width).map(|_| random.next()).collect();
+    let target = |row: usize| row * 7 % vocab;
+    // towards the target's row of the head, further and further
+    let h: Vec<f64> = (0..rows * width)
+        .map(|i| (i / width) as f64 / 24.0 * head[target(i / width) * width + i % width])
+        .collect();
+    let none = |row: usize| row % 9 == 4;
+    for (dtype, stored, dloss) in [
+        (DType::BF16, DType::BF16, 2f64.powi(-40)),
+        (DType::BF16, DType::Nf4, 0.25),
+        (DType::F16, DType::F16, 64.0),
+    ] {
+        let inputs_of = vec![
+            CaseInput::values(&[rows, width], dtype, h.clone()),
+            CaseInput::values(&[vocab, width], stored, head.clone()),
+            CaseInput::indices((0..rows).map(|row| if none(row) { u32::MAX } else { target(row) as u32 })),
+            CaseInput::values(&[1], DType::F32, vec![dloss]),
+        ];
+        let op = LinearCrossEntropyGradient { whole: false };
+        let case = Case::new(format!("{dtype} {stored}"), op, inputs_of);
+        let launch = plan_of(&case, &device, false, false, |output| output < 2);
+        let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
+        let after = ["cross_entropy", "matmul_coop_tiled", "sum"];
+        assert!(shaders.ends_with(&after), "{}: {shaders:?}", case.label);
+        let (_, outputs) = types(&case);
+        let read = execute(&gpu, &case, &launch, false, false).unwrap();
+        let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs);
+        let loss = f64::from(unpack(outputs[0], &read[0])[0]);
+        assert!((loss / expected[0].data[0] - 1.0).abs() < 2e-5, "{loss} for {}", expected[0].data[0]);
+        let actual = unpack(outputs[1], &read[1]);
+        let mut smallest = f64::MAX;
+        for row in 0..rows {
+            let expected = expected[1].row(row);
+            let largest = expected.iter().fold(0f64, |most, v| most.max(v.abs()));
+            assert_eq!(largest == 0.0, none(row));
+            if !none(row) {
+                smallest = smallest.min(largest / dloss);
+            }
+            // a probability beside one is known to 2^-24
+            let allowed = tolerance(dtype) * largest + 4e-7 * dloss;
+            for (a, e) in actual[row * width..(row + 1) * width].iter().zip(expected) {
+                let error = (f64::from(*a) - e).abs();
+                assert!(error <= allowed, "{} row {row}: {a} for {e}, of {largest}", case.label);
+            }
+        }
+        assert!(smallest < 1e-5, "{smallest}");
+    }
+}
+
 /// Whatever the head is stored in, a network in bf16 has no loss scale that would keep them within f16's range.
 #[test]
 fn gradients_of_logits_in_bf16_reach_matrix_units_scaled() {
@@ -870,11 +934,11 @@ fn gradients_of_logits_in_bf16_reach_matrix_units_scaled() {
             }
             let kernels = plan(&case, &device, false, false).dispatches;
             let named = |name| kernels.iter().filter(|d| d.shader.name == name).count();
-            let operands = named("round_scaled");
-            assert_eq!(named("round_rows") + operands / 2, named("matmul_coop_tiled"), "{}", case.label);
             if named("round_rows") > 0 {
-                assert_eq!(named("round_rows"), 2, "logits and their gradient: {}", case.label);
-                assert_eq!(operands, 2, "the gradient of the head: {}", case.label);
+                let chunks = named("cross_entropy");
+                assert_eq!(named("round_rows"), 2 * chunks, "logits and their gradient: {}", case.label);
+                assert_eq!(named("round_scaled"), 2 * chunks, "the gradient of the head: {}", case.label);
+                assert_eq!(named("matmul_coop_tiled"), 3 * chunks, "{}", case.label);
                 seen.push(case.inputs[1].ty.dtype);
             }
         }

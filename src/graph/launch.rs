@@ -328,6 +328,9 @@ pub struct Launch<'a> {
 /// Groups of four of a row that is shared by more lanes than others.
 const LONG_ROW: usize = 4096;
 
+/// Invocations that the largest GPUs of today hold at a time.
+const RESIDENT: usize = 1 << 18;
+
 impl Launch<'_> {
     /// Bytes of all inputs and live outputs: the traffic of a kernel that touches each once.
     pub fn traffic(&self) -> f64 {
@@ -338,12 +341,18 @@ impl Launch<'_> {
     }
 
     /// Lanes that share a row in row kernels: on CPU devices one lane walks a row alone, but for rows so long that
-    /// llvmpipe would end its loops early (it stops an invocation after 65,535 iterations of all its loops together).
-    pub fn row_lanes(&self, cols4: usize) -> u32 {
+    /// llvmpipe would end its loops early (it stops an invocation after 65,535 iterations of all its loops together). On GPUs more share a
+    /// long row where there are few: each has a load under way at a time.
+    pub fn row_lanes(&self, rows: usize, cols4: usize) -> u32 {
         match (self.device.cpu, cols4 > LONG_ROW) {
             (true, false) => 1,
             (true, true) => 64,
-            (false, _) => row_lanes(cols4),
+            (false, false) => row_lanes(cols4),
+            (false, true) => {
+                let most = 1 << self.device.max_workgroup_invocations.clamp(256, 1024).ilog2();
+                let busy = RESIDENT.div_ceil(rows.max(1)).next_power_of_two() as u32;
+                busy.clamp(row_lanes(cols4), most)
+            }
         }
     }
 }

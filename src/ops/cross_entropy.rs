@@ -10,13 +10,14 @@
 //! A head with an adapter has two more inputs, u = s·drop(h)·Aᵀ f32 `[L, r]` and B `[vocab, r]`: the logits are `h·Wᵀ + u·Bᵀ`,
 //! made in one widened product, and `du = dlogits·B`, `dB += dlogitsᵀ·u`.
 
-use super::matmul::{Layout, Operand, Product, Terms, accumulate_product};
+use super::matmul::{Layout, Operand, Product, Terms, accumulate_product, take_rounding};
 use super::rms_norm::row_dispatch;
 use super::{FILL, elementwise, expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, DeviceProfile, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
-    ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
+    Binding, Case, CaseInput, DType, DeviceProfile, Dispatch, Graph, GraphError, Launch, LaunchPlan,
+    Operation, Place, ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
+use std::ops::Range;
 use std::sync::Arc;
 
 const SHADER: Shader = crate::shader!("cross_entropy");
@@ -142,27 +143,20 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
         let pair =
             (rank > 0).then(|| (chunk_of_u(Place::Input(first)), Operand::input(launch, first + 1), rank));
         forward.launch(launch, &mut plan, (h_chunk, weight), Terms { pair, ..Terms::default() }, logits);
-        let mut softmax = row_dispatch(SHADER, launch, count, vocab.div_ceil(4))
-            .flag("GRADIENT", any)
-            .param("vocab", vocab)
-            .param("first", start)
-            .write("logits", Place::Workspace(0), DType::F32)
-            .read_scalar("targets", Place::Input(2), DType::U32)
-            .write_scalar("losses", Place::Workspace(1), DType::F32)
-            .cost(8.0 * (count * vocab) as f64, 3.0 * (count * vocab * 4) as f64);
-        if any {
-            softmax = softmax.read_scalar("dloss", Place::Input(3), DType::F32);
-        }
-        plan.dispatches.push(softmax);
+        let after_logits = plan.dispatches.len();
+        let mut rounding = None;
         if want_dh {
             let product = Product { layout: Layout::NN, m: count, n: width, k: vocab, ..forward };
             let dh =
                 Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
-            // probabilities times loss scale over tokens: f16 takes what is below 2^-25 of them for zero, as a network in f16 does
-            // that stores them so; one in bf16 keeps fewer bits of each
+            // a network in 16 bits stores them so, which keeps fewer bits of each, or in f16 nothing of the small ones
             let dlogits = Operand { rounds: h.dtype != DType::F32, ..logits };
             product.launch(launch, &mut plan, (dlogits, weight), Terms::default(), dh);
+            // whoever else reads the gradient takes it in f32
+            let alone = !(want_dw || want_du || want_db);
+            rounding = alone.then(|| take_rounding(&mut plan, after_logits)).flatten();
         }
+        plan.dispatches.insert(after_logits, softmax(launch, start..start + count, any, rounding));
         if want_dw {
             let product =
                 Product { layout: Layout::TN, m: vocab, n: width, k: count, accumulate: true, ..forward };
@@ -191,6 +185,41 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
         .write_scalar("total", Place::Output(0), DType::F32);
     plan.dispatches.push(sum);
     plan
+}
+
+/// The losses of a chunk of rows, and the gradient of their logits if it is wanted: in place of the logits, or `rounded` for matrix units
+/// with what its rows are scaled by.
+fn softmax(
+    launch: &Launch<'_>,
+    rows: Range<usize>,
+    gradient: bool,
+    rounded: Option<[Binding; 2]>,
+) -> Dispatch {
+    let (first, count, vocab) = (rows.start, rows.len(), launch.inputs[1].rows());
+    // the logits are read once for the losses and once for the gradient
+    let bytes = match (gradient, &rounded) {
+        (false, _) => 4,
+        (true, Some(_)) => 4 + 4 + 2,
+        (true, None) => 4 + 4 + 4,
+    };
+    let mut softmax = row_dispatch(SHADER, launch, count, vocab.div_ceil(4))
+        .flag("GRADIENT", gradient)
+        .flag("ROUNDED", rounded.is_some())
+        .param("vocab", vocab)
+        .param("first", first)
+        .read_scalar("targets", Place::Input(2), DType::U32)
+        .write_scalar("losses", Place::Workspace(1), DType::F32)
+        .cost(8.0 * (count * vocab) as f64, (count * vocab * bytes) as f64);
+    softmax = match rounded {
+        Some(bindings) => {
+            bindings.into_iter().fold(softmax.read("logits", Place::Workspace(0), DType::F32), Dispatch::bind)
+        }
+        None => softmax.write("logits", Place::Workspace(0), DType::F32),
+    };
+    if gradient {
+        softmax = softmax.read_scalar("dloss", Place::Input(3), DType::F32);
+    }
+    softmax
 }
 
 /// `(loss, dlogits for dloss = 1)` in f64.

@@ -37,7 +37,7 @@ pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, eps: f64) -> Result<
 
 /// A dispatch with `launch.row_lanes` invocations to a row, as `shaders/shared/rows.wgsl` lays them out.
 pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, cols4: usize) -> Dispatch {
-    let lanes = launch.row_lanes(cols4);
+    let lanes = launch.row_lanes(rows, cols4);
     // a lane for a row: as many as a vector has
     let per_group =
         if lanes == 1 { launch.device.vector_lanes().unwrap_or(8).max(8) } else { (64 / lanes).max(1) };

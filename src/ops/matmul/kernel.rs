@@ -5,7 +5,7 @@ use super::candidates::GATING;
 use super::operand::{Operand, Oriented};
 use super::variant::Variant;
 use crate::graph::{
-    Binding, DType, DeviceProfile, Dispatch, Place, Shader, Shape, TensorType, View, row_lanes,
+    Binding, DType, DeviceProfile, Dispatch, LaunchPlan, Place, Shader, Shape, TensorType, View, row_lanes,
 };
 use crate::ops::BUSY;
 use crate::ops::copy::SHADER as COPY;
@@ -303,6 +303,15 @@ pub(super) fn rounded_rows(
         })
         .cost(gating, (reads * stored.bytes() + ty.bytes()) as f64);
     (made, unscale, dispatch)
+}
+
+/// Takes the rounding of rows out of a product whose dispatches are those of the plan from `first` on, if that is what it begins with, for
+/// whoever makes the rows to round them as well: where the rows in f16 go, `y`, and what they are scaled by, `unscale`.
+pub(crate) fn take_rounding(plan: &mut LaunchPlan, first: usize) -> Option<[Binding; 2]> {
+    let begins = plan.dispatches.get(first).is_some_and(|d| d.shader == ROUND_ROWS);
+    let rounding = begins.then(|| plan.dispatches.remove(first))?;
+    let named = |name| rounding.bindings.iter().find(|b| b.name == name).cloned();
+    named("y").zip(named("unscale")).map(|(y, unscale)| [y, unscale])
 }
 
 /// An operand in f16, times one power of two; where the inverse of that lies; and the dispatches that make both. `what` names its scratch

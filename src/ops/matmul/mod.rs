@@ -21,6 +21,7 @@ mod product;
 mod variant;
 
 pub use candidates::{Extents, source};
+pub(crate) use kernel::take_rounding;
 pub use operand::{Gate, MaskOn, Masked, Operand, Terms};
 pub use product::Product;
 pub use variant::Variant;

@@ -12,8 +12,7 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
-    /// Stored in f32, though 16 bits of its values do: matrix units may round it. Rows beside a weight in f16 as they are, for a loss
-    /// scale keeps them within range; beside others row by row, scaled ([`Oriented::scales`]).
+    /// Stored in f32, though 16 bits of its values do: matrix units may round it, rows each scaled ([`Oriented::scales`]).
     pub rounds: bool,
 }
 
@@ -140,10 +139,10 @@ impl Oriented {
         [self.r.dtype, self.c.dtype].iter().any(|t| matches!(t, DType::Nf4 | DType::Nf4Double))
     }
 
-    /// Matrix units can take the rows in f16 once each is scaled by a power of two: bf16 has f16's precision and more than its range,
-    /// which within a row is no loss. Of the other operand's values, a weight's, f16 holds those that matter as they are.
+    /// Matrix units can take the rows in f16 once each is scaled by a power of two: bf16 and f32 have more than its range,
+    /// which within a row is no loss, and bf16 no more than its precision. Of the other operand's values, a weight's, f16 holds those that matter as they are.
     pub fn scales(&self) -> bool {
-        let weight = self.c.dtype == DType::BF16 || self.c.dtype.is_quantised() || self.c.rounds;
+        let weight = self.c.dtype != DType::F32 || self.c.rounds;
         self.r_inner && weight && (self.r.dtype == DType::BF16 || self.r.rounds)
     }
 

@@ -323,7 +323,6 @@ impl Product {
                         0
                     },
                 )
-                .flag("R_OVERFLOWS", o.r.rounds)
                 .flag("SCALED", o.unscale.is_some())
                 .flag("SCALED_WHOLE", matches!(o.unscale, Some(Unscale::Operands(..))));
             if let Some(Unscale::Rows(unscale) | Unscale::Operands(unscale, _)) = o.unscale {
