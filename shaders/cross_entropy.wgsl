@@ -34,11 +34,9 @@ fn main(
     }
     let target_token = targets[params.first + row];
     let counts = target_token != 0xffffffffu;
-    // the token's logit, for rows without one any
-    let known = select(0u, target_token, counts);
-    let logit = load_logits(base + known / 4u)[known % 4u];
-    if (counts && column == (known / 4u) % {{ LANES }}u) {
-        losses[params.first + row] = top + log(sum) - logit;
+    let owner = (target_token / 4u) % {{ LANES }}u;
+    if (counts && column == owner) {
+        losses[params.first + row] = top + log(sum) - load_logits(base + target_token / 4u)[target_token % 4u];
     }
     if (!counts && column == 0u) {
         losses[params.first + row] = 0.0;
@@ -46,7 +44,10 @@ fn main(
 {% if GRADIENT %}
     let scale = select(0.0, dloss[0], counts);
 {% if ROUNDED %}
-    // no probability is further from its target than the token's own; what rounding leaves of that where it is all but one is not less
+    // no probability is further from what it should be than the target's; where that is all but one, of what rounding left of it others
+    // are not sure to be less
+    let known = select(0u, target_token, counts);
+    let logit = load_logits(base + known / 4u)[known % 4u];
     let furthest = max(1.0 - exp(logit - top) / sum, 1.52587890625e-5);
     let scales = to_magnitude(furthest * abs(dloss[0]), 14u);
     if (column == 0u) {

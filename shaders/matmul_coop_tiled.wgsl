@@ -7,10 +7,11 @@
 // ROWS / DOWN x COLS / ACROSS elements in cooperative matrices (see shared/matrix.wgsl), f16 operands and f32 sums. The sums leave through workgroup
 // memory, SPAN columns of a row of matrices at a time.
 // SCALED: rows carry a power of two, whose inverse `unscale` takes it out of their sums; SCALED_WHOLE: all rows carry the same, and
-// all columns another, whose inverse is `unscale_columns`. VECTORS: tiles are arrays of groups of four, which Metal cannot
-// load matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored, and f16 goes to the tile as it is.
-// WHOLE: k is a multiple of DEPTH. PAIR adds the second pair: PAIR_DEPTH > 0 of its k2 at a time through the tiles, its rows scaled like
-// the first's, or, where a mask lies on it, to the sums. SECTIONED: k is shared by workgroups, and their sums are added in another dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
+// all columns another, whose inverse is `unscale_columns`. VECTORS: tiles are arrays of groups of four, which Metal cannot load
+// matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored, and
+// f16 goes to the tile as it is. WHOLE: k is a multiple of DEPTH. PAIR adds the second pair: PAIR_DEPTH > 0 of its k2 at a time through
+// the tiles, or, where a mask lies on it, in f32 to the sums. SECTIONED: k is shared by workgroups, and their sums are added in another
+// dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
 {% set PAIR_ON_SUMS = PAIR and PAIR_DEPTH == 0 %}
@@ -18,7 +19,7 @@
 {% include "shared/pair.wgsl" %}
 {% endif %}
 {% include "shared/matrix.wgsl" %}
-{% if PAIR and SCALED %}
+{% if PAIR and PAIR_DEPTH > 0 and SCALED %}
 {% include "shared/power_of_two.wgsl" %}
 {% endif %}
 {% set WORKGROUP = DOWN * ACROSS * LANES %}
@@ -38,8 +39,8 @@ var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_DEEP els
 var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_DEEP else DEPTH) }}>;
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 
-{# a group of four of r, c or the second pair in f16, of the latter's rows times what the row is scaled by #}
-{% macro half(name, value) %}vec4<f16>({{ "as_f16(" ~ value ~ ")" if name == "r2" and not SCALED else value ~ " * inverse_power(unscale[min(row_tile + row, params.rows - 1u)])" if name == "r2" else value }}){% endmacro %}
+{# a group of four of an operand in f16; the second pair's rows are scaled like the first's, or infinite where they are beyond f16 #}
+{% macro half(name, value) %}{% if name == "r2" and SCALED %}vec4<f16>({{ value }} * inverse_power(unscale[min(row_tile + row, params.rows - 1u)])){% elif name == "r2" %}vec4<f16>(as_f16({{ value }})){% else %}vec4<f16>({{ value }}){% endif %}{% endmacro %}
 
 {# what takes the powers of two out of the sums of a row #}
 {% macro smaller(row) %}{% if SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}

@@ -11,4 +11,3 @@ fn to_magnitude(largest: f32, magnitude: u32) -> vec2<f32> {
 fn inverse_power(power: f32) -> f32 {
     return bitcast<f32>((254u << 23u) - bitcast<u32>(power));
 }
-

@@ -92,7 +92,7 @@ pub enum Command {
     #[command(visible_alias = "finetune_lora", alias = "finetune-lora")]
     Finetune(FinetuneArgs),
     /// Train every weight of a Hugging Face model
-    #[command(alias = "finetune-full")]
+    #[command(alias = "finetune-full", mut_arg("loraplus_lr_ratio", |ratio| ratio.hide(true)))]
     FinetuneFull(FinetuneFullArgs),
     /// Continue a prompt, with or without an adapter
     Generate(GenerateArgs),

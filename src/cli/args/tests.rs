@@ -562,3 +562,12 @@ fn help_lists_the_exit_codes_and_parses_without_a_world() {
     }
     assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
 }
+
+#[test]
+fn help_lists_what_a_command_takes_and_no_more() {
+    for (command, ratio) in [("finetune", true), ("finetune_full", false)] {
+        let help = parse(&[command, "--help"]).unwrap_err().to_string();
+        assert_eq!(help.contains("--loraplus_lr_ratio"), ratio, "{help}");
+        assert!(help.contains("--weight_decay"), "{help}");
+    }
+}
