@@ -44,8 +44,8 @@ fn main(
 {% if GRADIENT %}
     let scale = select(0.0, dloss[0], counts);
 {% if ROUNDED %}
-    // no probability is further from what it should be than the target's; where that is all but one, of what rounding left of it others
-    // are not sure to be less
+    // no probability is further from what it should be than the target's; rounding of the sum may leave up to 2^-17 less of that, for which
+    // f16 has a factor of two where it is 2^-16 or more
     let known = select(0u, target_token, counts);
     let logit = load_logits(base + known / 4u)[known % 4u];
     let furthest = max(1.0 - exp(logit - top) / sum, 1.52587890625e-5);

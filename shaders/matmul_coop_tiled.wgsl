@@ -39,8 +39,21 @@ var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_DEEP els
 var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_DEEP else DEPTH) }}>;
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 
-{# a group of four of an operand in f16; the second pair's rows are scaled like the first's, or infinite where they are beyond f16 #}
-{% macro half(name, value) %}{% if name == "r2" and SCALED %}vec4<f16>({{ value }} * inverse_power(unscale[min(row_tile + row, params.rows - 1u)])){% elif name == "r2" %}vec4<f16>(as_f16({{ value }})){% else %}vec4<f16>({{ value }}){% endif %}{% endmacro %}
+{# A group of four of an operand in f16, as the tile has it, of the operand's line `row`. The second pair's rows are scaled like the
+   first's, and by MORE its columns rather than its rows: those are the adapter's, which begins at nothing, and would be lost where
+   small numbers of f16 are flushed; beside rows in f16 it lets the pair's be as much larger. #}
+{% set MORE = 256.0 if SCALED else 16.0 %}
+{% macro half(name, value) %}
+{%- if name == "c2" -%}
+vec4<f16>(as_f16({{ value }} * {{ MORE }}))
+{%- elif name == "r2" and SCALED -%}
+vec4<f16>({{ value }} * (inverse_power(unscale[min(row_tile + row, params.rows - 1u)]) / {{ MORE }}))
+{%- elif name == "r2" -%}
+vec4<f16>(as_f16({{ value }} / {{ MORE }}))
+{%- else -%}
+vec4<f16>({{ value }})
+{%- endif -%}
+{% endmacro %}
 
 {# what takes the powers of two out of the sums of a row #}
 {% macro smaller(row) %}{% if SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::cases::plan;
+use common::cases::plan_of;
 use engraft::gpu::ShaderKey;
 use engraft::graph::{Choices, Cooperative, DeviceProfile, MatrixShape, SharedMatrices};
 use engraft::ops::{attention, matmul};
@@ -63,7 +63,7 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         profile(false, Some(32), oblong(16)),
         DeviceProfile { subgroup: None, ..profile(false, Some(64), matrices(16, 64)) },
         // as on Direct3D
-        profile(false, Some(32), None),
+        DeviceProfile { max_workgroup_invocations: 1024, ..profile(false, Some(32), None) },
         profile(false, None, None),
         DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
@@ -89,8 +89,10 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         for choices in std::iter::once(Choices::default()).chain(forced).chain(cut) {
             let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
             for case in &cases {
-                for (accumulate, replace) in [(false, false), (true, false), (false, true)] {
-                    let dispatches = plan(case, &device, accumulate, replace).dispatches;
+                // whatever is needed, or without the gradients of weights
+                let ways = [(false, false, 8), (true, false, 8), (false, true, 8), (false, false, 2)];
+                for (accumulate, replace, live) in ways {
+                    let dispatches = plan_of(case, &device, accumulate, replace, |o| o < live).dispatches;
                     for dispatch in dispatches.iter().filter(|d| d.bindings.len() <= MOST_BUFFERS) {
                         let variant = variants.entry(ShaderKey::of(dispatch)).or_insert(Variant {
                             workgroup_storage: u32::MAX,

@@ -27,8 +27,10 @@ pub struct GpuOptions {
     /// Do not use cooperative matrices.
     pub no_coop: bool,
     /// Use cooperative matrices of devices in software too, where other kernels were ten times as fast, and of this shape whatever
-    /// they list: lavapipe cuts others into its own. So are subgroups larger than its own, all parts of which do the same (for tests).
-    pub software_coop: Option<Cooperative>,
+    /// they list: lavapipe cuts others into its own (for tests).
+    pub software_coop: Option<MatrixShape>,
+    /// How many invocations share one of those, a multiple of the device's own subgroups: each of these does the work of all (for tests).
+    pub software_lanes: Option<u32>,
     /// Bind no more bytes at once than this, even where the device could (for tests).
     pub max_binding: Option<u64>,
     /// Descriptors that may be taken at a time, even where the device has more (for tests).
@@ -113,7 +115,10 @@ impl DeviceInfo {
             max_buffer_bytes: limits.max_buffer_size,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,
-            max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+            // kernels' workgroups have one dimension
+            max_workgroup_invocations: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             subgroup_sizes: (subgroups.smallest, subgroups.largest),
             subgroup_size: subgroups.known.map(|known| known.size),
@@ -464,7 +469,9 @@ fn cooperative(adapter: &wgpu::Adapter, options: &GpuOptions, subgroups: &Subgro
     let info = adapter.get_info();
     // measured, never the fastest there; and llvmpipe of Mesa 26.2.6 crashes in them where its vectors have 512 bits
     if info.device_type == wgpu::DeviceType::Cpu {
-        return options.software_coop.filter(|wanted| lanes <= 8 && wanted.lanes.is_multiple_of(lanes));
+        let shape = options.software_coop.filter(|_| lanes <= 8)?;
+        let lanes = options.software_lanes.filter(|n| *n > lanes && n.is_multiple_of(lanes)).unwrap_or(lanes);
+        return Some(Cooperative { shape, lanes });
     }
     let (half, single) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
     let listed = adapter.cooperative_matrix_properties();

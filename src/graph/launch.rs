@@ -349,7 +349,7 @@ impl Launch<'_> {
             (true, true) => 64,
             (false, false) => row_lanes(cols4),
             (false, true) => {
-                let most = 1 << self.device.max_workgroup_invocations.clamp(256, 1024).ilog2();
+                let most = 1 << self.device.max_workgroup_invocations.clamp(256, 512).ilog2();
                 let busy = RESIDENT.div_ceil(rows.max(1)).next_power_of_two() as u32;
                 busy.clamp(row_lanes(cols4), most)
             }

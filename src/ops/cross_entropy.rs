@@ -1,8 +1,8 @@
 //! Output head and loss in one: `loss = Σ_i -log softmax(h_i·Wᵀ)[target_i]`, h `[L, d]`, W `[vocab, d]`, targets `[L]`.
 //!
 //! Rows whose target is [`NO_TARGET`] count nothing. The sum is not divided by the number of tokens: the caller weights it
-//! through the gradient's seed. Logits are made for a chunk of rows at a time, in f32, turned into their own gradient and
-//! thrown away: a `[L, vocab]` tensor never exists, unless it is asked for ([`LinearCrossEntropy::whole`]).
+//! through the gradient's seed. Logits are made for a chunk of rows at a time, in f32, turned into their own gradient, or into that
+//! in f16 for matrix units, and thrown away: a `[L, vocab]` tensor never exists, unless it is asked for ([`LinearCrossEntropy::whole`]).
 //!
 //! Gradients with p = softmax(logits): `dlogits = (p - onehot) dloss`, `dh = dlogits·W` overwrites, `dW += dlogitsᵀ·h`.
 //! [`LinearCrossEntropyGradient`] gives the loss as well, so a training step makes the logits once.
@@ -149,7 +149,7 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
             let product = Product { layout: Layout::NN, m: count, n: width, k: vocab, ..forward };
             let dh =
                 Operand::new(Place::Output(1), h.dtype).range(start as u64 * h_row, count as u64 * h_row);
-            // a network in 16 bits stores them so, which keeps fewer bits of each, or in f16 nothing of the small ones
+            // PyTorch in 16 bits stores them so: bf16 keeps fewer bits of each, and f16, unscaled, nothing of the small ones
             let dlogits = Operand { rounds: h.dtype != DType::F32, ..logits };
             product.launch(launch, &mut plan, (dlogits, weight), Terms::default(), dh);
             // whoever else reads the gradient takes it in f32

@@ -6,7 +6,7 @@ pub mod http;
 
 use engraft::data::MicroBatch;
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
-use engraft::graph::Cooperative;
+use engraft::graph::MatrixShape;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -42,6 +42,7 @@ pub fn gpu_of(options: impl FnOnce(GpuOptions) -> GpuOptions) -> Option<Gpu> {
         no_subgroups: on("ENGRAFT_TEST_NO_SUBGROUPS"),
         no_coop: on("ENGRAFT_TEST_NO_COOP"),
         software_coop: Some(matrices_of_tests()),
+        software_lanes: lanes_of_tests(),
         max_binding: max_binding_of_tests(),
         ..GpuOptions::default()
     });
@@ -55,14 +56,21 @@ pub fn gpu_of(options: impl FnOnce(GpuOptions) -> GpuOptions) -> Option<Gpu> {
     }
 }
 
-/// Cooperative matrices of software and the size of their subgroups, as `ENGRAFT_TEST_MATRICES` and `ENGRAFT_TEST_LANES` say;
-/// lavapipe's own where they say nothing.
-fn matrices_of_tests() -> Cooperative {
+/// Cooperative matrices of software, as `ENGRAFT_TEST_MATRICES` says; lavapipe's own where it says nothing.
+fn matrices_of_tests() -> MatrixShape {
     let shape = std::env::var("ENGRAFT_TEST_MATRICES").unwrap_or("8x8x8".into());
-    let shape = shape.parse().unwrap_or_else(|error| panic!("ENGRAFT_TEST_MATRICES: {error}"));
-    let lanes = std::env::var("ENGRAFT_TEST_LANES").unwrap_or("8".into());
+    shape.parse().unwrap_or_else(|error| panic!("ENGRAFT_TEST_MATRICES: {error}"))
+}
+
+/// The subgroups that share one, as `ENGRAFT_TEST_LANES` says.
+fn lanes_of_tests() -> Option<u32> {
+    let lanes = std::env::var("ENGRAFT_TEST_LANES").ok()?;
     let lanes = lanes.parse().unwrap_or_else(|error| panic!("ENGRAFT_TEST_LANES: {error}"));
-    Cooperative { shape, lanes }
+    assert!(
+        lanes > 0 && lanes % 8 == 0,
+        "ENGRAFT_TEST_LANES: {lanes} is no multiple of lavapipe's subgroups of 8"
+    );
+    Some(lanes)
 }
 
 /// The limit that `ENGRAFT_TEST_MAX_BINDING` sets.

@@ -137,7 +137,7 @@ impl Kernel {
 
     /// Whether the second pair goes through matrix units, with the first.
     pub fn sums_pair(&self, o: &Oriented) -> bool {
-        matches!(self.variant, Variant::CoopTiled(_)) && self.sections == 1 && o.sums_pair()
+        matches!(self.variant, Variant::CoopTiled(_)) && self.sections == 1 && o.can_sum_pair()
     }
 
     pub fn parse(name: &str) -> Option<Kernel> {
@@ -306,12 +306,13 @@ pub(super) fn rounded_rows(
 }
 
 /// Takes the rounding of rows out of a product whose dispatches are those of the plan from `first` on, if that is what it begins with, for
-/// whoever makes the rows to round them as well: where the rows in f16 go, `y`, and what they are scaled by, `unscale`.
+/// whoever makes the rows to round them as well (who measures the product still times it with the rounding): where the rows in f16 go, `y`, and what they are scaled by, `unscale`.
 pub(crate) fn take_rounding(plan: &mut LaunchPlan, first: usize) -> Option<[Binding; 2]> {
-    let begins = plan.dispatches.get(first).is_some_and(|d| d.shader == ROUND_ROWS);
-    let rounding = begins.then(|| plan.dispatches.remove(first))?;
+    let rounding = plan.dispatches.get(first).filter(|d| d.shader == ROUND_ROWS)?;
     let named = |name| rounding.bindings.iter().find(|b| b.name == name).cloned();
-    named("y").zip(named("unscale")).map(|(y, unscale)| [y, unscale])
+    let made = named("y").zip(named("unscale"))?;
+    plan.dispatches.remove(first);
+    Some([made.0, made.1])
 }
 
 /// An operand in f16, times one power of two; where the inverse of that lies; and the dispatches that make both. `what` names its scratch

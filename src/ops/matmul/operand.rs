@@ -12,7 +12,8 @@ pub struct Operand {
     pub dtype: DType,
     pub offset: u64,
     pub size: Option<u64>,
-    /// Stored in f32, though 16 bits of its values do: matrix units may round it, rows each scaled ([`Oriented::scales`]).
+    /// Stored in f32, though 16 bits of its values do: matrix units may round it, where it gives the rows scaled
+    /// ([`Oriented::scales`], [`Oriented::scales_whole`]).
     pub rounds: bool,
 }
 
@@ -139,8 +140,8 @@ impl Oriented {
         [self.r.dtype, self.c.dtype].iter().any(|t| matches!(t, DType::Nf4 | DType::Nf4Double))
     }
 
-    /// Matrix units can take the rows in f16 once each is scaled by a power of two: bf16 and f32 have more than its range,
-    /// which within a row is no loss, and bf16 no more than its precision. Of the other operand's values, a weight's, f16 holds those that matter as they are.
+    /// Matrix units can take the rows in f16 once each is scaled by a power of two: within a row f16's range does, and bf16 has no
+    /// more than its precision. Of the other operand's values, a weight's, f16 holds those that matter as they are.
     pub fn scales(&self) -> bool {
         let weight = self.c.dtype != DType::F32 || self.c.rounds;
         self.r_inner && weight && (self.r.dtype == DType::BF16 || self.r.rounds)
@@ -155,8 +156,9 @@ impl Oriented {
         !self.r_inner && !self.c_inner && either && all
     }
 
-    /// Whether the second pair's sums can be made with the first's: no mask lies on them alone, and what is scaled are rows.
-    pub fn sums_pair(&self) -> bool {
+    /// Whether the second pair's sums can be made with the first's on matrix units, which round it to f16 whatever the result is stored in:
+    /// no mask lies on them alone, and what is scaled are rows.
+    pub fn can_sum_pair(&self) -> bool {
         self.terms.pair.is_some() && !self.terms.masks(MaskOn::Pair) && (self.r_inner || self.c_inner)
     }
 

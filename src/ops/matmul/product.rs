@@ -317,7 +317,7 @@ impl Product {
                 .flag("WHOLE", self.k.is_multiple_of(tile.depth as usize))
                 .define(
                     "PAIR_DEPTH",
-                    if o.sums_pair() {
+                    if o.can_sum_pair() {
                         tile.depth.min(k2.next_multiple_of(tile.shape.k as usize) as u32)
                     } else {
                         0
