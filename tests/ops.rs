@@ -395,6 +395,17 @@ fn every_variant_of_the_product_equals_the_reference() {
     assert!(variants >= 15);
 }
 
+/// The last product on matrix units from workgroup memory, whose tile is the smallest, or `None` with a loud word where there is none.
+fn smallest_matrix_tiles(gpu: &Gpu, device: &DeviceProfile) -> Option<String> {
+    if device.shared_matrices.is_none() {
+        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
+        return None;
+    }
+    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
+    let smallest = matmul::Variant::all(device).into_iter().rfind(on_units);
+    Some(smallest.expect("some variant suits every device").to_string())
+}
+
 /// Matrix units from workgroup memory, where the device has them: each variant in all products that it can do.
 #[test]
 fn products_on_matrix_units_from_tiles_equal_the_reference() {
@@ -539,14 +550,8 @@ fn long_dispatches_in_parts_give_the_same_bits() {
 fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {
     let Some(gpu) = common::gpu() else { return };
     let own = DeviceProfile::clone(&gpu.profile());
-    if own.shared_matrices.is_none() {
-        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
-        return;
-    }
-    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
-    let variant =
-        matmul::Variant::all(&own).into_iter().rfind(on_units).expect("some variant suits every device");
-    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..own };
+    let Some(variant) = smallest_matrix_tiles(&gpu, &own) else { return };
+    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant)), ..own };
     let (m, n, k) = (45, 36, 75);
     let mut random = Random::new(3);
     // among them a row of zeros, and one whose values differ as rows do
@@ -604,17 +609,11 @@ fn gradients_of_weights_in_bf16_of_any_magnitude_come_from_matrix_units() {
     let Some(gpu) = common::gpu() else { return };
     // sections are for GPUs
     let own = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
-    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
-    let Some(variant) = matmul::Variant::all(&own).into_iter().rfind(on_units) else {
-        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
-        return;
-    };
+    let Some(variant) = smallest_matrix_tiles(&gpu, &own) else { return };
     let sections = format!("sections=2 {variant}");
-    for (kernel, (dy, x), k) in [
-        (variant.to_string(), (-70, 40), 75),
-        (variant.to_string(), (30, -20), 75),
-        (sections, (-40, -40), 520),
-    ] {
+    for (kernel, (dy, x), k) in
+        [(variant.clone(), (-70, 40), 75), (variant.clone(), (30, -20), 75), (sections, (-40, -40), 520)]
+    {
         let device = DeviceProfile { choices: Arc::new(Choices::forced(kernel.clone())), ..own.clone() };
         let (m, n) = (45, 36);
         let mut random = Random::new(5);
@@ -864,12 +863,8 @@ fn with_matrix_units(device: &DeviceProfile) -> Vec<DeviceProfile> {
 fn pairs_beside_f16_may_be_beyond_its_range() {
     let Some(gpu) = common::gpu() else { return };
     let own = DeviceProfile::clone(&gpu.profile());
-    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
-    let Some(variant) = matmul::Variant::all(&own).into_iter().rfind(on_units) else {
-        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
-        return;
-    };
-    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..own };
+    let Some(variant) = smallest_matrix_tiles(&gpu, &own) else { return };
+    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant)), ..own };
     for dtype in [DType::F16, DType::BF16] {
         let ones = |shape: &[usize; 2], value| {
             CaseInput::values(shape, DType::F32, vec![value; shape[0] * shape[1]])
@@ -894,12 +889,8 @@ fn pairs_beside_f16_may_be_beyond_its_range() {
 fn gradients_of_logits_are_rounded_where_they_are_made() {
     let Some(gpu) = common::gpu() else { return };
     let own = DeviceProfile::clone(&gpu.profile());
-    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
-    let Some(variant) = matmul::Variant::all(&own).into_iter().rfind(on_units) else {
-        eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
-        return;
-    };
-    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.to_string())), ..own };
+    let Some(variant) = smallest_matrix_tiles(&gpu, &own) else { return };
+    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant)), ..own };
     let as_gpu = DeviceProfile { cpu: false, ..device.clone() };
     let (mut random, width) = (Random::new(11), 64);
     let none = |row: usize| row % 9 == 4;
