@@ -40,16 +40,15 @@ var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_DEEP els
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
 
 {# A group of four of an operand in f16, as the tile has it, of the operand's line `row`. The second pair's rows are scaled like the
-   first's, and by MORE its columns rather than its rows: those are the adapter's, which begins at nothing, and would be lost where
+   first's, but its columns take PAIR_FACTOR of that: those are the adapter's, which begins at nothing, and would be lost where
    small numbers of f16 are flushed; beside rows in f16 it lets the pair's be as much larger. #}
-{% set MORE = 256.0 if SCALED else 16.0 %}
 {% macro half(name, value) %}
 {%- if name == "c2" -%}
-vec4<f16>(as_f16({{ value }} * {{ MORE }}))
+vec4<f16>(as_f16({{ value }} * {{ PAIR_FACTOR }}.0))
 {%- elif name == "r2" and SCALED -%}
-vec4<f16>({{ value }} * (inverse_power(unscale[min(row_tile + row, params.rows - 1u)]) / {{ MORE }}))
+vec4<f16>({{ value }} * (inverse_power(unscale[min(row_tile + row, params.rows - 1u)]) / {{ PAIR_FACTOR }}.0))
 {%- elif name == "r2" -%}
-vec4<f16>(as_f16({{ value }} / {{ MORE }}))
+vec4<f16>(as_f16({{ value }} / {{ PAIR_FACTOR }}.0))
 {%- else -%}
 vec4<f16>({{ value }})
 {%- endif -%}

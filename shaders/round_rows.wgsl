@@ -1,8 +1,8 @@
 // Rows for matrix units: y[row] = x[row] * 2^e in f16, and unscale[row] = 2^-e, of x [rows, cols]. e brings the largest magnitude
 // of the row to at least 2^14 and below 2^15, so f16 holds in full what is up to 2^28 times smaller: of bf16, whose
 // range f16 has not, nothing else is lost than what a sum in f32 would lose. LANES invocations share a row. GATED: x is
-// silu(gate) * up. PAIR: or of the second pair's row, r2, over 256, where that is larger: both are
-// scaled alike, but for that factor, which matmul_coop_tiled.wgsl moves to the pair's columns.
+// silu(gate) * up. PAIR: or of the second pair's row, r2, over PAIR_FACTOR, where that is larger: both
+// are scaled alike, but for that factor, which matmul_coop_tiled.wgsl moves to the pair's columns.
 {% include "shared/rows.wgsl" %}
 {% include "shared/power_of_two.wgsl" %}
 {% if GATED %}
@@ -31,7 +31,7 @@ fn main(
 {% if PAIR %}
     let pair_base = min(row, params.rows - 1u) * params.k2_4;
     for (var i = lane % {{ LANES }}u; i < params.k2_4; i += {{ LANES }}u) {
-        magnitudes = max(magnitudes, abs(load_r2(pair_base + i)) / 256.0);
+        magnitudes = max(magnitudes, abs(load_r2(pair_base + i)) / {{ PAIR_FACTOR }}.0);
     }
 {% endif %}
     let largest = row_max(lane, max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w)));

@@ -1,6 +1,6 @@
 //! Which kernels of the family suit a device and a product.
 
-use super::kernel::ROUND_ROWS;
+use super::kernel::{PAIR_FACTORS, ROUND_ROWS};
 use super::variant::{COOP, COOP_TILED, CoopTile, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
 use crate::graph::{Cooperative, DeviceProfile};
 use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
@@ -27,7 +27,7 @@ pub fn source() -> String {
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.map(|s| s.source).collect::<String>()
         + &format!(
-            "{WIDE:?}{THIN:?}{COOP_TILES:?}{OBLONG_TILES:?}{COOP_DEPTH}{SWIZZLE}{GATING}{candidates:?}"
+            "{WIDE:?}{THIN:?}{COOP_TILES:?}{OBLONG_TILES:?}{COOP_DEPTH}{PAIR_FACTORS:?}{SWIZZLE}{GATING}{candidates:?}"
         )
 }
 

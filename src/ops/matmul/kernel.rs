@@ -15,6 +15,9 @@ use crate::ops::swiglu::{FLOPS as SWIGLU_FLOPS, SHADER as SWIGLU};
 
 pub(super) const ROUND_ROWS: Shader = crate::shader!("round_rows");
 
+/// The power of two that the columns of a second pair take from its rows on matrix units, beside rows as they are and scaled ones.
+pub(super) const PAIR_FACTORS: [u32; 2] = [16, 256];
+
 /// A variant, and whether block-quantised operands become plain ones in scratch space before it.
 ///
 /// Dequantised into the tile, a weight is expanded once per tile of the other operand's rows; staged, once, at the price of
@@ -291,7 +294,10 @@ pub(super) fn rounded_rows(
         None => (dispatch.bind(o.r.binding("x", View::Vec4, false)), 1),
     };
     let dispatch = match pair {
-        Some((r2, k2)) => dispatch.param("k2_4", k2.div_ceil(4)).bind(r2.binding("r2", View::Vec4, false)),
+        Some((r2, k2)) => {
+            let dispatch = dispatch.define("PAIR_FACTOR", PAIR_FACTORS[1]).param("k2_4", k2.div_ceil(4));
+            dispatch.bind(r2.binding("r2", View::Vec4, false))
+        }
         None => dispatch,
     };
     let gating = if o.gated() { SWIGLU_FLOPS * ty.shape.elements() as f64 } else { 0.0 };

@@ -1,7 +1,9 @@
 //! A product as operations launch it.
 
 use super::Layout;
-use super::kernel::{Kernel, Scratch, Sections, Shared, gated, rounded_rows, rounded_whole, staged};
+use super::kernel::{
+    Kernel, PAIR_FACTORS, Scratch, Sections, Shared, gated, rounded_rows, rounded_whole, staged,
+};
 use super::operand::{Gate, MaskOn, Masked, Operand, Oriented, Terms, Unscale};
 use super::variant::{FINISH, Variant};
 use crate::graph::{
@@ -308,6 +310,8 @@ impl Product {
             )
             .cost(flops, bytes);
         if let Variant::CoopTiled(tile) = variant {
+            let blocks = |k: usize| k.next_multiple_of(tile.shape.k as usize) as u32;
+            let pair_depth = if o.can_sum_pair() { tile.depth.min(blocks(k2)) } else { 0 };
             let raw = |operand: Operand| matches!(operand.dtype, DType::F16 | DType::BF16);
             main = main
                 .flag("R_RAW", raw(o.r) && !o.gated())
@@ -315,14 +319,8 @@ impl Product {
                 .flag("R_F16", o.r.dtype == DType::F16)
                 .flag("C_F16", o.c.dtype == DType::F16)
                 .flag("WHOLE", self.k.is_multiple_of(tile.depth as usize))
-                .define(
-                    "PAIR_DEPTH",
-                    if o.can_sum_pair() {
-                        tile.depth.min(k2.next_multiple_of(tile.shape.k as usize) as u32)
-                    } else {
-                        0
-                    },
-                )
+                .define("PAIR_DEPTH", pair_depth)
+                .define("PAIR_FACTOR", PAIR_FACTORS[usize::from(o.unscale.is_some())])
                 .flag("SCALED", o.unscale.is_some())
                 .flag("SCALED_WHOLE", matches!(o.unscale, Some(Unscale::Operands(..))));
             if let Some(Unscale::Rows(unscale) | Unscale::Operands(unscale, _)) = o.unscale {
