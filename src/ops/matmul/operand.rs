@@ -222,7 +222,7 @@ impl Oriented {
     pub fn extents(&self, device: &DeviceProfile, staged: bool, gates: bool) -> Extents {
         // a staged weight has the type of the other operand
         let half = |x: DType| x == DType::F16 || (staged && x.is_quantised());
-        let held = |x: Operand| x.dtype == DType::F16 || x.dtype.is_quantised() || x.rounds;
+        let held = |x: Operand| x.dtype == DType::F16 || x.dtype.is_quantised();
         // matrix units reach no pieces
         let one = |bytes: u64| device.piece(bytes).is_none();
         let bound = self.stored(staged).iter().all(|ty| one(ty.bytes())) && one(self.out_bytes(DType::F32));
@@ -238,7 +238,8 @@ impl Oriented {
             halves: plain
                 && match self.scales() || self.scales_whole() {
                     true => !gates,
-                    false => held(self.r) && held(self.c),
+                    // in f32 a weight alone is within f16's range as it is
+                    false => held(self.r) && (held(self.c) || self.c.rounds),
                 },
             outer: !(self.r_inner && self.c_inner),
         }
