@@ -20,7 +20,7 @@ fn main(
     let scale = rstd[row];
     let pull = scale * scale * mean;
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
-        let dx = scale * (load_weight(i) * load_dy(base + i) - load_x(base + i) * pull);
-        store_dx(base + i, dx{% if RESIDUAL %} + load_residual(base + i){% endif %});
+        let value = scale * (load_weight(i) * load_dy(base + i) - load_x(base + i) * pull);
+        store_gradient(base + i, value{% if RESIDUAL %} + load_residual(base + i){% endif %});
     }
 }

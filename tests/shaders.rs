@@ -284,6 +284,10 @@ impl Validated {
         let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(&self.module, &self.info, None);
         let entries = written.unwrap_or_else(|e| panic!("{}: {e}", self.name)).entry_point_names;
         entries.into_iter().for_each(|n| drop(n.unwrap_or_else(|e| panic!("{}: {e}", self.name))));
+        // namespaces of DXC (`dx` since shader model 6.9), which naga does not know to avoid
+        let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let taken = words.find(|word| ["dx", "vk"].contains(word));
+        assert_eq!(taken, None, "{}: a name that DXC has taken", self.name);
         text
     }
 }

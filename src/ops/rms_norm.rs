@@ -158,7 +158,7 @@ impl Operation for RmsNormGradient {
             dispatch = dispatch.read("residual", Place::Input(4), x.dtype);
         }
         dispatch
-            .write("dx", Place::Output(0), x.dtype)
+            .write("gradient", Place::Output(0), x.dtype)
             .cost(8.0 * x.shape.elements() as f64, launch.traffic())
             .into()
     }
