@@ -8,7 +8,12 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use tempfile::{Builder, TempDir};
+
+/// For how long a file is waited for that another program has open.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Writes a file by way of a temporary one, replacing what was there only when all is written.
 ///
@@ -36,8 +41,37 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<
     write(&mut out)?;
     let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
+    let temporary = file.into_temp_path().keep().map_err(|error| error.error)?;
+    rename(&temporary, path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     sync_folder(folder)
+}
+
+/// Renames a file, replacing one that is there, or a folder.
+///
+/// Windows refuses for as long as another program has the file, or one in the folder, open: scanners for viruses and indexers do for a moment
+/// after a file was written, so there it is tried again for five seconds.
+///
+/// # Errors
+/// Those of the file system.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    patiently(cfg!(windows), PATIENCE, || fs::rename(from, to))
+}
+
+/// Tries again what fails because another program has a file open, as Windows says it.
+fn patiently(windows: bool, patience: Duration, mut act: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let (began, mut rest) = (Instant::now(), Duration::from_millis(10));
+    loop {
+        match act() {
+            Err(error) if windows && is_open(&error) && began.elapsed() < patience => sleep(rest),
+            ended => return ended,
+        }
+        rest = (2 * rest).min(Duration::from_millis(500));
+    }
+}
+
+/// ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION or ERROR_LOCK_VIOLATION, which are 5, 32 and 33.
+fn is_open(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(5 | 32 | 33))
 }
 
 /// A folder in the making: filled under a temporary name, it appears with [`NewFolder::commit`].
@@ -77,7 +111,11 @@ impl NewFolder {
     /// Those of the file system; the temporary folder is removed.
     pub fn commit(self) -> io::Result<()> {
         sync_folder(self.temporary.path())?;
-        fs::rename(self.temporary.path(), &self.path)?;
+        if cfg!(windows) && self.path.is_dir() {
+            // an empty folder; elsewhere a rename replaces it
+            fs::remove_dir(&self.path)?;
+        }
+        rename(self.temporary.path(), &self.path)?;
         // Renamed away: there is nothing left to remove.
         let _ = self.temporary.keep();
         sync_folder(parent(&self.path))
@@ -132,6 +170,37 @@ mod tests {
         write_file(&path, |out| out.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["state.bin"]);
+    }
+
+    #[test]
+    fn a_file_that_others_read_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.bin");
+        write_file(&path, |out| out.write_all(b"old")).unwrap();
+        let mut reader = File::open(&path).unwrap();
+        write_file(&path, |out| out.write_all(b"new")).unwrap();
+        assert_eq!(
+            (io::read_to_string(&mut reader).unwrap().as_str(), fs::read(&path).unwrap()),
+            ("old", b"new".to_vec())
+        );
+    }
+
+    #[test]
+    fn what_windows_holds_open_for_a_moment_is_waited_for() {
+        let attempts = |windows, patience, code: i32, failures: usize| {
+            let mut attempts = 0;
+            let ended = patiently(windows, patience, || {
+                attempts += 1;
+                if attempts > failures { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+            });
+            (attempts, ended.is_ok())
+        };
+        for code in [5, 32, 33] {
+            assert_eq!(attempts(true, PATIENCE, code, 2), (3, true));
+            assert_eq!(attempts(true, Duration::ZERO, code, 2), (1, false));
+            assert_eq!(attempts(false, PATIENCE, code, 2), (1, false));
+        }
+        assert_eq!(attempts(true, PATIENCE, 2, 1), (1, false), "a file that is not there");
     }
 
     #[cfg(unix)]

@@ -218,6 +218,7 @@ mod tests {
             assert_eq!(entry.label_tokens as usize, row.sample.label_tokens());
             assert_eq!((entry.full_length as usize, entry.prompt_length), (row.full_length, 1));
         }
+        drop(store);
         std::fs::write(&path, bytes(&[], 7)).unwrap();
         assert_eq!(TokenStore::open(&path, 7).unwrap().len(), 0);
     }

@@ -2,6 +2,7 @@
 
 use super::client::{Client, header};
 use super::{Digest, HubError, RemoteFile, RepoName};
+use crate::checkpoint::atomic;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -164,7 +165,7 @@ impl<'f> Part<'f> {
         let write = |source| HubError::Write { path: target.to_owned(), source };
         self.out.sync_all().map_err(write)?;
         drop(self.out);
-        fs::rename(&self.path, target).map_err(write)
+        atomic::rename(&self.path, target).map_err(write)
     }
 }
 

@@ -9,7 +9,7 @@ use super::report::REPORT_FILE;
 use super::resume::{self, FINISHED_FILE, holds_result, run_in};
 use super::run_folder::{HYPERPARAMETERS_FILE, RUN_FILE, read_json};
 use super::saver::remove;
-use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS, MODEL_WEIGHTS};
+use crate::checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS, MODEL_WEIGHTS, atomic};
 use crate::data::PROMPT_FILE;
 use crate::error::Error;
 use std::fs;
@@ -112,7 +112,7 @@ pub(super) fn set_aside(out_dir: &Path, run: &str) -> Result<(), Error> {
     let files = named.map(|name| out_dir.join(name)).chain(logging::files(out_dir));
     for from in steps.chain(files).chain(of_run.map(|name| out_dir.join(name))) {
         if let Some(name) = from.file_name().filter(|_| from.exists()) {
-            fs::rename(&from, previous.join(name)).map_err(failed(&from))?;
+            atomic::rename(&from, &previous.join(name)).map_err(failed(&from))?;
         }
     }
     Ok(())

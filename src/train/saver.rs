@@ -268,7 +268,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     if hidden.exists() {
         fs::remove_dir_all(&hidden).map_err(failed)?;
     }
-    fs::rename(path, &hidden).map_err(failed)?;
+    atomic::rename(path, &hidden).map_err(failed)?;
     fs::remove_dir_all(&hidden).map_err(failed)
 }
 
