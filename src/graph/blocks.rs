@@ -49,15 +49,15 @@ pub fn dynamic_map() -> &'static [f32; MAP] {
     static VALUES: OnceLock<[f32; MAP]> = OnceLock::new();
     VALUES.get_or_init(|| {
         let mut values = vec![0.0f32, 1.0];
-        for decade in 0..7 {
+        for (decade, factor) in [1e-6f32, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate() {
             let steps = 1usize << decade;
             // the edges of an even partition of [0.1, 1], counted from the nearer end as torch.linspace does
-            let step = (1.0f32 - 0.1) / steps as f32;
+            let step = f64::from((1.0f32 - 0.1) / steps as f32);
+            // rounded once, as by a fused multiply-add, which not every C library does: in f64 nothing of it is lost
             let edge = |i: usize| match i < steps.div_ceil(2) {
-                true => step.mul_add(i as f32, 0.1),
-                false => (-step).mul_add((steps - i) as f32, 1.0),
+                true => (f64::from(0.1f32) + step * i as f64) as f32,
+                false => (1.0 - step * (steps - i) as f64) as f32,
             };
-            let factor = 10f64.powi(decade - 6) as f32;
             for i in 0..steps {
                 let mean = (edge(i) + edge(i + 1)) / 2.0;
                 values.extend([factor * mean, -(factor * mean)]);
