@@ -3,7 +3,7 @@
 use super::api::{ApiError, Head, Request as ChatRequest};
 use super::{Event, Job, QUEUE, ServeOptions, Stop};
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{Method, StatusCode};
@@ -28,6 +28,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// Bytes of a request's body: no context takes more text.
 const BODY: usize = 4 << 20;
+/// Bytes of a larger body that are read and forgotten, so that its sender reads the answer: a connection that is closed while it sends is reset.
+const SURPLUS: usize = 64 << 20;
 /// In which a body has to come.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// In which the head of a request has to come, from when its connection stands or the answer before it is sent.
@@ -148,12 +150,28 @@ impl Shared {
     }
 }
 
+/// A body, or `None` where it is larger than [`BODY`].
+async fn whole(body: Body) -> Result<Option<Vec<u8>>, axum::Error> {
+    let (mut kept, mut all, mut pieces) = (Vec::new(), 0, body.into_data_stream());
+    while let Some(piece) = pieces.next().await {
+        let piece = piece?;
+        all += piece.len();
+        match all {
+            ..=BODY => kept.extend_from_slice(&piece),
+            ..=SURPLUS => kept = Vec::new(),
+            _ => break,
+        }
+    }
+    Ok((all <= BODY).then_some(kept))
+}
+
 async fn chat(shared: &Shared, request: Request) -> Result<Response, ApiError> {
-    let body = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), BODY)).await;
+    let body = tokio::time::timeout(BODY_TIME, whole(request.into_body())).await;
     let status = |status, message: String| ApiError { status, ..ApiError::bad(None, message) };
     let body = body
         .map_err(|_| status(408, "The body did not come in time.".into()))?
-        .map_err(|error| status(413, format!("The body cannot be read ({error}): {BODY} bytes at most.")))?;
+        .map_err(|error| status(400, format!("The body cannot be read: {error}.")))?
+        .ok_or_else(|| status(413, format!("The body has more than {BODY} bytes.")))?;
     let number = shared.requests.fetch_add(1, Ordering::Relaxed);
     let mut defaults = shared.options.answer.clone();
     defaults.sampling.seed = defaults.sampling.seed.wrapping_add(number);
