@@ -4,16 +4,22 @@ use crate::graph::{DeviceProfile, Dispatch};
 use std::fmt;
 use thiserror::Error;
 
+const DRIVER_ADVICE: &str = if cfg!(windows) {
+    "install the current driver of your GPU from its maker, AMD, Intel or NVIDIA"
+} else if cfg!(target_vendor = "apple") {
+    "engraft needs a Mac with Metal"
+} else {
+    "install a Vulkan driver for your GPU (Debian and Ubuntu: mesa-vulkan-drivers, which has a software device too), or check \
+     the installation with `vulkaninfo`"
+};
+
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum GpuError {
     #[error(
         "the device cannot keep weights or activations in host memory; leave --offload and --offload_activations out"
     )]
     NoHostMemory,
-    #[error(
-        "no GPU or driver found: install a Vulkan driver for your GPU (Debian and Ubuntu: mesa-vulkan-drivers, which has \
-         a software device too), or check the installation with `vulkaninfo`"
-    )]
+    #[error("no GPU or driver found: {DRIVER_ADVICE}")]
     NoDevice,
     #[error(
         "no device matches {wanted:?} (a number is an index, other words are part of a name); available: {available}"
