@@ -781,6 +781,7 @@ impl Call {
     }
 
     /// With a disk that is full as soon as a file has so many KiB.
+    #[cfg(unix)]
     fn limited(self, kib: usize) -> Self {
         Call { largest: Some(kib * 2), ..self }
     }

@@ -89,7 +89,8 @@ impl Run {
             arguments.extend([format!("--{name}"), value.clone()]);
         }
         arguments.extend(["--out_dir".to_string(), self.out().display().to_string()]);
-        if let Ok(gpu) = std::env::var("ENGRAFT_TEST_GPU") {
+        let named = self.options.iter().any(|(name, _)| name == "gpu");
+        if let (false, Ok(gpu)) = (named, std::env::var("ENGRAFT_TEST_GPU")) {
             arguments.extend(["--gpu".to_string(), gpu]);
         }
         engraft(&arguments.iter().map(String::as_str).collect::<Vec<_>>())

@@ -94,7 +94,7 @@ fn litgpts_file_with_alpaca_2k_runs() {
     assert!(hub.requests().iter().all(|request| request.header("Authorization") == Some("Bearer hf_x")));
     let first = hyperparameters(&at.join("out"));
     for (key, value) in [
-        ("json_path", json!("data/alpaca2k/alpaca_2000.parquet")),
+        ("json_path", json!(Path::new("data/alpaca2k").join("alpaca_2000.parquet"))),
         ("val_split_fraction", json!(0.4)),
         ("seed", json!(42)),
         ("mask_prompt", json!(false)),

@@ -11,6 +11,7 @@ use engraft::train::schedule::ScheduleKind;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
+#[cfg(unix)]
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
