@@ -173,19 +173,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_read_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.bin");
-        write_file(&path, |out| out.write_all(b"old")).unwrap();
-        let mut reader = File::open(&path).unwrap();
-        write_file(&path, |out| out.write_all(b"new")).unwrap();
-        assert_eq!(
-            (io::read_to_string(&mut reader).unwrap().as_str(), fs::read(&path).unwrap()),
-            ("old", b"new".to_vec())
-        );
-    }
-
-    #[test]
     fn what_windows_holds_open_for_a_moment_is_waited_for() {
         let attempts = |windows, patience, code: i32, failures: usize| {
             let mut attempts = 0;

@@ -156,10 +156,12 @@ async fn whole(body: Body) -> Result<Option<Vec<u8>>, axum::Error> {
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
         all += piece.len();
-        match all {
-            ..=BODY => kept.extend_from_slice(&piece),
-            ..=SURPLUS => kept = Vec::new(),
-            _ => break,
+        if all <= BODY {
+            kept.extend_from_slice(&piece);
+        } else if all <= SURPLUS {
+            kept = Vec::new();
+        } else {
+            break;
         }
     }
     Ok((all <= BODY).then_some(kept))

@@ -85,6 +85,7 @@ fn a_resumed_run_writes_the_files_of_one_that_never_stopped() {
     let path = parts.path().join(METRICS_FILE);
     let text = fs::read_to_string(&path).unwrap() + "{\"step\":5,\"lo";
     fs::write(&path, text).unwrap();
+    drop(log);
     // the loggers go on without being named
     let (mut log, losses) = RunLog::resume(parts.path(), None, &[], |line| line.step() <= Some(3)).unwrap();
     assert_eq!(losses, [1.0, 0.5, 1.0 / 3.0]);
