@@ -5,7 +5,7 @@
 //! live in the system's. Of others, with memory of their own on Direct3D, nothing is known, and a run needs `--memory_limit` to be
 //! planned for.
 
-use super::{DeviceInfo, Gpu, GpuError, host_memory, vulkan};
+use super::{DeviceInfo, Gpu, GpuError, direct3d, host_memory, vulkan};
 use std::sync::atomic::Ordering;
 
 /// Host memory that counts as the device's until this is dropped.
@@ -72,7 +72,9 @@ impl Gpu {
 pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
     match info.is_software() {
         true => host_memory::available(),
-        false => vulkan::budget(adapter).or_else(|| host_memory::of_gpu().filter(|_| info.unified_memory())),
+        false => vulkan::budget(adapter)
+            .or_else(|| direct3d::budget(adapter))
+            .or_else(|| host_memory::of_gpu().filter(|_| info.unified_memory())),
     }
 }
 

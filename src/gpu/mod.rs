@@ -6,6 +6,7 @@
 mod buffer;
 mod compose;
 mod device;
+mod direct3d;
 mod error;
 mod host_memory;
 mod memory;
