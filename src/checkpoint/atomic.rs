@@ -49,12 +49,42 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<
 /// Renames a file, replacing one that is there, or a folder.
 ///
 /// Windows refuses for as long as another program has the file, or one in the folder, open: scanners for viruses and indexers do for a moment
-/// after a file was written, so there it is tried again for five seconds.
+/// after a file was written, so there it is tried again for five seconds. What lasts, such as a folder in the file's place or a missing
+/// permission, Windows says in the same way: that comes as late.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     patiently(cfg!(windows), PATIENCE, || fs::rename(from, to))
+}
+
+/// Removes a file, as patient as [`rename`].
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    patiently(cfg!(windows), PATIENCE, || fs::remove_file(path))
+}
+
+/// Removes a folder and what is in it, as patient as [`rename`].
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    patiently(cfg!(windows), PATIENCE, || fs::remove_dir_all(path))
+}
+
+/// Renames a folder to a name that is free, or an empty folder's.
+fn take_place(from: &Path, to: &Path) -> io::Result<()> {
+    // a link to a folder is none, and stays
+    if !cfg!(windows) || !fs::symlink_metadata(to).is_ok_and(|found| found.is_dir()) {
+        return rename(from, to);
+    }
+    // not every file system of Windows puts a folder in an empty one's place
+    fs::rename(from, to).or_else(|_| {
+        fs::remove_dir(to)?;
+        rename(from, to).inspect_err(|_| drop(fs::create_dir(to)))
+    })
 }
 
 /// Tries again what fails because another program has a file open, as Windows says it.
@@ -111,11 +141,7 @@ impl NewFolder {
     /// Those of the file system; the temporary folder is removed.
     pub fn commit(self) -> io::Result<()> {
         sync_folder(self.temporary.path())?;
-        if cfg!(windows) && self.path.is_dir() {
-            // an empty folder; elsewhere a rename replaces it
-            fs::remove_dir(&self.path)?;
-        }
-        rename(self.temporary.path(), &self.path)?;
+        take_place(self.temporary.path(), &self.path)?;
         // Renamed away: there is nothing left to remove.
         let _ = self.temporary.keep();
         sync_folder(parent(&self.path))
@@ -170,6 +196,15 @@ mod tests {
         write_file(&path, |out| out.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["state.bin"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_get_its_name_leaves_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        write_file(&path, |out| out.write_all(b"new")).unwrap_err();
+        assert_eq!(names(folder.path()), ["taken"]);
     }
 
     #[test]

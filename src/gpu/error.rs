@@ -5,7 +5,7 @@ use std::fmt;
 use thiserror::Error;
 
 const DRIVER_ADVICE: &str = if cfg!(windows) {
-    "install the current driver of your GPU from its maker, AMD, Intel or NVIDIA"
+    "install the current driver of your GPU from its maker's site"
 } else if cfg!(target_vendor = "apple") {
     "engraft needs a Mac with Metal"
 } else {

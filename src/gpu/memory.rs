@@ -2,8 +2,7 @@
 //!
 //! WebGPU has no word for it. Vulkan has: `VK_EXT_memory_budget` names what this process may use of each heap now
 //! (budget) and what it uses already (usage). Devices in software, and GPUs without memory of their own where no driver tells (Apple's),
-//! live in the system's. Of others, with memory of their own on Direct3D, nothing is known, and a run needs `--memory_limit` to be
-//! planned for.
+//! live in the system's. Direct3D tells budget and usage too. Where nobody tells, a run needs `--memory_limit` to be planned for.
 
 use super::{DeviceInfo, Gpu, GpuError, direct3d, host_memory, vulkan};
 use std::sync::atomic::Ordering;
@@ -68,7 +67,7 @@ impl Gpu {
     }
 }
 
-/// Free bytes of the device's own memory.
+/// Free bytes of the memory that buffers of the device lie in.
 pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
     match info.is_software() {
         true => host_memory::available(),

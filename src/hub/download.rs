@@ -100,7 +100,9 @@ pub(super) fn lock(folder: &Path) -> Result<File, HubError> {
     let own = folder.join(OWN);
     fs::create_dir_all(&own).map_err(|source| HubError::Write { path: own.clone(), source })?;
     let path = own.join("lock");
-    let file = File::create(&path).map_err(|source| HubError::Write { path, source })?;
+    // another process may have it locked: nothing of it is written to
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|source| HubError::Write { path, source })?;
     match file.try_lock() {
         Err(fs::TryLockError::WouldBlock) => Err(HubError::Busy { folder: folder.to_owned() }),
         // a file system without locks: as without this

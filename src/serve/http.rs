@@ -3,7 +3,7 @@
 use super::api::{ApiError, Head, Request as ChatRequest};
 use super::{Event, Job, QUEUE, ServeOptions, Stop};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{Method, StatusCode};
@@ -28,7 +28,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// Bytes of a request's body: no context takes more text.
 const BODY: usize = 4 << 20;
-/// Bytes of a larger body that are read and forgotten, so that its sender reads the answer: a connection that is closed while it sends is reset.
+/// Bytes of a larger body that are read and forgotten, so that its sender reads the answer: a connection that is closed while it sends is
+/// reset. Who sends more may see no answer.
 const SURPLUS: usize = 64 << 20;
 /// In which a body has to come.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -150,30 +151,40 @@ impl Shared {
     }
 }
 
-/// A body, or `None` where it is larger than [`BODY`].
-async fn whole(body: Body) -> Result<Option<Vec<u8>>, axum::Error> {
-    let (mut kept, mut all, mut pieces) = (Vec::new(), 0, body.into_data_stream());
+/// A body, or `None` where it is larger than [`BODY`]; what is left of it stays in `pieces`.
+async fn whole(pieces: &mut BodyDataStream) -> Result<Option<Vec<u8>>, axum::Error> {
+    let mut kept = Vec::new();
     while let Some(piece) = pieces.next().await {
-        let piece = piece?;
+        kept.extend_from_slice(&piece?);
+        if kept.len() > BODY {
+            return Ok(None);
+        }
+    }
+    Ok(Some(kept))
+}
+
+/// Reads what is left of a body, to [`SURPLUS`].
+async fn forget(mut pieces: BodyDataStream) {
+    let mut all = 0;
+    while let Some(Ok(piece)) = pieces.next().await {
         all += piece.len();
-        if all <= BODY {
-            kept.extend_from_slice(&piece);
-        } else if all <= SURPLUS {
-            kept = Vec::new();
-        } else {
+        if all > SURPLUS {
             break;
         }
     }
-    Ok((all <= BODY).then_some(kept))
 }
 
 async fn chat(shared: &Shared, request: Request) -> Result<Response, ApiError> {
-    let body = tokio::time::timeout(BODY_TIME, whole(request.into_body())).await;
+    let mut pieces = request.into_body().into_data_stream();
+    let body = tokio::time::timeout(BODY_TIME, whole(&mut pieces)).await;
     let status = |status, message: String| ApiError { status, ..ApiError::bad(None, message) };
     let body = body
         .map_err(|_| status(408, "The body did not come in time.".into()))?
-        .map_err(|error| status(400, format!("The body cannot be read: {error}.")))?
-        .ok_or_else(|| status(413, format!("The body has more than {BODY} bytes.")))?;
+        .map_err(|error| status(400, format!("The body cannot be read: {error}.")))?;
+    let Some(body) = body else {
+        let _ = tokio::time::timeout(BODY_TIME, forget(pieces)).await;
+        return Err(status(413, format!("The body has more than {BODY} bytes.")));
+    };
     let number = shared.requests.fetch_add(1, Ordering::Relaxed);
     let mut defaults = shared.options.answer.clone();
     defaults.sampling.seed = defaults.sampling.seed.wrapping_add(number);
@@ -280,5 +291,31 @@ mod tests {
         for name in ["evil.example:8000", "localhost.evil.example", "192.168.0.1", "", "[::2]:8000", "::1"] {
             assert!(!is_local_name(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_body_is_whole_up_to_its_limit_and_what_is_over_is_read_and_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let read = |body: Body| {
+            let mut pieces = body.into_data_stream();
+            let body = runtime.block_on(whole(&mut pieces));
+            (body.map(|body| body.map(|body| body.len())).map_err(|error| error.to_string()), pieces)
+        };
+        for (bytes, expected) in [(0, Some(0)), (BODY, Some(BODY)), (BODY + 1, None)] {
+            assert_eq!(read(Body::from(vec![b' '; bytes])).0, Ok(expected), "{bytes} bytes");
+        }
+        let broken = tokio_stream::iter([Ok(vec![0; 9]), Err(io::Error::other("cut off"))]);
+        assert_eq!(read(Body::from_stream(broken)).0, Err("cut off".into()));
+
+        let sent = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&sent);
+        let endless = std::iter::repeat_with(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(vec![0; 1 << 20])
+        });
+        let (body, rest) = read(Body::from_stream(tokio_stream::iter(endless)));
+        assert_eq!((body, sent.load(Ordering::Relaxed)), (Ok(None), (BODY >> 20) as u64 + 1));
+        runtime.block_on(forget(rest));
+        assert_eq!(sent.load(Ordering::Relaxed), ((BODY + SURPLUS) >> 20) as u64 + 2);
     }
 }

@@ -87,7 +87,7 @@ impl Saver {
         let finished = self.out_dir.join(FINISHED_FILE);
         if finished.exists() {
             // steps that it has made are made again
-            fs::remove_file(&finished).map_err(|source| Error::Write { path: finished, source })?;
+            atomic::remove_file(&finished).map_err(|source| Error::Write { path: finished, source })?;
         }
         for (step, path) in resume::steps_of(&self.out_dir, &self.run) {
             if step > progress.step {
@@ -266,10 +266,12 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let hidden = path.with_file_name(format!(".{name}.old.tmp"));
     if hidden.exists() {
-        fs::remove_dir_all(&hidden).map_err(failed)?;
+        atomic::remove_folder(&hidden).map_err(failed)?;
     }
     atomic::rename(path, &hidden).map_err(failed)?;
-    fs::remove_dir_all(&hidden).map_err(failed)
+    // where it cannot go now, the next start removes it
+    let _ = atomic::remove_folder(&hidden);
+    Ok(())
 }
 
 /// Copies a folder's files into another, but for those left out.

@@ -65,8 +65,9 @@ impl Sink for Report {
             return Ok(());
         }
         let start = Instant::now();
-        write_page(&self.run_dir).map_err(MetricsError::write(&self.run_dir.join(REPORT_FILE)))?;
+        let written = write_page(&self.run_dir);
         self.last = Some((Instant::now(), start.elapsed()));
+        written.map_err(MetricsError::write(&self.run_dir.join(REPORT_FILE)))?;
         self.samples = false;
         Ok(())
     }

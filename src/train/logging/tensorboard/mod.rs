@@ -8,6 +8,7 @@ mod proto;
 
 use super::appended::Appended;
 use super::{MetricsError, Record, Sink};
+use crate::checkpoint::atomic;
 use crate::train::run_folder::{self, HYPERPARAMETERS_FILE, RUN_FILE};
 use chrono::Utc;
 use framing::frame;
@@ -60,7 +61,7 @@ impl TensorBoard {
         records.iter().for_each(|record| event(record, clock.time(record), &mut bytes));
         let file = Appended::create(path.clone(), &bytes)?;
         for old in earlier.iter().filter(|&old| *old != path) {
-            fs::remove_file(old).map_err(MetricsError::write(old))?;
+            atomic::remove_file(old).map_err(MetricsError::write(old))?;
         }
         Ok(TensorBoard { file, clock })
     }
