@@ -489,7 +489,7 @@ pub(super) fn adapter_of(
     let spec = spec_of_targets(config, &lora.targets, lora.rank, lora.alpha, lora.dropout)?;
     let spec = restricted(config, spec, lora.layers, &options.freeze)?;
     let spec = with_saved(config, spec, &lora.modules_to_save)?;
-    // as other programs take paths, without Windows' `\\\\?\\`
+    // as other programs take paths, without the prefix that Windows gives a canonical one
     let base = dunce::canonicalize(&options.model_dir).unwrap_or_else(|_| options.model_dir.clone());
     let settings = settings_of(config, &spec, lora.alpha, Some(base.display().to_string()));
     Ok((spec, None, settings))
