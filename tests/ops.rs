@@ -260,7 +260,7 @@ fn tensors_in_pieces_give_the_same_bits() {
         if !product || products.iter().any(|label| case.label.ends_with(label)) {
             run(&own, &case);
         }
-        // a GPU has had them
+        // on a GPU the run above was as a GPU
         let head = own.cpu && case.op.name().starts_with("linear_cross_entropy");
         if head || product && (case.label.ends_with("33x70x37") || case.inputs[1].ty.dtype.is_quantised()) {
             run(&as_gpu, &case);

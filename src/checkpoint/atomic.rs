@@ -2,7 +2,7 @@
 //!
 //! The content goes to a temporary sibling (same file system, so that the rename is one step), is
 //! forced to the disk, renamed, and then the folder's entry is forced to the disk as well. A killed
-//! process leaves at most a hidden `.NAME.*` sibling behind.
+//! process leaves at most a hidden `.NAME.*` sibling behind. Renames and removals wait for what Windows holds open for a moment.
 
 use std::ffi::OsString;
 use std::fs::{self, File};

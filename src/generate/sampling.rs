@@ -1,7 +1,8 @@
 //! The next token from a row of logits: temperature, then top-k, then top-p, then one draw.
 //!
 //! Random numbers are a function of (seed, number of the draw), so the same seed and logits give the same
-//! tokens wherever `exp` is the same to the bit, which is the C library's. Probabilities are summed in f64 in a fixed order for the same reason.
+//! tokens wherever `exp`, which is the C library's, is the same to the bit. Probabilities are summed in f64 in a fixed
+//! order for the same reason.
 
 use crate::train::options::{Checks, OptionsError};
 use serde::{Deserialize, Serialize};

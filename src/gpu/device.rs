@@ -4,7 +4,6 @@ use super::GpuError;
 use super::pipeline::PipelineCache;
 use super::pipeline_file::PipelineFile;
 use super::subgroups::Subgroups;
-use super::{direct3d, vulkan};
 use crate::graph::{Choices, Cooperative, DeviceProfile, MatrixShape, SharedMatrices};
 use serde::Serialize;
 use std::cell::Cell;
@@ -111,7 +110,7 @@ impl DeviceInfo {
             kind,
             backend: format!("{:?}", info.backend),
             driver: driver.iter().filter(|s| !s.is_empty()).copied().collect::<Vec<_>>().join(" "),
-            memory_bytes: vulkan::memory(adapter).or_else(|| direct3d::memory(adapter)),
+            memory_bytes: super::memory::total(adapter),
             max_buffer_bytes: limits.max_buffer_size,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_workgroup_storage: limits.max_compute_workgroup_storage_size,

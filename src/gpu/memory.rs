@@ -67,7 +67,12 @@ impl Gpu {
     }
 }
 
-/// Free bytes of the memory that buffers of the device lie in.
+/// Bytes of the memory that buffers of the device lie in, used or not, where the backend tells.
+pub(super) fn total(adapter: &wgpu::Adapter) -> Option<u64> {
+    vulkan::memory(adapter).or_else(|| direct3d::memory(adapter))
+}
+
+/// Free bytes of it.
 pub(super) fn free(adapter: &wgpu::Adapter, info: &DeviceInfo) -> Option<u64> {
     match info.is_software() {
         true => host_memory::available(),
