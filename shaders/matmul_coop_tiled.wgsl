@@ -11,7 +11,9 @@
 // matrices from. PREFETCHED: the next block is loaded while this one is multiplied; what is RAW (16 bits) waits as it is stored, and
 // f16 goes to the tile as it is. WHOLE: k is a multiple of DEPTH. PAIR adds the second pair: PAIR_DEPTH > 0 of its k2 at a time through
 // the tiles, or, where a mask lies on it, in f32 to the sums. SECTIONED: k is shared by workgroups, and their sums are added in another
-// dispatch (matmul_finish.wgsl). Gates, and what is added to the result or made of it: see the includes.
+// dispatch (matmul_finish.wgsl). R_RUNS, C_RUNS: the operand is in f32 or bf16, and no pass before has scaled it: it carries the power of
+// two that suits the largest magnitude that the workgroup has met, and the sums follow when that grows. TRANSPOSED stores out[col, row].
+// Masks, gates, parts, and what is added to the result or made of it: see the includes.
 {% include "shared/operands.wgsl" %}
 {% include "shared/result.wgsl" %}
 {% set PAIR_ON_SUMS = PAIR and PAIR_DEPTH == 0 %}
@@ -19,6 +21,7 @@
 {% include "shared/pair.wgsl" %}
 {% endif %}
 {% include "shared/matrix.wgsl" %}
+{% set RUNNING = R_RUNS or C_RUNS %}
 {% if PAIR and PAIR_DEPTH > 0 and SCALED %}
 {% include "shared/power_of_two.wgsl" %}
 {% endif %}
@@ -38,6 +41,10 @@
 var<workgroup> r_tile: array<{{ HALF }}, {{ GROUP * R_LINE * (ROWS if R_DEEP else DEPTH) }}>;
 var<workgroup> c_tile: array<{{ HALF }}, {{ GROUP * C_LINE * (COLS if C_DEEP else DEPTH) }}>;
 var<workgroup> sums: array<f32, {{ DOWN * ACROSS * M * SUM_LINE }}>;
+{% if RUNNING %}
+// the largest exponents that r and c have shown, as f32 stores them
+var<workgroup> met: array<atomic<u32>, 2>;
+{% endif %}
 
 {# A group of four of an operand in f16, as the tile has it, of the operand's line `row`. The second pair's rows are scaled like the
    first's, but its columns take PAIR_FACTOR of that: those are the adapter's, which begins at nothing, and would be lost where
@@ -53,6 +60,9 @@ vec4<f16>(as_f16({{ value }} / {{ PAIR_FACTOR }}.0))
 vec4<f16>({{ value }})
 {%- endif -%}
 {% endmacro %}
+
+{# whether the operand's scale is found on the way #}
+{% macro runs(name) %}{% if (name == "r" and R_RUNS) or (name == "c" and C_RUNS) %}1{% endif %}{% endmacro %}
 
 {# what takes the powers of two out of the sums of a row #}
 {% macro smaller(row) %}{% if SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}
@@ -76,7 +86,7 @@ vec4<f16>({{ value }})
 {# whether group (row, q) of the block from group t on is within the inner dimension, and where it is stored; one beyond it is read
    from its end and not used, for a branch around a load waits for it #}
 {% macro within(name, inner, t) %}{% set k = inner_of(name) %}{% if inner %}{{ t }} + q < params.{{ k }}_4{% else %}4u * ({{ t }}) + row < params.{{ k }}{% endif %}{% endmacro %}
-{% macro stored(name, inner, extent, first, t) %}{% set k = inner_of(name) %}{% if inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.{{ k }}_4 + min({{ t }} + q, params.{{ k }}_4 - 1u){% else %}min(4u * ({{ t }}) + row, params.{{ k }} - 1u) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
+{% macro stored(name, inner, extent, first, t) %}{% set k = inner_of(name) %}{% if name == "r" and PARTS > 1 and not inner %}{{ in_parts("min(4u * (" ~ t ~ ") + row, params.k - 1u)", "k", "min(" ~ first ~ " / 4u + q, params.rows4 - 1u)") }}{% elif inner %}min({{ first }} + row, params.{{ extent }} - 1u) * params.{{ k }}_4 + min({{ t }} + q, params.{{ k }}_4 - 1u){% else %}min(4u * ({{ t }}) + row, params.{{ k }} - 1u) * params.{{ extent }}4 + min({{ first }} / 4u + q, params.{{ extent }}4 - 1u){% endif %}{% endmacro %}
 
 {# zero, of such a type, for a group beyond it #}
 {% macro bounded(name, zero, value, inner, t) %}{% if WHOLE and name in ["r", "c"] %}{{ value }}{% else %}select({{ zero }}, {{ value }}, {{ within(name, inner, t) }}){% endif %}{% endmacro %}
@@ -84,8 +94,10 @@ vec4<f16>({{ value }})
 {% macro raw_type(name) %}{{ "vec4<f16>" if (R_F16 if name == "r" else C_F16) else "vec2<u32>" }}{% endmacro %}
 
 {# group (row, q), as it waits and as the tile has it #}
-{% macro group(name, raw, inner, extent, first, t) %}{% if raw %}{{ bounded(name, raw_type(name) ~ "()", "raw_" ~ name ~ "(at)", inner, t) }}{% else %}{{ half(name, bounded(name, "vec4<f32>()", load(name, "at"), inner, t)) }}{% endif %}{% endmacro %}
-{% macro halves(name, raw, value) %}{% if not raw %}{{ value }}{% elif raw_type(name) == "vec4<f16>" %}{{ value }}{% else %}vec4<f16>(decode_{{ name }}({{ value }})){% endif %}{% endmacro %}
+{% macro waiting_type(name, raw) %}{% if raw %}{{ raw_type(name) }}{% elif runs(name) %}vec4<f32>{% else %}vec4<f16>{% endif %}{% endmacro %}
+{% macro group(name, raw, inner, extent, first, t) %}{% if runs(name) and not raw %}{{ bounded(name, "vec4<f32>()", load(name, "at"), inner, t) }}{% elif raw %}{{ bounded(name, raw_type(name) ~ "()", "raw_" ~ name ~ "(at)", inner, t) }}{% else %}{{ half(name, bounded(name, "vec4<f32>()", load(name, "at"), inner, t)) }}{% endif %}{% endmacro %}
+{% macro decoded(name, raw, value) %}{% if raw %}decode_{{ name }}({{ value }}){% else %}{{ value }}{% endif %}{% endmacro %}
+{% macro halves(name, raw, value) %}{% if runs(name) %}vec4<f16>({{ decoded(name, raw, value) }} * {{ name }}_power){% elif not raw %}{{ value }}{% elif raw_type(name) == "vec4<f16>" %}{{ value }}{% else %}vec4<f16>(decode_{{ name }}({{ value }})){% endif %}{% endmacro %}
 
 {# row and q of the invocation's group n: its neighbours' follow along a line, or where it turns four rows of four, across the lines,
    for what it makes of them is apart in the banks #}
@@ -142,7 +154,7 @@ vec4<f16>({{ value }})
 {% macro fetch(name, raw, declared, inner, extent, first, width, t) %}
 {% for n in range(width * DEPTH // 4 // WORKGROUP) %}
 {% if declared %}
-    var {{ name }}_next{{ n }} = {{ raw_type(name) if raw else "vec4<f16>" }}();
+    var {{ name }}_next{{ n }} = {{ waiting_type(name, raw) }}();
 {% endif %}
     {
 {{ own_group(n, inner, width) }}
@@ -172,6 +184,32 @@ vec4<f16>({{ value }})
         }
 {% endif %}
 {% endfor %}
+{% endmacro %}
+
+{# tells the workgroup of the largest exponent of the groups that wait, where it has met none so large #}
+{% macro show(name, raw, width) %}
+{% if runs(name) %}
+        {
+            var most = vec4<f32>();
+{% for n in range(width * DEPTH // 4 // WORKGROUP) %}
+            most = max(most, abs({{ decoded(name, raw, name ~ "_next" ~ n) }}));
+{% endfor %}
+            let exponent = bitcast<u32>(max(max(most.x, most.y), max(most.z, most.w))) >> 23u;
+            if (exponent > {{ name }}_most) {
+                atomicMax(&met[{{ 0 if name == "r" else 1 }}], exponent);
+            }
+        }
+{% endif %}
+{% endmacro %}
+
+{# name_power = what brings the largest magnitude met to at least 2^14 and below 2^15; name_change = what it is of the one before #}
+{% macro follow(name) %}
+{% if runs(name) %}
+        let {{ name }}_met = max({{ name }}_most, atomicLoad(&met[{{ 0 if name == "r" else 1 }}]));
+        let {{ name }}_power = bitcast<f32>((268u - {{ name }}_met) << 23u);
+        let {{ name }}_change = bitcast<f32>((127u - min({{ name }}_met - {{ name }}_most, 127u)) << 23u);
+        {{ name }}_most = {{ name }}_met;
+{% endif %}
 {% endmacro %}
 
 {# a matrix of an operand's tile, from row `row` and depth `depth` on, which are multiples of its own #}
@@ -235,8 +273,25 @@ fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
 }
 
 {% endif %}
-// Stores the M x SPAN sums from `own_sums` on, whose first is at (row0, col0).
-fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
+// Stores the M x SPAN sums from `own_sums` on, whose first is at (row0, col0){{ ", times both of `smaller`" if RUNNING }}.
+fn store_span({{ "section: u32, " if SECTIONED }}{{ "smaller: vec2<f32>, " if RUNNING }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
+{% if TRANSPOSED %}
+    for (var e = in_subgroup; e < {{ M // 4 * SPAN }}u; e += {{ LANES }}u) {
+        let own_row = 4u * (e / {{ SPAN }}u);
+        let col = col0 + e % {{ SPAN }}u;
+        if (row0 + own_row < params.rows && col < params.cols) {
+            let own = own_sums + own_row * {{ SUM_LINE }}u + e % {{ SPAN }}u;
+            var v = vec4<f32>(sums[own]{% for j in range(1, 4) %}, sums[own + {{ j * SUM_LINE }}u]{% endfor %});
+{% if RUNNING %}
+            v = v * smaller.x * smaller.y;
+{% endif %}
+            let valid = vec4<u32>(row0 + own_row) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
+            v = select(vec4<f32>(), params.alpha * v, valid);
+            let at = {{ transposed("col", "((row0 + own_row) / 4u)") }};
+            {{ put("at", "v") }}
+        }
+    }
+{% else %}
     let first = in_subgroup / {{ GROUPS }}u;
     let own_col = 4u * (in_subgroup % {{ GROUPS }}u);
     let col = col0 + own_col;
@@ -252,11 +307,14 @@ fn store_span({{ "section: u32, " if SECTIONED }}own_sums: u32, in_subgroup: u32
         var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
 {% if SCALED and not PAIR_ON_SUMS %}
         v *= {{ smaller("row0 + own_row") }};
+{% elif RUNNING %}
+        v = v * smaller.x * smaller.y;
 {% endif %}
         v = select(vec4<f32>(), params.alpha * v, valid);
         let at = (row0 + own_row) * params.cols4 + col / 4u;
         {{ put("at", "v") }}
     }
+{% endif %}
 }
 
 @compute @workgroup_size({{ WORKGROUP }})
@@ -271,6 +329,9 @@ fn main(
     fill_nf4_table(lane);
     workgroupBarrier();
 {% endif %}
+{% if R_MASKED or C_MASKED %}
+    let seed = mask_seed();
+{% endif %}
     let index = group_index(group, groups);
 {% include "shared/section.wgsl" %}
     // no further than workgroup memory goes, should a driver run smaller subgroups than it says
@@ -282,11 +343,33 @@ fn main(
     var s{{ i }}_{{ j }} = {{ MATRIX }}<f32, C>();
 {% endfor %}
 {% endfor %}
+{% if RUNNING %}
+    // the smallest whose power of two, and its inverse, f32 has
+    var r_most = 15u;
+    var c_most = 15u;
+    if (lane < 2u) {
+        atomicStore(&met[lane], 0u);
+    }
+    workgroupBarrier();
+{% endif %}
 {% if PREFETCHED %}
 {{ fetch("r", R_RAW, true, R_INNER, "rows", "row_tile", ROWS, K_FIRST) }}
 {{ fetch("c", C_RAW, true, C_INNER, "cols", "col_tile", COLS, K_FIRST) }}
 {% endif %}
     for (var t = {{ K_FIRST }}; t < {{ K_LAST }}; t += {{ DEPTH // 4 }}u) {
+{% if RUNNING %}
+{{ show("r", R_RAW, ROWS) }}
+{{ show("c", C_RAW, COLS) }}
+        workgroupBarrier();
+{{ follow("r") }}
+{{ follow("c") }}
+        let change = {{ "r_change" if R_RUNS }}{{ " * " if R_RUNS and C_RUNS }}{{ "c_change" if C_RUNS }};
+{% for i in range(OWN_ROWS // M) %}
+{% for j in range(OWN_COLS // N) %}
+        s{{ i }}_{{ j }} = s{{ i }}_{{ j }} * change;
+{% endfor %}
+{% endfor %}
+{% endif %}
 {% if PREFETCHED %}
 {{ release("r", R_RAW, "r_tile", R_LINE, R_INNER, ROWS) }}
 {{ release("c", C_RAW, "c_tile", C_LINE, C_INNER, COLS) }}
@@ -299,8 +382,15 @@ fn main(
         workgroupBarrier();
 {% endif %}
 {{ multiply(DEPTH) }}
+{% if not RUNNING %}
         workgroupBarrier();
+{% endif %}
     }
+{% if RUNNING %}
+    // the inverse of either power, the smaller one first, beside which the other cannot overflow what the result does not
+    let smaller = vec2<f32>({% for name in ["r", "c"] %}{% if runs(name) %}bitcast<f32>(({{ name }}_most - 14u) << 23u){% else %}1.0{% endif %}{{ ", " if loop.first }}{% endfor %});
+    let in_order = vec2<f32>(min(smaller.x, smaller.y), max(smaller.x, smaller.y));
+{% endif %}
 {% if PAIR and PAIR_DEPTH > 0 %}
     for (var t = 0u; t < params.k2_4; t += {{ PAIR_DEPTH // 4 }}u) {
 {{ stage("r2", false, "r_tile", R_LINE, R_INNER, "rows", "row_tile", ROWS, PAIR_DEPTH) }}
@@ -318,7 +408,7 @@ fn main(
 {% endfor %}
     workgroupBarrier();
     if (!surplus) {
-        store_span({{ "section, " if SECTIONED }}own_sums, in_subgroup, row_tile + own_row + {{ i * M }}u, col_tile + own_col + {{ first * N }}u);
+        store_span({{ "section, " if SECTIONED }}{{ "in_order, " if RUNNING }}own_sums, in_subgroup, row_tile + own_row + {{ i * M }}u, col_tile + own_col + {{ first * N }}u);
     }
     workgroupBarrier();
 {% endfor %}

@@ -107,7 +107,7 @@ fn same_under_every_policy(gpu: &Gpu, network: &Network, batch: &MicroBatch, wha
 #[test]
 fn no_policy_changes_a_bit_of_gated_products() {
     let Some(gpu) = common::gpu() else { return };
-    let of = Extents { rows: 2 * SEQ, cols: 128, k: 320, k2: 0, matrix: false, halves: false, outer: false };
+    let of = Extents { rows: 2 * SEQ, cols: 128, k: 320, ..Extents::default() };
     let kernel = Variant::candidates(&gpu.profile(), &of)[0];
     gpu.set_choices(Choices::forced(format!("gating {kernel}")));
     let network = network(Precision::BF16True, 0.0);

@@ -403,7 +403,7 @@ fn smallest_matrix_tiles(gpu: &Gpu, device: &DeviceProfile) -> Option<String> {
         eprintln!("SKIPPED: {} has no matrix units that share through workgroup memory", gpu.info().name);
         return None;
     }
-    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
+    let on_units = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_)) && !v.is_running();
     let smallest = matmul::Variant::all(device).into_iter().rfind(on_units);
     Some(smallest.expect("some variant suits every device").to_string())
 }
@@ -419,7 +419,7 @@ fn products_on_matrix_units_from_tiles_equal_the_reference() {
     }
     let variants: Vec<String> = matmul::Variant::all(&own)
         .iter()
-        .filter(|v| matches!(v, matmul::Variant::CoopTiled(_)))
+        .filter(|v| matches!(v, matmul::Variant::CoopTiled(_)) && !v.is_running())
         .map(ToString::to_string)
         .collect();
     // and arrays of elements, as Metal has them: the smallest tile's, and one that turns
@@ -478,7 +478,7 @@ fn products_in_sections_equal_the_reference() {
     let device = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
     let variants: Vec<String> = matmul::Variant::all(&device).iter().map(ToString::to_string).collect();
     let of = |family: &str| variants.iter().find(|name| name.starts_with(family));
-    let coop = variants.iter().rfind(|name| name.starts_with("coop-tiled") && name.contains(" ahead"));
+    let coop = variants.iter().rfind(|name| name.starts_with("coop-tiled") && name.ends_with(" ahead"));
     if coop.is_none() {
         eprintln!("SKIPPED: matrix units, which {} has not", gpu.info().name);
     }
@@ -613,9 +613,13 @@ fn gradients_of_weights_in_bf16_of_any_magnitude_come_from_matrix_units() {
     let own = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
     let Some(variant) = smallest_matrix_tiles(&gpu, &own) else { return };
     let sections = format!("sections=2 {variant}");
-    for (kernel, (dy, x), k) in
-        [(variant.clone(), (-70, 40), 75), (variant.clone(), (30, -20), 75), (sections, (-40, -40), 520)]
-    {
+    let scaled =
+        [(variant.clone(), (-70, 40), 75), (variant.clone(), (30, -20), 75), (sections, (-40, -40), 520)];
+    // and scaled by what a workgroup meets
+    let running = running_variants(&gpu, &own).into_iter().take(1);
+    let running =
+        running.flat_map(|v| [(v.clone(), (-70, 40), 75), (format!("sections=2 {v}"), (30, -20), 520)]);
+    for (kernel, (dy, x), k) in scaled.into_iter().chain(running) {
         let device = DeviceProfile { choices: Arc::new(Choices::forced(kernel.clone())), ..own.clone() };
         let (m, n) = (45, 36);
         let mut random = Random::new(5);
@@ -630,7 +634,8 @@ fn gradients_of_weights_in_bf16_of_any_magnitude_come_from_matrix_units() {
         let launch = plan(&case, &device, false, false);
         let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
         let copies = ["magnitudes", "round_scaled", "magnitudes", "round_scaled", "matmul_coop_tiled"];
-        assert!(shaders.starts_with(&copies), "{kernel}: {shaders:?}");
+        let made = if kernel.ends_with(" running") { &copies[4..] } else { &copies };
+        assert!(shaders.starts_with(made), "{kernel}: {shaders:?}");
         let (_, outputs) = types(&case);
         let read = execute(&gpu, &case, &launch, false, false).unwrap();
         let actual = unpack(outputs[0], &read[0]);
@@ -647,6 +652,180 @@ fn gradients_of_weights_in_bf16_of_any_magnitude_come_from_matrix_units() {
             let bound = 1e-6 * products + 2f64.powi(-31) * (most_dy * of_x + most_x * of_dy);
             let (a, e) = (f64::from(actual[row * n + column]), expected.row(row)[column]);
             assert!((a - e).abs() <= bound, "{kernel}, {row} {column}: {a} for {e}, not within {bound}");
+        }
+    }
+}
+
+/// The names of the products' kernels that scale what they meet, with a loud word where the device can have none.
+fn running_variants(gpu: &Gpu, device: &DeviceProfile) -> Vec<String> {
+    let all = matmul::Variant::all(device).into_iter().filter(matmul::Variant::is_running);
+    let names: Vec<String> = all.map(|v| v.to_string()).collect();
+    if names.is_empty() {
+        eprintln!("SKIPPED: matrix units that scale what they meet, which {} has not", gpu.info().name);
+    }
+    names
+}
+
+/// The products of adapters with activations of 16 bits, in every layout, with parts, masks, sections, and what is there already.
+#[test]
+fn low_rank_products_on_matrix_units_equal_the_reference() {
+    let Some(gpu) = common::gpu() else { return };
+    // sections are for GPUs
+    let own = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let variants = running_variants(&gpu, &own);
+    let names = variants.iter().cloned();
+    let sectioned = variants.iter().take(1).map(|name| format!("sections=2 {name}"));
+    let mut taken = HashMap::<(String, &str), usize>::new();
+    for (n, name) in names.chain(sectioned).enumerate() {
+        let device = DeviceProfile { choices: Arc::new(Choices::forced(name.clone())), ..own.clone() };
+        for (i, case) in engraft::ops::cases().iter().enumerate() {
+            // software compiles for seconds each: all of them with the first and in sections
+            let some = [0, variants.len()].contains(&n) || i % variants.len() == n;
+            let accumulate = i % 2 == 0 && case.op.accumulates(0);
+            let launch = plan(case, &device, accumulate, false);
+            let kernel =
+                name.strip_prefix("sections=2 ").map_or(name.clone(), |v| format!("2 sections, {v}"));
+            let product = case.op.name().starts_with("matmul");
+            if !some || !product || launch.dispatches.iter().all(|d| d.variant != kernel) {
+                continue;
+            }
+            let name = format!("{name}, {} {}", case.op.name(), case.label);
+            let (_, outputs) = types(case);
+            let inputs = inputs(case, &mut Random::new(7));
+            let expected = case.op.reference(&inputs, &outputs);
+            // what is rounded are factors: each product to f16's bits, wherever a device rounds to, and sums in f32
+            let magnitude = |x: &ReferenceTensor| ReferenceTensor {
+                data: x.data.iter().map(|v| v.abs()).collect(),
+                ..x.clone()
+            };
+            let magnitudes: Vec<ReferenceTensor> = inputs.iter().map(magnitude).collect();
+            let products = case.op.reference(&magnitudes, &outputs);
+            let read =
+                execute(&gpu, case, &launch, accumulate, false).unwrap_or_else(|e| panic!("{name}: {e}"));
+            for (o, ty) in outputs.iter().enumerate() {
+                let actual = unpack(*ty, &read[o]);
+                let added = if accumulate { 1.0 } else { 0.0 };
+                for (at, ((a, e), of)) in
+                    actual.iter().zip(&expected[o].data).zip(&products[o].data).enumerate()
+                {
+                    let error = (f64::from(*a) - e - added).abs();
+                    let bound = 2f64.powi(-10) * of.abs() + 1e-6;
+                    assert!(error <= bound, "{name}: output {o} element {at} is {a}, expected {}", e + added);
+                }
+                let whole =
+                    TensorType::new(engraft::graph::Shape::matrix(ty.rows(), ty.cols4() * 4), ty.dtype);
+                let padded = unpack(whole, &read[o]);
+                let padding = padded.chunks(whole.cols()).flat_map(|row| &row[ty.cols()..]);
+                assert!(
+                    accumulate || padding.copied().all(|v| v == 0.0),
+                    "{name}: the padding of output {o}"
+                );
+            }
+            let mut has =
+                |what, is: bool| *taken.entry((kernel.clone(), what)).or_default() += usize::from(is);
+            has("all", true);
+            has("parts", case.op.name() == "matmul_group");
+            has("masks", case.label.contains("dropout"));
+            has("residual", case.label.contains("residual"));
+        }
+    }
+    println!("{taken:?}");
+    for (n, name) in variants.iter().enumerate() {
+        let kinds: &[&str] = if n == 0 { &["all", "parts", "masks"] } else { &["all"] };
+        for kind in kinds {
+            assert!(taken[&(name.clone(), *kind)] > 0, "{name}: {kind}");
+        }
+    }
+}
+
+/// An adapter begins at nothing, and gradients are of any magnitude: each workgroup scales by what it has met so far.
+#[test]
+fn low_rank_products_of_any_magnitude_come_from_matrix_units() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
+    let variants = running_variants(&gpu, &own);
+    let Some(variant) = variants.first() else { return };
+    // what grows along the inner dimension, shrinks, jumps late and is zero at first; and how far that goes
+    let growing = |k: usize, of: usize| (k * 40 / of) as i32;
+    let courses: [fn(usize, usize) -> Option<i32>; 4] = [
+        |k, of| Some((k * 40 / of) as i32),
+        |k, of| Some(-((k * 40 / of) as i32)),
+        |k, of| Some(if 4 * k >= 3 * of { 100 } else { 0 }),
+        |k, of| (2 * k >= of).then_some(0),
+    ];
+    for (layout, dtype) in [
+        (matmul::Layout::NT, DType::BF16),
+        (matmul::Layout::NN, DType::BF16),
+        (matmul::Layout::TN, DType::BF16),
+        (matmul::Layout::TN, DType::F16),
+    ] {
+        for (kernel, course) in courses.iter().enumerate() {
+            let (t, r, k) = (150, 8, 600);
+            let name = if kernel % 2 == 0 { variant.clone() } else { format!("sections=2 {variant}") };
+            let device = DeviceProfile { choices: Arc::new(Choices::forced(name)), ..own.clone() };
+            let mut random = Random::new(3);
+            let f16 = dtype == DType::F16;
+            // of activations in f16, what f16 has
+            let mut long: Vec<f64> = (0..t * k)
+                .map(|i| {
+                    let along = if layout == matmul::Layout::TN { i / t } else { i % k };
+                    random.next()
+                        * if f16 { 1.0 } else { course(along, k).map_or(0.0, |e| 2f64.powi(e - 70)) }
+                })
+                .collect();
+            let mut thin: Vec<f64> = (0..r * k)
+                .map(|i| {
+                    let along = if layout == matmul::Layout::NT { i % k } else { i / r };
+                    let other = if f16 { course(along, k) } else { Some(-growing(along, k)) };
+                    random.next() * other.map_or(0.0, |e| 2f64.powi(e - 20))
+                })
+                .collect();
+            let (a, b) = match layout {
+                matmul::Layout::NT => ([t, k], [r, k]),
+                matmul::Layout::NN => ([t, k], [k, r]),
+                matmul::Layout::TN => ([k, t], [k, r]),
+            };
+            let operands = vec![
+                CaseInput::values(&a, dtype, long.clone()),
+                CaseInput::values(&b, DType::F32, thin.clone()),
+            ];
+            let op = matmul::Matmul::plain(layout, 1.0, DType::F32);
+            let case = Case::new(format!("{layout:?} {dtype} course {kernel}"), op, operands);
+            let launch = plan(&case, &device, false, false);
+            let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
+            let expected_shaders: &[&str] = if kernel % 2 == 0 {
+                &["matmul_coop_tiled"]
+            } else {
+                &["matmul_coop_tiled", "matmul_finish"]
+            };
+            assert_eq!(shaders, expected_shaders, "{}", case.label);
+            let (_, outputs) = types(&case);
+            let read = execute(&gpu, &case, &launch, false, false).unwrap();
+            let actual = unpack(outputs[0], &read[0]);
+            let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs)[0];
+            let largest = |of: &[f64]| of.iter().fold(0f64, |most, v| most.max(v.abs()));
+            let (most_long, most_thin) = (largest(&long), largest(&thin));
+            long.iter_mut().chain(&mut thin).for_each(|v| *v = v.abs());
+            let at = |of: &[f64], inner: bool, rows: usize, row: usize, x: usize| {
+                if inner { of[row * k + x] } else { of[x * rows + row] }
+            };
+            for (row, column) in (0..t).flat_map(|row| (0..r).map(move |column| (row, column))) {
+                let (mut products, mut of_long, mut of_thin) = (0.0, 0.0, 0.0);
+                for x in 0..k {
+                    let l = at(&long, layout != matmul::Layout::TN, t, row, x);
+                    let h = at(&thin, layout == matmul::Layout::NT, r, column, x);
+                    (products, of_long, of_thin) = (products + l * h, of_long + l, of_thin + h);
+                }
+                // f16's bits, and what it has no place for where it flushes
+                let bound =
+                    2f64.powi(-10) * products + 2f64.powi(-28) * (most_long * of_thin + most_thin * of_long);
+                let (a, e) = (f64::from(actual[row * r + column]), expected.row(row)[column]);
+                assert!(
+                    (a - e).abs() <= bound,
+                    "{}, {row} {column}: {a} for {e}, not within {bound}",
+                    case.label
+                );
+            }
         }
     }
 }
@@ -851,7 +1030,7 @@ fn kernels_do_with_the_storage_buffers_that_every_device_has() {
 
 /// The device as it is, and with some kernel on matrix units wherever there is one.
 fn with_matrix_units(device: &DeviceProfile) -> Vec<DeviceProfile> {
-    let tiled = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_));
+    let tiled = |v: &matmul::Variant| matches!(v, matmul::Variant::CoopTiled(_)) && !v.is_running();
     let products = matmul::Variant::all(device).into_iter().find(tiled).map(|v| v.to_string());
     let coop = |v: &attention::Variant| matches!(v, attention::Variant::Coop(_));
     let attention = attention::Variant::all(device).into_iter().find(coop).map(|v| v.to_string());
@@ -1001,6 +1180,42 @@ fn mixed_precision_reaches_matrix_units_and_single_precision_does_not() {
         }
     }
     assert!(taken > 10, "{taken}");
+}
+
+/// Kernels that scale what they meet round an adapter's f32 beside activations of 16 bits, and no activations in f32.
+#[test]
+fn what_is_rounded_beside_halves_are_no_activations() {
+    let running = |device: &DeviceProfile| {
+        let found = matmul::Variant::all(device).into_iter().find(matmul::Variant::is_running)?;
+        let choices = Arc::new(Choices::forced(found.to_string()));
+        Some(DeviceProfile { choices, ..device.clone() })
+    };
+    let devices: Vec<DeviceProfile> = DeviceProfile::kinds().iter().filter_map(running).collect();
+    assert!(!devices.is_empty());
+    use matmul::Layout::{NN, NT, TN};
+    for device in devices {
+        let taken = |layout, a: DType, b: DType, dtype| {
+            let shapes = match layout {
+                NT => [[96, 64], [8, 64]],
+                NN => [[96, 64], [64, 8]],
+                TN => [[64, 96], [64, 8]],
+            };
+            let inputs = shapes.iter().zip([a, b]).map(|(shape, ty)| CaseInput::random(shape, ty)).collect();
+            let case = Case::new("", matmul::Matmul::plain(layout, 1.0, dtype), inputs);
+            plan(&case, &device, false, false).dispatches.iter().any(|d| d.variant.ends_with(" running"))
+        };
+        let (single, half, brain) = (DType::F32, DType::F16, DType::BF16);
+        for layout in [NT, NN, TN] {
+            for narrow in [half, brain] {
+                assert!(taken(layout, narrow, single, single), "an adapter's: {layout:?} {narrow}");
+                assert!(!taken(layout, narrow, single, narrow), "a layer's: {layout:?} {narrow}");
+                // as in single precision with weights as they are stored
+                assert_eq!(taken(layout, single, narrow, single), layout == TN, "{layout:?} {narrow}");
+            }
+            assert!(!taken(layout, single, single, single), "{layout:?}");
+            assert_eq!(taken(layout, brain, brain, single), layout == TN, "a weight's gradient: {layout:?}");
+        }
+    }
 }
 
 /// The chunks of the head run one after the other: they share the sums of their products on matrix units.

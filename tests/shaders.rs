@@ -81,8 +81,13 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         // on GPUs so slow that long dispatches are cut: the built-in kernels, and some on matrix units
         let mut slow = Choices::default();
         slow.reached(1e-4);
-        let first = |name: &str| forced.iter().find(|v| v.starts_with(name)).map(Choices::forced);
-        let cut = [Some(Choices::default()), first("coop-tiled"), first("coop ")].into_iter().flatten();
+        let first = |name: &str, running: bool| {
+            let mut named =
+                forced.iter().filter(|v| v.starts_with(name) && v.ends_with(" running") == running);
+            named.next().map(Choices::forced)
+        };
+        let units = [first("coop-tiled", false), first("coop-tiled", true), first("coop ", false)];
+        let cut = std::iter::once(Choices::default()).chain(units.into_iter().flatten());
         let cut: Vec<Choices> =
             cut.filter(|_| whole && !device.cpu).map(|choices| choices.as_fast_as(&slow)).collect();
         let forced = forced.iter().map(Choices::forced);

@@ -16,8 +16,11 @@
 {# a group of four of r, r2, c or c2 #}
 {% macro load(name, at) %}{{ kept(name, "load_" ~ name ~ "(" ~ at ~ ")", at) }}{% endmacro %}
 
-{# four rows, from row 4 * row4, of one k, where k is outermost #}
-{% macro rows_of(name, k, extent, row4) %}{% if PARTS > 1 and name == "r" %}load_r({{ row4 }} / params.part_rows4 * (params.{{ extent }} * params.part_rows4) + ({{ k }}) * params.part_rows4 + {{ row4 }} % params.part_rows4){% else %}{{ load(name, "(" ~ k ~ ") * params.rows4 + " ~ row4) }}{% endif %}{% endmacro %}
+{# where four rows, from row 4 * row4, of one k lie in rows in PARTS, where k is outermost #}
+{% macro in_parts(k, extent, row4) %}{{ row4 }} / params.part_rows4 * (params.{{ extent }} * params.part_rows4) + ({{ k }}) * params.part_rows4 + {{ row4 }} % params.part_rows4{% endmacro %}
+
+{# the same four rows, of either pair #}
+{% macro rows_of(name, k, extent, row4) %}{% if PARTS > 1 and name == "r" %}load_r({{ in_parts(k, extent, row4) }}){% else %}{{ load(name, "(" ~ k ~ ") * params.rows4 + " ~ row4) }}{% endif %}{% endmacro %}
 
 {# where four rows of one column are stored in a transposed result #}
 {% macro transposed(col, row4) %}{% if PARTS > 1 %}{{ row4 }} / params.part_rows4 * (params.cols * params.part_rows4) + ({{ col }}) * params.part_rows4 + {{ row4 }} % params.part_rows4{% else %}({{ col }}) * params.rows4 + {{ row4 }}{% endif %}{% endmacro %}

@@ -2,7 +2,7 @@
 
 use super::kernel::{PAIR_FACTORS, ROUND_ROWS};
 use super::variant::{COOP, COOP_TILED, CoopTile, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
-use crate::graph::{Cooperative, DeviceProfile};
+use crate::graph::{Cooperative, DeviceProfile, SharedMatrices};
 use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 
 /// The kernels' text, tiles and candidates, for the key of what was measured.
@@ -27,7 +27,8 @@ pub fn source() -> String {
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.map(|s| s.source).collect::<String>()
         + &format!(
-            "{WIDE:?}{THIN:?}{COOP_TILES:?}{OBLONG_TILES:?}{COOP_DEPTH}{PAIR_FACTORS:?}{SWIZZLE}{GATING}{candidates:?}"
+            "{WIDE:?}{THIN:?}{COOP_TILES:?}{OBLONG_TILES:?}{RUNNING_TILES:?}{OBLONG_RUNNING_TILES:?}{COOP_DEPTH}\
+             {PAIR_FACTORS:?}{SWIZZLE}{GATING}{candidates:?}"
         )
 }
 
@@ -61,7 +62,7 @@ pub(super) const GATING: usize = 2;
 const MOST_TURNS: usize = 65_000;
 
 /// The extents of a product as the kernels see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extents {
     pub rows: usize,
     pub cols: usize,
@@ -74,6 +75,8 @@ pub struct Extents {
     pub halves: bool,
     /// An operand has k outermost.
     pub outer: bool,
+    /// Matrix units can scale the operands as they meet them.
+    pub running: bool,
 }
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
@@ -202,7 +205,20 @@ fn on_matrix_tiles(device: &DeviceProfile, outer: bool) -> Vec<Variant> {
     };
     let tile = |((rows, cols), (down, across), ahead), turned| {
         let depth = COOP_DEPTH;
-        Variant::CoopTiled(CoopTile { rows, cols, down, across, depth, shape, lanes, shared, ahead, turned })
+        let running = false;
+        Variant::CoopTiled(CoopTile {
+            rows,
+            cols,
+            down,
+            across,
+            depth,
+            shape,
+            lanes,
+            shared,
+            ahead,
+            turned,
+            running,
+        })
     };
     let both = |(n, shape)| {
         let turned = (outer && n < COOP_TURNED).then(|| tile(shape, true));
@@ -210,6 +226,54 @@ fn on_matrix_tiles(device: &DeviceProfile, outer: bool) -> Vec<Variant> {
     };
     let tiles: &[CoopShape] = if shape.is_square() { &COOP_TILES } else { &OBLONG_TILES };
     tiles.iter().copied().enumerate().flat_map(both).collect()
+}
+
+/// Rows and columns, subgroups down and across, and the depth, of tiles for the low-rank products of adapters, most hopeful first: what
+/// is long is read once, by as many bytes at a time as memory is fast.
+const RUNNING_TILES: [((u32, u32), (u32, u32), u32); 8] = [
+    ((16, 128), (1, 4), 32),
+    ((16, 128), (1, 4), 64),
+    ((32, 128), (1, 4), 32),
+    ((64, 128), (2, 2), 32),
+    ((128, 32), (4, 1), 32),
+    ((128, 64), (4, 1), 32),
+    ((16, 64), (1, 2), 32),
+    ((64, 64), (2, 2), 32),
+];
+
+/// The same for matrices that are not square: with more of the next block in an invocation, Intel's compiler spills by the hundred.
+const OBLONG_RUNNING_TILES: [((u32, u32), (u32, u32), u32); 4] =
+    [((16, 64), (1, 4), 32), ((32, 64), (2, 4), 32), ((64, 64), (4, 4), 32), ((64, 32), (4, 2), 32)];
+
+/// Through workgroup memory, with scales that follow what is met. Metal cannot multiply a matrix by a number.
+fn on_running_tiles(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
+    let (Some(SharedMatrices::Groups), Some(Cooperative { shape, lanes })) =
+        (device.shared_matrices, device.cooperative)
+    else {
+        return Vec::new();
+    };
+    let tiles: &[_] = if shape.is_square() { &RUNNING_TILES } else { &OBLONG_RUNNING_TILES };
+    // not far beyond the product
+    let filled = |&&((rows, cols), ..): &&((u32, u32), _, _)| {
+        let most = |extent: usize| extent.next_power_of_two().max(16);
+        rows as usize <= most(extents.rows) && cols as usize <= most(extents.cols)
+    };
+    let tile = |&((rows, cols), (down, across), depth)| {
+        Variant::CoopTiled(CoopTile {
+            rows,
+            cols,
+            down,
+            across,
+            depth,
+            shape,
+            lanes,
+            shared: SharedMatrices::Groups,
+            ahead: true,
+            turned: false,
+            running: true,
+        })
+    };
+    tiles.iter().filter(filled).map(tile).collect()
 }
 
 /// Rows of a broadcast on GPUs: with four columns of each, an invocation's sums stay in registers.
@@ -237,7 +301,16 @@ impl Variant {
         for rows in [8, 16, 32, 512] {
             let candidates = Variant::candidates(
                 device,
-                &Extents { rows, cols: 512, k: 512, k2: 0, matrix: true, halves: true, outer: true },
+                &Extents {
+                    rows,
+                    cols: 512,
+                    k: 512,
+                    k2: 0,
+                    matrix: true,
+                    halves: true,
+                    outer: true,
+                    running: true,
+                },
             );
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
@@ -248,7 +321,8 @@ impl Variant {
     pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(device, extents) };
         let units = device.cooperative.into_iter().flat_map(on_matrix_units);
-        all.extend(on_matrix_tiles(device, extents.outer).into_iter().chain(units));
+        let running = on_running_tiles(device, extents);
+        all.extend(on_matrix_tiles(device, extents.outer).into_iter().chain(units).chain(running));
         all.retain(|v| v.fits(device, extents));
         all
     }
@@ -280,7 +354,7 @@ impl Variant {
                     && whole(extents.cols, cols)
                     && whole(extents.k, shape.k)
             }
-            Variant::CoopTiled(tile @ CoopTile { shape, lanes, shared, turned, .. }) => {
+            Variant::CoopTiled(tile @ CoopTile { shape, lanes, shared, turned, running, .. }) => {
                 let few_sums = || {
                     let (rows, cols) = tile.own();
                     let most =
@@ -290,9 +364,8 @@ impl Variant {
                 tile.sound()
                     && device.shared_matrices == Some(shared)
                     && device.cooperative == Some(Cooperative { shape, lanes })
-                    && extents.halves
+                    && if running { extents.running } else { extents.halves && extents.rows >= COOP_ROWS }
                     && (extents.outer || !turned)
-                    && extents.rows >= COOP_ROWS
                     && few_sums()
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes() <= device.max_workgroup_storage
@@ -329,8 +402,7 @@ mod tests {
                 ..DeviceProfile::default()
             };
             for rows in [1, 8, 16, 17, 32, 33, 500] {
-                let extents =
-                    Extents { rows, cols: 64, k: 37, k2: 0, matrix: false, halves: false, outer: false };
+                let extents = Extents { rows, cols: 64, k: 37, ..Extents::default() };
                 let default = if cpu { on_cpu(&weakest, &extents)[0] } else { on_gpu(&weakest, &extents)[0] };
                 let candidates = Variant::candidates(&weakest, &extents);
                 assert!(candidates.len() > 1);
@@ -348,10 +420,7 @@ mod tests {
             max_workgroup_storage: 32 << 10,
             ..DeviceProfile::default()
         };
-        let candidates = Variant::candidates(
-            &device,
-            &Extents { rows, cols, k, k2: 0, matrix: false, halves: false, outer: false },
-        );
+        let candidates = Variant::candidates(&device, &Extents { rows, cols, k, ..Extents::default() });
         let shared = |v: &&Variant| matches!(v, Variant::Workgroup { unroll: 1, .. });
         candidates.iter().filter(shared).map(Variant::tile).collect()
     }
@@ -377,7 +446,16 @@ mod tests {
     fn unrolled_variants_need_an_inner_dimension_that_they_divide() {
         let device = DeviceProfile { cpu: true, subgroup: Some(8), ..DeviceProfile::default() };
         let names = |k, k2| {
-            let extents = Extents { rows: 512, cols: 512, k, k2, matrix: true, halves: true, outer: true };
+            let extents = Extents {
+                rows: 512,
+                cols: 512,
+                k,
+                k2,
+                matrix: true,
+                halves: true,
+                outer: true,
+                running: true,
+            };
             Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
         };
         let unrolled = |k, k2| names(k, k2).iter().any(|n| n.contains("unroll=2"));

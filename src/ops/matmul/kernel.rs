@@ -130,12 +130,12 @@ impl Kernel {
 
     /// Whether the rows go to scratch space in f16 first.
     pub fn rounds_rows(&self, o: &Oriented) -> bool {
-        self.variant.on_matrix_units() && o.scales()
+        self.variant.on_matrix_units() && !self.variant.is_running() && o.scales()
     }
 
     /// Whether both operands go there, each times one power of two.
     pub fn rounds_whole(&self, o: &Oriented) -> bool {
-        self.variant.on_matrix_units() && o.scales_whole()
+        self.variant.on_matrix_units() && !self.variant.is_running() && o.scales_whole()
     }
 
     /// Whether the second pair goes through matrix units, with the first.

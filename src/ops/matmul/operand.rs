@@ -85,6 +85,9 @@ pub(super) struct Oriented {
     pub out: Operand,
     /// Where the factors lie that the sums of scaled operands are multiplied by.
     pub unscale: Option<Unscale>,
+    /// One operand is stored in f32 beside activations of 16 bits, as an adapter's are: matrix units may round it where they scale what
+    /// they meet, to the 11 bits of f16. (PyTorch computes these products in bf16 then, of 8 bits.)
+    pub beside_halves: bool,
 }
 
 /// What takes powers of two out of the sums of scaled operands again.
@@ -154,6 +157,14 @@ impl Oriented {
         let either = bf16(self.r) || bf16(self.c);
         let all = (bf16(self.r) || self.r.rounds) && (bf16(self.c) || self.c.rounds);
         !self.r_inner && !self.c_inner && either && all
+    }
+
+    /// Matrix units can take both operands in f16 by the largest magnitude of each that a workgroup meets: in products in f32 whose sums
+    /// keep no more of them, for f16 holds in full what is up to 2^28 times smaller.
+    pub fn runs(&self) -> bool {
+        let Terms { pair, up, gradient_of, .. } = &self.terms;
+        let bare = pair.is_none() && up.is_none() && gradient_of.is_none();
+        bare && self.out.dtype == DType::F32 && (self.beside_halves || self.scales_whole())
     }
 
     /// Whether the second pair's sums can be made with the first's on matrix units, which round it to f16 whatever the result is stored in:
@@ -229,6 +240,7 @@ impl Oriented {
         // nor thin products, whose results are stored transposed, nor operands with dropout on their loads
         let masked = self.masks_rows() || self.masks_cols();
         let plain = self.parts == 1 && bound && !masked && !self.swapped;
+        let running = bound && self.runs();
         Extents {
             rows: self.rows,
             cols: self.cols,
@@ -242,6 +254,7 @@ impl Oriented {
                     false => held(self.r) && (held(self.c) || self.c.rounds),
                 },
             outer: !(self.r_inner && self.c_inner),
+            running,
         }
     }
 }

@@ -98,6 +98,10 @@ impl Product {
             (_, layout) => layout == Layout::NT,
         };
         let (a_inner, b_inner) = (self.layout != Layout::TN, self.layout == Layout::NT);
+        let halves = |x: Operand| matches!(x.dtype, DType::F16 | DType::BF16);
+        let single = |x: Operand| x.dtype == DType::F32 && !x.rounds;
+        // of activations in f32 beside a weight in 16 bits nothing is rounded
+        let beside_halves = (halves(a) && single(b)) || (self.layout == Layout::TN && single(a) && halves(b));
         if swapped {
             let terms = Terms { pair: terms.pair.map(|(a2, b2, k2)| (b2, a2, k2)), ..terms };
             let (rows, cols, k, parts) = (self.n, self.m, self.k, self.parts);
@@ -114,6 +118,7 @@ impl Product {
                 terms,
                 out,
                 unscale: None,
+                beside_halves,
             }
         } else {
             let (rows, cols, k, parts) = (self.m, self.n, self.k, self.parts);
@@ -130,6 +135,7 @@ impl Product {
                 terms,
                 out,
                 unscale: None,
+                beside_halves,
             }
         }
     }
@@ -313,9 +319,12 @@ impl Product {
             let blocks = |k: usize| k.next_multiple_of(tile.shape.k as usize) as u32;
             let pair_depth = if o.can_sum_pair() { tile.depth.min(blocks(k2)) } else { 0 };
             let raw = |operand: Operand| matches!(operand.dtype, DType::F16 | DType::BF16);
+            let runs = |operand: Operand| tile.running && operand.dtype != DType::F16;
             main = main
-                .flag("R_RAW", raw(o.r) && !o.gated())
-                .flag("C_RAW", raw(o.c))
+                .flag("R_RAW", raw(o.r) && !o.gated() && !o.masks_rows())
+                .flag("C_RAW", raw(o.c) && !o.masks_cols())
+                .flag("R_RUNS", runs(o.r))
+                .flag("C_RUNS", runs(o.c))
                 .flag("R_F16", o.r.dtype == DType::F16)
                 .flag("C_F16", o.c.dtype == DType::F16)
                 .flag("WHOLE", self.k.is_multiple_of(tile.depth as usize))

@@ -45,6 +45,8 @@ pub struct CoopTile {
     pub ahead: bool,
     /// Operands with k outermost lie in the tiles with k innermost.
     pub turned: bool,
+    /// What f16's range does not hold is scaled by the magnitudes that a workgroup meets, with no pass before.
+    pub running: bool,
 }
 
 impl CoopTile {
@@ -65,11 +67,12 @@ impl CoopTile {
         let tile = |extent: u32| 2 * (extent * (depth + 8)).max(depth * (extent + 8));
         let sums = 4 * down * across * shape.m * (self.span() + 8);
         let nf4_table = 4 * 16;
-        tile(rows) + tile(cols) + sums + nf4_table
+        let met = if self.running { 8 } else { 0 };
+        tile(rows) + tile(cols) + sums + nf4_table + met
     }
 
     pub(super) fn sound(&self) -> bool {
-        let CoopTile { rows, cols, down, across, depth, shape, lanes, ahead, turned, .. } = *self;
+        let CoopTile { rows, cols, down, across, depth, shape, lanes, ahead, turned, running, .. } = *self;
         // each invocation holds as many groups of four of a block, which it turns four by four
         let even = |extent: u32| {
             let each = if turned { 4 } else { 1 } * down * across * lanes;
@@ -85,6 +88,7 @@ impl CoopTile {
             && (4..=128).contains(&lanes)
             && lanes.is_multiple_of(self.span() / 4)
             && (!ahead || (even(rows) && even(cols)))
+            && (!running || (ahead && !turned))
     }
 }
 
@@ -132,9 +136,22 @@ impl Variant {
                     true => SharedMatrices::Groups,
                     false => SharedMatrices::Elements,
                 };
-                let ((rows, cols), ahead, turned) = (tile, rest.contains(&"ahead"), rest.contains(&"turned"));
-                let tile = CoopTile { rows, cols, down, across, depth, shape, lanes, shared, ahead, turned };
-                Variant::CoopTiled(tile)
+                let [ahead, turned, running] =
+                    ["ahead", "turned", "running"].map(|word| rest.contains(&word));
+                let (rows, cols) = tile;
+                Variant::CoopTiled(CoopTile {
+                    rows,
+                    cols,
+                    down,
+                    across,
+                    depth,
+                    shape,
+                    lanes,
+                    shared,
+                    ahead,
+                    turned,
+                    running,
+                })
             }
             "tiled" => {
                 let per = pair(words.next()?.strip_prefix("per=")?)?;
@@ -249,6 +266,11 @@ impl Variant {
         matches!(self, Variant::Coop { .. } | Variant::CoopTiled(_))
     }
 
+    /// Whether it scales its operands itself, as it meets them.
+    pub fn is_running(&self) -> bool {
+        matches!(self, Variant::CoopTiled(CoopTile { running: true, .. }))
+    }
+
     /// Whether columns are loaded a turn before their use, where that can be.
     pub fn loads_ahead(&self) -> bool {
         matches!(self, Variant::Workgroup { .. })
@@ -306,8 +328,9 @@ impl fmt::Display for Variant {
                 let groups = if tile.shared == SharedMatrices::Groups { " groups" } else { "" };
                 let ahead = if tile.ahead { " ahead" } else { "" };
                 let turned = if tile.turned { " turned" } else { "" };
+                let running = if tile.running { " running" } else { "" };
                 write!(f, "coop-tiled {rows}x{cols} subgroups={down}x{across} depth={depth}")?;
-                write!(f, " shape={shape} lanes={lanes}{groups}{ahead}{turned}")
+                write!(f, " shape={shape} lanes={lanes}{groups}{ahead}{turned}{running}")
             }
             Variant::Coop { rows, cols, shape, lanes } => {
                 write!(f, "coop {rows}x{cols} shape={shape} lanes={lanes}")
@@ -332,8 +355,8 @@ mod tests {
         let tile = |shared| {
             let ((rows, cols), (down, across), lanes) = ((128, 256), (2, 4), 32);
             let shape = MatrixShape { m: 8, n: 16, k: 16 };
-            let ahead = shared == SharedMatrices::Groups;
-            let (depth, turned) = (32, ahead);
+            let groups = shared == SharedMatrices::Groups;
+            let (depth, ahead, turned, running) = (32, true, !groups, groups);
             Variant::CoopTiled(CoopTile {
                 rows,
                 cols,
@@ -345,6 +368,7 @@ mod tests {
                 shared,
                 ahead,
                 turned,
+                running,
             })
         };
         let tiles = [SharedMatrices::Elements, SharedMatrices::Groups].map(tile);
