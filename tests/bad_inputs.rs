@@ -460,7 +460,6 @@ const OPTIONS: &[Case] = &[
     case("a prompt of invalid UTF-8", 2, &["standard input", "UTF-8"], |_| {
         call(&["generate", &llama()]).typed(b"\xff\xfe")
     }),
-    case("a message of invalid UTF-8", 2, &["UTF-8"], |_| call(&["chat", &llama()]).typed(b"\xff\xfe\n")),
     case("a prompt over the model's limit", 2, &["128", "shorten"], |_| {
         call(&["generate", &llama(), "--prompt", &"word ".repeat(500)])
     }),

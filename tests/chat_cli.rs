@@ -165,7 +165,7 @@ fn the_oldest_turns_go_where_the_context_is_full() {
 }
 
 /// Runs the program on the device under test.
-fn engraft(arguments: &[&str], input: &str) -> Output {
+fn engraft(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
     command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
     command.env("ENGRAFT_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
@@ -175,11 +175,11 @@ fn engraft(arguments: &[&str], input: &str) -> Output {
     }
     let mut child = command.spawn().unwrap();
     // a program that ends before it reads closes the pipe: no error here
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
-fn chat(more: &[&str], input: &str) -> (String, String) {
+fn chat(more: &[&str], input: impl AsRef<[u8]>) -> (String, String) {
     let folder = model();
     let fixed = ["chat", folder.to_str().unwrap(), "--precision", "32-true", "--temperature", "0"];
     let output = engraft(&[&fixed[..], more].concat(), input);
@@ -216,6 +216,21 @@ fn the_command_answers_a_pipe_and_remembers_until_it_is_told_not_to() {
     }
 }
 
+#[test]
+fn a_line_that_is_no_utf8_is_told_and_ends_nothing() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let limit = ["--quiet", "--max_new_tokens", "10"];
+    let (expected, notes) = chat(&limit, "caf\u{fffd}\n/clear\nthe cat\n");
+    assert_eq!(notes, "");
+    let (said, notes) = chat(&limit, b"caf\xe9\n/clear\nthe cat\n");
+    assert_eq!(said, expected);
+    assert!(
+        notes.starts_with("warning: line 1 of standard input is no UTF-8") && notes.ends_with("\u{fffd}\n")
+    );
+}
+
 /// A style for single instructions has no form for a second turn.
 #[test]
 fn messages_in_a_style_without_conversations_stand_alone() {
@@ -238,7 +253,7 @@ fn a_full_context_is_said_and_the_conversation_goes_on() {
         return;
     }
     let long = "a long message ".repeat(60);
-    let (_, notes) = chat(&["--max_new_tokens", "24"], &format!("one\ntwo\nthree\n{long}\nfour\n"));
+    let (_, notes) = chat(&["--max_new_tokens", "24"], format!("one\ntwo\nthree\n{long}\nfour\n"));
     assert!(notes.contains("messages are dropped: the context is full"), "{notes}");
     assert!(notes.contains("shorten it"), "{notes}");
     assert_eq!(notes.matches("of them new").count(), 4, "{notes}");

@@ -5,6 +5,7 @@ use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Completer, Config, Editor, Helper, Highlighter, Hinter};
+use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal};
 
 /// What the user asks for.
@@ -23,7 +24,8 @@ pub enum Input {
 /// Where input comes from.
 pub enum Reader {
     Terminal(Box<Editor<Lines, MemHistory>>),
-    Pipe,
+    /// With the number of lines so far.
+    Pipe(usize),
 }
 
 impl Reader {
@@ -33,7 +35,7 @@ impl Reader {
     /// The terminal refuses.
     pub fn open() -> Result<Self, Error> {
         if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-            return Ok(Reader::Pipe);
+            return Ok(Reader::Pipe(0));
         }
         let config = Config::builder().auto_add_history(true).build();
         let editor = Editor::with_history(config, MemHistory::new()).map_err(|error| unreadable(&error))?;
@@ -45,11 +47,14 @@ impl Reader {
     /// The next thing that is not empty; `None` at the end of input.
     ///
     /// # Errors
-    /// Input that cannot be read, or is no UTF-8.
+    /// Input that cannot be read; of a terminal also what is no UTF-8.
     pub fn next(&mut self) -> Result<Option<Input>, Error> {
         loop {
             let text = match self {
-                Reader::Pipe => read_lines(&mut io::stdin().lock()).map_err(|error| unreadable(&error))?,
+                Reader::Pipe(lines) => {
+                    let read = read_lines(&mut io::stdin().lock(), lines, &mut warn_of_replaced);
+                    read.map_err(|error| unreadable(&error))?
+                }
                 Reader::Terminal(editor) => match editor.readline("> ") {
                     Ok(text) => Some(text),
                     Err(ReadlineError::Eof) => None,
@@ -69,14 +74,33 @@ fn unreadable(error: &dyn std::error::Error) -> Error {
     Error::input(format!("standard input cannot be read: {error}"))
 }
 
-/// Lines up to the end of one message; `None` at the end of input.
-fn read_lines(input: &mut dyn BufRead) -> io::Result<Option<String>> {
-    let mut text = String::new();
+/// Said in any case: the answer is to another text than was sent.
+fn warn_of_replaced(line: usize) {
+    eprintln!(
+        "warning: line {line} of standard input is no UTF-8: what cannot be read of it is taken as \u{fffd}"
+    );
+}
+
+/// Lines up to the end of one message; `None` at the end of input. `lines` counts them, and `replaced` hears the number of one
+/// that is no UTF-8, which is no reason to end a conversation.
+fn read_lines(
+    input: &mut dyn BufRead,
+    lines: &mut usize,
+    replaced: &mut dyn FnMut(usize),
+) -> io::Result<Option<String>> {
+    let (mut text, mut bytes) = (String::new(), Vec::new());
     loop {
-        let read = input.read_line(&mut text)?;
-        if read == 0 {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes)? == 0 {
             return Ok((!text.is_empty()).then_some(text));
         }
+        *lines += 1;
+        let line = String::from_utf8_lossy(&bytes);
+        // borrowed where nothing was replaced
+        if let Cow::Owned(_) = line {
+            replaced(*lines);
+        }
+        text.push_str(&line);
         let line = text.trim_end_matches(['\r', '\n']).len();
         if is_whole(&text[..line]) {
             text.truncate(line);
@@ -132,12 +156,18 @@ impl Validator for Lines {
 mod tests {
     use super::*;
 
-    fn all(text: &str) -> Vec<Input> {
-        let mut input = text.as_bytes();
-        let mut inputs = Vec::new();
-        while let Some(text) = read_lines(&mut input).unwrap() {
+    /// What a pipe says, and the lines of which something was replaced.
+    fn all_of(mut input: &[u8]) -> (Vec<Input>, Vec<usize>) {
+        let (mut inputs, mut lines, mut replaced) = (Vec::new(), 0, Vec::new());
+        while let Some(text) = read_lines(&mut input, &mut lines, &mut |line| replaced.push(line)).unwrap() {
             inputs.extend(parse(&text));
         }
+        (inputs, replaced)
+    }
+
+    fn all(text: &str) -> Vec<Input> {
+        let (inputs, replaced) = all_of(text.as_bytes());
+        assert!(replaced.is_empty(), "{replaced:?}");
         inputs
     }
 
@@ -167,5 +197,15 @@ mod tests {
         // an end of input ends what is open
         assert_eq!(all("\"\"\"a\nb"), [message("a\nb")]);
         assert_eq!(all("\"\"\"\n\"\"\"\n"), []);
+    }
+
+    #[test]
+    fn what_is_no_utf8_is_replaced_and_the_conversation_goes_on() {
+        let message = |text: &str| Input::Message(text.to_owned());
+        // Latin-1, and half a character at the end of the input
+        let (inputs, replaced) = all_of(b"caf\xc3\xa9\ncaf\xe9\\\nau lait\n\n/clear\nso\xc3");
+        let expected =
+            [message("caf\u{e9}"), message("caf\u{fffd}\nau lait"), Input::Clear, message("so\u{fffd}")];
+        assert_eq!((inputs, replaced), (expected.into(), vec![2, 6]));
     }
 }
