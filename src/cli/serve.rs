@@ -11,7 +11,7 @@ use crate::models::ModelConfig;
 use crate::serve::{ServeOptions, Stop, serve};
 use std::net::TcpListener;
 
-/// Serves until Ctrl-C.
+/// Serves until Ctrl-C, which is how a server ends: no failure. A second one does not wait for what is being answered.
 ///
 /// # Errors
 /// Options out of range, an address that is taken, files that do not fit each other, no device, a device that is lost.

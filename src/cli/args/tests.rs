@@ -560,6 +560,11 @@ fn help_lists_the_exit_codes_and_parses_without_a_world() {
         let words: Vec<String> = help.to_string().split_whitespace().map(String::from).collect();
         assert!(words.join(" ").contains("4 no usable device, 130 stopped"), "{help}");
     }
+    let serve = parse(&["serve", "--help"]).unwrap_err().to_string();
+    let serve = serve.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        serve.contains("0 ended by Ctrl-C,") && serve.ends_with("130 stopped at once by a second Ctrl-C")
+    );
     assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
 }
 
