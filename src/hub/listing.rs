@@ -222,9 +222,20 @@ pub(super) fn is_rows(path: &Path) -> bool {
     ending.is_some_and(|ending| ["json", "jsonl", "csv", "parquet"].contains(&ending))
 }
 
-/// A file's name that means the same on every system and cannot leave its folder.
+/// A file's name that means the same on every system, can be written on each, and cannot leave its folder.
 fn is_plain(name: &str) -> bool {
-    !name.starts_with('.') && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
+    !name.starts_with('.')
+        && !name.ends_with('.')
+        && !is_device(name)
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
+}
+
+/// Whether Windows keeps a name for a device, whatever its ending.
+fn is_device(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let number = stem.strip_prefix("com").or_else(|| stem.strip_prefix("lpt"));
+    ["con", "prn", "aux", "nul"].contains(&stem.as_str())
+        || matches!(number.map(str::as_bytes), Some([b'1'..=b'9']))
 }
 
 #[cfg(test)]
@@ -277,5 +288,21 @@ mod tests {
         let adapter =
             ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "prompt_style.json"];
         assert_eq!(wanted(&adapter), [adapter[0], adapter[2], adapter[3]]);
+    }
+
+    #[test]
+    fn names_that_windows_cannot_write_are_left_out_everywhere() {
+        for name in ["con", "PRN.json", "aux.tar.gz", "Nul.", "com1", "LPT9.jsonl", "rows.", "rows ", "."] {
+            assert!(!is_plain(name), "{name}");
+        }
+        for name in
+            ["console.json", "com.json", "com0.json", "com10.json", "auxiliary", "rows.con", "my-nul.csv"]
+        {
+            assert!(is_plain(name), "{name}");
+        }
+        assert_eq!(
+            row_files(&["aux/train.jsonl", "con.csv", "auxes/nul.d/x.csv", "data/rows.csv"]),
+            ["data/rows.csv"]
+        );
     }
 }
