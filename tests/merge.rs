@@ -518,6 +518,27 @@ fn what_cannot_be_merged_is_refused_before_anything_is_written() {
     merge(&[adapter_dir, "--model_dir", base, "--out_dir", &out]);
 }
 
+/// As where a large disk is linked to.
+#[cfg(unix)]
+#[test]
+fn a_link_to_an_empty_folder_stays_and_the_folder_is_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, home) = (folder.path().join("disk"), folder.path().join("home"));
+    let adapter = Adapter::read(&model("llama").join("ref/adapter")).unwrap();
+    for (name, typed) in [("plain", "plain"), ("completed", "completed/")] {
+        let (link, behind) = (home.join(name), disk.join(name));
+        fs::create_dir_all(&home).unwrap();
+        fs::create_dir_all(&behind).unwrap();
+        std::os::unix::fs::symlink(&behind, &link).unwrap();
+        merge_fixture("llama", &home.join(typed), &[]);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        check_weights(&behind, stored(&model("llama")), &adapter, DType::F32);
+    }
+    for folder in [disk, home] {
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 2, "no temporary folder is left");
+    }
+}
+
 #[test]
 fn transformers_loads_it_and_gives_what_peft_gives() {
     let folder = tempfile::tempdir().unwrap();

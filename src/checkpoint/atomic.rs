@@ -113,13 +113,15 @@ pub struct NewFolder {
 }
 
 impl NewFolder {
-    /// Begins the folder `path`, which must not exist (or be empty); missing parents are made.
+    /// Begins the folder `path`, which must not exist (or be empty); missing parents are made. A link to an empty folder stays, and
+    /// that one is filled.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn begin(path: &Path) -> io::Result<Self> {
-        let folder = parent(path);
-        let prefix = hidden_prefix(path)?;
+        let path = behind_link(path)?;
+        let folder = parent(&path);
+        let prefix = hidden_prefix(&path)?;
         fs::create_dir_all(folder)?;
         let mut builder = Builder::new();
         builder.prefix(&prefix).suffix(".tmp");
@@ -127,7 +129,7 @@ impl NewFolder {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let temporary = builder.tempdir_in(folder)?;
-        Ok(NewFolder { temporary, path: path.to_path_buf() })
+        Ok(NewFolder { temporary, path })
     }
 
     /// Where to write the files; each is expected to be synced, as [`write_file`] does.
@@ -146,6 +148,14 @@ impl NewFolder {
         let _ = self.temporary.keep();
         sync_folder(parent(&self.path))
     }
+}
+
+/// Where a link leads to, since no folder can be renamed to a link's name; any other path as it is.
+fn behind_link(path: &Path) -> io::Result<PathBuf> {
+    // without a slash at the end, which would be the folder behind the link
+    let path: PathBuf = path.components().collect();
+    let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
+    if is_link { dunce::canonicalize(&path) } else { Ok(path) }
 }
 
 fn parent(path: &Path) -> &Path {
