@@ -294,6 +294,13 @@ fn the_command_generates_the_same_from_an_option_and_from_standard_input() {
     let sampled = |seed| call(&["--prompt", "the cat", "--temperature", "1", "--seed", seed], "").0;
     assert_eq!(sampled("3"), sampled("3"));
     assert_ne!(sampled("3"), sampled("4"));
+
+    // several texts, each with its own seed and figures
+    let more = ["--prompt", "the cat", "--temperature", "1", "--seed", "3", "--num_samples", "2"];
+    let (several, notes) = call(&more, "");
+    let (first, second) = (sampled("3"), sampled("4"));
+    assert_eq!(several, format!("--- 1 of 2, seed 3\n{first}--- 2 of 2, seed 4\n{second}"));
+    assert_eq!(notes.matches("; ended by ").count(), 2, "{notes}");
 }
 
 #[test]

@@ -227,6 +227,9 @@ pub struct GenerateArgs {
     /// Tokens to generate at most; an end-of-sequence token ends earlier
     #[arg(long, alias = "max-new-tokens", value_name = "N", default_value_t = 128, value_parser = count)]
     pub max_new_tokens: usize,
+    /// Texts to generate from the one prompt, with --seed for the first, --seed + 1 for the second and so on
+    #[arg(long, alias = "num-samples", value_name = "N", default_value_t = 1, value_parser = count)]
+    pub num_samples: usize,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -241,6 +244,7 @@ impl GenerateArgs {
     pub fn check(&self) -> Result<(), OptionsError> {
         let mut checks = Checks::default();
         checks.at_least("--max_new_tokens", self.max_new_tokens, 1);
+        checks.at_least("--num_samples", self.num_samples, 1);
         checks.prompt_style("--prompt_style", &self.prompt_style);
         self.sampling.options().check(&mut checks);
         checks.finish()

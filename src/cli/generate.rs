@@ -54,12 +54,24 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     }
     let cache = CacheSize::new(prompt.len() + max_new_tokens);
     let mut generator = Generator::new(&gpu, network, &source, adapter.as_ref(), cache)?;
-    let options =
+    let mut options =
         GenerateOptions { max_new_tokens, sampling: args.sampling.options(), stop: prompter.stop_tokens() };
-    let mut out = Output::new(&tokenizer);
-    let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
-    out.finish()?;
-    note(&summary(&generated, prompt.len()));
+    let (first, samples) = (options.sampling.seed, args.num_samples);
+    for sample in 0..samples {
+        options.sampling.seed = first.wrapping_add(sample as u64);
+        let mut out = Output::new(&tokenizer);
+        if samples > 1 {
+            // with the texts, whose end could not be told elsewhere
+            out.write(&format!("--- {} of {samples}, seed {}\n", sample + 1, options.sampling.seed));
+        }
+        // from an empty cache, so that a seed gives the same text wherever it comes
+        let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
+        let left = out.finish()?.is_break();
+        note(&summary(&generated, prompt.len()));
+        if left {
+            break;
+        }
+    }
     Ok(())
 }
 
@@ -116,24 +128,27 @@ impl<'t> Output<'t> {
         Output { text: tokenizer.decode_stream(), error: None }
     }
 
+    fn write(&mut self, text: &str) {
+        self.error = self.error.take().or_else(|| write_out(text).err());
+    }
+
     fn push(&mut self, token: u32) -> ControlFlow<()> {
         if let Some(piece) = self.text.push(token) {
-            self.error = write_out(&piece).err();
+            self.write(&piece);
         }
         if self.error.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// What was held back, and a newline. A reader that has had enough (`| head`) is no error.
-    fn finish(self) -> Result<(), Error> {
+    /// What was held back, and a newline. A reader that has had enough (`| head`) is no error, but wants no more.
+    fn finish(self) -> Result<ControlFlow<()>, Error> {
         let error = match self.error {
             Some(error) => Some(error),
             None => write_out(&format!("{}\n", self.text.finish()?.unwrap_or_default())).err(),
         };
         match error {
-            Some(source) if source.kind() != io::ErrorKind::BrokenPipe => {
-                Err(Error::Write { path: "standard output".into(), source })
-            }
-            _ => Ok(()),
+            None => Ok(ControlFlow::Continue(())),
+            Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+            Some(source) => Err(Error::Write { path: "standard output".into(), source }),
         }
     }
 }

@@ -437,7 +437,7 @@ fn generate_resolves_its_sampling() {
     };
     let plain = generate(&[]);
     assert_eq!((plain.sampling.options(), plain.max_new_tokens), (SamplingOptions::default(), 128));
-    assert_eq!((plain.prompt.as_deref(), plain.check()), (None, Ok(())));
+    assert_eq!((plain.prompt.as_deref(), plain.num_samples, plain.check()), (None, 1, Ok(())));
     let words =
         ["--prompt", "- a list", "--top-k", "0", "--top_p", "0.9", "--temperature", "0", "--seed", "5"];
     let own = generate(&words);
@@ -446,6 +446,7 @@ fn generate_resolves_its_sampling() {
     let bad =
         generate(&["--max-new-tokens", "0", "--temperature", "-1", "--top-p", "0", "--prompt-style", "x"]);
     assert_eq!(bad.check().unwrap_err().problems.len(), 4);
+    assert_eq!(generate(&["--num-samples", "0"]).check().unwrap_err().problems[0].option, "--num_samples");
 }
 
 #[test]
