@@ -9,6 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
 /// The program on a port of its own, with what it says on standard error.
 struct Server {
     child: Child,
@@ -74,13 +77,17 @@ impl Server {
     }
 
     fn post(&self, body: &Value) -> (u16, Value) {
-        let (status, text) = self.call("POST", "/v1/chat/completions", &body.to_string(), "");
+        self.post_to(CHAT, body)
+    }
+
+    fn post_to(&self, path: &str, body: &Value) -> (u16, Value) {
+        let (status, text) = self.call("POST", path, &body.to_string(), "");
         (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
     }
 
     /// The chunks of a streamed answer, without the `[DONE]` that ends them.
-    fn stream(&self, body: &Value) -> Vec<Value> {
-        let (status, text) = self.call("POST", "/v1/chat/completions", &body.to_string(), "");
+    fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
+        let (status, text) = self.call("POST", path, &body.to_string(), "");
         assert_eq!(status, 200, "{text}");
         let mut events: Vec<&str> = text.split_terminator("\n\n").collect();
         assert_eq!(events.pop(), Some("data: [DONE]"));
@@ -138,9 +145,9 @@ fn answers_are_whole_or_streamed_and_say_the_same() {
     assert_eq!(count("completion_tokens"), 12);
     assert_eq!(count("total_tokens"), count("prompt_tokens") + 12);
 
-    let chunks = server.stream(&ask(json!({
-        "max_completion_tokens": 12, "stream": true, "stream_options": {"include_usage": true}
-    })));
+    let more =
+        json!({"max_completion_tokens": 12, "stream": true, "stream_options": {"include_usage": true}});
+    let chunks = server.stream(CHAT, &ask(more));
     let said: String =
         chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(said, text);
@@ -179,6 +186,61 @@ fn answers_are_whole_or_streamed_and_say_the_same() {
 }
 
 #[test]
+fn a_text_is_continued_as_generate_does_without_a_style() {
+    let Some(server) = Server::start(&["--model_name", "tiny"]) else { return };
+    let folder = common::fixtures().join("models/llama_untied");
+    let mut words =
+        vec!["generate", folder.to_str().unwrap(), "--prompt", "the cat", "--prompt_style", "none"];
+    words.extend(["--precision", "32-true", "--temperature", "0", "--max_new_tokens", "12", "--quiet"]);
+    let device = std::env::var("ENGRAFT_TEST_GPU").ok();
+    words.extend(device.iter().flat_map(|device| ["--gpu", device]));
+    let output = common::engraft(&words);
+    let expected = String::from_utf8(output.stdout).unwrap();
+    let expected = expected.strip_suffix('\n').unwrap();
+    assert!(!expected.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let ask = |more: Value| {
+        let mut body = json!({"model": "any", "prompt": "the cat", "max_tokens": 12, "temperature": 0});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let (status, whole) = server.post_to(TEXT, &ask(json!({})));
+    assert_eq!((status, &whole["object"], &whole["model"]), (200, &json!("text_completion"), &json!("tiny")));
+    let choice = |answer: &Value| {
+        let choice = &answer["choices"][0];
+        (choice["text"].as_str().unwrap().to_owned(), choice["finish_reason"].clone())
+    };
+    assert_eq!(choice(&whole), (expected.to_owned(), json!("length")));
+    assert!(whole["id"].as_str().unwrap().starts_with("cmpl-"), "{whole}");
+    assert_eq!(whole["usage"]["completion_tokens"], 12);
+    let (_, listed) = server.post_to(TEXT, &ask(json!({"prompt": ["the cat"]})));
+    assert_eq!(listed["choices"], whole["choices"]);
+
+    let options = json!({"stream": true, "stream_options": {"include_usage": true}});
+    let chunks = server.stream(TEXT, &ask(options));
+    let [pieces @ .., end] = &chunks[..] else { panic!("{chunks:?}") };
+    let said: String = pieces.iter().map(|chunk| choice(chunk).0).collect();
+    assert_eq!(said, expected);
+    assert!(chunks.iter().all(|chunk| chunk["object"] == "text_completion"), "{chunks:?}");
+    let reasons: Vec<Value> = pieces.iter().map(|chunk| choice(chunk).1).collect();
+    assert!(
+        reasons.len() > 5 && reasons.iter().rev().skip(1).all(Value::is_null),
+        "piece by piece: {chunks:?}"
+    );
+    assert_eq!(reasons.last(), Some(&json!("length")));
+    assert_eq!((&end["choices"], &end["usage"]["completion_tokens"]), (&json!([]), &json!(12)));
+
+    let stop: String = expected.chars().skip(3).take(2).collect();
+    let (_, stopped) = server.post_to(TEXT, &ask(json!({"stop": stop})));
+    assert_eq!(choice(&stopped), (expected.split(&stop).next().unwrap().to_owned(), json!("stop")));
+    // a chat of the same words is another prompt
+    let (_, chat) = server.post(&json!({
+        "messages": [{"role": "user", "content": "the cat"}], "max_tokens": 12, "temperature": 0
+    }));
+    assert!(chat["usage"]["prompt_tokens"].as_u64() > whole["usage"]["prompt_tokens"].as_u64());
+}
+
+#[test]
 fn mistakes_are_told_in_openais_form() {
     let Some(server) = Server::start(&["--quiet"]) else { return };
     let error = |status: u16, body: &str| {
@@ -200,8 +262,18 @@ fn mistakes_are_told_in_openais_form() {
     assert_eq!(huge.0, 413, "{}", huge.1);
     assert_eq!(server.call("GET", "/v1/chat/completions", "", "").0, 405);
     assert_eq!(server.call("POST", "/health", "", "").0, 405);
-    let (status, text) = server.call("GET", "/v1/completions", "", "");
-    assert!(status == 404 && text.contains("/v1/chat/completions"), "{text}");
+    assert_eq!(server.call("GET", TEXT, "", "").0, 405);
+    let (status, text) = server.call("GET", "/v1/embeddings", "", "");
+    assert!(status == 404 && text.contains(CHAT) && text.contains(TEXT), "{text}");
+    let text = |body: Value| {
+        let (status, answer) = server.post_to(TEXT, &body);
+        (status, answer["error"]["param"].clone(), answer["error"]["code"].clone())
+    };
+    assert_eq!(text(json!({"messages": []})), (400, json!("prompt"), json!(null)));
+    let refused = (400, json!("echo"), json!("unsupported_parameter"));
+    assert_eq!(text(json!({"prompt": "a", "echo": true})), refused);
+    let long = json!({"prompt": "a long text ".repeat(100)});
+    assert_eq!(text(long), (400, json!("prompt"), json!("context_length_exceeded")));
     let (status, text) = server.call("GET", "/health", "", "Host: evil.example\r\n");
     assert!(status == 403 && text.contains("--host"), "{text}");
     // and it still answers

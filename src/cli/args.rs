@@ -98,7 +98,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk to a model, with or without an adapter
     Chat(ChatArgs),
-    /// Answer OpenAI's chat completions over HTTP
+    /// Answer OpenAI's completions over HTTP, of chats and of texts
     Serve(ServeArgs),
     /// Fetch a model from the Hugging Face Hub, or check what was fetched
     Download(DownloadArgs),

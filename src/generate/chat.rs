@@ -139,7 +139,21 @@ impl<'t> Chat<'t> {
     /// # Errors
     /// The template refuses it; it leaves no room for an answer.
     pub fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, Error> {
-        let prompt = self.prompter.talk(conversation)?;
+        self.with_room(self.prompter.talk(conversation)?)
+    }
+
+    /// The tokens of a text that is to be continued as it is, in no form but its own.
+    ///
+    /// # Errors
+    /// The tokenizer refuses it, or makes no token of it; it leaves no room for more.
+    pub fn prompt_of_text(&self, text: &str) -> Result<Vec<u32>, Error> {
+        match self.tokenizer.encode(text)? {
+            nothing if nothing.is_empty() => Err(GenerateError::NoPrompt.into()),
+            prompt => self.with_room(prompt),
+        }
+    }
+
+    fn with_room(&self, prompt: Vec<u32>) -> Result<Vec<u32>, Error> {
         match prompt.len() < self.context() {
             true => Ok(prompt),
             false => {

@@ -1,4 +1,4 @@
-//! OpenAI's chat completions as JSON: what a request may say, and what is said back.
+//! OpenAI's completions, of chats and of texts, as JSON: what a request may say, and what is said back.
 //!
 //! What would change the answer and is not built is refused rather than passed over in silence; what does not (`user`,
 //! `metadata`, the name of the model) is ignored.
@@ -9,10 +9,37 @@ use crate::generate::{Answer, AnswerOptions, Finish};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+/// What a path answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`, which OpenAI calls legacy.
+    Text,
+}
+
+/// What is to be answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Prompt {
+    Conversation(Conversation),
+    /// Continued as it is.
+    Text(String),
+}
+
+impl Prompt {
+    /// Its key in a request.
+    pub(super) fn key(&self) -> &'static str {
+        match self {
+            Prompt::Conversation(_) => "messages",
+            Prompt::Text(_) => "prompt",
+        }
+    }
+}
+
 /// A request that can be answered.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Request {
-    pub(super) conversation: Conversation,
+    pub(super) prompt: Prompt,
     pub(super) options: AnswerOptions,
     pub(super) stream: bool,
     /// A chunk with the counts of tokens at the end of a stream.
@@ -45,7 +72,8 @@ impl ApiError {
 
 #[derive(Deserialize)]
 struct Raw {
-    messages: Vec<RawMessage>,
+    messages: Option<Vec<RawMessage>>,
+    prompt: Option<Value>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
     temperature: Option<f32>,
@@ -58,11 +86,15 @@ struct Raw {
     n: Option<u64>,
     presence_penalty: Option<f64>,
     frequency_penalty: Option<f64>,
-    logprobs: Option<bool>,
+    /// A flag for chats, a number for texts.
+    logprobs: Option<Value>,
     logit_bias: Option<Value>,
     tools: Option<Value>,
     functions: Option<Value>,
     response_format: Option<Value>,
+    best_of: Option<u64>,
+    echo: Option<bool>,
+    suffix: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -88,10 +120,9 @@ const STOPS: usize = 4;
 
 impl Request {
     /// Reads a body. What it leaves out is as in `defaults`.
-    pub(super) fn parse(body: &[u8], defaults: &AnswerOptions) -> Result<Self, ApiError> {
-        let raw: Raw = serde_json::from_slice(body).map_err(|error| {
-            ApiError::bad(None, format!("The body is no chat completion request: {error}."))
-        })?;
+    pub(super) fn parse(kind: Kind, body: &[u8], defaults: &AnswerOptions) -> Result<Self, ApiError> {
+        let raw: Raw = serde_json::from_slice(body)
+            .map_err(|error| ApiError::bad(None, format!("The body is no completion request: {error}.")))?;
         raw.refuse_what_is_not_built()?;
         let mut options = defaults.clone();
         if let Some(tokens) = raw.max_completion_tokens.or(raw.max_tokens) {
@@ -126,7 +157,10 @@ impl Request {
             return Err(ApiError::bad(Some("stop"), format!("stop can have {STOPS} texts at most.")));
         }
         Ok(Request {
-            conversation: conversation(&raw.messages)?,
+            prompt: match kind {
+                Kind::Chat => Prompt::Conversation(conversation(&raw.messages.unwrap_or_default())?),
+                Kind::Text => Prompt::Text(text(raw.prompt)?),
+            },
             options,
             stream: raw.stream.unwrap_or(false),
             include_usage: raw.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
@@ -138,6 +172,7 @@ impl Raw {
     fn refuse_what_is_not_built(&self) -> Result<(), ApiError> {
         let filled = |value: &Option<Value>| match value {
             None | Some(Value::Null) => false,
+            Some(Value::String(text)) => !text.is_empty(),
             Some(Value::Array(list)) => !list.is_empty(),
             Some(Value::Object(map)) => !map.is_empty(),
             Some(_) => true,
@@ -147,9 +182,12 @@ impl Raw {
         let number = |value: Option<f64>| value.is_some_and(|value| value != 0.0);
         for (name, refused) in [
             ("n", self.n.is_some_and(|n| n != 1)),
+            ("best_of", self.best_of.is_some_and(|n| n != 1)),
+            ("echo", self.echo == Some(true)),
+            ("suffix", filled(&self.suffix)),
             ("presence_penalty", number(self.presence_penalty)),
             ("frequency_penalty", number(self.frequency_penalty)),
-            ("logprobs", self.logprobs == Some(true)),
+            ("logprobs", self.logprobs.as_ref().is_some_and(|value| !value.is_null() && value != false)),
             ("logit_bias", filled(&self.logit_bias)),
             ("tools", filled(&self.tools)),
             ("functions", filled(&self.functions)),
@@ -157,7 +195,7 @@ impl Raw {
         ] {
             if refused {
                 let message = match name {
-                    "n" => "n must be 1: this server makes one answer.".to_owned(),
+                    "n" | "best_of" => format!("{name} must be 1: this server makes one answer."),
                     name => format!("{name} is not supported by this server; leave it out."),
                 };
                 return Err(ApiError {
@@ -167,6 +205,22 @@ impl Raw {
             }
         }
         Ok(())
+    }
+}
+
+/// A text, or a list of one.
+fn text(prompt: Option<Value>) -> Result<String, ApiError> {
+    let one = match prompt {
+        Some(Value::Array(mut list)) if list.len() == 1 => list.pop(),
+        other => other,
+    };
+    match one {
+        Some(Value::String(text)) => Ok(text),
+        _ => Err(ApiError::bad(
+            Some("prompt"),
+            "prompt must be a text, or an array of one: this server makes one answer, and reads no token ids."
+                .into(),
+        )),
     }
 }
 
@@ -211,6 +265,7 @@ fn content(i: usize, content: Option<&Value>) -> Result<String, ApiError> {
 /// What every answer and every chunk of one begins with.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
+    pub(super) kind: Kind,
     pub(super) id: String,
     /// Seconds since 1970.
     pub(super) created: u64,
@@ -218,34 +273,46 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// A whole answer.
-    pub(super) fn completion(&self, answer: &Answer) -> Value {
-        json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [{
-                "index": 0,
-                "message": {"role": "assistant", "content": answer.text},
-                "logprobs": null,
-                "finish_reason": finish_reason(answer.finish),
-            }],
-            "usage": usage(answer),
-        })
+    pub(super) fn new(kind: Kind, number: &str, created: u64, model: &str) -> Self {
+        let prefix = match kind {
+            Kind::Chat => "chatcmpl",
+            Kind::Text => "cmpl",
+        };
+        Head { kind, id: format!("{prefix}-{number}"), created, model: model.to_owned() }
     }
 
-    /// The first chunk of a stream.
-    pub(super) fn first(&self) -> Value {
-        self.chunk(json!([choice(json!({"role": "assistant", "content": ""}), None)]))
+    /// A whole answer.
+    pub(super) fn completion(&self, answer: &Answer) -> Value {
+        let (object, key, said) = match self.kind {
+            Kind::Chat => {
+                ("chat.completion", "message", json!({"role": "assistant", "content": answer.text}))
+            }
+            Kind::Text => (TEXT, "text", json!(answer.text)),
+        };
+        let mut whole = self.object(object, json!([choice(key, said, Some(finish_reason(answer.finish)))]));
+        whole["usage"] = usage(answer);
+        whole
+    }
+
+    /// The first chunk of a stream, where its text has something before it.
+    pub(super) fn first(&self) -> Option<Value> {
+        let role = json!({"role": "assistant", "content": ""});
+        (self.kind == Kind::Chat).then(|| self.chunk(json!([choice("delta", role, None)])))
     }
 
     pub(super) fn text(&self, text: &str) -> Value {
-        self.chunk(json!([choice(json!({"content": text}), None)]))
+        self.chunk(json!([match self.kind {
+            Kind::Chat => choice("delta", json!({"content": text}), None),
+            Kind::Text => choice("text", json!(text), None),
+        }]))
     }
 
     pub(super) fn last(&self, answer: &Answer) -> Value {
-        self.chunk(json!([choice(json!({}), Some(finish_reason(answer.finish)))]))
+        let (key, nothing) = match self.kind {
+            Kind::Chat => ("delta", json!({})),
+            Kind::Text => ("text", json!("")),
+        };
+        self.chunk(json!([choice(key, nothing, Some(finish_reason(answer.finish)))]))
     }
 
     pub(super) fn usage(&self, answer: &Answer) -> Value {
@@ -255,9 +322,17 @@ impl Head {
     }
 
     fn chunk(&self, choices: Value) -> Value {
+        let object = match self.kind {
+            Kind::Chat => "chat.completion.chunk",
+            Kind::Text => TEXT,
+        };
+        self.object(object, choices)
+    }
+
+    fn object(&self, object: &str, choices: Value) -> Value {
         json!({
             "id": self.id,
-            "object": "chat.completion.chunk",
+            "object": object,
             "created": self.created,
             "model": self.model,
             "choices": choices,
@@ -265,8 +340,11 @@ impl Head {
     }
 }
 
-fn choice(delta: Value, finish_reason: Option<&str>) -> Value {
-    json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason})
+/// The name of a completion of a text, whole or a chunk.
+const TEXT: &str = "text_completion";
+
+fn choice(key: &str, said: Value, finish_reason: Option<&str>) -> Value {
+    json!({"index": 0, key: said, "logprobs": null, "finish_reason": finish_reason})
 }
 
 fn finish_reason(finish: Finish) -> &'static str {
@@ -291,9 +369,17 @@ mod tests {
     use super::*;
     use crate::generate::sampling::SamplingOptions;
 
-    fn parse(body: Value) -> Result<Request, ApiError> {
+    fn parse_as(kind: Kind, body: Value) -> Result<Request, ApiError> {
         let defaults = AnswerOptions { max_new_tokens: 9, ..AnswerOptions::default() };
-        Request::parse(body.to_string().as_bytes(), &defaults)
+        Request::parse(kind, body.to_string().as_bytes(), &defaults)
+    }
+
+    fn parse(body: Value) -> Result<Request, ApiError> {
+        parse_as(Kind::Chat, body)
+    }
+
+    fn conversation(system: Option<&str>, user: &str) -> Prompt {
+        Prompt::Conversation(Conversation::single(system, user, None))
     }
 
     #[test]
@@ -301,7 +387,7 @@ mod tests {
         let plain = parse(json!({"model": "x", "messages": [{"role": "user", "content": "hi"}]})).unwrap();
         assert_eq!((plain.options.max_new_tokens, plain.stream), (9, false));
         assert_eq!(plain.options.sampling, SamplingOptions::default());
-        assert_eq!(plain.conversation, Conversation::single(None, "hi", None));
+        assert_eq!(plain.prompt, conversation(None, "hi"));
         let full = parse(json!({
             "messages": [
                 {"role": "developer", "content": "be kind"},
@@ -316,11 +402,42 @@ mod tests {
         let expected = AnswerOptions { max_new_tokens: 4, sampling, stop: vec!["END".into()] };
         assert_eq!(full.options, expected);
         assert!(full.stream && full.include_usage);
-        assert_eq!(full.conversation, Conversation::single(Some("be kind"), "ab", None));
+        assert_eq!(full.prompt, conversation(Some("be kind"), "ab"));
         for all in [0, -1] {
             let body = json!({"messages": [{"role": "user", "content": "hi"}], "top_k": all});
             assert_eq!(parse(body).unwrap().options.sampling.top_k, None);
         }
+    }
+
+    #[test]
+    fn a_text_is_one_text_and_its_options_are_those_of_a_chat() {
+        for prompt in [json!(" a\n"), json!([" a\n"])] {
+            let body =
+                json!({"prompt": prompt, "max_tokens": 3, "seed": 7, "stop": ["\n\n"], "stream": true});
+            let request = parse_as(Kind::Text, body).unwrap();
+            let sampling = SamplingOptions { seed: 7, ..SamplingOptions::default() };
+            let expected = AnswerOptions { max_new_tokens: 3, sampling, stop: vec!["\n\n".into()] };
+            assert_eq!((request.prompt, request.options), (Prompt::Text(" a\n".into()), expected));
+            assert!(request.stream && !request.include_usage);
+        }
+        for prompt in [json!(null), json!([]), json!(["a", "b"]), json!([1, 2]), json!([[1]]), json!({})] {
+            let error = parse_as(Kind::Text, json!({"prompt": prompt})).unwrap_err();
+            assert_eq!((error.status, error.param.as_deref()), (400, Some("prompt")));
+        }
+        for (key, value) in [
+            ("best_of", json!(2)),
+            ("echo", json!(true)),
+            ("suffix", json!("b")),
+            ("logprobs", json!(0)),
+            ("n", json!(2)),
+            ("max_tokens", json!(0)),
+        ] {
+            let error = parse_as(Kind::Text, json!({"prompt": "a", key: value})).unwrap_err();
+            assert_eq!((error.status, error.param.as_deref()), (400, Some(key)));
+        }
+        let usual =
+            json!({"prompt": "a", "best_of": 1, "echo": false, "suffix": "", "logprobs": null, "n": 1});
+        assert!(parse_as(Kind::Text, usual).is_ok());
     }
 
     #[test]

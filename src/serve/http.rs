@@ -1,6 +1,6 @@
 //! The thread that speaks HTTP.
 
-use super::api::{ApiError, Head, Request as ChatRequest};
+use super::api::{ApiError, Head, Kind, Request as CompletionRequest};
 use super::{Event, Job, QUEUE, ServeOptions, Stop};
 use axum::Router;
 use axum::body::{Body, BodyDataStream};
@@ -127,19 +127,18 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     match (path.as_str(), get, post) {
         ("/health", true, _) => reply(200, &json!({"status": "ok"})),
         ("/v1/models", true, _) => reply(200, &json!({"object": "list", "data": [shared.model()]})),
-        ("/v1/chat/completions", _, true) => match chat(&shared, request).await {
-            Ok(response) => response,
-            Err(error) => refuse(&error),
-        },
+        ("/v1/chat/completions", _, true) => complete(&shared, Kind::Chat, request).await,
+        ("/v1/completions", _, true) => complete(&shared, Kind::Text, request).await,
         ("/health" | "/v1/models", ..) => wrong_method("GET"),
-        ("/v1/chat/completions", ..) => wrong_method("POST"),
+        ("/v1/chat/completions" | "/v1/completions", ..) => wrong_method("POST"),
         (path, true, _) if path.strip_prefix("/v1/models/") == Some(&shared.options.model) => {
             reply(200, &shared.model())
         }
         _ => {
             let path = request.uri().path();
-            let message =
-                format!("There is no {path}; there are /v1/chat/completions, /v1/models and /health.");
+            let message = format!(
+                "There is no {path}; there are /v1/chat/completions, /v1/completions, /v1/models and /health."
+            );
             refuse(&ApiError { status: 404, ..ApiError::bad(None, message) })
         }
     }
@@ -174,7 +173,11 @@ async fn forget(mut pieces: BodyDataStream) {
     }
 }
 
-async fn chat(shared: &Shared, request: Request) -> Result<Response, ApiError> {
+async fn complete(shared: &Shared, kind: Kind, request: Request) -> Response {
+    completion(shared, kind, request).await.unwrap_or_else(|error| refuse(&error))
+}
+
+async fn completion(shared: &Shared, kind: Kind, request: Request) -> Result<Response, ApiError> {
     let mut pieces = request.into_body().into_data_stream();
     let body = tokio::time::timeout(BODY_TIME, whole(&mut pieces)).await;
     let status = |status, message: String| ApiError { status, ..ApiError::bad(None, message) };
@@ -188,7 +191,7 @@ async fn chat(shared: &Shared, request: Request) -> Result<Response, ApiError> {
     let number = shared.requests.fetch_add(1, Ordering::Relaxed);
     let mut defaults = shared.options.answer.clone();
     defaults.sampling.seed = defaults.sampling.seed.wrapping_add(number);
-    let request = ChatRequest::parse(&body, &defaults)?;
+    let request = CompletionRequest::parse(kind, &body, &defaults)?;
     let (stream, include_usage) = (request.stream, request.include_usage);
 
     let (events, mut answer) = unbounded_channel();
@@ -196,11 +199,8 @@ async fn chat(shared: &Shared, request: Request) -> Result<Response, ApiError> {
         TrySendError::Full(_) => ApiError::server(503, "Too many requests wait; try again later.".into()),
         TrySendError::Disconnected(_) => ApiError::server(503, "The server is ending.".into()),
     })?;
-    let head = Head {
-        id: format!("chatcmpl-{:x}-{number:x}", shared.started),
-        created: now(),
-        model: shared.options.model.clone(),
-    };
+    let number = format!("{:x}-{number:x}", shared.started);
+    let head = Head::new(kind, &number, now(), &shared.options.model);
     // from here on a client that leaves drops `answer`, which ends the generation
     loop {
         match answer.recv().await {
@@ -216,7 +216,7 @@ async fn chat(shared: &Shared, request: Request) -> Result<Response, ApiError> {
 /// Server-sent events: a chunk for each piece of text, the reason of the end, `[DONE]`.
 fn streamed(head: Head, events: UnboundedReceiver<Event>, include_usage: bool) -> Response {
     let data = |value: &Value| format!("data: {value}\n\n");
-    let first = tokio_stream::once(data(&head.first()));
+    let first = tokio_stream::iter(head.first().map(|first| data(&first)));
     let rest = UnboundedReceiverStream::new(events).map(move |event| match event {
         Event::Started => String::new(),
         Event::Text(text) => data(&head.text(&text)),

@@ -1,4 +1,4 @@
-//! A model behind OpenAI's API for chat completions.
+//! A model behind OpenAI's API for completions, of chats and of texts.
 //!
 //! Two threads: one speaks HTTP (axum), the caller's own answers, because one device makes one answer at a time. Requests
 //! wait in a queue of limited length. An answer goes back event by event; where its client is gone, the receiver of the

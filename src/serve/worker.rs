@@ -1,6 +1,6 @@
 //! The thread that owns the device: one request after the other.
 
-use super::api::{ApiError, Request};
+use super::api::{ApiError, Prompt, Request};
 use super::{Event, Job, Stop};
 use crate::error::{Error, Failure};
 use crate::generate::{Answer, Chat, Finish};
@@ -37,7 +37,7 @@ pub(super) fn run(
             Err(error) => {
                 log(&format!("refused: {error}"));
                 let lost = matches!(error.gpu(), Some(GpuError::Lost(_)));
-                let _ = job.events.send(Event::Failed(refusal(&error)));
+                let _ = job.events.send(Event::Failed(refusal(&error, job.request.prompt.key())));
                 if lost {
                     return Err(error);
                 }
@@ -48,8 +48,11 @@ pub(super) fn run(
 }
 
 fn answer(chat: &mut Chat<'_>, job: &Job, stop: &Stop) -> Result<Answer, Error> {
-    let Request { conversation, options, .. } = &job.request;
-    let prompt = chat.prompt(conversation)?;
+    let Request { prompt, options, .. } = &job.request;
+    let prompt = match prompt {
+        Prompt::Conversation(conversation) => chat.prompt(conversation)?,
+        Prompt::Text(text) => chat.prompt_of_text(text)?,
+    };
     let _ = job.events.send(Event::Started);
     chat.answer(&prompt, options, &mut |text| {
         if !text.is_empty() {
@@ -61,19 +64,21 @@ fn answer(chat: &mut Chat<'_>, job: &Job, stop: &Stop) -> Result<Answer, Error> 
     })
 }
 
-fn refusal(error: &Error) -> ApiError {
+/// `key` is where a request has what is at fault.
+fn refusal(error: &Error, key: &str) -> ApiError {
     use crate::generate::GenerateError;
     match error {
         Error::Generate(GenerateError::ContextFull { prompt, context, .. }) => ApiError {
             code: Some("context_length_exceeded"),
             ..ApiError::bad(
-                Some("messages"),
-                format!(
-                    "This model's context is {context} tokens, but the messages have {prompt}: shorten them."
-                ),
+                Some(key),
+                format!("This model's context is {context} tokens, but {key} comes to {prompt}: shorten it."),
             )
         },
-        _ if error.failure() == Failure::Input => ApiError::bad(Some("messages"), error.to_string()),
+        Error::Generate(GenerateError::NoPrompt) => {
+            ApiError::bad(Some(key), format!("{key} has no tokens: there is nothing to continue."))
+        }
+        _ if error.failure() == Failure::Input => ApiError::bad(Some(key), error.to_string()),
         _ => ApiError::server(500, error.to_string()),
     }
 }
