@@ -52,6 +52,8 @@ var<workgroup> met: array<atomic<u32>, 2>;
 {% macro half(name, value) %}
 {%- if name == "c2" -%}
 vec4<f16>(as_f16({{ value }} * {{ PAIR_FACTOR }}.0))
+{%- elif name == "r2" and R_RUNS -%}
+vec4<f16>({{ value }} * (r_power / {{ PAIR_FACTOR }}.0))
 {%- elif name == "r2" and SCALED -%}
 vec4<f16>({{ value }} * (inverse_power(unscale[min(row_tile + row, params.rows - 1u)]) / {{ PAIR_FACTOR }}.0))
 {%- elif name == "r2" -%}
@@ -65,7 +67,7 @@ vec4<f16>({{ value }})
 {% macro runs(name) %}{% if (name == "r" and R_RUNS) or (name == "c" and C_RUNS) %}1{% endif %}{% endmacro %}
 
 {# what takes the powers of two out of the sums of a row #}
-{% macro smaller(row) %}{% if SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}
+{% macro smaller(row) %}{% if RUNNING %}running.x * running.y{% elif SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}
 
 {# a group of four in f16 becomes one of the tile's #}
 {% macro keep(tile, at, value) %}
@@ -186,7 +188,15 @@ vec4<f16>({{ value }})
 {% endfor %}
 {% endmacro %}
 
-{# tells the workgroup of the largest exponent of the groups that wait, where it has met none so large #}
+{# tells the workgroup of the exponent of the largest of four magnitudes, where it has met none so large #}
+{% macro tell(name, most) %}
+            let exponent = bitcast<u32>(max(max({{ most }}.x, {{ most }}.y), max({{ most }}.z, {{ most }}.w))) >> 23u;
+            if (exponent > {{ name }}_most) {
+                atomicMax(&met[{{ 0 if name == "r" else 1 }}], exponent);
+            }
+{% endmacro %}
+
+{# the same of the groups that wait #}
 {% macro show(name, raw, width) %}
 {% if runs(name) %}
         {
@@ -194,12 +204,24 @@ vec4<f16>({{ value }})
 {% for n in range(width * DEPTH // 4 // WORKGROUP) %}
             most = max(most, abs({{ decoded(name, raw, name ~ "_next" ~ n) }}));
 {% endfor %}
-            let exponent = bitcast<u32>(max(max(most.x, most.y), max(most.z, most.w))) >> 23u;
-            if (exponent > {{ name }}_most) {
-                atomicMax(&met[{{ 0 if name == "r" else 1 }}], exponent);
-            }
+{{ tell(name, "most") }}
         }
 {% endif %}
+{% endmacro %}
+
+{# and of a block of the second pair's rows, which is loaded for it #}
+{% macro show_pair() %}
+        var pair_most = vec4<f32>();
+{% set PER_LINE = (PAIR_DEPTH if R_INNER else ROWS) // 4 %}
+        for (var e = lane; e < {{ ROWS * PAIR_DEPTH // 4 }}u; e += {{ WORKGROUP }}u) {
+            let row = e / {{ PER_LINE }}u;
+            let q = e % {{ PER_LINE }}u;
+            let at = {{ stored("r2", R_INNER, "rows", "row_tile", "t") }};
+            pair_most = max(pair_most, abs({{ bounded("r2", "vec4<f32>()", load("r2", "at"), R_INNER, "t") }}) / {{ PAIR_FACTOR }}.0);
+        }
+        {
+{{ tell("r", "pair_most") }}
+        }
 {% endmacro %}
 
 {# name_power = what brings the largest magnitude met to at least 2^14 and below 2^15; name_change = what it is of the one before #}
@@ -210,6 +232,18 @@ vec4<f16>({{ value }})
         let {{ name }}_change = bitcast<f32>((127u - min({{ name }}_met - {{ name }}_most, 127u)) << 23u);
         {{ name }}_most = {{ name }}_met;
 {% endif %}
+{% endmacro %}
+
+{# brings the sums to the powers of what has been met since #}
+{% macro follow_all() %}
+{{ follow("r") }}
+{{ follow("c") }}
+        let change = {{ "r_change" if R_RUNS }}{{ " * " if R_RUNS and C_RUNS }}{{ "c_change" if C_RUNS }};
+{% for i in range(OWN_ROWS // M) %}
+{% for j in range(OWN_COLS // N) %}
+        s{{ i }}_{{ j }} = s{{ i }}_{{ j }} * change;
+{% endfor %}
+{% endfor %}
 {% endmacro %}
 
 {# a matrix of an operand's tile, from row `row` and depth `depth` on, which are multiples of its own #}
@@ -241,7 +275,7 @@ vec4<f16>({{ value }})
 {% set EACH = (M + STEP - 1) // STEP %}
 {% if PAIR_ON_SUMS %}
 // Adds the pair to the invocation's own sums of a span, whose first is at (row0, col0); the columns are loaded once for all its rows.
-fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
+fn add_pair({{ "running: vec2<f32>, " if RUNNING }}own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
     let col4 = (col0 + own_col) / 4u;
 {% for n in range(EACH) %}
     var pair{{ n }} = vec4<f32>();
@@ -261,20 +295,20 @@ fn add_pair(own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
 {% if PAIR_MASKED %}
         pair{{ n }} = dropped(pair{{ n }}, (row0 + {{ row }}) * params.cols4 + col4, seed);
 {% endif %}
-{% if SCALED %}
+{% if SCALED or RUNNING %}
         let smaller = {{ smaller("min(row0 + " ~ row ~ ", params.rows - 1u)") }};
 {% endif %}
 {% for q in range(4) %}
         let at{{ q }} = own_sums + {{ row }} * {{ SUM_LINE }}u + own_col + {{ q }}u;
-        sums[at{{ q }}] = sums[at{{ q }}]{% if SCALED %} * smaller{% endif %} + pair{{ n }}[{{ q }}];
+        sums[at{{ q }}] = sums[at{{ q }}]{% if SCALED or RUNNING %} * smaller{% endif %} + pair{{ n }}[{{ q }}];
 {% endfor %}
     }
 {% endfor %}
 }
 
 {% endif %}
-// Stores the M x SPAN sums from `own_sums` on, whose first is at (row0, col0){{ ", times both of `smaller`" if RUNNING }}.
-fn store_span({{ "section: u32, " if SECTIONED }}{{ "smaller: vec2<f32>, " if RUNNING }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
+// Stores the M x SPAN sums from `own_sums` on, whose first is at (row0, col0){{ ", times both of `running`" if RUNNING }}.
+fn store_span({{ "section: u32, " if SECTIONED }}{{ "running: vec2<f32>, " if RUNNING }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
 {% if TRANSPOSED %}
     for (var e = in_subgroup; e < {{ M // 4 * SPAN }}u; e += {{ LANES }}u) {
         let own_row = 4u * (e / {{ SPAN }}u);
@@ -282,8 +316,8 @@ fn store_span({{ "section: u32, " if SECTIONED }}{{ "smaller: vec2<f32>, " if RU
         if (row0 + own_row < params.rows && col < params.cols) {
             let own = own_sums + own_row * {{ SUM_LINE }}u + e % {{ SPAN }}u;
             var v = vec4<f32>(sums[own]{% for j in range(1, 4) %}, sums[own + {{ j * SUM_LINE }}u]{% endfor %});
-{% if RUNNING %}
-            v = v * smaller.x * smaller.y;
+{% if SCALED or RUNNING %}
+            v = v * {{ smaller("row0 + own_row") }};
 {% endif %}
             let valid = vec4<u32>(row0 + own_row) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
             v = select(vec4<f32>(), params.alpha * v, valid);
@@ -299,16 +333,14 @@ fn store_span({{ "section: u32, " if SECTIONED }}{{ "smaller: vec2<f32>, " if RU
         return;
     }
 {% if PAIR_ON_SUMS %}
-    add_pair(own_sums, first, own_col, row0, col0);
+    add_pair({{ "running, " if RUNNING }}own_sums, first, own_col, row0, col0);
 {% endif %}
     let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
     for (var own_row = first; own_row < {{ M }}u && row0 + own_row < params.rows; own_row += {{ STEP }}u) {
         let own = own_sums + own_row * {{ SUM_LINE }}u + own_col;
         var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
-{% if SCALED and not PAIR_ON_SUMS %}
-        v *= {{ smaller("row0 + own_row") }};
-{% elif RUNNING %}
-        v = v * smaller.x * smaller.y;
+{% if (SCALED or RUNNING) and not PAIR_ON_SUMS %}
+        v = v * {{ smaller("row0 + own_row") }};
 {% endif %}
         v = select(vec4<f32>(), params.alpha * v, valid);
         let at = (row0 + own_row) * params.cols4 + col / 4u;
@@ -361,14 +393,7 @@ fn main(
 {{ show("r", R_RAW, ROWS) }}
 {{ show("c", C_RAW, COLS) }}
         workgroupBarrier();
-{{ follow("r") }}
-{{ follow("c") }}
-        let change = {{ "r_change" if R_RUNS }}{{ " * " if R_RUNS and C_RUNS }}{{ "c_change" if C_RUNS }};
-{% for i in range(OWN_ROWS // M) %}
-{% for j in range(OWN_COLS // N) %}
-        s{{ i }}_{{ j }} = s{{ i }}_{{ j }} * change;
-{% endfor %}
-{% endfor %}
+{{ follow_all() }}
 {% endif %}
 {% if PREFETCHED %}
 {{ release("r", R_RAW, "r_tile", R_LINE, R_INNER, ROWS) }}
@@ -386,19 +411,26 @@ fn main(
         workgroupBarrier();
 {% endif %}
     }
-{% if RUNNING %}
-    // the inverse of either power, the smaller one first, beside which the other cannot overflow what the result does not
-    let smaller = vec2<f32>({% for name in ["r", "c"] %}{% if runs(name) %}bitcast<f32>(({{ name }}_most - 14u) << 23u){% else %}1.0{% endif %}{{ ", " if loop.first }}{% endfor %});
-    let in_order = vec2<f32>(min(smaller.x, smaller.y), max(smaller.x, smaller.y));
-{% endif %}
 {% if PAIR and PAIR_DEPTH > 0 %}
     for (var t = 0u; t < params.k2_4; t += {{ PAIR_DEPTH // 4 }}u) {
+{% if RUNNING %}
+{{ show_pair() }}
+        workgroupBarrier();
+{{ follow_all() }}
+{% endif %}
 {{ stage("r2", false, "r_tile", R_LINE, R_INNER, "rows", "row_tile", ROWS, PAIR_DEPTH) }}
 {{ stage("c2", false, "c_tile", C_LINE, C_INNER, "cols", "col_tile", COLS, PAIR_DEPTH) }}
         workgroupBarrier();
 {{ multiply(PAIR_DEPTH) }}
+{% if not RUNNING %}
         workgroupBarrier();
+{% endif %}
     }
+{% endif %}
+{% if RUNNING %}
+    // the inverse of either power, the smaller one first, beside which the other cannot overflow what the result does not
+    let inverses = vec2<f32>({% for name in ["r", "c"] %}{% if runs(name) %}bitcast<f32>(({{ name }}_most - 14u) << 23u){% else %}1.0{% endif %}{{ ", " if loop.first }}{% endfor %});
+    let running = vec2<f32>(min(inverses.x, inverses.y), max(inverses.x, inverses.y));
 {% endif %}
     let own_sums = subgroup * {{ M * SUM_LINE }}u;
 {% for i in range(OWN_ROWS // M) %}
@@ -408,7 +440,7 @@ fn main(
 {% endfor %}
     workgroupBarrier();
     if (!surplus) {
-        store_span({{ "section, " if SECTIONED }}{{ "in_order, " if RUNNING }}own_sums, in_subgroup, row_tile + own_row + {{ i * M }}u, col_tile + own_col + {{ first * N }}u);
+        store_span({{ "section, " if SECTIONED }}{{ "running, " if RUNNING }}own_sums, in_subgroup, row_tile + own_row + {{ i * M }}u, col_tile + own_col + {{ first * N }}u);
     }
     workgroupBarrier();
 {% endfor %}

@@ -605,6 +605,99 @@ fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {
     }
 }
 
+/// Rows that a workgroup scales together lose nothing of bf16 where they are 2^20 times smaller than the largest, and what is further below
+/// is lost beside it, not beside its own row; a pair goes with them, however much larger it is.
+#[test]
+fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
+    let Some(gpu) = common::gpu() else { return };
+    let own = DeviceProfile::clone(&gpu.profile());
+    let rows_alone = |v: &String| !v.contains(" 16x") && !v.contains(" 32x");
+    let names = running_variants(&gpu, &own);
+    let Some(variant) = names.iter().rfind(|v| rows_alone(v)) else { return };
+    let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.clone())), ..own.clone() };
+    let (m, n, k, k2) = (45, 36, 75, 40);
+    let mut random = Random::new(3);
+    // of a row alone, what comes later is larger
+    let course = |row: usize, column: usize| {
+        2f64.powi(if row == 8 { column as i32 / 3 - 30 } else { row as i32 / 2 - 60 })
+    };
+    let a: Vec<f64> = (0..m * k).map(|i| random.next() * course(i / k, i % k)).collect();
+    let largest = |of: &[f64]| of.iter().fold(0f64, |most, v| most.max(v.abs()));
+    for (layout, beside) in [matmul::Layout::NT, matmul::Layout::NN]
+        .into_iter()
+        .flat_map(|layout| [None, Some(-70), Some(-30), Some(10)].map(|beside| (layout, beside)))
+    {
+        let b = |k: usize| if layout == matmul::Layout::NT { [n, k] } else { [k, n] };
+        let b1: Vec<f64> = (0..n * k).map(|_| random.next()).collect();
+        let a2: Vec<f64> = (0..m * k2).map(|_| random.next() * 2f64.powi(beside.unwrap_or(0))).collect();
+        let b2: Vec<f64> = (0..n * k2).map(|_| random.next()).collect();
+        let mut operands = vec![
+            CaseInput::values(&[m, k], DType::BF16, a.clone()),
+            CaseInput::values(&b(k), DType::BF16, b1.clone()),
+        ];
+        if beside.is_some() {
+            operands.push(CaseInput::values(&[m, k2], DType::F32, a2.clone()));
+            operands.push(CaseInput::values(&b(k2), DType::F32, b2.clone()));
+        }
+        let op = matmul::Matmul::plain(layout, 1.0, DType::F32);
+        let case = Case::new(format!("{layout:?}, a pair {beside:?}"), op, operands);
+        let launch = plan(&case, &device, false, false);
+        let kernels: Vec<&str> = launch.dispatches.iter().map(|d| d.variant.as_str()).collect();
+        assert_eq!(kernels, [variant], "no pass before");
+        let (_, outputs) = types(&case);
+        let read = execute(&gpu, &case, &launch, false, false).unwrap();
+        let actual = unpack(outputs[0], &read[0]);
+        let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs)[0];
+        let met = largest(&a).max(if beside.is_some() { largest(&a2) } else { 0.0 });
+        for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+            let sum = |a: &[f64], b: &[f64], k: usize| -> (f64, f64) {
+                let at = |x: usize| {
+                    if layout == matmul::Layout::NT { b[column * k + x] } else { b[x * n + column] }
+                };
+                (0..k).fold((0.0, 0.0), |(products, of_b), x| {
+                    (products + (a[row * k + x] * at(x)).abs(), of_b + at(x).abs())
+                })
+            };
+            let (products, of_b) = sum(&a, &b1, k);
+            let mut bound = 2e-6 * products + 2f64.powi(-28) * met * of_b;
+            if beside.is_some() {
+                let (products, of_b2) = sum(&a2, &b2, k2);
+                // the rows have 2^-8 of what the columns have more
+                bound += 2f64.powi(-10) * products + 2f64.powi(-20) * met * of_b2;
+            }
+            let (a, e) = (f64::from(actual[row * n + column]), expected.row(row)[column]);
+            assert!(
+                (a - e).abs() <= bound,
+                "{}, {row} {column}: {a} for {e}, not within {bound}",
+                case.label
+            );
+        }
+    }
+    // and in every kind of product, to what the result is stored in
+    let as_gpu = DeviceProfile { cpu: false, ..own };
+    let mut taken = HashMap::<&str, usize>::new();
+    for name in names.iter().filter(|v| rows_alone(v)) {
+        let device = DeviceProfile { choices: Arc::new(Choices::forced(name.clone())), ..as_gpu.clone() };
+        for (i, case) in engraft::ops::cases().iter().enumerate() {
+            let accumulate = i % 2 == 0 && case.op.accumulates(0);
+            let stored = types(case).1.iter().all(|ty| ty.dtype == DType::BF16);
+            // software compiles for seconds each
+            let kinds =
+                ["NT wide pair bf16", "37x70x50 dropout on the pair bf16", "NT 70x132x256 nf4-dq on bf16"];
+            let some = case.label == "NN pair and residual bf16 bf16"
+                || (name == variant && kinds.iter().any(|kind| case.label.ends_with(kind)))
+                || (name == variant && case.op.name() == "matmul_gate_gradient");
+            let launch = plan(case, &device, accumulate, false);
+            if some && stored && launch.dispatches.iter().any(|d| &d.variant == name) {
+                run(&gpu, &device, case, accumulate).unwrap_or_else(|e| panic!("{name}: {e}"));
+                *taken.entry(name).or_default() += 1;
+            }
+        }
+    }
+    println!("{taken:?}");
+    assert!(taken[variant.as_str()] > 5, "{taken:?}");
+}
+
 /// A weight's gradient is a sum over rows: both its operands are scaled as a whole, wherever bf16 has them.
 #[test]
 fn gradients_of_weights_in_bf16_of_any_magnitude_come_from_matrix_units() {

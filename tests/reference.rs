@@ -8,7 +8,7 @@ use engraft::autograd::Recompute;
 use engraft::checkpoint::{Adapter, Checkpoint};
 use engraft::data::MicroBatch;
 use engraft::gpu::Gpu;
-use engraft::graph::{Choices, Cooperative, DType, DeviceProfile};
+use engraft::graph::{Choices, Cooperative, DType, DeviceProfile, SharedMatrices};
 use engraft::models::{ModelConfig, Network};
 use engraft::nn::{PlainLayers, WeightMode};
 use engraft::ops::adamw::Hyper;
@@ -347,11 +347,19 @@ fn bf16_on_matrix_units_is_as_near_to_f32_as_elsewhere() {
         let layout = Layout::new(&graph, &DeviceProfile { choices, ..DeviceProfile::clone(&device) });
         layout.dispatches().filter(|d| d.shader.name.starts_with(shader)).count()
     };
-    let products = matmul::Variant::all(&device).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (running, products): (Vec<_>, Vec<_>) =
+        matmul::Variant::all(&device).into_iter().partition(matmul::Variant::is_running);
+    let names = |kernels: Vec<matmul::Variant>| kernels.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (running, products) = (names(running), names(products));
     let attentions = attention::Kernel::all(&device).iter().map(ToString::to_string).collect::<Vec<_>>();
     // in both layers seven products forward, in reverse as many but for the first one's q, k and v, whose input needs no gradient; the
     // head's two; three passes of attention
     let mut families = vec![(products, "matmul_coop_tiled", 27)];
+    // but for the gradient of logits, which are in f32; and in each layer the low-rank ones: four forward, of siblings together, in reverse seven of a layer's gradient with B, four for the
+    // gradients of A, seven for those of B
+    if device.shared_matrices == Some(SharedMatrices::Groups) {
+        families.push((running, "matmul_coop_tiled", 26 + 2 * (4 + 7 + 4 + 7)));
+    }
     // gradients leave the units by half a head at a time; of four lanes several subgroups share it
     let Cooperative { shape, lanes } = device.cooperative.expect("matrices have a shape");
     let half = network.config.head_dim / 2;

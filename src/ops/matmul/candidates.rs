@@ -75,8 +75,19 @@ pub struct Extents {
     pub halves: bool,
     /// An operand has k outermost.
     pub outer: bool,
-    /// Matrix units can scale the operands as they meet them.
-    pub running: bool,
+    /// What of the operands matrix units can scale as they meet it.
+    pub running: Running,
+}
+
+/// Operands that matrix units can take in f16, each times the power of two that suits the largest magnitude that a workgroup has met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Running {
+    #[default]
+    Neither,
+    /// Those of a low-rank product, or of a weight's gradient.
+    Both,
+    /// Activations or their gradients, beside a weight that goes as it is.
+    Rows,
 }
 
 fn on_cpu(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
@@ -245,6 +256,9 @@ const RUNNING_TILES: [((u32, u32), (u32, u32), u32); 8] = [
 const OBLONG_RUNNING_TILES: [((u32, u32), (u32, u32), u32); 4] =
     [((16, 64), (1, 4), 32), ((32, 64), (2, 4), 32), ((64, 64), (4, 4), 32), ((64, 32), (4, 2), 32)];
 
+/// How many of the tiles for other products are measured so too, of those that load ahead.
+const RUNNING_ROWS: usize = 3;
+
 /// Through workgroup memory, with scales that follow what is met. Metal cannot multiply a matrix by a number.
 fn on_running_tiles(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     let (Some(SharedMatrices::Groups), Some(Cooperative { shape, lanes })) =
@@ -252,7 +266,17 @@ fn on_running_tiles(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
     else {
         return Vec::new();
     };
-    let tiles: &[_] = if shape.is_square() { &RUNNING_TILES } else { &OBLONG_RUNNING_TILES };
+    let (low_rank, others): (&[_], &[CoopShape]) = match shape.is_square() {
+        true => (&RUNNING_TILES, &COOP_TILES),
+        false => (&OBLONG_RUNNING_TILES, &OBLONG_TILES),
+    };
+    let ahead = others.iter().filter(|(.., ahead)| *ahead).take(RUNNING_ROWS);
+    let of_rows: Vec<_> = ahead.map(|&(tile, subgroups, _)| (tile, subgroups, COOP_DEPTH)).collect();
+    let tiles = match extents.running {
+        Running::Neither => &[],
+        Running::Both => low_rank,
+        Running::Rows => &of_rows,
+    };
     // not far beyond the product
     let filled = |&&((rows, cols), ..): &&((u32, u32), _, _)| {
         let most = |extent: usize| extent.next_power_of_two().max(16);
@@ -298,20 +322,11 @@ impl Variant {
     /// Every variant of the family that some product takes on such a device, for tests that run them all.
     pub fn all(device: &DeviceProfile) -> Vec<Variant> {
         let mut all: Vec<Variant> = Vec::new();
-        for rows in [8, 16, 32, 512] {
-            let candidates = Variant::candidates(
-                device,
-                &Extents {
-                    rows,
-                    cols: 512,
-                    k: 512,
-                    k2: 0,
-                    matrix: true,
-                    halves: true,
-                    outer: true,
-                    running: true,
-                },
-            );
+        let kinds = [8, 16, 32, 512].map(|rows| (rows, Running::Both));
+        for (rows, running) in kinds.into_iter().chain([(512, Running::Rows)]) {
+            let (cols, k, k2) = (512, 512, 0);
+            let extents = Extents { rows, cols, k, k2, matrix: true, halves: true, outer: true, running };
+            let candidates = Variant::candidates(device, &extents);
             all.extend(candidates.into_iter().filter(|v| !all.contains(v)).collect::<Vec<_>>());
         }
         all
@@ -364,7 +379,12 @@ impl Variant {
                 tile.sound()
                     && device.shared_matrices == Some(shared)
                     && device.cooperative == Some(Cooperative { shape, lanes })
-                    && if running { extents.running } else { extents.halves && extents.rows >= COOP_ROWS }
+                    && match (running, extents.running) {
+                        (true, Running::Neither) => false,
+                        (true, Running::Both) => true,
+                        (true, Running::Rows) => extents.rows >= COOP_ROWS,
+                        (false, _) => extents.halves && extents.rows >= COOP_ROWS,
+                    }
                     && (extents.outer || !turned)
                     && few_sums()
                     && self.invocations() <= device.max_workgroup_invocations
@@ -454,7 +474,7 @@ mod tests {
                 matrix: true,
                 halves: true,
                 outer: true,
-                running: true,
+                running: Running::Rows,
             };
             Variant::candidates(&device, &extents).iter().map(Variant::to_string).collect::<Vec<_>>()
         };

@@ -421,9 +421,12 @@ impl Operation for Matmul {
                 }
             }
             let (a, b) = dims(40, 8, 20);
-            let thin = [a, b, [40, 8]].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
-            let op = Matmul { residual: true, ..Matmul::plain(layout, 1.0, DType::F32) };
-            cases.push(Case::new(format!("{layout:?} thin residual"), op, thin));
+            for (dtype, label) in [(DType::F32, ""), (DType::BF16, " on bf16")] {
+                let thin = [(a, dtype), (b, DType::F32), ([40, 8], DType::F32)];
+                let thin = thin.iter().map(|(d, dtype)| CaseInput::random(d, *dtype)).collect();
+                let op = Matmul { residual: true, ..Matmul::plain(layout, 1.0, DType::F32) };
+                cases.push(Case::new(format!("{layout:?} thin residual{label}"), op, thin));
+            }
         }
         cases
     }

@@ -1,6 +1,6 @@
 //! The operands of a product: where they lie, what is done to them on the way, which gives the rows.
 
-use super::candidates::Extents;
+use super::candidates::{Extents, Running};
 use crate::graph::{Binding, DType, DeviceProfile, Launch, Place, Shape, TensorType, View};
 use crate::ops::dropout::Dropout;
 
@@ -159,12 +159,18 @@ impl Oriented {
         !self.r_inner && !self.c_inner && either && all
     }
 
-    /// Matrix units can take both operands in f16 by the largest magnitude of each that a workgroup meets: in products in f32 whose sums
-    /// keep no more of them, for f16 holds in full what is up to 2^28 times smaller.
-    pub fn runs(&self) -> bool {
+    /// What of the operands matrix units can take in f16 by the largest magnitude that a workgroup meets: f16 holds in full what is up to
+    /// 2^28 times smaller, of bf16's 8 bits all where it is up to 2^31 times.
+    pub fn running(&self) -> Running {
         let Terms { pair, up, gradient_of, .. } = &self.terms;
-        let bare = pair.is_none() && up.is_none() && gradient_of.is_none();
-        bare && self.out.dtype == DType::F32 && (self.beside_halves || self.scales_whole())
+        let bare = pair.is_none() && gradient_of.is_none();
+        let both = bare && self.out.dtype == DType::F32 && (self.beside_halves || self.scales_whole());
+        match up {
+            Some(_) => Running::Neither,
+            None if both => Running::Both,
+            None if self.scales() && self.r.dtype == DType::BF16 => Running::Rows,
+            None => Running::Neither,
+        }
     }
 
     /// Whether the second pair's sums can be made with the first's on matrix units, which round it to f16 whatever the result is stored in:
@@ -240,7 +246,11 @@ impl Oriented {
         // nor thin products, whose results are stored transposed, nor operands with dropout on their loads
         let masked = self.masks_rows() || self.masks_cols();
         let plain = self.parts == 1 && bound && !masked && !self.swapped;
-        let running = bound && self.runs();
+        let running = match self.running() {
+            Running::Rows if !plain => Running::Neither,
+            running if bound => running,
+            _ => Running::Neither,
+        };
         Extents {
             rows: self.rows,
             cols: self.cols,

@@ -1,6 +1,7 @@
 //! A product as operations launch it.
 
 use super::Layout;
+use super::candidates::Running;
 use super::kernel::{
     Kernel, PAIR_FACTORS, Scratch, Sections, Shared, gated, rounded_rows, rounded_whole, staged,
 };
@@ -320,16 +321,17 @@ impl Product {
             let pair_depth = if o.can_sum_pair() { tile.depth.min(blocks(k2)) } else { 0 };
             let raw = |operand: Operand| matches!(operand.dtype, DType::F16 | DType::BF16);
             let runs = |operand: Operand| tile.running && operand.dtype != DType::F16;
+            let rows_alone = o.running() == Running::Rows;
             main = main
                 .flag("R_RAW", raw(o.r) && !o.gated() && !o.masks_rows())
                 .flag("C_RAW", raw(o.c) && !o.masks_cols())
                 .flag("R_RUNS", runs(o.r))
-                .flag("C_RUNS", runs(o.c))
+                .flag("C_RUNS", runs(o.c) && !rows_alone)
                 .flag("R_F16", o.r.dtype == DType::F16)
                 .flag("C_F16", o.c.dtype == DType::F16)
                 .flag("WHOLE", self.k.is_multiple_of(tile.depth as usize))
                 .define("PAIR_DEPTH", pair_depth)
-                .define("PAIR_FACTOR", PAIR_FACTORS[usize::from(o.unscale.is_some())])
+                .define("PAIR_FACTOR", PAIR_FACTORS[usize::from(o.unscale.is_some() || tile.running)])
                 .flag("SCALED", o.unscale.is_some())
                 .flag("SCALED_WHOLE", matches!(o.unscale, Some(Unscale::Operands(..))));
             if let Some(Unscale::Rows(unscale) | Unscale::Operands(unscale, _)) = o.unscale {
