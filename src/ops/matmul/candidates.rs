@@ -1,8 +1,9 @@
 //! Which kernels of the family suit a device and a product.
 
 use super::kernel::{PAIR_FACTORS, ROUND_ROWS};
-use super::variant::{COOP, COOP_TILED, CoopTile, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
-use crate::graph::{Cooperative, DeviceProfile, SharedMatrices};
+use super::matrices;
+use super::variant::{COOP, COOP_TILED, FINISH, LANES, SWIZZLE, TILED, Variant, tiled};
+use crate::graph::DeviceProfile;
 use crate::ops::scaled_half::{MAGNITUDES, POWER_OF_TWO, ROUND_SCALED};
 
 /// The kernels' text, tiles and candidates, for the key of what was measured.
@@ -26,10 +27,7 @@ pub fn source() -> String {
     let shaders = [LANES, TILED, COOP, COOP_TILED, FINISH, ROUND_ROWS].into_iter().chain(shared);
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));
     shaders.map(|s| s.source).collect::<String>()
-        + &format!(
-            "{WIDE:?}{THIN:?}{COOP_TILES:?}{OBLONG_TILES:?}{RUNNING_TILES:?}{OBLONG_RUNNING_TILES:?}{COOP_DEPTH}\
-             {PAIR_FACTORS:?}{SWIZZLE}{GATING}{candidates:?}"
-        )
+        + &format!("{WIDE:?}{THIN:?}{}{PAIR_FACTORS:?}{SWIZZLE}{GATING}{candidates:?}", matrices::tiles())
 }
 
 /// Products of more rows than [`THIN`] serves; the last two serve 17 to 32 rows as well.
@@ -152,154 +150,6 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
     shared.chain(few).chain([broadcast]).collect()
 }
 
-/// Rows and columns, subgroups down and across, and whether the next block is loaded ahead.
-type CoopShape = ((u32, u32), (u32, u32), bool);
-
-/// Tiles in workgroup memory for matrix units, most hopeful first.
-const COOP_TILES: [CoopShape; 8] = [
-    ((128, 128), (2, 2), true),
-    ((128, 128), (2, 2), false),
-    ((128, 128), (4, 2), true),
-    ((64, 64), (2, 2), true),
-    ((64, 64), (2, 2), false),
-    ((128, 64), (2, 2), true),
-    ((64, 128), (2, 2), true),
-    ((32, 32), (2, 2), false),
-];
-
-/// The same for matrices that are not square: Intel's, whose subgroups of 32 share 128 registers. Sums take eight of them for a matrix,
-/// so that subgroups own little, and little of the next block has room beside them.
-const OBLONG_TILES: [CoopShape; 8] = [
-    ((64, 128), (4, 4), false),
-    ((64, 64), (4, 2), false),
-    ((128, 128), (8, 4), true),
-    ((64, 64), (4, 4), true),
-    ((64, 64), (4, 4), false),
-    ((64, 64), (8, 4), false),
-    ((32, 64), (2, 2), false),
-    ((32, 32), (2, 2), true),
-];
-
-/// How many of either list turn operands with k outermost too, where there are such. RADV loads a matrix from lines that do not run along
-/// k in sixteen instructions instead of two; NVIDIA's GPUs have an instruction that turns it (ldmatrix.trans).
-const COOP_TURNED: usize = 5;
-
-/// The depth of all.
-const COOP_DEPTH: u32 = 32;
-
-/// Rows that a product must have for tiles of matrix units to be worth a measurement.
-const COOP_ROWS: usize = 33;
-
-/// Floats that an invocation sums in cooperative matrices: with operands and addresses they should stay below the 255 registers
-/// that GPUs have at most.
-const COOP_SUMS: u32 = 128;
-
-/// Matrices of sums that a subgroup holds where they are not square.
-const OBLONG_SUMS: u32 = 4;
-
-fn on_matrix_units(cooperative: Cooperative) -> Vec<Variant> {
-    let Cooperative { shape, lanes } = cooperative;
-    // of the others four matrices of sums, see OBLONG_SUMS
-    let tiles: &[(u32, u32)] = match (shape.is_square(), shape.m) {
-        (true, 16) => &[(64, 64), (32, 64), (32, 32)],
-        (true, _) => &[(32, 32), (16, 32)],
-        (false, _) => &[(2 * shape.m, 2 * shape.n)],
-    };
-    tiles.iter().map(|&(rows, cols)| Variant::Coop { rows, cols, shape, lanes }).collect()
-}
-
-/// Through workgroup memory.
-fn on_matrix_tiles(device: &DeviceProfile, outer: bool) -> Vec<Variant> {
-    let (Some(shared), Some(Cooperative { shape, lanes })) = (device.shared_matrices, device.cooperative)
-    else {
-        return Vec::new();
-    };
-    let tile = |((rows, cols), (down, across), ahead), turned| {
-        let depth = COOP_DEPTH;
-        let running = false;
-        Variant::CoopTiled(CoopTile {
-            rows,
-            cols,
-            down,
-            across,
-            depth,
-            shape,
-            lanes,
-            shared,
-            ahead,
-            turned,
-            running,
-        })
-    };
-    let both = |(n, shape)| {
-        let turned = (outer && n < COOP_TURNED).then(|| tile(shape, true));
-        [Some(tile(shape, false)), turned].into_iter().flatten()
-    };
-    let tiles: &[CoopShape] = if shape.is_square() { &COOP_TILES } else { &OBLONG_TILES };
-    tiles.iter().copied().enumerate().flat_map(both).collect()
-}
-
-/// Rows and columns, subgroups down and across, and the depth, of tiles for the low-rank products of adapters, most hopeful first: what
-/// is long is read once, by as many bytes at a time as memory is fast.
-const RUNNING_TILES: [((u32, u32), (u32, u32), u32); 8] = [
-    ((16, 128), (1, 4), 32),
-    ((16, 128), (1, 4), 64),
-    ((32, 128), (1, 4), 32),
-    ((64, 128), (2, 2), 32),
-    ((128, 32), (4, 1), 32),
-    ((128, 64), (4, 1), 32),
-    ((16, 64), (1, 2), 32),
-    ((64, 64), (2, 2), 32),
-];
-
-/// The same for matrices that are not square: with more of the next block in an invocation, Intel's compiler spills by the hundred.
-const OBLONG_RUNNING_TILES: [((u32, u32), (u32, u32), u32); 4] =
-    [((16, 64), (1, 4), 32), ((32, 64), (2, 4), 32), ((64, 64), (4, 4), 32), ((64, 32), (4, 2), 32)];
-
-/// How many of the tiles for other products are measured so too, of those that load ahead.
-const RUNNING_ROWS: usize = 3;
-
-/// Through workgroup memory, with scales that follow what is met. Metal cannot multiply a matrix by a number.
-fn on_running_tiles(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
-    let (Some(SharedMatrices::Groups), Some(Cooperative { shape, lanes })) =
-        (device.shared_matrices, device.cooperative)
-    else {
-        return Vec::new();
-    };
-    let (low_rank, others): (&[_], &[CoopShape]) = match shape.is_square() {
-        true => (&RUNNING_TILES, &COOP_TILES),
-        false => (&OBLONG_RUNNING_TILES, &OBLONG_TILES),
-    };
-    let ahead = others.iter().filter(|(.., ahead)| *ahead).take(RUNNING_ROWS);
-    let of_rows: Vec<_> = ahead.map(|&(tile, subgroups, _)| (tile, subgroups, COOP_DEPTH)).collect();
-    let tiles = match extents.running {
-        Running::Neither => &[],
-        Running::Both => low_rank,
-        Running::Rows => &of_rows,
-    };
-    // not far beyond the product
-    let filled = |&&((rows, cols), ..): &&((u32, u32), _, _)| {
-        let most = |extent: usize| extent.next_power_of_two().max(16);
-        rows as usize <= most(extents.rows) && cols as usize <= most(extents.cols)
-    };
-    let tile = |&((rows, cols), (down, across), depth)| {
-        Variant::CoopTiled(CoopTile {
-            rows,
-            cols,
-            down,
-            across,
-            depth,
-            shape,
-            lanes,
-            shared: SharedMatrices::Groups,
-            ahead: true,
-            turned: false,
-            running: true,
-        })
-    };
-    tiles.iter().filter(filled).map(tile).collect()
-}
-
 /// Rows of a broadcast on GPUs: with four columns of each, an invocation's sums stay in registers.
 const BROADCAST_ROWS: u32 = 32;
 
@@ -335,9 +185,7 @@ impl Variant {
     /// Variants that the device can run, for a product of so many rows and columns; the default first.
     pub fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Variant> {
         let mut all = if device.cpu { on_cpu(device, extents) } else { on_gpu(device, extents) };
-        let units = device.cooperative.into_iter().flat_map(on_matrix_units);
-        let running = on_running_tiles(device, extents);
-        all.extend(on_matrix_tiles(device, extents.outer).into_iter().chain(units).chain(running));
+        all.extend(matrices::candidates(device, extents));
         all.retain(|v| v.fits(device, extents));
         all
     }
@@ -361,35 +209,7 @@ impl Variant {
                     && self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes() <= device.max_workgroup_storage
             }
-            Variant::Coop { rows, cols, shape, lanes } => {
-                let whole = |extent: usize, of: u32| extent > 0 && extent.is_multiple_of(of as usize);
-                device.cooperative == Some(Cooperative { shape, lanes })
-                    && extents.matrix
-                    && whole(extents.rows, rows)
-                    && whole(extents.cols, cols)
-                    && whole(extents.k, shape.k)
-            }
-            Variant::CoopTiled(tile @ CoopTile { shape, lanes, shared, turned, running, .. }) => {
-                let few_sums = || {
-                    let (rows, cols) = tile.own();
-                    let most =
-                        if shape.is_square() { COOP_SUMS * lanes } else { OBLONG_SUMS * shape.m * shape.n };
-                    rows * cols <= most
-                };
-                tile.sound()
-                    && device.shared_matrices == Some(shared)
-                    && device.cooperative == Some(Cooperative { shape, lanes })
-                    && match (running, extents.running) {
-                        (true, Running::Neither) => false,
-                        (true, Running::Both) => true,
-                        (true, Running::Rows) => extents.rows >= COOP_ROWS,
-                        (false, _) => extents.halves && extents.rows >= COOP_ROWS,
-                    }
-                    && (extents.outer || !turned)
-                    && few_sums()
-                    && self.invocations() <= device.max_workgroup_invocations
-                    && self.workgroup_bytes() <= device.max_workgroup_storage
-            }
+            Variant::Coop { .. } | Variant::CoopTiled(_) => matrices::fits(self, device, extents),
             Variant::Tiled { .. } => {
                 self.invocations() <= device.max_workgroup_invocations
                     && self.workgroup_bytes() <= device.max_workgroup_storage

@@ -16,6 +16,7 @@ mod candidates;
 pub mod gate_gradient;
 pub mod group;
 mod kernel;
+mod matrices;
 mod operand;
 mod product;
 mod variant;

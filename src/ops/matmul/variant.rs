@@ -72,7 +72,8 @@ impl CoopTile {
     }
 
     pub(super) fn sound(&self) -> bool {
-        let CoopTile { rows, cols, down, across, depth, shape, lanes, ahead, turned, running, .. } = *self;
+        let CoopTile { rows, cols, down, across, depth, shape, lanes, shared, ahead, turned, running } =
+            *self;
         // each invocation holds as many groups of four of a block, which it turns four by four
         let even = |extent: u32| {
             let each = if turned { 4 } else { 1 } * down * across * lanes;
@@ -88,7 +89,7 @@ impl CoopTile {
             && (4..=128).contains(&lanes)
             && lanes.is_multiple_of(self.span() / 4)
             && (!ahead || (even(rows) && even(cols)))
-            && (!running || (ahead && !turned))
+            && (!running || (ahead && !turned && shared == SharedMatrices::Groups))
     }
 }
 
