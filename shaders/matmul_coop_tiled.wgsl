@@ -66,8 +66,9 @@ vec4<f16>({{ value }})
 {# whether the operand's scale is found on the way #}
 {% macro runs(name) %}{% if (name == "r" and R_RUNS) or (name == "c" and C_RUNS) %}1{% endif %}{% endmacro %}
 
-{# what takes the powers of two out of the sums of a row #}
-{% macro smaller(row) %}{% if RUNNING %}running.x * running.y{% elif SCALED_WHOLE %}unscale[0] * unscale_columns[0]{% else %}unscale[{{ row }}]{% endif %}{% endmacro %}
+{# sums of a row without the powers of two. Of running ones the smaller inverse comes first, beside which the other does not overflow
+   what the result would not #}
+{% macro without_powers(value, row) %}{% if RUNNING %}{{ value }} * inverses.x * inverses.y{% elif SCALED_WHOLE %}{{ value }} * unscale[0] * unscale_columns[0]{% elif SCALED %}{{ value }} * unscale[{{ row }}]{% else %}{{ value }}{% endif %}{% endmacro %}
 
 {# a group of four in f16 becomes one of the tile's #}
 {% macro keep(tile, at, value) %}
@@ -275,7 +276,7 @@ vec4<f16>({{ value }})
 {% set EACH = (M + STEP - 1) // STEP %}
 {% if PAIR_ON_SUMS %}
 // Adds the pair to the invocation's own sums of a span, whose first is at (row0, col0); the columns are loaded once for all its rows.
-fn add_pair({{ "running: vec2<f32>, " if RUNNING }}own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
+fn add_pair({{ "inverses: vec2<f32>, " if RUNNING }}own_sums: u32, first: u32, own_col: u32, row0: u32, col0: u32) {
     let col4 = (col0 + own_col) / 4u;
 {% for n in range(EACH) %}
     var pair{{ n }} = vec4<f32>();
@@ -295,20 +296,18 @@ fn add_pair({{ "running: vec2<f32>, " if RUNNING }}own_sums: u32, first: u32, ow
 {% if PAIR_MASKED %}
         pair{{ n }} = dropped(pair{{ n }}, (row0 + {{ row }}) * params.cols4 + col4, seed);
 {% endif %}
-{% if SCALED or RUNNING %}
-        let smaller = {{ smaller("min(row0 + " ~ row ~ ", params.rows - 1u)") }};
-{% endif %}
+{% set at_row = "min(row0 + " ~ row ~ ", params.rows - 1u)" %}
 {% for q in range(4) %}
         let at{{ q }} = own_sums + {{ row }} * {{ SUM_LINE }}u + own_col + {{ q }}u;
-        sums[at{{ q }}] = sums[at{{ q }}]{% if SCALED or RUNNING %} * smaller{% endif %} + pair{{ n }}[{{ q }}];
+        sums[at{{ q }}] = {{ without_powers("sums[at" ~ q ~ "]", at_row) }} + pair{{ n }}[{{ q }}];
 {% endfor %}
     }
 {% endfor %}
 }
 
 {% endif %}
-// Stores the M x SPAN sums from `own_sums` on, whose first is at (row0, col0){{ ", times both of `running`" if RUNNING }}.
-fn store_span({{ "section: u32, " if SECTIONED }}{{ "running: vec2<f32>, " if RUNNING }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
+// Stores the M x SPAN sums from `own_sums` on, whose first is at (row0, col0).
+fn store_span({{ "section: u32, " if SECTIONED }}{{ "inverses: vec2<f32>, " if RUNNING }}own_sums: u32, in_subgroup: u32, row0: u32, col0: u32) {
 {% if TRANSPOSED %}
     for (var e = in_subgroup; e < {{ M // 4 * SPAN }}u; e += {{ LANES }}u) {
         let own_row = 4u * (e / {{ SPAN }}u);
@@ -316,11 +315,8 @@ fn store_span({{ "section: u32, " if SECTIONED }}{{ "running: vec2<f32>, " if RU
         if (row0 + own_row < params.rows && col < params.cols) {
             let own = own_sums + own_row * {{ SUM_LINE }}u + e % {{ SPAN }}u;
             var v = vec4<f32>(sums[own]{% for j in range(1, 4) %}, sums[own + {{ j * SUM_LINE }}u]{% endfor %});
-{% if SCALED or RUNNING %}
-            v = v * {{ smaller("row0 + own_row") }};
-{% endif %}
             let valid = vec4<u32>(row0 + own_row) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.rows);
-            v = select(vec4<f32>(), params.alpha * v, valid);
+            v = select(vec4<f32>(), params.alpha * ({{ without_powers("v", "row0 + own_row") }}), valid);
             let at = {{ transposed("col", "((row0 + own_row) / 4u)") }};
             {{ put("at", "v") }}
         }
@@ -333,14 +329,14 @@ fn store_span({{ "section: u32, " if SECTIONED }}{{ "running: vec2<f32>, " if RU
         return;
     }
 {% if PAIR_ON_SUMS %}
-    add_pair({{ "running, " if RUNNING }}own_sums, first, own_col, row0, col0);
+    add_pair({{ "inverses, " if RUNNING }}own_sums, first, own_col, row0, col0);
 {% endif %}
     let valid = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.cols);
     for (var own_row = first; own_row < {{ M }}u && row0 + own_row < params.rows; own_row += {{ STEP }}u) {
         let own = own_sums + own_row * {{ SUM_LINE }}u + own_col;
         var v = vec4<f32>(sums[own], sums[own + 1u], sums[own + 2u], sums[own + 3u]);
-{% if (SCALED or RUNNING) and not PAIR_ON_SUMS %}
-        v = v * {{ smaller("row0 + own_row") }};
+{% if not PAIR_ON_SUMS %}
+        v = {{ without_powers("v", "row0 + own_row") }};
 {% endif %}
         v = select(vec4<f32>(), params.alpha * v, valid);
         let at = (row0 + own_row) * params.cols4 + col / 4u;
@@ -392,6 +388,8 @@ fn main(
 {% if RUNNING %}
 {{ show("r", R_RAW, ROWS) }}
 {{ show("c", C_RAW, COLS) }}
+        // parts the loads of the block before from what is stored next, too; the barrier after that, what is read of `met` from what the next
+        // block shows
         workgroupBarrier();
 {{ follow_all() }}
 {% endif %}
@@ -428,9 +426,8 @@ fn main(
     }
 {% endif %}
 {% if RUNNING %}
-    // the inverse of either power, the smaller one first, beside which the other cannot overflow what the result does not
-    let inverses = vec2<f32>({% for name in ["r", "c"] %}{% if runs(name) %}bitcast<f32>(({{ name }}_most - 14u) << 23u){% else %}1.0{% endif %}{{ ", " if loop.first }}{% endfor %});
-    let running = vec2<f32>(min(inverses.x, inverses.y), max(inverses.x, inverses.y));
+    let either = vec2<f32>({% for name in ["r", "c"] %}{% if runs(name) %}bitcast<f32>(({{ name }}_most - 14u) << 23u){% else %}1.0{% endif %}{{ ", " if loop.first }}{% endfor %});
+    let inverses = vec2<f32>(min(either.x, either.y), max(either.x, either.y));
 {% endif %}
     let own_sums = subgroup * {{ M * SUM_LINE }}u;
 {% for i in range(OWN_ROWS // M) %}
@@ -440,7 +437,7 @@ fn main(
 {% endfor %}
     workgroupBarrier();
     if (!surplus) {
-        store_span({{ "section, " if SECTIONED }}{{ "running, " if RUNNING }}own_sums, in_subgroup, row_tile + own_row + {{ i * M }}u, col_tile + own_col + {{ first * N }}u);
+        store_span({{ "section, " if SECTIONED }}{{ "inverses, " if RUNNING }}own_sums, in_subgroup, row_tile + own_row + {{ i * M }}u, col_tile + own_col + {{ first * N }}u);
     }
     workgroupBarrier();
 {% endfor %}

@@ -605,8 +605,8 @@ fn rows_in_bf16_of_any_magnitude_reach_matrix_units_as_they_are() {
     }
 }
 
-/// Rows that a workgroup scales together lose nothing of bf16 where they are 2^20 times smaller than the largest, and what is further below
-/// is lost beside it, not beside its own row; a pair goes with them, however much larger it is.
+/// Rows that a workgroup scales together keep all bits of bf16 where they are 2^20 times smaller than the largest; a pair goes with them,
+/// however much larger or smaller it is.
 #[test]
 fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
     let Some(gpu) = common::gpu() else { return };
@@ -616,21 +616,22 @@ fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
     let Some(variant) = names.iter().rfind(|v| rows_alone(v)) else { return };
     let device = DeviceProfile { choices: Arc::new(Choices::forced(variant.clone())), ..own.clone() };
     let (m, n, k, k2) = (45, 36, 75, 40);
-    let mut random = Random::new(3);
-    // of a row alone, what comes later is larger
-    let course = |row: usize, column: usize| {
-        2f64.powi(if row == 8 { column as i32 / 3 - 30 } else { row as i32 / 2 - 60 })
-    };
-    let a: Vec<f64> = (0..m * k).map(|i| random.next() * course(i / k, i % k)).collect();
-    let largest = |of: &[f64]| of.iter().fold(0f64, |most, v| most.max(v.abs()));
+    // the largest comes last, in row 8 and late
+    let power = |row: usize, x: usize| if row == 8 { x as i32 / 3 - 70 } else { row as i32 % 20 - 65 };
     for (layout, beside) in [matmul::Layout::NT, matmul::Layout::NN]
         .into_iter()
-        .flat_map(|layout| [None, Some(-70), Some(-30), Some(10)].map(|beside| (layout, beside)))
+        .flat_map(|layout| [None, Some(-60), Some(-46), Some(-30)].map(|beside| (layout, beside)))
     {
+        let mut random = Random::new(3);
+        let mut random = |count: usize| (0..count).map(|_| random.next()).collect::<Vec<f64>>();
+        let scaled = |mut of: Vec<f64>, cols: usize, power: &dyn Fn(usize, usize) -> i32| {
+            of.iter_mut().enumerate().for_each(|(i, v)| *v *= 2f64.powi(power(i / cols, i % cols)));
+            of
+        };
+        let a = scaled(random(m * k), k, &power);
+        let a2 = scaled(random(m * k2), k2, &|row, _| beside.unwrap_or(0) - row as i32 % 3);
+        let (b1, b2) = (random(n * k), random(n * k2));
         let b = |k: usize| if layout == matmul::Layout::NT { [n, k] } else { [k, n] };
-        let b1: Vec<f64> = (0..n * k).map(|_| random.next()).collect();
-        let a2: Vec<f64> = (0..m * k2).map(|_| random.next() * 2f64.powi(beside.unwrap_or(0))).collect();
-        let b2: Vec<f64> = (0..n * k2).map(|_| random.next()).collect();
         let mut operands = vec![
             CaseInput::values(&[m, k], DType::BF16, a.clone()),
             CaseInput::values(&b(k), DType::BF16, b1.clone()),
@@ -648,7 +649,12 @@ fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
         let read = execute(&gpu, &case, &launch, false, false).unwrap();
         let actual = unpack(outputs[0], &read[0]);
         let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs)[0];
-        let met = largest(&a).max(if beside.is_some() { largest(&a2) } else { 0.0 });
+        let largest = |of: &[f64]| of.iter().fold(0f64, |most, v| most.max(v.abs()));
+        // the rows of a pair have 2^-8 of what its columns have more
+        let met = largest(&a).max(if beside.is_some() { largest(&a2) / 256.0 } else { 0.0 });
+        // f16's smallest step beside that, or where a GPU flushes, its smallest normal number
+        let lost = met * 2f64.powi(if own.cpu { -38 } else { -28 });
+        let mut said = 0;
         for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
             let sum = |a: &[f64], b: &[f64], k: usize| -> (f64, f64) {
                 let at = |x: usize| {
@@ -659,11 +665,10 @@ fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
                 })
             };
             let (products, of_b) = sum(&a, &b1, k);
-            let mut bound = 2e-6 * products + 2f64.powi(-28) * met * of_b;
+            let mut bound = 2e-6 * products + lost * of_b;
             if beside.is_some() {
                 let (products, of_b2) = sum(&a2, &b2, k2);
-                // the rows have 2^-8 of what the columns have more
-                bound += 2f64.powi(-10) * products + 2f64.powi(-20) * met * of_b2;
+                bound += 2f64.powi(-10) * products + 256.0 * lost * of_b2;
             }
             let (a, e) = (f64::from(actual[row * n + column]), expected.row(row)[column]);
             assert!(
@@ -671,7 +676,11 @@ fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
                 "{}, {row} {column}: {a} for {e}, not within {bound}",
                 case.label
             );
+            said += usize::from(10.0 * bound < e.abs());
         }
+        // beside a pair that is far above everything, rows are what f16 has left
+        let most = if own.cpu { 9 } else { 5 };
+        assert!(10 * said > most * m * n, "{}: {said} results are more than what is allowed", case.label);
     }
     // and in every kind of product, to what the result is stored in
     let as_gpu = DeviceProfile { cpu: false, ..own };
@@ -823,11 +832,12 @@ fn low_rank_products_on_matrix_units_equal_the_reference() {
         }
     }
     println!("{taken:?}");
-    for (n, name) in variants.iter().enumerate() {
-        let kinds: &[&str] = if n == 0 { &["all", "parts", "masks"] } else { &["all"] };
-        for kind in kinds {
-            assert!(taken[&(name.clone(), *kind)] > 0, "{name}: {kind}");
-        }
+    let Some(first) = variants.first() else { return };
+    let every = variants.iter().map(|name| (name.clone(), "all"));
+    let first_ones = ["parts", "masks", "residual"].map(|kind| (first.clone(), kind));
+    let in_sections = ["parts", "masks"].map(|kind| (format!("2 sections, {first}"), kind));
+    for kind in every.chain(first_ones).chain(in_sections) {
+        assert!(taken.get(&kind).is_some_and(|count| *count > 0), "{kind:?}");
     }
 }
 
@@ -838,88 +848,83 @@ fn low_rank_products_of_any_magnitude_come_from_matrix_units() {
     let own = DeviceProfile { cpu: false, ..DeviceProfile::clone(&gpu.profile()) };
     let variants = running_variants(&gpu, &own);
     let Some(variant) = variants.first() else { return };
-    // what grows along the inner dimension, shrinks, jumps late and is zero at first; and how far that goes
-    let growing = |k: usize, of: usize| (k * 40 / of) as i32;
-    let courses: [fn(usize, usize) -> Option<i32>; 4] = [
-        |k, of| Some((k * 40 / of) as i32),
-        |k, of| Some(-((k * 40 / of) as i32)),
-        |k, of| Some(if 4 * k >= 3 * of { 100 } else { 0 }),
-        |k, of| (2 * k >= of).then_some(0),
+    use matmul::Layout::{NN, NT, TN};
+    let (t, r, k) = (150, 8, 600);
+    // powers of two along the inner dimension: what grows, shrinks, jumps late, is zero at first
+    let courses: [fn(usize) -> Option<i32>; 4] = [
+        |x| Some(x as i32 / 15),
+        |x| Some(x as i32 / -15),
+        |x| Some(if x >= 450 { 100 } else { 0 }),
+        |x| (x >= 300).then_some(0),
     ];
-    for (layout, dtype) in [
-        (matmul::Layout::NT, DType::BF16),
-        (matmul::Layout::NN, DType::BF16),
-        (matmul::Layout::TN, DType::BF16),
-        (matmul::Layout::TN, DType::F16),
-    ] {
-        for (kernel, course) in courses.iter().enumerate() {
-            let (t, r, k) = (150, 8, 600);
-            let name = if kernel % 2 == 0 { variant.clone() } else { format!("sections=2 {variant}") };
-            let device = DeviceProfile { choices: Arc::new(Choices::forced(name)), ..own.clone() };
-            let mut random = Random::new(3);
-            let f16 = dtype == DType::F16;
-            // of activations in f16, what f16 has
-            let mut long: Vec<f64> = (0..t * k)
-                .map(|i| {
-                    let along = if layout == matmul::Layout::TN { i / t } else { i % k };
-                    random.next()
-                        * if f16 { 1.0 } else { course(along, k).map_or(0.0, |e| 2f64.powi(e - 70)) }
-                })
-                .collect();
-            let mut thin: Vec<f64> = (0..r * k)
-                .map(|i| {
-                    let along = if layout == matmul::Layout::NT { i % k } else { i / r };
-                    let other = if f16 { course(along, k) } else { Some(-growing(along, k)) };
-                    random.next() * other.map_or(0.0, |e| 2f64.powi(e - 20))
-                })
-                .collect();
-            let (a, b) = match layout {
-                matmul::Layout::NT => ([t, k], [r, k]),
-                matmul::Layout::NN => ([t, k], [k, r]),
-                matmul::Layout::TN => ([k, t], [k, r]),
-            };
-            let operands = vec![
-                CaseInput::values(&a, dtype, long.clone()),
-                CaseInput::values(&b, DType::F32, thin.clone()),
-            ];
-            let op = matmul::Matmul::plain(layout, 1.0, DType::F32);
-            let case = Case::new(format!("{layout:?} {dtype} course {kernel}"), op, operands);
-            let launch = plan(&case, &device, false, false);
-            let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
-            let expected_shaders: &[&str] = if kernel % 2 == 0 {
-                &["matmul_coop_tiled"]
-            } else {
-                &["matmul_coop_tiled", "matmul_finish"]
-            };
-            assert_eq!(shaders, expected_shaders, "{}", case.label);
-            let (_, outputs) = types(&case);
-            let read = execute(&gpu, &case, &launch, false, false).unwrap();
-            let actual = unpack(outputs[0], &read[0]);
-            let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs)[0];
-            let largest = |of: &[f64]| of.iter().fold(0f64, |most, v| most.max(v.abs()));
-            let (most_long, most_thin) = (largest(&long), largest(&thin));
-            long.iter_mut().chain(&mut thin).for_each(|v| *v = v.abs());
-            let at = |of: &[f64], inner: bool, rows: usize, row: usize, x: usize| {
-                if inner { of[row * k + x] } else { of[x * rows + row] }
-            };
-            for (row, column) in (0..t).flat_map(|row| (0..r).map(move |column| (row, column))) {
-                let (mut products, mut of_long, mut of_thin) = (0.0, 0.0, 0.0);
-                for x in 0..k {
-                    let l = at(&long, layout != matmul::Layout::TN, t, row, x);
-                    let h = at(&thin, layout == matmul::Layout::NT, r, column, x);
-                    (products, of_long, of_thin) = (products + l * h, of_long + l, of_thin + h);
-                }
-                // f16's bits, and what it has no place for where it flushes
-                let bound =
-                    2f64.powi(-10) * products + 2f64.powi(-28) * (most_long * of_thin + most_thin * of_long);
-                let (a, e) = (f64::from(actual[row * r + column]), expected.row(row)[column]);
-                assert!(
-                    (a - e).abs() <= bound,
-                    "{}, {row} {column}: {a} for {e}, not within {bound}",
-                    case.label
-                );
-            }
+    // which operand is the adapter's: of TN either
+    let products = [(NT, false), (NN, false), (TN, false), (TN, true)].into_iter();
+    let products = products.flat_map(|p| [(p, DType::BF16), (p, DType::F16)]);
+    for (((layout, adapter_first), dtype), (n, course)) in
+        products.flat_map(|p| courses.iter().enumerate().map(move |course| (p, course)))
+    {
+        let name = if n % 2 == 0 { variant.clone() } else { format!("sections=2 {variant}") };
+        let device = DeviceProfile { choices: Arc::new(Choices::forced(name)), ..own.clone() };
+        let mut random = Random::new(3);
+        let mut values = |rows: usize, inner: bool, course: &dyn Fn(usize) -> Option<i32>| -> Vec<f64> {
+            let along = |i: usize| if inner { i % k } else { i / rows };
+            (0..rows * k).map(|i| random.next() * course(along(i)).map_or(0.0, |e| 2f64.powi(e))).collect()
+        };
+        // the activations have the course, and the adapter one that is no wider than f16; of activations in f16, which go as they are, the
+        // other way round
+        let wide = |x: usize| course(x).map(|e| e - 70);
+        let narrow = |x: usize| Some(x as i32 / -60);
+        let (of_long, of_thin): (&dyn Fn(usize) -> _, &dyn Fn(usize) -> _) = match dtype {
+            DType::BF16 => (&wide, &narrow),
+            _ => (&narrow, &wide),
+        };
+        let (long, thin) = (values(t, layout != TN, of_long), values(r, layout == NT, of_thin));
+        let shape = |rows: usize, inner: bool| if inner { [rows, k] } else { [k, rows] };
+        let mut operands = vec![
+            CaseInput::values(&shape(t, layout != TN), dtype, long.clone()),
+            CaseInput::values(&shape(r, layout == NT), DType::F32, thin.clone()),
+        ];
+        if adapter_first {
+            operands.reverse();
         }
+        let op = matmul::Matmul { low_rank: true, ..matmul::Matmul::plain(layout, 1.0, DType::F32) };
+        let case = Case::new(format!("{layout:?} {dtype} {adapter_first}, course {n}"), op, operands);
+        let launch = plan(&case, &device, false, false);
+        let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
+        let made: &[&str] =
+            if n % 2 == 0 { &["matmul_coop_tiled"] } else { &["matmul_coop_tiled", "matmul_finish"] };
+        assert_eq!(shaders, made, "{}", case.label);
+        let (_, outputs) = types(&case);
+        let read = execute(&gpu, &case, &launch, false, false).unwrap();
+        let actual = unpack(outputs[0], &read[0]);
+        let expected = &case.op.reference(&inputs(&case, &mut Random::new(7)), &outputs)[0];
+        let largest = |of: &[f64]| of.iter().fold(0f64, |most, v| most.max(v.abs()));
+        let (most_long, most_thin) = (largest(&long), largest(&thin));
+        let at = |of: &[f64], inner: bool, rows: usize, row: usize, x: usize| {
+            if inner { of[row * k + x].abs() } else { of[x * rows + row].abs() }
+        };
+        let mut said = 0;
+        for (row, column) in (0..t).flat_map(|row| (0..r).map(move |column| (row, column))) {
+            let (mut products, mut of_long, mut of_thin) = (0.0, 0.0, 0.0);
+            for x in 0..k {
+                let l = at(&long, layout != TN, t, row, x);
+                let h = at(&thin, layout == NT, r, column, x);
+                (products, of_long, of_thin) = (products + l * h, of_long + l, of_thin + h);
+            }
+            // f16's bits, and what it has no place for where it flushes
+            let bound =
+                2f64.powi(-10) * products + 2f64.powi(-28) * (most_long * of_thin + most_thin * of_long);
+            let (e_row, e_column) = if adapter_first { (column, row) } else { (row, column) };
+            let (a, e) =
+                (f64::from(actual[e_row * expected.cols() + e_column]), expected.row(e_row)[e_column]);
+            assert!(
+                (a - e).abs() <= bound,
+                "{}, {row} {column}: {a} for {e}, not within {bound}",
+                case.label
+            );
+            said += usize::from(bound < e.abs());
+        }
+        assert!(10 * said > 9 * t * r, "{}: {said} results are more than what is allowed", case.label);
     }
 }
 
@@ -1287,26 +1292,40 @@ fn what_is_rounded_beside_halves_are_no_activations() {
     assert!(!devices.is_empty());
     use matmul::Layout::{NN, NT, TN};
     for device in devices {
-        let taken = |layout, a: DType, b: DType, dtype| {
+        let taken = |layout, (a, b): (DType, DType), n: usize, low_rank: bool| {
             let shapes = match layout {
-                NT => [[96, 64], [8, 64]],
-                NN => [[96, 64], [64, 8]],
-                TN => [[64, 96], [64, 8]],
+                NT => [[96, 64], [n, 64]],
+                NN => [[96, 64], [64, n]],
+                TN => [[64, 96], [64, n]],
             };
             let inputs = shapes.iter().zip([a, b]).map(|(shape, ty)| CaseInput::random(shape, ty)).collect();
-            let case = Case::new("", matmul::Matmul::plain(layout, 1.0, dtype), inputs);
-            plan(&case, &device, false, false).dispatches.iter().any(|d| d.variant.ends_with(" running"))
+            let op = matmul::Matmul { low_rank, ..matmul::Matmul::plain(layout, 1.0, DType::F32) };
+            let launch = plan(&Case::new("", op, inputs), &device, false, false);
+            launch.dispatches.iter().any(|d| d.variant.ends_with(" running"))
         };
         let (single, half, brain) = (DType::F32, DType::F16, DType::BF16);
-        for layout in [NT, NN, TN] {
+        for (layout, n) in [NT, NN, TN].into_iter().flat_map(|layout| [(layout, 8), (layout, 512)]) {
             for narrow in [half, brain] {
-                assert!(taken(layout, narrow, single, single), "an adapter's: {layout:?} {narrow}");
-                assert!(!taken(layout, narrow, single, narrow), "a layer's: {layout:?} {narrow}");
-                // as in single precision with weights as they are stored
-                assert_eq!(taken(layout, single, narrow, single), layout == TN, "{layout:?} {narrow}");
+                assert!(taken(layout, (narrow, single), n, true), "an adapter's: {layout:?} {narrow}");
+                // logits of a head in f32, a weight beside activations in f32, the gradient of either
+                for types in [(narrow, single), (single, narrow)] {
+                    assert!(!taken(layout, types, n, false), "{layout:?} {types:?}");
+                }
             }
-            assert!(!taken(layout, single, single, single), "{layout:?}");
-            assert_eq!(taken(layout, brain, brain, single), layout == TN, "a weight's gradient: {layout:?}");
+            assert!(!taken(layout, (single, single), n, true), "in single precision: {layout:?}");
+            let rows = layout != TN && n > 16;
+            assert_eq!(taken(layout, (brain, brain), n, false), layout == TN || rows, "{layout:?} {n}");
+            assert!(!taken(layout, (half, half), n, false), "f16 goes as it is: {layout:?}");
+        }
+    }
+    // small probabilities beside f16, of a head that is trained
+    let heads = engraft::ops::cases().into_iter().filter(|c| c.op.name() == "linear_cross_entropy_gradient");
+    let heads: Vec<Case> = heads.filter(|c| c.inputs[0].ty.dtype == DType::F16).collect();
+    assert!(!heads.is_empty());
+    for case in &heads {
+        for device in DeviceProfile::kinds().iter().filter_map(running) {
+            let launch = plan(case, &device, false, false);
+            assert!(launch.dispatches.iter().all(|d| !d.variant.ends_with(" running")), "{}", case.label);
         }
     }
 }

@@ -231,6 +231,40 @@ fn smaller_sizes_keep_their_own_kernels() {
     }
 }
 
+/// Rows in bf16 are scaled before a product, in scratch space, or by the product: one size may have the one, others the other.
+#[test]
+fn rows_scaled_before_and_as_they_are_met_serve_beside_each_other() {
+    let (_, device) = devices().into_iter().next().unwrap();
+    let all = matmul::Variant::all(&device);
+    let named = |running| {
+        let tile =
+            |v: &&matmul::Variant| v.is_running() == running && v.to_string().contains("coop-tiled 64x64");
+        all.iter().find(tile).unwrap().to_string()
+    };
+    let network = network(DType::BF16, Recompute::None, 1, 0.0);
+    let [largest, small] = [LARGEST, (96, 64)].map(|(t, l)| network.training(t, l).unwrap());
+    for of_largest in [true, false] {
+        let mut choices = Choices::default();
+        for (graph, running) in [(&largest, of_largest), (&small, !of_largest)] {
+            let with = DeviceProfile { choices: Arc::new(choices.clone()), ..device.clone() };
+            for class in unmeasured(graph, &with).into_iter().map(|c| c.class) {
+                choices.insert(class, named(running));
+            }
+        }
+        let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
+        let (planned, alone) = (Layout::new(&largest, &device), Layout::new(&small, &device));
+        let within = planned.shrink(&small, &device).unwrap();
+        let count = |layout: &Layout, end: &str| {
+            let of_units = layout.dispatches().filter(|d| d.shader.name == "matmul_coop_tiled");
+            of_units.filter(|d| d.variant.ends_with(end)).count()
+        };
+        let [in_largest, in_small] = [&planned, &alone].map(|layout| count(layout, " running"));
+        assert!(if of_largest { in_largest > 2 * in_small } else { in_small > 2 * in_largest });
+        assert!(count(&alone, "") > 20, "{}", count(&alone, ""));
+        assert_eq!([count(&within, " running"), count(&within, "")], [in_small, count(&alone, "")]);
+    }
+}
+
 /// Scratch space that the largest size did not need lies where no value does.
 #[test]
 fn scratch_space_of_a_smaller_size_overwrites_nothing() {

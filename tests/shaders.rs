@@ -12,8 +12,8 @@ use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// A shader, and what all devices that compile it have.
 struct Variant {
@@ -67,57 +67,86 @@ fn variants() -> HashMap<ShaderKey, Variant> {
         profile(false, None, None),
         DeviceProfile { max_binding: 1 << 12, ..profile(false, None, None) },
     ];
+    // of devices one after the other, on all cores
+    let (next, variants) = (AtomicUsize::new(0), Mutex::new(HashMap::new()));
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(device) = profiles.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = variants_of(device);
+                    let mut all = variants.lock().unwrap();
+                    for (key, variant) in found {
+                        all.entry(key)
+                            .and_modify(|known: &mut Variant| known.join(&variant))
+                            .or_insert(variant);
+                    }
+                }
+            });
+        }
+    });
+    variants.into_inner().unwrap()
+}
+
+impl Variant {
+    /// What both devices' needs come to.
+    fn join(&mut self, other: &Variant) {
+        *self = Variant {
+            workgroup_storage: self.workgroup_storage.min(other.workgroup_storage),
+            cpu: self.cpu || other.cpu,
+            metal: self.metal || other.metal,
+            direct3d: self.direct3d || other.direct3d,
+            subgroups: self.subgroups && other.subgroups,
+            cooperative: self.cooperative && other.cooperative,
+        };
+    }
+}
+
+/// All that such a device would compile.
+fn variants_of(device: &DeviceProfile) -> HashMap<ShaderKey, Variant> {
     let mut variants: HashMap<ShaderKey, Variant> = HashMap::new();
     let cases = engraft::ops::cases();
-    for device in profiles {
-        let products: Vec<String> =
-            matmul::Variant::all(&device).into_iter().map(|v| v.to_string()).collect();
-        let gating: Vec<String> = products.iter().map(|v| format!("gating {v}")).collect();
-        let products = products.into_iter().chain(gating);
-        let attention = attention::Kernel::all(&device).into_iter().map(|v| v.to_string());
-        // in pieces only the generated declarations differ
-        let whole = device.max_binding == 0;
-        let forced: Vec<String> = products.chain(attention).filter(|_| whole).collect();
-        // on GPUs so slow that long dispatches are cut: the built-in kernels, and some on matrix units
-        let mut slow = Choices::default();
-        slow.reached(1e-4);
-        let first = |name: &str, running: bool| {
-            let mut named =
-                forced.iter().filter(|v| v.starts_with(name) && v.ends_with(" running") == running);
-            named.next().map(Choices::forced)
-        };
-        let units = [first("coop-tiled", false), first("coop-tiled", true), first("coop ", false)];
-        let cut = std::iter::once(Choices::default()).chain(units.into_iter().flatten());
-        let cut: Vec<Choices> =
-            cut.filter(|_| whole && !device.cpu).map(|choices| choices.as_fast_as(&slow)).collect();
-        let forced = forced.iter().map(Choices::forced);
-        for choices in std::iter::once(Choices::default()).chain(forced).chain(cut) {
-            let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
-            for case in &cases {
-                // whatever is needed, or without the gradients of weights
-                let ways = [(false, false, 8), (true, false, 8), (false, true, 8), (false, false, 2)];
-                for (accumulate, replace, live) in ways {
-                    let dispatches = plan_of(case, &device, accumulate, replace, |o| o < live).dispatches;
-                    for dispatch in dispatches.iter().filter(|d| d.bindings.len() <= MOST_BUFFERS) {
-                        let variant = variants.entry(ShaderKey::of(dispatch)).or_insert(Variant {
-                            workgroup_storage: u32::MAX,
-                            cpu: false,
-                            metal: false,
-                            direct3d: false,
-                            subgroups: true,
-                            cooperative: true,
-                        });
-                        variant.workgroup_storage =
-                            variant.workgroup_storage.min(device.max_workgroup_storage);
-                        variant.cpu |= device.cpu;
-                        variant.metal |=
-                            !device.cpu && device.cooperative.is_none_or(|c| c.shape.is_square());
-                        variant.direct3d |= !device.cpu || matches!(device.subgroup, None | Some(4));
+    let products = matmul::Variant::all(device);
+    // those that scale what they meet take no gated operand
+    let gating: Vec<String> =
+        products.iter().filter(|v| !v.is_running()).map(|v| format!("gating {v}")).collect();
+    let products = products.into_iter().map(|v| v.to_string()).chain(gating);
+    let attention = attention::Kernel::all(device).into_iter().map(|v| v.to_string());
+    // in pieces only the generated declarations differ
+    let whole = device.max_binding == 0;
+    let forced: Vec<String> = products.chain(attention).filter(|_| whole).collect();
+    // on GPUs so slow that long dispatches are cut: the built-in kernels, and some on matrix units
+    let mut slow = Choices::default();
+    slow.reached(1e-4);
+    let first = |name: &str, running: bool| {
+        let mut named = forced.iter().filter(|v| v.starts_with(name) && v.ends_with(" running") == running);
+        named.next().map(Choices::forced)
+    };
+    let units = [first("coop-tiled", false), first("coop-tiled", true), first("coop ", false)];
+    let cut = std::iter::once(Choices::default()).chain(units.into_iter().flatten());
+    let cut: Vec<Choices> =
+        cut.filter(|_| whole && !device.cpu).map(|choices| choices.as_fast_as(&slow)).collect();
+    let forced = forced.iter().map(Choices::forced);
+    for choices in std::iter::once(Choices::default()).chain(forced).chain(cut) {
+        let device = DeviceProfile { choices: Arc::new(choices), ..device.clone() };
+        for case in &cases {
+            // whatever is needed, or without the gradients of weights
+            let ways = [(false, false, 8), (true, false, 8), (false, true, 8), (false, false, 2)];
+            for (accumulate, replace, live) in ways {
+                let dispatches = plan_of(case, &device, accumulate, replace, |o| o < live).dispatches;
+                for dispatch in dispatches.iter().filter(|d| d.bindings.len() <= MOST_BUFFERS) {
+                    variants.entry(ShaderKey::of(dispatch)).or_insert_with_key(|key| {
                         // those with matrices go past wgpu and its feature
-                        let past = device.cooperative.is_some() && ShaderKey::of(dispatch).has_matrices();
-                        variant.subgroups &= device.subgroup.is_some() || past;
-                        variant.cooperative &= device.cooperative.is_some();
-                    }
+                        let past = device.cooperative.is_some() && key.has_matrices();
+                        Variant {
+                            workgroup_storage: device.max_workgroup_storage,
+                            cpu: device.cpu,
+                            metal: !device.cpu && device.cooperative.is_none_or(|c| c.shape.is_square()),
+                            direct3d: !device.cpu || matches!(device.subgroup, None | Some(4)),
+                            subgroups: device.subgroup.is_some() || past,
+                            cooperative: device.cooperative.is_some(),
+                        }
+                    });
                 }
             }
         }

@@ -26,8 +26,8 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             let (inputs, outputs) = (vec![x, weight, h, b], vec![node.outputs[0]]);
             changes.insert(n, vec![NewNode { op: Arc::new(op), inputs, outputs }]);
         }
-        let op =
-            MatmulGroup { layout: Layout::NT, alpha: scale, dtype: graph.type_of(nodes[0].outputs[1]).dtype };
+        let dtype = graph.type_of(nodes[0].outputs[1]).dtype;
+        let op = MatmulGroup { layout: Layout::NT, alpha: scale, dtype, low_rank: true };
         let inputs = [nodes[0].inputs[0]].into_iter().chain(nodes.iter().map(|n| n.inputs[2])).collect();
         let outputs = nodes.iter().map(|n| n.outputs[1]).collect();
         let first = changes.entry(group[0]).or_default();
@@ -35,10 +35,10 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
     }
     for group in groups(&graph, gradient) {
         let nodes: Vec<&Node> = group.iter().map(|&n| &graph.nodes()[n]).collect();
-        let Some(Matmul { alpha, dtype, .. }) = kind(nodes[0]).cloned() else { continue };
+        let Some(Matmul { alpha, dtype, low_rank, .. }) = kind(nodes[0]).cloned() else { continue };
         let inputs = [nodes[0].inputs[1]].into_iter().chain(nodes.iter().map(|n| n.inputs[0])).collect();
         let outputs = nodes.iter().map(|n| n.outputs[0]).collect();
-        let op = MatmulGroup { layout: Layout::TN, alpha, dtype };
+        let op = MatmulGroup { layout: Layout::TN, alpha, dtype, low_rank };
         changes.extend(group.iter().map(|&n| (n, Vec::new())));
         changes.insert(group[group.len() - 1], vec![NewNode { op: Arc::new(op), inputs, outputs }]);
     }
@@ -76,10 +76,11 @@ fn groups(graph: &Graph, operands: fn(&Graph, &Node) -> Option<(Value, Value)>) 
     let alike = |a: usize, b: usize| {
         let (a, b) = (&graph.nodes()[a], &graph.nodes()[b]);
         let other = |node| operands(graph, node).map(|(_, other)| graph.type_of(other));
-        let scale = |node: &Node| {
-            kind::<LoraLinear>(node).map(|op| op.scale).or(kind::<Matmul>(node).map(|m| m.alpha))
+        let options = |node: &Node| {
+            let layer = kind::<LoraLinear>(node).map(|op| (op.scale, true));
+            layer.or(kind::<Matmul>(node).map(|m| (m.alpha, m.low_rank)))
         };
-        a.block == b.block && other(a) == other(b) && scale(a) == scale(b)
+        a.block == b.block && other(a) == other(b) && options(a) == options(b)
     };
     let mut groups = Vec::new();
     for nodes in sharing.into_values() {

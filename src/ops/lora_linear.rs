@@ -11,7 +11,7 @@
 use super::dropout::Dropout;
 use super::expect;
 use super::matmul::{
-    Layout, MaskOn, Masked, Operand, Product, Terms, accumulate_product, matmul, matmul_masked, matmul_pair,
+    Layout, MaskOn, Masked, Operand, Product, Terms, accumulate_product, matmul, matmul_low_rank, matmul_pair,
 };
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
@@ -104,7 +104,7 @@ impl Operation for LoraLinear {
             gradients[node.inputs.len() - 1] = Some(dy);
         }
         let x_type = graph.type_of(x).dtype;
-        let e = matmul(graph, Layout::NN, dy, b, self.scale, DType::F32)?;
+        let e = matmul_low_rank(graph, Layout::NN, (dy, b), self.scale, None)?;
         let inside = self.dropout.zip(fifth);
         let before = fifth.filter(|_| inside.is_none());
         // x may be free once its products with gradients are made
@@ -112,16 +112,11 @@ impl Operation for LoraLinear {
             gradients[1] = Some(matmul(graph, Layout::TN, dy, x, 1.0, DType::F32)?);
         }
         if node.wanted[2] {
-            gradients[2] = Some(match inside {
-                None => matmul(graph, Layout::TN, e, before.unwrap_or(x), 1.0, DType::F32)?,
-                Some((dropout, rng)) => {
-                    let mask = Masked { dropout, on: MaskOn::Right };
-                    matmul_masked(graph, Layout::TN, (e, x), 1.0, DType::F32, (mask, rng))?
-                }
-            });
+            let mask = inside.map(|(dropout, rng)| (Masked { dropout, on: MaskOn::Right }, rng));
+            gradients[2] = Some(matmul_low_rank(graph, Layout::TN, (e, before.unwrap_or(x)), 1.0, mask)?);
         }
         if node.wanted[3] {
-            gradients[3] = Some(matmul(graph, Layout::TN, dy, h, 1.0, DType::F32)?);
+            gradients[3] = Some(matmul_low_rank(graph, Layout::TN, (dy, h), 1.0, None)?);
         }
         if node.wanted[0] {
             gradients[0] = Some(match before {
@@ -155,7 +150,13 @@ impl Operation for LoraLinear {
         let y = Operand::new(Place::Output(0), self.dtype);
         let mut plan = LaunchPlan::default();
         let dropped = input(if before { 4 } else { 0 });
-        down.launch(launch, &mut plan, (dropped, input(2)), Terms { mask, ..Terms::default() }, h);
+        down.launch(
+            launch,
+            &mut plan,
+            (dropped, input(2)),
+            Terms { mask, low_rank: true, ..Terms::default() },
+            h,
+        );
         // a layer that is made again at the end of its block gives h alone: nobody reads y there
         if launch.live[0] {
             let terms = Terms { pair: Some((h, input(3), a.rows())), residual, ..Terms::default() };

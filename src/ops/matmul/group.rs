@@ -18,6 +18,8 @@ pub struct MatmulGroup {
     pub layout: Layout,
     pub alpha: f64,
     pub dtype: DType,
+    /// See [`Terms::low_rank`].
+    pub low_rank: bool,
 }
 
 impl MatmulGroup {
@@ -73,7 +75,8 @@ impl Operation for MatmulGroup {
             let (shared, other) = (Operand::input(launch, 0), Operand::input(launch, 1 + first));
             let operands = if self.layout == Layout::TN { (other, shared) } else { (shared, other) };
             let out = Operand::new(Place::Output(first), self.dtype);
-            product.launch(launch, &mut plan, operands, Terms::default(), out);
+            let terms = Terms { low_rank: self.low_rank, ..Terms::default() };
+            product.launch(launch, &mut plan, operands, terms, out);
         }
         plan
     }
@@ -105,7 +108,7 @@ impl Operation for MatmulGroup {
                     .into_iter()
                     .chain((0..count).map(|_| CaseInput::random(&other, DType::F32)))
                     .collect();
-                let op = MatmulGroup { layout, alpha: 0.5, dtype: DType::F32 };
+                let op = MatmulGroup { layout, alpha: 0.5, dtype: DType::F32, low_rank: true };
                 cases.push(Case::new(format!("{layout:?} {t}x{d} rank {r} times {count}"), op, inputs));
             }
         }

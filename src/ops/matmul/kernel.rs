@@ -106,8 +106,8 @@ impl Kernel {
     pub fn suits(&self, o: &Oriented) -> bool {
         let (rows, cols) = self.variant.tile();
         let tiles = o.rows.div_ceil(rows) * o.cols.div_ceil(cols);
-        let filled = rows <= o.rows.next_power_of_two() && cols <= o.cols.next_power_of_two();
-        filled && (self.sections == 1 || self.sections as usize * tiles <= 2 * BUSY)
+        self.variant.is_filled(o.rows, o.cols)
+            && (self.sections == 1 || self.sections as usize * tiles <= 2 * BUSY)
     }
 
     fn fits_in_sections(&self, device: &DeviceProfile, o: &Oriented) -> bool {

@@ -60,7 +60,7 @@ const OBLONG_LOW_RANK_TILES: [(Shape, u32); 4] = [
 ];
 
 /// How many of the other tiles, of those that load ahead, are measured with scales that follow what is met.
-const RUNNING: usize = 3;
+const AHEAD_RUNNING: usize = 3;
 
 /// Rows that a product must have for these tiles to be worth a measurement, but for a low-rank one.
 const ROWS: usize = 33;
@@ -98,18 +98,15 @@ pub(super) fn candidates(device: &DeviceProfile, extents: &Extents) -> Vec<Varia
             Running::Both if shape.is_square() => LOW_RANK_TILES.to_vec(),
             Running::Both => OBLONG_LOW_RANK_TILES.to_vec(),
             Running::Rows => {
-                let ahead = others.iter().filter(|(_, ahead)| *ahead).take(RUNNING);
+                let ahead = others.iter().filter(|(_, ahead)| *ahead).take(AHEAD_RUNNING);
                 ahead.map(|&(tile, _)| (tile, DEPTH)).collect()
             }
         };
-        let filled = |&((rows, cols), _): &Shape| {
-            let most = |extent: usize| extent.next_power_of_two().max(16);
-            rows as usize <= most(extents.rows) && cols as usize <= most(extents.cols)
-        };
-        let running = running.into_iter().filter(move |(tile, _)| filled(tile));
-        let running =
-            running.map(move |(tile, depth)| CoopTile { ahead: true, running: true, ..of(tile, depth) });
-        scaled_before.chain(running).map(Variant::CoopTiled)
+        let running = running.into_iter().map(move |(tile, depth)| {
+            Variant::CoopTiled(CoopTile { ahead: true, running: true, ..of(tile, depth) })
+        });
+        let filled = |tile: &Variant| tile.is_filled(extents.rows, extents.cols);
+        scaled_before.map(Variant::CoopTiled).chain(running.filter(filled))
     });
     tiled.chain(from_storage(shape, lanes)).collect()
 }

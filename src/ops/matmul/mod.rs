@@ -54,6 +54,8 @@ pub struct Matmul {
     pub gated: bool,
     /// The last input is added to the result.
     pub residual: bool,
+    /// One operand is an adapter's, see [`Terms::low_rank`].
+    pub low_rank: bool,
 }
 
 /// Appends `alpha * A·B` with the result stored as `dtype`.
@@ -68,16 +70,17 @@ pub fn matmul(
     graph.apply1(Arc::new(Matmul::plain(layout, alpha, dtype)), &[a, b])
 }
 
-/// [`matmul`] with dropout on an operand, and the generator's state.
-pub fn matmul_masked(
+/// [`matmul`] of an adapter's and of activations or their gradient, in f32, with dropout on an operand from this state of the generator.
+pub fn matmul_low_rank(
     graph: &mut Graph,
     layout: Layout,
     (a, b): (Value, Value),
     alpha: f64,
-    dtype: DType,
-    (mask, rng): (Masked, Value),
+    mask: Option<(Masked, Value)>,
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Matmul { mask: Some(mask), ..Matmul::plain(layout, alpha, dtype) }), &[a, b, rng])
+    let op = Matmul { mask: mask.map(|m| m.0), low_rank: true, ..Matmul::plain(layout, alpha, DType::F32) };
+    let inputs: Vec<Value> = [a, b].into_iter().chain(mask.map(|m| m.1)).collect();
+    graph.apply1(Arc::new(op), &inputs)
 }
 
 /// Appends `A·B + A2·B2` with the result stored as `dtype`; `dropout` and the generator's state put a mask on `A2·B2`.
@@ -116,7 +119,7 @@ impl Layout {
 impl Matmul {
     /// The product of one or two pairs and nothing else.
     pub fn plain(layout: Layout, alpha: f64, dtype: DType) -> Self {
-        Matmul { layout, alpha, dtype, mask: None, gated: false, residual: false }
+        Matmul { layout, alpha, dtype, mask: None, gated: false, residual: false, low_rank: false }
     }
 
     /// The inputs as pairs, generator's state or up, and residual.
@@ -143,7 +146,7 @@ impl Matmul {
         let out = Operand::new(Place::Output(0), self.dtype);
         let residual = self.residual.then(|| input(inputs.len() - 1));
         let mut plan = LaunchPlan::default();
-        let terms = Terms { pair, residual, mask, up, gradient_of };
+        let terms = Terms { pair, residual, mask, up, gradient_of, low_rank: self.low_rank };
         // a result in 16 bits needs no more of its second operand
         let b = if self.dtype == DType::F32 { input(1) } else { input(1).beside(inputs[0].dtype) };
         product.launch(launch, &mut plan, (input(0), b), terms, out);
@@ -380,7 +383,7 @@ impl Operation for Matmul {
             }) {
                 let (a, b) = dims(m, n, k);
                 let mask = Some(Masked { dropout, on });
-                let op = Matmul { mask, ..Matmul::plain(layout, 0.5, DType::F32) };
+                let op = Matmul { mask, low_rank: true, ..Matmul::plain(layout, 0.5, DType::F32) };
                 let inputs =
                     vec![CaseInput::random(&a, DType::BF16), CaseInput::random(&b, DType::F32), rng.clone()];
                 cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} dropout {on:?}"), op, inputs));
@@ -421,11 +424,21 @@ impl Operation for Matmul {
                     cases.push(Case::new(format!("gated {m}x{n}x{k} {other} on {dtype}"), op, inputs));
                 }
             }
+            // an adapter's, on either side: thin and not
+            for (dtype, (m, n, k)) in
+                [(DType::F16, (100, 8, 65)), (DType::BF16, (70, 64, 300)), (DType::BF16, (12, 70, 37))]
+            {
+                let (a, b) = dims(m, n, k);
+                let (of_a, of_b) = if m < n { (DType::F32, dtype) } else { (dtype, DType::F32) };
+                let inputs = vec![CaseInput::random(&a, of_a), CaseInput::random(&b, of_b)];
+                let op = Matmul { low_rank: true, ..Matmul::plain(layout, 0.5, DType::F32) };
+                cases.push(Case::new(format!("{layout:?} {m}x{n}x{k} low-rank {dtype}"), op, inputs));
+            }
             let (a, b) = dims(40, 8, 20);
             for (dtype, label) in [(DType::F32, ""), (DType::BF16, " on bf16")] {
                 let thin = [(a, dtype), (b, DType::F32), ([40, 8], DType::F32)];
                 let thin = thin.iter().map(|(d, dtype)| CaseInput::random(d, *dtype)).collect();
-                let op = Matmul { residual: true, ..Matmul::plain(layout, 1.0, DType::F32) };
+                let op = Matmul { residual: true, low_rank: true, ..Matmul::plain(layout, 1.0, DType::F32) };
                 cases.push(Case::new(format!("{layout:?} thin residual{label}"), op, thin));
             }
         }

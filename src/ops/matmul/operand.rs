@@ -85,9 +85,8 @@ pub(super) struct Oriented {
     pub out: Operand,
     /// Where the factors lie that the sums of scaled operands are multiplied by.
     pub unscale: Option<Unscale>,
-    /// One operand is stored in f32 beside activations of 16 bits, as an adapter's are: matrix units may round it where they scale what
-    /// they meet, to the 11 bits of f16. (PyTorch computes these products in bf16 then, of 8 bits.)
-    pub beside_halves: bool,
+    /// What of the operands, as the product was asked for, matrix units can scale as they meet it.
+    pub running: Running,
 }
 
 /// What takes powers of two out of the sums of scaled operands again.
@@ -112,6 +111,9 @@ pub struct Terms {
     pub up: Option<Operand>,
     /// The product is the gradient of a gated activation, of which those of gate and up are made and stored.
     pub gradient_of: Option<Gate>,
+    /// A product of an adapter's and of activations or their gradient: where these have 16 bits, matrix units may round what is in f32 to
+    /// the 11 bits of f16. (PyTorch makes such a product in bf16, of 8 bits.)
+    pub low_rank: bool,
 }
 
 /// A gated activation whose gradients a product makes; that of the gate is what it stores as its result.
@@ -159,15 +161,16 @@ impl Oriented {
         !self.r_inner && !self.c_inner && either && all
     }
 
-    /// What of the operands matrix units can take in f16 by the largest magnitude that a workgroup meets: f16 holds in full what is up to
-    /// 2^28 times smaller, of bf16's 8 bits all where it is up to 2^31 times.
-    pub fn running(&self) -> Running {
-        let Terms { pair, up, gradient_of, .. } = &self.terms;
-        let bare = pair.is_none() && gradient_of.is_none();
-        let both = bare && self.out.dtype == DType::F32 && (self.beside_halves || self.scales_whole());
+    /// What of the operands matrix units can take in f16 by the largest magnitude that a workgroup meets: f16 holds in full a value that is
+    /// up to 2^28 times smaller.
+    pub fn can_run(&self) -> Running {
+        let Terms { pair, up, gradient_of, low_rank, .. } = self.terms;
+        let of_type = |wanted: &[DType]| [self.r, self.c].iter().any(|x| wanted.contains(&x.dtype));
+        let mixed = of_type(&[DType::F32]) && of_type(&[DType::F16, DType::BF16]);
+        let sums_alone = self.out.dtype == DType::F32 && pair.is_none() && gradient_of.is_none();
         match up {
             Some(_) => Running::Neither,
-            None if both => Running::Both,
+            None if sums_alone && (low_rank && mixed || self.scales_whole()) => Running::Both,
             None if self.scales() && self.r.dtype == DType::BF16 => Running::Rows,
             None => Running::Neither,
         }
@@ -246,7 +249,7 @@ impl Oriented {
         // nor thin products, whose results are stored transposed, nor operands with dropout on their loads
         let masked = self.masks_rows() || self.masks_cols();
         let plain = self.parts == 1 && bound && !masked && !self.swapped;
-        let running = match self.running() {
+        let running = match self.running {
             Running::Rows if !plain => Running::Neither,
             running if bound => running,
             _ => Running::Neither,

@@ -99,11 +99,7 @@ impl Product {
             (_, layout) => layout == Layout::NT,
         };
         let (a_inner, b_inner) = (self.layout != Layout::TN, self.layout == Layout::NT);
-        let halves = |x: Operand| matches!(x.dtype, DType::F16 | DType::BF16);
-        let single = |x: Operand| x.dtype == DType::F32 && !x.rounds;
-        // of activations in f32 beside a weight in 16 bits nothing is rounded
-        let beside_halves = (halves(a) && single(b)) || (self.layout == Layout::TN && single(a) && halves(b));
-        if swapped {
+        let oriented = if swapped {
             let terms = Terms { pair: terms.pair.map(|(a2, b2, k2)| (b2, a2, k2)), ..terms };
             let (rows, cols, k, parts) = (self.n, self.m, self.k, self.parts);
             Oriented {
@@ -119,7 +115,7 @@ impl Product {
                 terms,
                 out,
                 unscale: None,
-                beside_halves,
+                running: Running::Neither,
             }
         } else {
             let (rows, cols, k, parts) = (self.m, self.n, self.k, self.parts);
@@ -136,9 +132,10 @@ impl Product {
                 terms,
                 out,
                 unscale: None,
-                beside_halves,
+                running: Running::Neither,
             }
-        }
+        };
+        Oriented { running: oriented.can_run(), ..oriented }
     }
 
     fn class(&self, o: &Oriented) -> Class {
@@ -155,8 +152,9 @@ impl Product {
         let parts = if self.parts > 1 { format!("{} times ", self.parts) } else { String::new() };
         let gate = if o.gated() { "swiglu " } else { "" };
         let made = if o.terms.gradient_of.is_some() { "swiglu gradients " } else { "" };
+        let low_rank = if o.terms.low_rank { "low-rank " } else { "" };
         let family = format!(
-            "matmul {parts}{gate}{}·{}{pair}{mask} -> {made}{}{}",
+            "matmul {low_rank}{parts}{gate}{}·{}{pair}{mask} -> {made}{}{}",
             side(o.r_inner, o.r),
             side(o.c_inner, o.c),
             o.out.dtype,
@@ -190,7 +188,12 @@ impl Product {
         }
         if kernel.staged {
             let (r, copy) = staged(o.r, o.r_plain(), scratch);
-            let (c, copy_c) = staged(o.c, o.c_plain(), scratch);
+            // rows that are scaled as they are met become f16, whatever they are stored in
+            let c_plain = match kernel.variant.is_running() {
+                true => TensorType { dtype: DType::F16, ..o.c_plain() },
+                false => o.c_plain(),
+            };
+            let (c, copy_c) = staged(o.c, c_plain, scratch);
             dispatches.extend(copy.into_iter().chain(copy_c));
             o = Oriented { r, c, ..o };
         }
@@ -320,13 +323,14 @@ impl Product {
             let blocks = |k: usize| k.next_multiple_of(tile.shape.k as usize) as u32;
             let pair_depth = if o.can_sum_pair() { tile.depth.min(blocks(k2)) } else { 0 };
             let raw = |operand: Operand| matches!(operand.dtype, DType::F16 | DType::BF16);
-            let runs = |operand: Operand| tile.running && operand.dtype != DType::F16;
-            let rows_alone = o.running() == Running::Rows;
+            // what dropout has made larger may be beyond f16
+            let runs = |x: Operand, masked: bool| tile.running && (x.dtype != DType::F16 || masked);
+            let both = o.running == Running::Both;
             main = main
                 .flag("R_RAW", raw(o.r) && !o.gated() && !o.masks_rows())
                 .flag("C_RAW", raw(o.c) && !o.masks_cols())
-                .flag("R_RUNS", runs(o.r))
-                .flag("C_RUNS", runs(o.c) && !rows_alone)
+                .flag("R_RUNS", runs(o.r, o.masks_rows()))
+                .flag("C_RUNS", both && runs(o.c, o.masks_cols()))
                 .flag("R_F16", o.r.dtype == DType::F16)
                 .flag("C_F16", o.c.dtype == DType::F16)
                 .flag("WHOLE", self.k.is_multiple_of(tile.depth as usize))

@@ -214,6 +214,13 @@ impl Variant {
         }
     }
 
+    /// Whether a product of so many rows and columns does not leave most of a tile empty, but for tiles of the fewest rows that there are.
+    pub(super) fn is_filled(&self, rows: usize, cols: usize) -> bool {
+        let (own_rows, own_cols) = self.tile();
+        let most = |extent: usize| extent.next_power_of_two().max(16);
+        own_rows <= most(rows) && own_cols <= most(cols)
+    }
+
     pub fn shader(&self) -> Shader {
         match self {
             Variant::Lanes { .. } | Variant::Workgroup { .. } => LANES,
