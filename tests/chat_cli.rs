@@ -226,9 +226,14 @@ fn a_line_that_is_no_utf8_is_told_and_ends_nothing() {
     assert_eq!(notes, "");
     let (said, notes) = chat(&limit, b"caf\xe9\n/clear\nthe cat\n");
     assert_eq!(said, expected);
-    assert!(
-        notes.starts_with("warning: line 1 of standard input is no UTF-8") && notes.ends_with("\u{fffd}\n")
-    );
+    assert!(notes.starts_with("warning: line 1 of standard input is no UTF-8"), "{notes}");
+    assert!(notes.contains("\u{fffd}") && notes.ends_with("-t UTF-8\n"), "{notes}");
+    // once for a message, and a mark of byte order is no part of the first
+    let (expected, _) = chat(&limit, "\u{fffd}\\\n\u{fffd}\n");
+    let (said, notes) = chat(&limit, b"\xef\xbb\xbf\xe9\\\n\xe8\n");
+    assert_eq!(said, expected);
+    assert!(notes.starts_with("warning: lines 1 to 2 of standard input are no UTF-8"), "{notes}");
+    assert_eq!(notes.matches("warning").count(), 1, "{notes}");
 }
 
 /// A style for single instructions has no form for a second turn.

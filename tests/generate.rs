@@ -227,7 +227,7 @@ fn the_evaluator_gives_the_trainers_loss_in_less_memory() {
 }
 
 /// Runs the program on the device under test.
-fn engraft(arguments: &[&str], input: &str) -> Output {
+fn engraft(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engraft"));
     // without it some drivers complain on standard error, which these tests compare
     command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
@@ -242,7 +242,7 @@ fn engraft(arguments: &[&str], input: &str) -> Output {
     }
     let mut child = command.spawn().unwrap();
     // a program that ends before it reads closes the pipe: no error here
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
@@ -301,6 +301,12 @@ fn the_command_generates_the_same_from_an_option_and_from_standard_input() {
     let (first, second) = (sampled("3"), sampled("4"));
     assert_eq!(several, format!("--- 1 of 2, seed 3\n{first}--- 2 of 2, seed 4\n{second}"));
     assert_eq!(notes.matches("; ended by ").count(), 2, "{notes}");
+    assert!(notes.contains("\n1 of 2: ") && notes.contains("\n2 of 2: "), "{notes}");
+    assert!(!notes.contains("the same"), "{notes}");
+    let same = ["--prompt", "the cat", "--num_samples", "2"];
+    let (several, notes) = call(&[&greedy[..], &same].concat(), "");
+    assert_eq!(several.matches(&text).count(), 2, "{several}");
+    assert!(notes.contains("all 2 texts are the same"), "{notes}");
 }
 
 #[test]
@@ -448,6 +454,9 @@ fn bad_input_has_an_exit_code_and_a_reason() {
         let (code, message) = failure(&arguments);
         assert!(code == 2 && message.contains(words), "{arguments:?}: {code}: {message}");
     }
+    let latin = engraft(&["generate", path(&folder)], b"caf\xe9\n");
+    let message = said(&latin).1;
+    assert!(latin.status.code() == Some(2) && message.contains("UTF-8; convert it with iconv"), "{message}");
     let (code, message) = failure(&[&generate[..], &[path(&folder), "--gpu", "no such device"]].concat());
     assert_eq!(code, 4, "{message}");
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{engraft, fixtures, python, text};
-use engraft::checkpoint::{Adapter, AdapterTensor, Checkpoint, SavedModule, encode};
+use engraft::checkpoint::{Adapter, AdapterTensor, Checkpoint, SavedModule, atomic, encode};
 use engraft::graph::blocks::Blocks;
 use engraft::graph::{DType, Shape, TensorType};
 use engraft::models::ModelConfig;
@@ -518,7 +518,6 @@ fn what_cannot_be_merged_is_refused_before_anything_is_written() {
     merge(&[adapter_dir, "--model_dir", base, "--out_dir", &out]);
 }
 
-/// As where a large disk is linked to.
 #[cfg(unix)]
 #[test]
 fn a_link_to_an_empty_folder_stays_and_the_folder_is_filled() {
@@ -534,9 +533,25 @@ fn a_link_to_an_empty_folder_stays_and_the_folder_is_filled() {
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         check_weights(&behind, stored(&model("llama")), &adapter, DType::F32);
     }
-    for folder in [disk, home] {
+    for folder in [disk, home.clone()] {
         assert_eq!(fs::read_dir(folder).unwrap().count(), 2, "no temporary folder is left");
     }
+    // nothing is made where a link leads nowhere, or where another disk begins, as one does at /dev/shm
+    let nowhere = home.join("nowhere");
+    std::os::unix::fs::symlink(folder.path().join("missing"), &nowhere).unwrap();
+    let mut wrong = vec![(nowhere.clone(), "make that folder")];
+    let shared = Path::new("/dev/shm");
+    if atomic::is_mount_point(shared) {
+        std::os::unix::fs::symlink(shared, home.join("shared")).unwrap();
+        wrong.push((home.join("shared"), "a folder in it"));
+    }
+    let (base, adapter_dir) = (model("llama"), model("llama").join("ref/adapter"));
+    let [base, adapter_dir] = [&base, &adapter_dir].map(|path| path.to_str().unwrap());
+    for (out_dir, advice) in wrong {
+        let out_dir = out_dir.to_str().unwrap();
+        refused(&[adapter_dir, "--model_dir", base, "--out_dir", out_dir], &[out_dir, advice]);
+    }
+    assert!(nowhere.is_symlink() && !folder.path().join("missing").exists());
 }
 
 #[test]

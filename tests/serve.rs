@@ -2,6 +2,7 @@
 
 mod common;
 
+use engraft::data::Tokenizer;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -215,6 +216,12 @@ fn a_text_is_continued_as_generate_does_without_a_style() {
     assert_eq!(whole["usage"]["completion_tokens"], 12);
     let (_, listed) = server.post_to(TEXT, &ask(json!({"prompt": ["the cat"]})));
     assert_eq!(listed["choices"], whole["choices"]);
+    let tokens = Tokenizer::open(&folder).unwrap().encode("the cat").unwrap();
+    for prompt in [json!(tokens), json!([tokens])] {
+        let (status, of_tokens) = server.post_to(TEXT, &ask(json!({"prompt": prompt})));
+        assert_eq!((status, &of_tokens["choices"]), (200, &whole["choices"]));
+        assert_eq!(of_tokens["usage"]["prompt_tokens"], tokens.len());
+    }
 
     let options = json!({"stream": true, "stream_options": {"include_usage": true}});
     let chunks = server.stream(TEXT, &ask(options));
@@ -269,7 +276,12 @@ fn mistakes_are_told_in_openais_form() {
         let (status, answer) = server.post_to(TEXT, &body);
         (status, answer["error"]["param"].clone(), answer["error"]["code"].clone())
     };
-    assert_eq!(text(json!({"messages": []})), (400, json!("prompt"), json!(null)));
+    assert_eq!(text(json!({})), (400, json!("prompt"), json!(null)));
+    assert_eq!(text(json!({"messages": []})), (400, json!("messages"), json!(null)));
+    assert_eq!(text(json!({"prompt": "a", "stop": 5})), (400, json!("stop"), json!(null)));
+    let (status, answer) = server.post_to(TEXT, &json!({"prompt": [1, 512]}));
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(status == 400 && message.contains("512") && message.contains("511"), "{answer}");
     let refused = (400, json!("echo"), json!("unsupported_parameter"));
     assert_eq!(text(json!({"prompt": "a", "echo": true})), refused);
     let long = json!({"prompt": "a long text ".repeat(100)});

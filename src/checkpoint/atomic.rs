@@ -113,15 +113,13 @@ pub struct NewFolder {
 }
 
 impl NewFolder {
-    /// Begins the folder `path`, which must not exist (or be empty); missing parents are made. A link to an empty folder stays, and
-    /// that one is filled.
+    /// Begins the folder `path`, which must not exist (or be empty); missing parents are made.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn begin(path: &Path) -> io::Result<Self> {
-        let path = behind_link(path)?;
-        let folder = parent(&path);
-        let prefix = hidden_prefix(&path)?;
+        let folder = parent(path);
+        let prefix = hidden_prefix(path)?;
         fs::create_dir_all(folder)?;
         let mut builder = Builder::new();
         builder.prefix(&prefix).suffix(".tmp");
@@ -129,7 +127,7 @@ impl NewFolder {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let temporary = builder.tempdir_in(folder)?;
-        Ok(NewFolder { temporary, path })
+        Ok(NewFolder { temporary, path: path.to_path_buf() })
     }
 
     /// Where to write the files; each is expected to be synced, as [`write_file`] does.
@@ -150,12 +148,29 @@ impl NewFolder {
     }
 }
 
-/// Where a link leads to, since no folder can be renamed to a link's name; any other path as it is.
-fn behind_link(path: &Path) -> io::Result<PathBuf> {
+/// Where a link leads to, since no folder can be renamed to a link's name; any other path as it is, and so is a link to nothing.
+pub fn behind_link(path: &Path) -> PathBuf {
     // without a slash at the end, which would be the folder behind the link
     let path: PathBuf = path.components().collect();
     let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
-    if is_link { dunce::canonicalize(&path) } else { Ok(path) }
+    let behind = is_link.then(|| dunce::canonicalize(&path).ok()).flatten();
+    behind.unwrap_or(path)
+}
+
+/// Whether another disk begins at this folder: then nothing beside it can be renamed to its name.
+pub fn is_mount_point(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let disk = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+        let path = behind_link(path);
+        disk(&path).is_some_and(|own| disk(parent(&path)).is_some_and(|beside| beside != own))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
 }
 
 fn parent(path: &Path) -> &Path {

@@ -1,5 +1,6 @@
 //! What the user types in a chat: messages of one or more lines, and commands.
 
+use crate::data::without_mark;
 use crate::error::Error;
 use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
@@ -7,6 +8,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Completer, Config, Editor, Helper, Highlighter, Hinter};
 use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal};
+use std::ops::RangeInclusive;
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,39 +76,51 @@ fn unreadable(error: &dyn std::error::Error) -> Error {
     Error::input(format!("standard input cannot be read: {error}"))
 }
 
+/// What makes UTF-8 of another text.
+pub(super) const TO_UTF8: &str = "iconv -f ITS_ENCODING -t UTF-8";
+
 /// Said in any case: the answer is to another text than was sent.
-fn warn_of_replaced(line: usize) {
+fn warn_of_replaced(lines: RangeInclusive<usize>) {
+    let (first, last) = lines.into_inner();
+    let (which, them) = match first == last {
+        true => (format!("line {first} of standard input is"), "it"),
+        false => (format!("lines {first} to {last} of standard input are"), "them"),
+    };
     eprintln!(
-        "warning: line {line} of standard input is no UTF-8: what cannot be read of it is taken as \u{fffd}"
+        "warning: {which} no UTF-8: what cannot be read of {them} is taken as \u{fffd}; convert {them} with {TO_UTF8}"
     );
 }
 
-/// Lines up to the end of one message; `None` at the end of input. `lines` counts them, and `replaced` hears the number of one
-/// that is no UTF-8, which is no reason to end a conversation.
+/// Lines up to the end of one message; `None` at the end of input. `lines` counts them, and `replaced` hears once from which to
+/// which they are no UTF-8, which is no reason to end a conversation.
 fn read_lines(
     input: &mut dyn BufRead,
     lines: &mut usize,
-    replaced: &mut dyn FnMut(usize),
+    replaced: &mut dyn FnMut(RangeInclusive<usize>),
 ) -> io::Result<Option<String>> {
     let (mut text, mut bytes) = (String::new(), Vec::new());
-    loop {
+    let mut spoilt: Option<RangeInclusive<usize>> = None;
+    let message = loop {
         bytes.clear();
         if input.read_until(b'\n', &mut bytes)? == 0 {
-            return Ok((!text.is_empty()).then_some(text));
+            break (!text.is_empty()).then_some(text);
         }
         *lines += 1;
         let line = String::from_utf8_lossy(&bytes);
         // borrowed where nothing was replaced
         if let Cow::Owned(_) = line {
-            replaced(*lines);
+            spoilt = Some(spoilt.map_or(*lines, |spoilt| *spoilt.start())..=*lines);
         }
-        text.push_str(&line);
+        // the mark that programs on Windows put before a text is none of it
+        text.push_str(if *lines == 1 { without_mark(&line) } else { &line });
         let line = text.trim_end_matches(['\r', '\n']).len();
         if is_whole(&text[..line]) {
             text.truncate(line);
-            return Ok(Some(text));
+            break Some(text);
         }
-    }
+    };
+    spoilt.into_iter().for_each(replaced);
+    Ok(message)
 }
 
 /// Around a message of several lines.
@@ -157,9 +171,10 @@ mod tests {
     use super::*;
 
     /// What a pipe says, and the lines of which something was replaced.
-    fn all_of(mut input: &[u8]) -> (Vec<Input>, Vec<usize>) {
+    fn all_of(mut input: &[u8]) -> (Vec<Input>, Vec<RangeInclusive<usize>>) {
         let (mut inputs, mut lines, mut replaced) = (Vec::new(), 0, Vec::new());
-        while let Some(text) = read_lines(&mut input, &mut lines, &mut |line| replaced.push(line)).unwrap() {
+        while let Some(text) = read_lines(&mut input, &mut lines, &mut |these| replaced.push(these)).unwrap()
+        {
             inputs.extend(parse(&text));
         }
         (inputs, replaced)
@@ -206,6 +221,17 @@ mod tests {
         let (inputs, replaced) = all_of(b"caf\xc3\xa9\ncaf\xe9\\\nau lait\n\n/clear\nso\xc3");
         let expected =
             [message("caf\u{e9}"), message("caf\u{fffd}\nau lait"), Input::Clear, message("so\u{fffd}")];
-        assert_eq!((inputs, replaced), (expected.into(), vec![2, 6]));
+        assert_eq!((inputs, replaced), (expected.into(), vec![2..=2, 6..=6]));
+        // told once of a message
+        let (inputs, replaced) = all_of(b"hi\n\"\"\"\n\xe9\nau lait\n\xe8\n\"\"\"\n");
+        let expected = [message("hi"), message("\u{fffd}\nau lait\n\u{fffd}")];
+        assert_eq!((inputs, replaced), (expected.into(), vec![3..=5]));
+    }
+
+    #[test]
+    fn a_mark_of_byte_order_is_no_part_of_the_first_message() {
+        let message = |text: &str| Input::Message(text.to_owned());
+        assert_eq!(all("\u{feff}/clear\nhi"), [Input::Clear, message("hi")]);
+        assert_eq!(all("\u{feff}\n\u{feff}hi"), [message("\u{feff}hi")]);
     }
 }

@@ -1,10 +1,11 @@
 //! `engraft generate`: text on standard output as it comes, everything else on standard error.
 
 use super::args::GenerateArgs;
+use super::chat_input::TO_UTF8;
 use super::devices::describe;
 use super::download::model_and_adapter;
 use crate::checkpoint::Adapter;
-use crate::data::{DecodeStream, PromptForm, Prompter, Tokenizer};
+use crate::data::{DecodeStream, PromptForm, PromptStyle, Prompter, Tokenizer};
 use crate::error::Error;
 use crate::generate::{CacheSize, End, GenerateOptions, Generated, Generator};
 use crate::gpu::Gpu;
@@ -57,17 +58,28 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     let mut options =
         GenerateOptions { max_new_tokens, sampling: args.sampling.options(), stop: prompter.stop_tokens() };
     let (first, samples) = (options.sampling.seed, args.num_samples);
+    if samples > 1 && options.sampling.temperature == 0.0 {
+        note(&format!("all {samples} texts are the same: --temperature 0 leaves nothing to the seed"));
+    }
+    // a template of the user's own has no style either
+    let as_it_is = prompter.style() == PromptStyle::None && asked.form.template.is_none();
     for sample in 0..samples {
         options.sampling.seed = first.wrapping_add(sample as u64);
-        let mut out = Output::new(&tokenizer);
+        let mut out = Output::new(match as_it_is {
+            true => tokenizer.decode_stream_after(&prompt),
+            false => tokenizer.decode_stream(),
+        });
+        let mut which = String::new();
         if samples > 1 {
+            which = format!("{} of {samples}", sample + 1);
             // with the texts, whose end could not be told elsewhere
-            out.write(&format!("--- {} of {samples}, seed {}\n", sample + 1, options.sampling.seed));
+            out.write(&format!("--- {which}, seed {}\n", options.sampling.seed));
+            which += ": ";
         }
         // from an empty cache, so that a seed gives the same text wherever it comes
         let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
         let left = out.finish()?.is_break();
-        note(&summary(&generated, prompt.len()));
+        note(&format!("{which}{}", summary(&generated, prompt.len())));
         if left {
             break;
         }
@@ -92,9 +104,12 @@ fn read_prompt(note: impl Fn(&str)) -> Result<String, Error> {
         note("type the prompt, and end it with Ctrl-D on a line of its own");
     }
     let mut text = String::new();
-    stdin
-        .read_to_string(&mut text)
-        .map_err(|error| Error::input(format!("the prompt on standard input cannot be read: {error}")))?;
+    stdin.read_to_string(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => {
+            Error::input(format!("the prompt on standard input is no UTF-8; convert it with {TO_UTF8}"))
+        }
+        _ => Error::input(format!("the prompt on standard input cannot be read: {error}")),
+    })?;
     // the newline that `echo` and editors add is not the prompt's
     let end = text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t).len());
     text.truncate(end.unwrap_or(text.len()));
@@ -124,8 +139,8 @@ struct Output<'t> {
 }
 
 impl<'t> Output<'t> {
-    fn new(tokenizer: &'t Tokenizer) -> Self {
-        Output { text: tokenizer.decode_stream(), error: None }
+    fn new(text: DecodeStream<'t>) -> Self {
+        Output { text, error: None }
     }
 
     fn write(&mut self, text: &str) {

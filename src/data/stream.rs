@@ -8,7 +8,7 @@
 use super::{DataError, Tokenizer};
 
 /// See [`Tokenizer::decode_stream`]. The pieces together are the text that [`Tokenizer::decode`] gives for
-/// all ids, where these are valid UTF-8.
+/// all ids, where these are valid UTF-8; without that of the ids before the stream, where there are some.
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     /// The tokens of the last piece, then those that have given no text yet.
@@ -19,7 +19,13 @@ pub struct DecodeStream<'a> {
 
 impl<'a> DecodeStream<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, window: Vec::new(), given: 0 }
+        Self::after(tokenizer, &[])
+    }
+
+    /// All of `before` counts as given. A part of it would be less to decode, but could begin inside a character, which
+    /// spoils the run of bytes that the first new tokens may go on with; and the first piece drops it all.
+    pub(super) fn after(tokenizer: &'a Tokenizer, before: &[u32]) -> Self {
+        Self { tokenizer, window: before.to_vec(), given: before.len() }
     }
 
     /// Takes the next id and gives the text that is complete now: never half a character, never empty.
@@ -56,5 +62,53 @@ impl<'a> DecodeStream<'a> {
             // has been given stays given.
             None => self.tokenizer.decode(new),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_stream_goes_on_where_the_text_before_it_ends() {
+        for family in ["mistral", "qwen2", "gemma", "gpt_neox"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers").join(family);
+            let tokenizer = Tokenizer::open(&folder).unwrap();
+            for prompt in ["the cat", "the cat ", "日本", "é", ""] {
+                let before = tokenizer.encode(prompt).unwrap();
+                let text = tokenizer.decode(&before).unwrap();
+                // as it is, and cut out of a text, where nothing is put before it
+                for answer in [" sat", "sat", "s on", " é🙂 x", "本", "  a\n"] {
+                    let whole = tokenizer.encode_plain(&format!("x\n{answer}")).unwrap();
+                    let cut = whole[tokenizer.encode_plain("x\n").unwrap().len()..].to_vec();
+                    for tokens in [tokenizer.encode_plain(answer).unwrap(), cut] {
+                        let mut stream = tokenizer.decode_stream_after(&before);
+                        let mut said: String = tokens.iter().filter_map(|&id| stream.push(id)).collect();
+                        said.extend(stream.finish().unwrap());
+                        let all = [&before[..], &tokens].concat();
+                        let name = format!("{family}: {prompt:?} {answer:?}");
+                        assert_eq!(format!("{text}{said}"), tokenizer.decode(&all).unwrap(), "{name}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_space_that_begins_an_answer_is_kept_behind_a_text_and_dropped_without_one() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/mistral");
+        let tokenizer = Tokenizer::open(&folder).unwrap();
+        let before = tokenizer.encode("the cat").unwrap();
+        // this tokenizer puts a space before every text, and so before the newline rather than behind it
+        let with = tokenizer.encode_plain("sat").unwrap();
+        let without = tokenizer.encode_plain("\nsat").unwrap();
+        let without = &without[tokenizer.encode_plain("\n").unwrap().len()..];
+        let text = |mut stream: DecodeStream<'_>, tokens: &[u32]| -> String {
+            tokens.iter().filter_map(|&id| stream.push(id)).collect()
+        };
+        assert_eq!(text(tokenizer.decode_stream_after(&before), &with), " sat");
+        assert_eq!(text(tokenizer.decode_stream_after(&before), without), "sat");
+        assert_eq!(text(tokenizer.decode_stream(), &with), "sat");
     }
 }

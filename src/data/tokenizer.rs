@@ -170,6 +170,12 @@ impl Tokenizer {
         DecodeStream::new(self)
     }
 
+    /// The same for ids that go on after others, whose text is known: a decoder that drops the space at the beginning of a
+    /// text keeps that between the two.
+    pub fn decode_stream_after(&self, before: &[u32]) -> DecodeStream<'_> {
+        DecodeStream::after(self, before)
+    }
+
     /// The token that begins a text, whether or not [`Self::encode`] adds it.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -9,6 +9,10 @@ use thiserror::Error;
 pub enum ExportError {
     #[error("{}: is the folder of the base model; give --out_dir another, new folder", path.display())]
     SameFolder { path: PathBuf },
+    #[error("{}: is a link to a folder that is not there; make that folder, or give --out_dir another one", path.display())]
+    LinkToNothing { path: PathBuf },
+    #[error("{}: another disk begins there, so no folder can get that name at once; give --out_dir a folder in it", path.display())]
+    MountPoint { path: PathBuf },
     #[error("{}: has files already, and a merge never writes over them; give --out_dir a new folder", path.display())]
     NotEmpty { path: PathBuf },
     #[error("{}: is a file; give --out_dir a new folder", path.display())]

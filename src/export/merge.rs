@@ -50,7 +50,7 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
     let config = changed_config(model_dir, dtype, weights.untied)?;
 
     let failed = |source| Error::Write { path: options.out_dir.clone(), source };
-    let folder = atomic::NewFolder::begin(&options.out_dir).map_err(failed)?;
+    let folder = atomic::NewFolder::begin(&atomic::behind_link(&options.out_dir)).map_err(failed)?;
     let moved = |error| moved(error, folder.path(), &options.out_dir);
     let write = &mut |spec: &_, out: &mut dyn Write| weights.write(spec, out);
     let files = write_shards(folder.path(), &specs, options.max_shard_size, write).map_err(moved)?;
@@ -87,6 +87,12 @@ fn check_out_dir(options: &MergeOptions) -> Result<(), ExportError> {
     }
     if path.is_file() {
         return Err(ExportError::FolderIsFile { path });
+    }
+    if path.is_symlink() && !path.exists() {
+        return Err(ExportError::LinkToNothing { path });
+    }
+    if atomic::is_mount_point(&path) {
+        return Err(ExportError::MountPoint { path });
     }
     match std::fs::read_dir(&path).ok().and_then(|mut entries| entries.next()) {
         Some(_) => Err(ExportError::NotEmpty { path }),

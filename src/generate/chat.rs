@@ -9,7 +9,7 @@ use super::history::History;
 use super::sampling::SamplingOptions;
 use super::stop::StopTexts;
 use crate::checkpoint::Adapter;
-use crate::data::{Asked, Conversation, PromptForm, PromptStyle, Prompter, Tokenizer};
+use crate::data::{Asked, Conversation, DecodeStream, PromptForm, PromptStyle, Prompter, Tokenizer};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::train::options::Precision;
@@ -153,6 +153,19 @@ impl<'t> Chat<'t> {
         }
     }
 
+    /// The same for a text that its sender has made tokens of: nothing is put before them.
+    ///
+    /// # Errors
+    /// There are none; one is not in the vocabulary; they leave no room for more.
+    pub fn prompt_of_tokens(&self, tokens: &[u32]) -> Result<Vec<u32>, Error> {
+        let vocabulary = self.generator.network().config.vocab_size;
+        match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            _ if tokens.is_empty() => Err(GenerateError::NoPrompt.into()),
+            Some(&token) => Err(GenerateError::UnknownToken { token, vocabulary }.into()),
+            None => self.with_room(tokens.to_vec()),
+        }
+    }
+
     fn with_room(&self, prompt: Vec<u32>) -> Result<Vec<u32>, Error> {
         match prompt.len() < self.context() {
             true => Ok(prompt),
@@ -182,7 +195,7 @@ impl<'t> Chat<'t> {
         }
     }
 
-    /// Answers a prompt. `on_text` sees the text as it comes, in whole characters, and can end it; it is called for every token,
+    /// Answers a conversation. `on_text` sees the text as it comes, in whole characters, and can end it; it is called for every token,
     /// with an empty text where that gives none yet.
     ///
     /// # Errors
@@ -193,10 +206,32 @@ impl<'t> Chat<'t> {
         options: &AnswerOptions,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer, Error> {
+        self.answer_in(self.tokenizer.decode_stream(), prompt, options, on_text)
+    }
+
+    /// The same for a text: what comes goes on in its last line, so that the two together are the whole text.
+    ///
+    /// # Errors
+    /// As [`Chat::answer`].
+    pub fn go_on(
+        &mut self,
+        prompt: &[u32],
+        options: &AnswerOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer, Error> {
+        self.answer_in(self.tokenizer.decode_stream_after(prompt), prompt, options, on_text)
+    }
+
+    fn answer_in(
+        &mut self,
+        mut decoded: DecodeStream<'t>,
+        prompt: &[u32],
+        options: &AnswerOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer, Error> {
         let max_new_tokens = options.max_new_tokens.min(self.context().saturating_sub(prompt.len()));
         let generate =
             GenerateOptions { max_new_tokens, sampling: options.sampling.clone(), stop: self.stop.clone() };
-        let mut decoded = self.tokenizer.decode_stream();
         let mut stops = StopTexts::new(options.stop.iter().cloned());
         let (mut text, mut stopped) = (String::new(), false);
         let mut show = |piece: String, text: &mut String| {

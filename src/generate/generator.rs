@@ -38,7 +38,7 @@ pub enum GenerateError {
     #[error("{tokens} tokens do not fit the KV cache of {cache}; shorten the prompt or open a larger cache")]
     CacheFull { tokens: usize, cache: usize },
     #[error(
-        "the conversation has {prompt} tokens, and the context takes {context} with the answer; shorten it{}",
+        "the prompt has {prompt} tokens, and the context takes {context} with the answer; shorten it{}",
         if context < limit { format!(", or raise --context up to the model's limit of {limit}") } else { String::new() }
     )]
     ContextFull { prompt: usize, context: usize, limit: usize },

@@ -1,8 +1,8 @@
 //! Compiled pipelines on disk, for backends that hand them out (Vulkan): a program's second start compiles less.
 
 use super::Gpu;
-use crate::checkpoint::atomic::write_file;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -54,7 +54,11 @@ impl PipelineFile {
         }
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
-        write_file(&self.path, |out| out.write_all(&data))
+        // without the patience that what must not be lost has: the next start compiles again
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&data)?;
+        file.persist(&self.path).map_err(|e| e.error)?;
+        Ok(())
     }
 }
 

@@ -6,8 +6,7 @@
 use crate::data::Conversation;
 use crate::generate::sampling::Sampler;
 use crate::generate::{Answer, AnswerOptions, Finish};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// What a path answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +23,8 @@ pub(super) enum Prompt {
     Conversation(Conversation),
     /// Continued as it is.
     Text(String),
+    /// The same as its sender made tokens of it.
+    Tokens(Vec<u32>),
 }
 
 impl Prompt {
@@ -31,7 +32,7 @@ impl Prompt {
     pub(super) fn key(&self) -> &'static str {
         match self {
             Prompt::Conversation(_) => "messages",
-            Prompt::Text(_) => "prompt",
+            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
         }
     }
 }
@@ -70,177 +71,240 @@ impl ApiError {
     }
 }
 
-#[derive(Deserialize)]
-struct Raw {
-    messages: Option<Vec<RawMessage>>,
-    prompt: Option<Value>,
-    max_tokens: Option<usize>,
-    max_completion_tokens: Option<usize>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<i64>,
-    seed: Option<i64>,
-    stop: Option<RawStop>,
-    stream: Option<bool>,
-    stream_options: Option<RawStreamOptions>,
-    n: Option<u64>,
-    presence_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    /// A flag for chats, a number for texts.
-    logprobs: Option<Value>,
-    logit_bias: Option<Value>,
-    tools: Option<Value>,
-    functions: Option<Value>,
-    response_format: Option<Value>,
-    best_of: Option<u64>,
-    echo: Option<bool>,
-    suffix: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct RawMessage {
-    role: String,
-    content: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawStop {
-    One(String),
-    Several(Vec<String>),
-}
-
-#[derive(Deserialize)]
-struct RawStreamOptions {
-    include_usage: Option<bool>,
-}
-
-/// OpenAI's limit of stop texts.
-const STOPS: usize = 4;
+/// Limit of stop texts, each of which is looked for in every piece: OpenAI takes 4, programs that measure models send more.
+const STOPS: usize = 64;
 
 impl Request {
     /// Reads a body. What it leaves out is as in `defaults`.
     pub(super) fn parse(kind: Kind, body: &[u8], defaults: &AnswerOptions) -> Result<Self, ApiError> {
-        let raw: Raw = serde_json::from_slice(body)
-            .map_err(|error| ApiError::bad(None, format!("The body is no completion request: {error}.")))?;
-        raw.refuse_what_is_not_built()?;
+        let keys: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
+            ApiError::bad(
+                None,
+                format!("The body is no completion request, which is a JSON object: {error}."),
+            )
+        })?;
+        let keys = Keys(keys);
+        keys.refuse_what_is_not_built()?;
+        keys.refuse_what_is_asked_elsewhere(kind)?;
         let mut options = defaults.clone();
-        if let Some(tokens) = raw.max_completion_tokens.or(raw.max_tokens) {
-            if tokens == 0 {
-                return Err(ApiError::bad(Some("max_tokens"), "max_tokens must be at least 1.".into()));
+        for key in ["max_tokens", "max_completion_tokens"] {
+            match keys.whole(key)? {
+                // -1 is how some clients leave it out
+                None | Some(-1) => {}
+                Some(tokens) if tokens < 1 => {
+                    return Err(ApiError::bad(Some(key), format!("{key} must be at least 1.")));
+                }
+                // what the context leaves is less
+                Some(tokens) => options.max_new_tokens = usize::try_from(tokens).unwrap_or(usize::MAX),
             }
-            options.max_new_tokens = tokens;
         }
         let sampling = &mut options.sampling;
-        sampling.temperature = raw.temperature.unwrap_or(sampling.temperature);
-        sampling.top_p = raw.top_p.unwrap_or(sampling.top_p);
-        // any bits make a seed
-        sampling.seed = raw.seed.map_or(sampling.seed, i64::cast_unsigned);
-        match raw.top_k.map(usize::try_from) {
+        sampling.temperature = keys.number("temperature")?.unwrap_or(sampling.temperature);
+        sampling.top_p = keys.number("top_p")?.unwrap_or(sampling.top_p);
+        if let Some(seed) = keys.whole("seed")? {
+            // any bits make a seed
+            sampling.seed = seed as u64;
+        }
+        match keys.whole("top_k")? {
             None => {}
-            Some(Ok(k)) => sampling.top_k = (k > 0).then_some(k),
             // vLLM's word for all
-            Some(Err(_)) if raw.top_k == Some(-1) => sampling.top_k = None,
-            Some(Err(_)) => return Err(ApiError::bad(Some("top_k"), "top_k must be at least 0.".into())),
+            Some(-1 | 0) => sampling.top_k = None,
+            Some(k) if k < 0 => {
+                return Err(ApiError::bad(Some("top_k"), "top_k must be at least 0.".into()));
+            }
+            Some(k) => sampling.top_k = Some(usize::try_from(k).unwrap_or(usize::MAX)),
         }
         if let Err(error) = Sampler::new(sampling.clone()) {
             let problem = &error.problems[0];
             let name = problem.option.trim_start_matches('-');
             return Err(ApiError::bad(Some(name), problem.to_string().trim_start_matches('-').to_owned()));
         }
-        options.stop = match raw.stop {
-            None => Vec::new(),
-            Some(RawStop::One(stop)) => vec![stop],
-            Some(RawStop::Several(stops)) => stops,
-        };
+        options.stop = keys.read("stop", "a text or an array of texts", texts)?.unwrap_or_default();
         if options.stop.len() > STOPS {
             return Err(ApiError::bad(Some("stop"), format!("stop can have {STOPS} texts at most.")));
         }
+        let flag = "true or false";
+        let stream_options = keys.read("stream_options", "an object", Value::as_object)?;
+        let include_usage = stream_options.and_then(|options| options.get("include_usage"));
+        let include_usage = match include_usage.filter(|value| !value.is_null()) {
+            None => false,
+            Some(value) => value.as_bool().ok_or_else(|| must_be("stream_options.include_usage", flag))?,
+        };
         Ok(Request {
             prompt: match kind {
-                Kind::Chat => Prompt::Conversation(conversation(&raw.messages.unwrap_or_default())?),
-                Kind::Text => Prompt::Text(text(raw.prompt)?),
+                Kind::Chat => Prompt::Conversation(conversation(
+                    keys.read("messages", "an array of messages", Value::as_array)?
+                        .map_or(&[], Vec::as_slice),
+                )?),
+                Kind::Text => prompt_to_continue(keys.given("prompt"))?,
             },
             options,
-            stream: raw.stream.unwrap_or(false),
-            include_usage: raw.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+            stream: keys.read("stream", flag, Value::as_bool)?.unwrap_or(false),
+            include_usage,
         })
     }
 }
 
-impl Raw {
+/// The keys of a request.
+struct Keys(Map<String, Value>);
+
+impl Keys {
+    /// `null` is as good as nothing.
+    fn given(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn read<'a, T>(
+        &'a self,
+        key: &str,
+        takes: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let value = self.given(key).map(|value| read(value).ok_or_else(|| must_be(key, takes)));
+        value.transpose()
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f32>, ApiError> {
+        self.read(key, "a number", |value| value.as_f64().map(|number| number as f32))
+    }
+
+    fn whole(&self, key: &str) -> Result<Option<i128>, ApiError> {
+        self.read(key, "a whole number", whole)
+    }
+
     fn refuse_what_is_not_built(&self) -> Result<(), ApiError> {
-        let filled = |value: &Option<Value>| match value {
-            None | Some(Value::Null) => false,
-            Some(Value::String(text)) => !text.is_empty(),
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(_) => true,
+        type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
+        let empty = |value: &Value| match value {
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            _ => false,
         };
-        let text =
-            self.response_format.as_ref().is_none_or(|format| format.is_null() || format["type"] == "text");
-        let number = |value: Option<f64>| value.is_some_and(|value| value != 0.0);
-        for (name, refused) in [
-            ("n", self.n.is_some_and(|n| n != 1)),
-            ("best_of", self.best_of.is_some_and(|n| n != 1)),
-            ("echo", self.echo == Some(true)),
-            ("suffix", filled(&self.suffix)),
-            ("presence_penalty", number(self.presence_penalty)),
-            ("frequency_penalty", number(self.frequency_penalty)),
-            ("logprobs", self.logprobs.as_ref().is_some_and(|value| !value.is_null() && value != false)),
-            ("logit_bias", filled(&self.logit_bias)),
-            ("tools", filled(&self.tools)),
-            ("functions", filled(&self.functions)),
-            ("response_format", !text),
-        ] {
-            if refused {
-                let message = match name {
-                    "n" | "best_of" => format!("{name} must be 1: this server makes one answer."),
-                    name => format!("{name} is not supported by this server; leave it out."),
+        let zero = |value: &Value| value.as_f64() == Some(0.0);
+        let one = |value: &Value| value.as_f64() == Some(1.0);
+        let off = |value: &Value| value == false;
+        let nothing_to_call = |value: &Value| value == "none" || value == "auto";
+        let text = |value: &Value| value["type"] == "text";
+        // each with what changes nothing
+        let known: [(&str, Neutral<'_>); 20] = [
+            ("n", &one),
+            ("best_of", &one),
+            ("echo", &off),
+            ("suffix", &empty),
+            ("presence_penalty", &zero),
+            ("frequency_penalty", &zero),
+            ("repetition_penalty", &one),
+            ("min_p", &zero),
+            ("min_tokens", &zero),
+            ("ignore_eos", &off),
+            ("stop_token_ids", &empty),
+            // a flag for chats, a number for texts, of which 0 asks for some
+            ("logprobs", &off),
+            ("prompt_logprobs", &off),
+            ("top_logprobs", &zero),
+            ("logit_bias", &empty),
+            ("tools", &empty),
+            ("tool_choice", &nothing_to_call),
+            ("functions", &empty),
+            ("function_call", &nothing_to_call),
+            ("response_format", &text),
+        ];
+        match known.iter().find(|(key, neutral)| self.given(key).is_some_and(|value| !neutral(value))) {
+            None => Ok(()),
+            Some((key, _)) => {
+                let message = match *key {
+                    "n" | "best_of" => format!("{key} must be 1: this server makes one answer."),
+                    key => format!("{key} is not supported by this server; leave it out."),
                 };
-                return Err(ApiError {
-                    code: Some("unsupported_parameter"),
-                    ..ApiError::bad(Some(name), message)
-                });
+                Err(ApiError { code: Some("unsupported_parameter"), ..ApiError::bad(Some(key), message) })
             }
         }
-        Ok(())
+    }
+
+    fn refuse_what_is_asked_elsewhere(&self, kind: Kind) -> Result<(), ApiError> {
+        let (other, key, place) = match kind {
+            Kind::Chat => ("prompt", "messages", "/v1/completions"),
+            Kind::Text => ("messages", "prompt", "/v1/chat/completions"),
+        };
+        match self.given(other) {
+            None => Ok(()),
+            Some(_) => {
+                let message = format!("{other} is for {place}: send it there, or {key} here.");
+                Err(ApiError::bad(Some(other), message))
+            }
+        }
     }
 }
 
-/// A text, or a list of one.
-fn text(prompt: Option<Value>) -> Result<String, ApiError> {
+fn must_be(name: &str, takes: &str) -> ApiError {
+    ApiError::bad(Some(name), format!("{name} must be {takes}."))
+}
+
+/// A whole number, which some clients write as `4.0`.
+fn whole(value: &Value) -> Option<i128> {
+    /// Beyond it a float says nothing of ones.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let float = || value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= EXACT);
+    let integer = value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
+    integer.or_else(|| float().map(|number| number as i128))
+}
+
+/// A text, or several.
+fn texts(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    }
+}
+
+/// A text or its tokens, or a list with one of the two.
+fn prompt_to_continue(prompt: Option<&Value>) -> Result<Prompt, ApiError> {
+    let bad = |message: &str| ApiError::bad(Some("prompt"), format!("prompt {message}"));
+    let is_prompt = |value: &Value| value.is_string() || value.is_array();
     let one = match prompt {
-        Some(Value::Array(mut list)) if list.len() == 1 => list.pop(),
+        Some(Value::Array(list)) if !list.is_empty() && list.iter().all(is_prompt) => match &list[..] {
+            [one] => Some(one),
+            several => {
+                let count = several.len();
+                return Err(bad(&format!(
+                    "has {count} texts, and this server makes one answer: send them one by one."
+                )));
+            }
+        },
         other => other,
     };
+    let id = |value: &Value| whole(value).and_then(|id| u32::try_from(id).ok());
     match one {
-        Some(Value::String(text)) => Ok(text),
-        _ => Err(ApiError::bad(
-            Some("prompt"),
-            "prompt must be a text, or an array of one: this server makes one answer, and reads no token ids."
-                .into(),
-        )),
+        Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
+        Some(Value::Array(list)) if !list.is_empty() => match list.iter().map(id).collect() {
+            Some(ids) => Ok(Prompt::Tokens(ids)),
+            None => Err(bad("has something that is neither a text nor the id of a token.")),
+        },
+        _ => Err(bad("must be a text or an array of token ids, or an array with one of the two.")),
     }
 }
 
-fn conversation(messages: &[RawMessage]) -> Result<Conversation, ApiError> {
+fn conversation(messages: &[Value]) -> Result<Conversation, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::bad(Some("messages"), "messages must have at least one message.".into()));
     }
-    let message = |(i, message): (usize, &RawMessage)| {
-        let role = match message.role.as_str() {
+    let message = |(i, message): (usize, &Value)| {
+        let name = format!("messages[{i}]");
+        let message = message.as_object().ok_or_else(|| must_be(&name, "an object with role and content"))?;
+        let name = format!("{name}.role");
+        let role = message.get("role").and_then(Value::as_str);
+        let role = match role.ok_or_else(|| must_be(&name, "system, developer, user or assistant"))? {
             // OpenAI's newer word, which no template of an open model knows
             "developer" => "system",
             role @ ("system" | "user" | "assistant") => role,
             other => {
-                let name = format!("messages[{i}].role");
                 let message =
                     format!("{name} is {other:?}; known are system, developer, user and assistant.");
                 return Err(ApiError::bad(Some(&name), message));
             }
         };
-        Ok(Conversation::message(role, &content(i, message.content.as_ref())?))
+        Ok(Conversation::message(role, &content(i, message.get("content"))?))
     };
     let messages = messages.iter().enumerate().map(message).collect::<Result<_, _>>()?;
     Ok(Conversation::of_messages(messages))
@@ -420,9 +484,18 @@ mod tests {
             assert_eq!((request.prompt, request.options), (Prompt::Text(" a\n".into()), expected));
             assert!(request.stream && !request.include_usage);
         }
-        for prompt in [json!(null), json!([]), json!(["a", "b"]), json!([1, 2]), json!([[1]]), json!({})] {
+        for prompt in [json!(null), json!([]), json!({}), json!(5), json!([[]]), json!([1, "a"]), json!([-1])]
+        {
             let error = parse_as(Kind::Text, json!({"prompt": prompt})).unwrap_err();
             assert_eq!((error.status, error.param.as_deref()), (400, Some("prompt")));
+        }
+        for prompt in [json!([1, 2.0]), json!([[1, 2]])] {
+            let request = parse_as(Kind::Text, json!({"prompt": prompt})).unwrap();
+            assert_eq!(request.prompt, Prompt::Tokens(vec![1, 2]));
+        }
+        for prompt in [json!(["a", "b"]), json!([[1], [2]])] {
+            let error = parse_as(Kind::Text, json!({"prompt": prompt})).unwrap_err();
+            assert!(error.message.contains("one by one"), "{}", error.message);
         }
         for (key, value) in [
             ("best_of", json!(2)),
@@ -448,11 +521,33 @@ mod tests {
             ("temperature", json!(-1)),
             ("top_p", json!(0)),
             ("top_k", json!(-2)),
-            ("stop", json!(["a", "b", "c", "d", "e"])),
+            ("stop", json!(vec!["a"; STOPS + 1])),
             ("tools", json!([{"type": "function"}])),
+            ("tool_choice", json!("required")),
+            ("tool_choice", json!({"type": "function"})),
             ("logprobs", json!(true)),
+            ("prompt_logprobs", json!(0)),
+            ("top_logprobs", json!(3)),
             ("presence_penalty", json!(0.5)),
+            ("repetition_penalty", json!(1.1)),
+            ("min_p", json!(0.05)),
+            ("min_tokens", json!(3)),
+            ("ignore_eos", json!(true)),
+            ("stop_token_ids", json!([2])),
             ("response_format", json!({"type": "json_object"})),
+            ("prompt", json!("hi")),
+            // of another type
+            ("n", json!("1")),
+            ("stop", json!(5)),
+            ("stop", json!(["a", 5])),
+            ("max_tokens", json!(-2)),
+            ("max_tokens", json!(4.5)),
+            ("max_completion_tokens", json!("4")),
+            ("temperature", json!("0.5")),
+            ("top_k", json!([])),
+            ("seed", json!(1e300)),
+            ("stream", json!(1)),
+            ("stream_options", json!(true)),
         ] {
             let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
             body[key] = value;
@@ -463,15 +558,39 @@ mod tests {
         }
         for (messages, param) in [
             (json!([]), "messages"),
+            (json!("hi"), "messages"),
+            (json!(["hi"]), "messages[0]"),
+            (json!([{"content": "hi"}]), "messages[0].role"),
             (json!([{"role": "king", "content": "hi"}]), "messages[0].role"),
             (json!([{"role": "user"}]), "messages[0].content"),
             (json!([{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content"),
         ] {
             assert_eq!(parse(json!({"messages": messages})).unwrap_err().param.as_deref(), Some(param));
         }
-        for broken in [json!({}), json!({"messages": "hi"}), json!([1]), json!({"messages": [], "stream": 1})]
-        {
+        for broken in [json!({}), json!([1]), json!("hi")] {
             assert_eq!(parse(broken).unwrap_err().status, 400);
         }
+        let elsewhere = parse_as(Kind::Text, json!({"messages": [], "prompt": "a"})).unwrap_err();
+        assert_eq!(elsewhere.param.as_deref(), Some("messages"));
+        assert!(elsewhere.message.contains("/v1/chat/completions"), "{}", elsewhere.message);
+        let of_usage = json!({"messages": [], "stream_options": {"include_usage": 1}});
+        assert_eq!(parse(of_usage).unwrap_err().param.as_deref(), Some("stream_options.include_usage"));
+    }
+
+    #[test]
+    fn numbers_are_read_as_clients_write_them_and_what_changes_nothing_is_taken() {
+        let request = parse(json!({
+            "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4.0, "max_completion_tokens": -1,
+            "top_k": 3.0, "seed": u64::MAX, "temperature": 1, "n": 1.0, "repetition_penalty": 1.0, "min_p": 0,
+            "min_tokens": 0, "ignore_eos": false, "stop_token_ids": [], "prompt_logprobs": null,
+            "top_logprobs": 0, "tool_choice": "auto", "prompt": null, "stop": null, "stream": null,
+            "stream_options": {"include_usage": null},
+        }));
+        let request = request.unwrap();
+        assert_eq!(request.options.max_new_tokens, 4);
+        let sampling = &request.options.sampling;
+        assert_eq!((sampling.top_k, sampling.seed, sampling.temperature), (Some(3), u64::MAX, 1.0));
+        let left_out = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": -1});
+        assert_eq!(parse(left_out).unwrap().options.max_new_tokens, 9);
     }
 }

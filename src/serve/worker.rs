@@ -37,7 +37,7 @@ pub(super) fn run(
             Err(error) => {
                 log(&format!("refused: {error}"));
                 let lost = matches!(error.gpu(), Some(GpuError::Lost(_)));
-                let _ = job.events.send(Event::Failed(refusal(&error, job.request.prompt.key())));
+                let _ = job.events.send(Event::Failed(refusal(&error, &job.request.prompt)));
                 if lost {
                     return Err(error);
                 }
@@ -49,30 +49,49 @@ pub(super) fn run(
 
 fn answer(chat: &mut Chat<'_>, job: &Job, stop: &Stop) -> Result<Answer, Error> {
     let Request { prompt, options, .. } = &job.request;
-    let prompt = match prompt {
-        Prompt::Conversation(conversation) => chat.prompt(conversation)?,
-        Prompt::Text(text) => chat.prompt_of_text(text)?,
+    let (tokens, talks) = match prompt {
+        Prompt::Conversation(conversation) => (chat.prompt(conversation)?, true),
+        Prompt::Text(text) => (chat.prompt_of_text(text)?, false),
+        Prompt::Tokens(tokens) => (chat.prompt_of_tokens(tokens)?, false),
     };
     let _ = job.events.send(Event::Started);
-    chat.answer(&prompt, options, &mut |text| {
+    let mut on_text = |text: &str| {
         if !text.is_empty() {
             // who left is seen below
             let _ = job.events.send(Event::Text(text.to_owned()));
         }
         let left = job.events.is_closed() || stop.is_asked();
         if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })
+    };
+    match talks {
+        true => chat.answer(&tokens, options, &mut on_text),
+        false => chat.go_on(&tokens, options, &mut on_text),
+    }
 }
 
-/// `key` is where a request has what is at fault.
-fn refusal(error: &Error, key: &str) -> ApiError {
+/// What is told of an error that `prompt` came to.
+fn refusal(error: &Error, prompt: &Prompt) -> ApiError {
     use crate::generate::GenerateError;
+    let key = prompt.key();
     match error {
+        Error::Generate(GenerateError::UnknownToken { token, vocabulary })
+            if matches!(prompt, Prompt::Tokens(_)) =>
+        {
+            ApiError::bad(
+                Some(key),
+                format!(
+                    "{key} has the token id {token}, and the model's vocabulary ends at {}.",
+                    vocabulary - 1
+                ),
+            )
+        }
         Error::Generate(GenerateError::ContextFull { prompt, context, .. }) => ApiError {
             code: Some("context_length_exceeded"),
             ..ApiError::bad(
                 Some(key),
-                format!("This model's context is {context} tokens, but {key} comes to {prompt}: shorten it."),
+                format!(
+                    "This model's context is {context} tokens, but {key} comes to {prompt} tokens: shorten it."
+                ),
             )
         },
         Error::Generate(GenerateError::NoPrompt) => {

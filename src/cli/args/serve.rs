@@ -3,9 +3,9 @@
 use super::TalkArgs;
 use clap::Args;
 
-/// A server has no other end than Ctrl-C.
-const EXIT_CODES: &str = "Exit codes: 0 ended by Ctrl-C, 1 the server failed, 2 bad input or options, \
-                          3 out of memory, 4 no usable device, 130 stopped at once by a second Ctrl-C";
+/// A server has no other end than that it is told to.
+const EXIT_CODES: &str = "Exit codes: 0 ended by Ctrl-C or SIGTERM, 1 the server failed, 2 bad input or options, \
+                          3 out of memory, 4 no usable device, 130 stopped while it loads, or by a second Ctrl-C";
 
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case", after_help = EXIT_CODES, allow_negative_numbers = true)]

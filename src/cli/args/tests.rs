@@ -564,7 +564,8 @@ fn help_lists_the_exit_codes_and_parses_without_a_world() {
     let serve = parse(&["serve", "--help"]).unwrap_err().to_string();
     let serve = serve.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(
-        serve.contains("0 ended by Ctrl-C,") && serve.ends_with("130 stopped at once by a second Ctrl-C")
+        serve.contains("0 ended by Ctrl-C or SIGTERM,")
+            && serve.ends_with("130 stopped while it loads, or by a second Ctrl-C")
     );
     assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
 }

@@ -99,42 +99,16 @@ impl Product {
             (_, layout) => layout == Layout::NT,
         };
         let (a_inner, b_inner) = (self.layout != Layout::TN, self.layout == Layout::NT);
-        let oriented = if swapped {
-            let terms = Terms { pair: terms.pair.map(|(a2, b2, k2)| (b2, a2, k2)), ..terms };
-            let (rows, cols, k, parts) = (self.n, self.m, self.k, self.parts);
-            Oriented {
-                swapped,
-                rows,
-                cols,
-                k,
-                parts,
-                r_inner: b_inner,
-                c_inner: a_inner,
-                r: b,
-                c: a,
-                terms,
-                out,
-                unscale: None,
-                running: Running::Neither,
+        let ((r, r_inner, rows), (c, c_inner, cols), terms) = match swapped {
+            true => {
+                let pair = terms.pair.map(|(a2, b2, k2)| (b2, a2, k2));
+                ((b, b_inner, self.n), (a, a_inner, self.m), Terms { pair, ..terms })
             }
-        } else {
-            let (rows, cols, k, parts) = (self.m, self.n, self.k, self.parts);
-            Oriented {
-                swapped,
-                rows,
-                cols,
-                k,
-                parts,
-                r_inner: a_inner,
-                c_inner: b_inner,
-                r: a,
-                c: b,
-                terms,
-                out,
-                unscale: None,
-                running: Running::Neither,
-            }
+            false => ((a, a_inner, self.m), (b, b_inner, self.n), terms),
         };
+        let (k, parts, unscale, running) = (self.k, self.parts, None, Running::Neither);
+        let oriented =
+            Oriented { swapped, rows, cols, k, parts, r_inner, c_inner, r, c, terms, out, unscale, running };
         Oriented { running: oriented.can_run(), ..oriented }
     }
 
