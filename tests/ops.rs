@@ -684,9 +684,12 @@ fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
     }
     // and in every kind of product, to what the result is stored in
     let as_gpu = DeviceProfile { cpu: false, ..own };
-    let mut taken = HashMap::<&str, usize>::new();
-    for name in names.iter().filter(|v| rows_alone(v)) {
-        let device = DeviceProfile { choices: Arc::new(Choices::forced(name.clone())), ..as_gpu.clone() };
+    let (mut taken, mut expanded) = (HashMap::<&str, usize>::new(), 0);
+    // weights in blocks read as they are, and expanded before
+    let ways = names.iter().filter(|v| rows_alone(v)).flat_map(|name| ["", "staged "].map(|way| (name, way)));
+    for (name, way) in ways {
+        let choices = Arc::new(Choices::forced(format!("{way}{name}")));
+        let device = DeviceProfile { choices, ..as_gpu.clone() };
         for (i, case) in engraft::ops::cases().iter().enumerate() {
             let accumulate = i % 2 == 0 && case.op.accumulates(0);
             let stored = types(case).1.iter().all(|ty| ty.dtype == DType::BF16);
@@ -698,13 +701,14 @@ fn rows_in_bf16_reach_matrix_units_by_the_largest_that_is_met() {
                 || (name == variant && case.op.name() == "matmul_gate_gradient");
             let launch = plan(case, &device, accumulate, false);
             if some && stored && launch.dispatches.iter().any(|d| &d.variant == name) {
-                run(&gpu, &device, case, accumulate).unwrap_or_else(|e| panic!("{name}: {e}"));
+                run(&gpu, &device, case, accumulate).unwrap_or_else(|e| panic!("{way}{name}: {e}"));
                 *taken.entry(name).or_default() += 1;
+                expanded += usize::from(launch.dispatches.iter().any(|d| d.shader.name == "copy"));
             }
         }
     }
     println!("{taken:?}");
-    assert!(taken[variant.as_str()] > 5, "{taken:?}");
+    assert!(taken[variant.as_str()] > 5 && expanded > 0, "{taken:?}, {expanded}");
 }
 
 /// A weight's gradient is a sum over rows: both its operands are scaled as a whole, wherever bf16 has them.
