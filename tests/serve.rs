@@ -326,26 +326,29 @@ fn clients_wait_their_turn_and_one_that_leaves_costs_nothing() {
     assert_eq!(server.post(&ask(json!({"max_tokens": 20}))).1["choices"], expected);
 }
 
+/// And SIGTERM, with which systems end their services.
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_it_cleanly() {
-    let Some(mut server) = Server::start(&[]) else { return };
-    assert_eq!(server.post(&ask(json!({"max_tokens": 3}))).0, 200);
-    // an open connection that says nothing must not hold it up
-    let idle = TcpStream::connect(&server.address).unwrap();
-    let id = server.child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let status = loop {
-        match server.child.try_wait().unwrap() {
-            Some(status) => break status,
-            None => std::thread::sleep(Duration::from_millis(20)),
-        }
-        assert!(Instant::now() < deadline, "it does not end: {}", server.notes());
-    };
-    assert_eq!(status.code(), Some(0), "{}", server.notes());
-    assert!(TcpStream::connect(&server.address).is_err());
-    drop(idle);
+    for signal in ["-INT", "-TERM"] {
+        let Some(mut server) = Server::start(&[]) else { return };
+        assert_eq!(server.post(&ask(json!({"max_tokens": 3}))).0, 200);
+        // an open connection that says nothing must not hold it up
+        let idle = TcpStream::connect(&server.address).unwrap();
+        let id = server.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let status = loop {
+            match server.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+            assert!(Instant::now() < deadline, "it does not end: {}", server.notes());
+        };
+        assert_eq!(status.code(), Some(0), "{signal}: {}", server.notes());
+        assert!(TcpStream::connect(&server.address).is_err());
+        drop(idle);
+    }
 }
 
 #[test]

@@ -88,7 +88,8 @@ fn check_out_dir(options: &MergeOptions) -> Result<(), ExportError> {
     if path.is_file() {
         return Err(ExportError::FolderIsFile { path });
     }
-    if path.is_symlink() && !path.exists() {
+    // without a slash at the end, which asks for what the link leads to
+    if !path.exists() && path.components().collect::<PathBuf>().is_symlink() {
         return Err(ExportError::LinkToNothing { path });
     }
     if atomic::is_mount_point(&path) {
