@@ -22,7 +22,7 @@ fn greedy() -> SamplingOptions {
 }
 
 fn options(max_new_tokens: usize) -> AnswerOptions {
-    AnswerOptions { max_new_tokens, sampling: greedy(), stop: vec![] }
+    AnswerOptions { max_new_tokens, sampling: greedy(), ..AnswerOptions::default() }
 }
 
 fn open<'t>(gpu: &Gpu, tokenizer: &'t Tokenizer, context: Option<usize>) -> Chat<'t> {
@@ -56,7 +56,7 @@ fn a_cache_that_is_kept_gives_the_tokens_of_an_empty_one() {
     let Some(gpu) = common::gpu() else { return };
     let open = || Generator::open(&gpu, &model(), None, Precision::F32True, 100).unwrap();
     let (mut kept, mut fresh) = (open(), open());
-    let generate = GenerateOptions { max_new_tokens: 8, sampling: greedy(), stop: vec![] };
+    let generate = GenerateOptions { max_new_tokens: 8, sampling: greedy(), ..GenerateOptions::default() };
     let text = |length: usize, seed: u32| -> Vec<u32> {
         (0..length as u32).map(|t| (t * 197 + t * t * 31 + seed) % 500).collect()
     };

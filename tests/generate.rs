@@ -7,7 +7,7 @@ use engraft::checkpoint::Adapter;
 use engraft::data::{MicroBatch, Sample};
 use engraft::error::{Error, Failure};
 use engraft::generate::sampling::SamplingOptions;
-use engraft::generate::{CacheSize, End, GenerateError, GenerateOptions, Generator};
+use engraft::generate::{CacheSize, End, GenerateError, GenerateOptions, Generator, TokenScore};
 use engraft::gpu::Gpu;
 use engraft::train::evaluator::Evaluator;
 use engraft::train::options::Precision;
@@ -25,7 +25,7 @@ fn model(name: &str) -> PathBuf {
 
 fn greedy(max_new_tokens: usize) -> GenerateOptions {
     let sampling = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
-    GenerateOptions { max_new_tokens, sampling, stop: vec![] }
+    GenerateOptions { max_new_tokens, sampling, ..GenerateOptions::default() }
 }
 
 fn keep_going(_: u32) -> ControlFlow<()> {
@@ -115,13 +115,119 @@ fn chunks_of_any_size_give_the_logits_of_the_whole_sequence() {
     assert!(largest < 1e-4, "{largest:.2e}");
 }
 
+/// ln(softmax(logits)[token]), summed as it stands.
+fn log_softmax(logits: &[f32], token: u32) -> f64 {
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    f64::from(logits[token as usize]) - sum.ln()
+}
+
+#[test]
+fn tokens_are_scored_as_the_whole_sequence_has_them() {
+    let Some(gpu) = common::gpu() else { return };
+    let tokens = text(101);
+    let sample = Sample::new(tokens.clone(), 0);
+    let whole = trainer(&gpu, tokens.len()).logits(&MicroBatch::from_samples([&sample])).unwrap();
+    let vocabulary = whole.len() / tokens.len();
+    let expected = |t: usize| &whole[(t - 1) * vocabulary..t * vocabulary];
+
+    // in pieces of 6
+    let mut generator = generator(&gpu, CacheSize { tokens: tokens.len(), chunk: 24 });
+    let (scores, reused) = generator.score(&tokens, 3).unwrap();
+    assert_eq!((scores.len(), reused, generator.len()), (tokens.len(), 0, tokens.len()));
+    assert_eq!((scores[0].token, scores[0].log_probability, scores[0].top.len()), (tokens[0], None, 0));
+    let mut largest = 0.0_f64;
+    for (t, score) in scores.iter().enumerate().skip(1) {
+        assert_eq!((score.token, score.top.len()), (tokens[t], 3));
+        let own = (score.token, score.log_probability.unwrap());
+        for (token, value) in score.top.iter().chain([&own]) {
+            largest = largest.max((f64::from(*value) - log_softmax(expected(t), *token)).abs());
+        }
+        let third = score.top[2].1;
+        assert!(score.top[0].1 >= score.top[1].1 && score.top[1].1 >= third);
+        // no other one is more probable
+        let above =
+            (0..vocabulary as u32).filter(|&token| log_softmax(expected(t), token) > f64::from(third) + 1e-4);
+        assert!(above.count() < 3);
+    }
+    println!("log probabilities: worst error {largest:.2e}");
+    assert!(largest < 1e-4, "{largest:.2e}");
+
+    // the logits behind it are there: it goes on as it does from an empty cache
+    let short = &tokens[..90];
+    generator.score(short, 3).unwrap();
+    let further = generator.generate_further(short, &greedy(5), &mut keep_going).unwrap();
+    assert_eq!(further.tokens, generator.generate(short, &greedy(5), &mut keep_going).unwrap().tokens);
+
+    // what the next text shares with the last one is known
+    let mut other = tokens[..60].to_vec();
+    other.extend(text(70)[50..].iter().map(|token| token ^ 1));
+    generator.score(&tokens, 3).unwrap();
+    let (further, reused) = generator.score(&other, 2).unwrap();
+    // the token before the first that differs runs once more, for its logits
+    assert_eq!((reused, &further[1..60].len()), (59, &59));
+    for (one, all) in further[1..60].iter().zip(&scores[1..60]) {
+        assert_eq!((one.log_probability, &one.top[..]), (all.log_probability, &all.top[..2]));
+    }
+    generator.reset();
+    let mut fresh = self::generator(&gpu, CacheSize { tokens: tokens.len(), chunk: 24 });
+    let (fresh, _) = fresh.score(&other, 2).unwrap();
+    let apart =
+        |a: &TokenScore, b: &TokenScore| (a.log_probability.unwrap() - b.log_probability.unwrap()).abs();
+    assert!(further[1..].iter().zip(&fresh[1..]).all(|(a, b)| a.token == b.token && apart(a, b) < 1e-4));
+    // more of the most probable ones than are known; then known, with nothing in the cache
+    let (more, reused) = generator.score(&other, 4).unwrap();
+    assert_eq!((more[5].top.len(), reused), (4, 0));
+    generator.reset();
+    let (again, reused) = generator.score(&other[..50], 4).unwrap();
+    assert_eq!((&again[..], reused), (&more[..50], 50));
+    assert!(matches!(generator.score(&[], 1), Err(GenerateError::NoPrompt)));
+    assert!(matches!(generator.score(&[1, 99_999], 1), Err(GenerateError::UnknownToken { .. })));
+    assert!(matches!(generator.score(&text(102), 1), Err(GenerateError::CacheFull { tokens: 102, .. })));
+}
+
+#[test]
+fn a_prompt_runs_once_for_several_texts_and_gives_those_of_an_empty_cache() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut generator = generator(&gpu, CacheSize::new(60));
+    let prompt = text(33);
+    let options = |seed| {
+        let sampling = SamplingOptions { temperature: 1.3, top_k: None, top_p: 1.0, seed };
+        GenerateOptions { max_new_tokens: 20, sampling, stop: vec![], scores: Some(2) }
+    };
+    let alone: Vec<_> =
+        (0..3).map(|seed| generator.generate(&prompt, &options(seed), &mut keep_going).unwrap()).collect();
+    assert!(alone[0].tokens != alone[1].tokens && alone[1].tokens != alone[2].tokens);
+    for (seed, alone) in alone.iter().enumerate() {
+        let further = generator.generate_further(&prompt, &options(seed as u64), &mut keep_going).unwrap();
+        assert_eq!(further.reused, prompt.len());
+        assert_eq!((&further.tokens, &further.scores), (&alone.tokens, &alone.scores));
+        // each by the logits that it was drawn from
+        let mut text = prompt.clone();
+        generator.reset();
+        for (token, score) in further.tokens.iter().zip(&further.scores) {
+            let logits = generator.logits(&text[generator.len()..]).unwrap();
+            assert_eq!(score.token, *token);
+            assert!((f64::from(score.log_probability.unwrap()) - log_softmax(&logits, *token)).abs() < 1e-4);
+            text.push(*token);
+        }
+        generator.generate(&prompt, &options(9), &mut keep_going).unwrap();
+    }
+    // a stop token has a score of its own
+    let stop = alone[0].tokens[4];
+    let before = alone[0].tokens.iter().position(|&token| token == stop).unwrap();
+    let stopped = GenerateOptions { stop: vec![stop], ..options(0) };
+    let stopped = generator.generate_further(&prompt, &stopped, &mut keep_going).unwrap();
+    assert_eq!((stopped.tokens.len(), stopped.scores.len()), (before, before + 1));
+    assert_eq!(stopped.scores[..], alone[0].scores[..=before]);
+}
+
 #[test]
 fn sampling_is_a_function_of_the_seed() {
     let Some(gpu) = common::gpu() else { return };
     let mut generator = generator(&gpu, CacheSize::new(40));
     let mut draw = |seed| {
         let sampling = SamplingOptions { temperature: 1.0, top_k: Some(40), top_p: 0.95, seed };
-        let options = GenerateOptions { max_new_tokens: 24, sampling, stop: vec![] };
+        let options = GenerateOptions { max_new_tokens: 24, sampling, ..GenerateOptions::default() };
         generator.generate(&text(9), &options, &mut keep_going).unwrap().tokens
     };
     let first = draw(1);

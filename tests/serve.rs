@@ -161,8 +161,8 @@ fn answers_are_whole_or_streamed_and_say_the_same() {
     assert!(chunks.len() > 5, "piece by piece: {chunks:?}");
     let [.., last, end] = &chunks[..] else { panic!("{chunks:?}") };
     assert_eq!(last["choices"][0]["finish_reason"], "length");
-    // the second time all but the last token of the prompt is in the cache
-    let cached = count("prompt_tokens") - 1;
+    // the second time all of the prompt is in the cache, and what it came to is known
+    let cached = count("prompt_tokens");
     assert_eq!(
         (&end["choices"], &end["usage"]["prompt_tokens_details"]["cached_tokens"]),
         (&json!([]), &json!(cached))
@@ -247,6 +247,156 @@ fn a_text_is_continued_as_generate_does_without_a_style() {
     assert!(chat["usage"]["prompt_tokens"].as_u64() > whole["usage"]["prompt_tokens"].as_u64());
 }
 
+/// What programs that measure models ask for: the probability of every token of many texts, and of one more.
+#[test]
+fn texts_are_scored_and_several_go_in_one_request() {
+    let Some(server) = Server::start(&[]) else { return };
+    let tokenizer = Tokenizer::open(&common::fixtures().join("models/llama_untied")).unwrap();
+    let texts = ["the cat sat", "the cat on a mat", "the"];
+    let ask = |prompt: Value, more: Value| {
+        let mut body =
+            json!({"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": true});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, answer) = server.post_to(TEXT, &body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    let together = ask(json!(texts), json!({}));
+    let choices = together["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    let (mut prompt_tokens, mut new) = (0, 0);
+    for (i, (choice, text)) in choices.iter().zip(texts).enumerate() {
+        assert_eq!(choice["index"], i);
+        let whole = choice["text"].as_str().unwrap();
+        assert!(whole.starts_with(text), "{choice}");
+        let ids = tokenizer.encode(text).unwrap();
+        let scores = &choice["logprobs"];
+        let list = |key: &str| scores[key].as_array().unwrap();
+        // those of the prompt and the new one, even where that ends the text
+        let count = ids.len() + 1;
+        assert!(
+            ["tokens", "token_logprobs", "top_logprobs", "text_offset"]
+                .iter()
+                .all(|key| list(key).len() == count)
+        );
+        assert!(list("token_logprobs")[0].is_null() && list("top_logprobs")[0].is_null());
+        for (value, top) in list("token_logprobs").iter().zip(list("top_logprobs")).skip(1) {
+            let top: Vec<f64> = top.as_object().unwrap().values().map(number).collect();
+            // the most probable one, and this one
+            assert!((1..=2).contains(&top.len()) && top.contains(&number(value)) && number(value) < 0.0);
+        }
+        // greedy: nothing is more probable than what was drawn
+        let (last, top) = (list("token_logprobs").last().unwrap(), list("top_logprobs").last().unwrap());
+        assert_eq!(top.as_object().unwrap().values().collect::<Vec<_>>(), [last]);
+        assert_eq!(list("text_offset").last().unwrap(), text.len());
+        // as one by one, in tokens as in words
+        let alone = ask(json!(ids), json!({}));
+        assert_eq!(alone["choices"][0]["text"], whole);
+        for (one, other) in alone["choices"][0]["logprobs"]["token_logprobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(list("token_logprobs"))
+        {
+            assert!(one.is_null() && other.is_null() || (number(one) - number(other)).abs() < 1e-4);
+        }
+        prompt_tokens += ids.len();
+        new += alone["usage"]["completion_tokens"].as_u64().unwrap();
+    }
+    assert_eq!(
+        (&together["usage"]["prompt_tokens"], &together["usage"]["completion_tokens"]),
+        (&json!(prompt_tokens), &json!(new))
+    );
+    // the prompt alone
+    let nothing = ask(json!(texts[0]), json!({"max_tokens": 0, "logprobs": 0}));
+    let scores = &nothing["choices"][0]["logprobs"];
+    assert_eq!(
+        (&nothing["choices"][0]["text"], &nothing["choices"][0]["finish_reason"]),
+        (&json!(texts[0]), &json!("length"))
+    );
+    let ids = tokenizer.encode(texts[0]).unwrap();
+    assert_eq!(scores["tokens"].as_array().unwrap().len(), ids.len());
+    assert!(scores["top_logprobs"][1].as_object().unwrap().len() == 1, "{scores}");
+
+    // several answers have seeds that follow each other
+    let warm = json!({"echo": false, "logprobs": null, "max_tokens": 8, "temperature": 1.5, "top_k": 0, "seed": 4, "n": 3});
+    let several = ask(json!(texts[..2]), warm.clone());
+    let said = |answer: &Value| -> Vec<Value> {
+        answer["choices"].as_array().unwrap().iter().map(|choice| choice["text"].clone()).collect()
+    };
+    let several_said = said(&several);
+    assert_eq!(several_said.len(), 6);
+    for (p, text) in texts[..2].iter().enumerate() {
+        for n in 0..3 {
+            let mut one = warm.clone();
+            (one["n"], one["seed"]) = (json!(1), json!(4 + n));
+            assert_eq!(said(&ask(json!(text), one))[0], several_said[3 * p + n], "{text} {n}");
+        }
+    }
+    // and are streamed one after the other, each to its end
+    let mut body = warm;
+    (body["prompt"], body["echo"], body["stream"]) = (json!(texts[..2]), json!(true), json!(true));
+    let chunks = server.stream(TEXT, &body);
+    let choice = |chunk: &Value| {
+        (chunk["choices"][0]["index"].as_u64().unwrap() as usize, chunk["choices"][0].clone())
+    };
+    let mut streamed = vec![String::new(); 6];
+    let mut ended = Vec::new();
+    for chunk in &chunks {
+        let (index, choice) = choice(chunk);
+        assert_eq!(index, ended.len());
+        streamed[index] += choice["text"].as_str().unwrap();
+        if !choice["finish_reason"].is_null() {
+            ended.push(index);
+        }
+    }
+    let expected: Vec<String> = several_said
+        .iter()
+        .enumerate()
+        .map(|(i, said)| format!("{}{}", texts[i / 3], said.as_str().unwrap()))
+        .collect();
+    assert_eq!((streamed, ended.len()), (expected, 6));
+}
+
+#[test]
+fn tokens_of_a_chat_are_scored() {
+    let Some(server) = Server::start(&[]) else { return };
+    let (status, answer) =
+        server.post(&ask(json!({"max_tokens": 12, "logprobs": true, "top_logprobs": 2, "n": 2})));
+    assert_eq!(status, 200, "{answer}");
+    for choice in answer["choices"].as_array().unwrap() {
+        let content = choice["logprobs"]["content"].as_array().unwrap();
+        assert_eq!(content.len(), 12);
+        let mut rest = choice["message"]["content"].as_str().unwrap();
+        let mut exact = 0;
+        for token in content {
+            let top = token["top_logprobs"].as_array().unwrap();
+            assert_eq!(top.len(), 2);
+            // greedy
+            assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&token["token"], &token["logprob"]));
+            assert!(top[0]["logprob"].as_f64().unwrap() >= top[1]["logprob"].as_f64().unwrap());
+            // what is a part of a character has no bytes here
+            let Some(bytes) = token["bytes"].as_array() else { continue };
+            let bytes: Vec<u8> = bytes.iter().map(|byte| byte.as_u64().unwrap() as u8).collect();
+            let text = token["token"].as_str().unwrap();
+            assert_eq!(bytes, text.as_bytes());
+            // the answer has no space at its beginning
+            let at = rest.find(text.trim_start()).unwrap_or_else(|| panic!("{text:?} is not in {rest:?}"));
+            rest = &rest[at + text.trim_start().len()..];
+            exact += 1;
+        }
+        assert!(exact > 4, "{choice}");
+    }
+    // a text that ends the answer takes the tokens behind it away
+    let said = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    let stop: String = said.chars().skip(3).take(2).collect();
+    let (_, stopped) = server.post(&ask(json!({"max_tokens": 12, "logprobs": true, "stop": stop})));
+    let choice = &stopped["choices"][0];
+    let count = choice["logprobs"]["content"].as_array().unwrap().len();
+    assert!(count > 0 && count < 12 && choice["finish_reason"] == "stop", "{choice}");
+}
+
 #[test]
 fn mistakes_are_told_in_openais_form() {
     let Some(server) = Server::start(&["--quiet"]) else { return };
@@ -258,7 +408,7 @@ fn mistakes_are_told_in_openais_form() {
     let broken = error(400, "{\"messages\": [");
     assert_eq!(broken["type"], "invalid_request_error");
     assert!(broken["message"].as_str().unwrap().contains("EOF"), "{broken}");
-    assert_eq!(error(400, &ask(json!({"n": 2})).to_string())["param"], "n");
+    assert_eq!(error(400, &ask(json!({"n": 0})).to_string())["param"], "n");
     let long = json!({"messages": [{"role": "user", "content": "a long text ".repeat(100)}]});
     assert_eq!(error(400, &long.to_string())["code"], "context_length_exceeded");
     assert_eq!(
@@ -282,8 +432,10 @@ fn mistakes_are_told_in_openais_form() {
     let (status, answer) = server.post_to(TEXT, &json!({"prompt": [1, 512]}));
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(status == 400 && message.contains("512") && message.contains("511"), "{answer}");
-    let refused = (400, json!("echo"), json!("unsupported_parameter"));
-    assert_eq!(text(json!({"prompt": "a", "echo": true})), refused);
+    let refused = (400, json!("suffix"), json!("unsupported_parameter"));
+    assert_eq!(text(json!({"prompt": "a", "suffix": "b"})), refused);
+    // the one of several that is at fault
+    assert_eq!(text(json!({"prompt": ["a", "", [512]]})), (400, json!("prompt[2]"), json!(null)));
     let long = json!({"prompt": "a long text ".repeat(100)});
     assert_eq!(text(long), (400, json!("prompt"), json!("context_length_exceeded")));
     let (status, text) = server.call("GET", "/health", "", "Host: evil.example\r\n");

@@ -55,8 +55,8 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     }
     let cache = CacheSize::new(prompt.len() + max_new_tokens);
     let mut generator = Generator::new(&gpu, network, &source, adapter.as_ref(), cache)?;
-    let mut options =
-        GenerateOptions { max_new_tokens, sampling: args.sampling.options(), stop: prompter.stop_tokens() };
+    let (sampling, stop) = (args.sampling.options(), prompter.stop_tokens());
+    let mut options = GenerateOptions { max_new_tokens, sampling, stop, ..GenerateOptions::default() };
     let (first, samples) = (options.sampling.seed, args.num_samples);
     if samples > 1 && options.sampling.temperature == 0.0 {
         note(&format!("all {samples} texts are the same: --temperature 0 leaves nothing to the seed"));
@@ -76,8 +76,8 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
             out.write(&format!("--- {which}, seed {}\n", options.sampling.seed));
             which += ": ";
         }
-        // from an empty cache, so that a seed gives the same text wherever it comes
-        let generated = generator.generate(&prompt, &options, &mut |token| out.push(token))?;
+        // the prompt runs once, so a seed gives the same text wherever it comes
+        let generated = generator.generate_further(&prompt, &options, &mut |token| out.push(token))?;
         let left = out.finish()?.is_break();
         note(&format!("{which}{}", summary(&generated, prompt.len())));
         if left {
@@ -124,11 +124,15 @@ fn summary(generated: &Generated, prompt: usize) -> String {
         End::Length => "ended by --max_new_tokens",
         End::Caller => "ended by the reader",
     };
+    let of_prompt = match generated.reused {
+        0 => format!("; prompt {prompt} tokens, {:.1} tokens/s", rate(prompt, generated.prompt_seconds)),
+        // of the text before
+        _ => String::new(),
+    };
     format!(
-        "{count} tokens in {:.2}s, {:.1} tokens/s; prompt {prompt} tokens, {:.1} tokens/s; {end}",
+        "{count} tokens in {:.2}s, {:.1} tokens/s{of_prompt}; {end}",
         generated.seconds,
         rate(count, generated.seconds),
-        rate(prompt, generated.prompt_seconds),
     )
 }
 

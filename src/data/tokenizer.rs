@@ -26,6 +26,8 @@ pub struct Tokenizer {
     eos: u32,
     stop_tokens: Vec<u32>,
     special: HashSet<u32>,
+    /// The ids of a text that other tokens can go on from.
+    letter: Vec<u32>,
     vocab_size: usize,
     chat: ChatSources,
     digest: u128,
@@ -77,8 +79,9 @@ impl Tokenizer {
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let added = inner.get_added_tokens_decoder().into_iter();
         let special = added.filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        let letter = encode(&inner, "a", false)?.get_ids().to_vec();
         let chat = chat_sources(model_dir, &tokenizer_config)?;
-        Ok(Self { inner, prefix, bos, eos, stop_tokens, special, vocab_size, chat, digest })
+        Ok(Self { inner, prefix, bos, eos, stop_tokens, special, letter, vocab_size, chat, digest })
     }
 
     /// The ids of a prompt: BOS if the tokenizer's configuration has it, then the text.
@@ -163,6 +166,17 @@ impl Tokenizer {
         self.inner
             .decode(ids, true)
             .map_err(|error| DataError::Decode { count: ids.len(), reason: error.to_string() })
+    }
+
+    /// The text that a token adds to others before it. A special token has none, and neither has a part of a character.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        if self.is_special(id) { None } else { self.decode_stream_after(&self.letter).push(id) }
+    }
+
+    /// How the vocabulary writes a token: its key in `tokenizer.json`.
+    pub fn token_name(&self, id: u32) -> String {
+        // embeddings may have more rows than the vocabulary has names
+        self.inner.id_to_token(id).unwrap_or_else(|| format!("<token {id}>"))
     }
 
     /// Decodes ids that arrive one by one.

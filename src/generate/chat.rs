@@ -7,6 +7,7 @@
 use super::generator::{CacheSize, End, GenerateError, GenerateOptions, Generator};
 use super::history::History;
 use super::sampling::SamplingOptions;
+use super::score::TokenScore;
 use super::stop::StopTexts;
 use crate::checkpoint::Adapter;
 use crate::data::{Asked, Conversation, DecodeStream, PromptForm, PromptStyle, Prompter, Tokenizer};
@@ -46,6 +47,8 @@ pub struct AnswerOptions {
     pub sampling: SamplingOptions,
     /// Texts that end the answer, themselves left out.
     pub stop: Vec<String>,
+    /// Score every token of it, with so many of the most probable ones beside it.
+    pub scores: Option<usize>,
 }
 
 /// Why an answer ended.
@@ -59,11 +62,21 @@ pub enum Finish {
     Caller,
 }
 
+/// A token of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredToken {
+    pub score: TokenScore,
+    /// Characters of the text before it.
+    pub start: usize,
+}
+
 /// What the model said.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     pub text: String,
     pub finish: Finish,
+    /// Where [`AnswerOptions::scores`] asks for them: of the tokens of the text, and of the model's end of turn.
+    pub scores: Vec<ScoredToken>,
     /// Tokens that the model made, its end of turn left out.
     pub tokens: usize,
     /// Tokens of the prompt, and how many of them were in the cache already.
@@ -127,6 +140,10 @@ impl<'t> Chat<'t> {
 
     pub fn generator(&self) -> &Generator {
         &self.generator
+    }
+
+    pub fn tokenizer(&self) -> &'t Tokenizer {
+        self.tokenizer
     }
 
     /// Tokens that a conversation and its answer have room in.
@@ -195,6 +212,22 @@ impl<'t> Chat<'t> {
         }
     }
 
+    /// How probable the model finds each token of a prompt, with the `top` most probable ones in its place; and how many of the
+    /// tokens did not run for it.
+    ///
+    /// # Errors
+    /// As [`Generator::score`].
+    pub fn score(&mut self, prompt: &[u32], top: usize) -> Result<(Vec<ScoredToken>, usize), Error> {
+        let (mut decoded, mut said) = (self.tokenizer.decode_stream(), 0);
+        let (scores, reused) = self.generator.score(prompt, top)?;
+        let scored = scores.into_iter().map(|score| {
+            let start = said;
+            said += decoded.push(score.token).map_or(0, |piece| piece.chars().count());
+            ScoredToken { score, start }
+        });
+        Ok((scored.collect(), reused))
+    }
+
     /// Answers a conversation. `on_text` sees the text as it comes, in whole characters, and can end it; it is called for every token,
     /// with an empty text where that gives none yet.
     ///
@@ -230,10 +263,15 @@ impl<'t> Chat<'t> {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer, Error> {
         let max_new_tokens = options.max_new_tokens.min(self.context().saturating_sub(prompt.len()));
-        let generate =
-            GenerateOptions { max_new_tokens, sampling: options.sampling.clone(), stop: self.stop.clone() };
+        let generate = GenerateOptions {
+            max_new_tokens,
+            sampling: options.sampling.clone(),
+            stop: self.stop.clone(),
+            scores: options.scores,
+        };
         let mut stops = StopTexts::new(options.stop.iter().cloned());
         let (mut text, mut stopped) = (String::new(), false);
+        let (mut starts, mut decoded_chars) = (Vec::new(), 0);
         let mut show = |piece: String, text: &mut String| {
             text.push_str(&piece);
             on_text(&piece)
@@ -241,6 +279,8 @@ impl<'t> Chat<'t> {
         let generated = self.generator.generate_further(prompt, &generate, &mut |token| {
             // without a whole character too, for who listens may have left
             let piece = decoded.push(token).unwrap_or_default();
+            starts.push(decoded_chars);
+            decoded_chars += piece.chars().count();
             let (piece, found) = stops.push(&piece);
             stopped = found;
             let going = show(piece, &mut text);
@@ -261,9 +301,18 @@ impl<'t> Chat<'t> {
             }
             let _ = show(rest, &mut text);
         }
+        // the end of turn stands behind all text
+        let starts = starts.into_iter().chain([text.chars().count()]);
+        let scores = generated.scores.into_iter().zip(starts);
+        let mut scores: Vec<_> = scores.map(|(score, start)| ScoredToken { score, start }).collect();
+        if finish == Finish::Stop && !matches!(generated.end, End::Stop(_)) {
+            let length = text.chars().count();
+            scores.retain(|scored| scored.start < length);
+        }
         Ok(Answer {
             text,
             finish,
+            scores,
             tokens: generated.tokens.len(),
             prompt_tokens: prompt.len(),
             reused: generated.reused,

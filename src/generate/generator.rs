@@ -7,6 +7,7 @@
 //! cache can be cut at any token ([`Generator::keep`]): a talk that goes on runs its new tokens alone.
 
 use super::sampling::{Sampler, SamplingError, SamplingOptions};
+use super::score::{Scorer, TokenScore};
 use crate::checkpoint::Adapter;
 use crate::error::Error;
 use crate::gpu::{Gpu, GpuError};
@@ -74,6 +75,8 @@ pub struct GenerateOptions {
     pub sampling: SamplingOptions,
     /// Tokens that end the text, themselves left out.
     pub stop: Vec<u32>,
+    /// Score every token that is drawn, with so many of the most probable ones beside it.
+    pub scores: Option<usize>,
 }
 
 /// Why a text ended.
@@ -93,6 +96,8 @@ pub struct Generated {
     /// The new tokens, without a stop token.
     pub tokens: Vec<u32>,
     pub end: End,
+    /// Where [`GenerateOptions::scores`] asks for them: of each of the tokens, and of a stop token that ended them.
+    pub scores: Vec<TokenScore>,
     /// Tokens of the prompt that were in the cache already and did not run again.
     pub reused: usize,
     /// Seconds until the logits of the prompt were there; the compilation of kernels is not counted.
@@ -103,15 +108,19 @@ pub struct Generated {
 
 /// A network with a KV cache on a device.
 pub struct Generator {
-    gpu: Gpu,
-    network: Network,
-    bindings: Bindings,
+    pub(super) gpu: Gpu,
+    pub(super) network: Network,
+    pub(super) bindings: Bindings,
     slots: Slots,
     /// Falling in size, the last for a single token.
     plans: [Plan; 3],
-    cache: CacheSize,
+    pub(super) cache: CacheSize,
     /// The tokens whose rows are in the cache.
-    cached: Vec<u32>,
+    pub(super) cached: Vec<u32>,
+    /// The logits after that many of them, which the last prompt came to: it can be continued again without running.
+    pub(super) known: Option<(usize, Vec<f32>)>,
+    /// Made on first use.
+    pub(super) scorer: Option<Scorer>,
     memory: MemoryReport,
 }
 
@@ -172,10 +181,10 @@ impl Generator {
 
         let large = cache.chunk.min(bucket(cache.tokens));
         let sizes = [large, large.div_ceil(4), 1];
-        let graph = network.generation(large, cache.tokens)?;
+        let graph = network.generation(large, cache.tokens, 1)?;
         let mut layouts = Vec::new();
         for rows in sizes {
-            let layout = Layout::new(&network.generation(rows, cache.tokens)?, &gpu.profile());
+            let layout = Layout::new(&network.generation(rows, cache.tokens, 1)?, &gpu.profile());
             layout.check(&graph, &gpu.profile())?;
             layouts.push(layout);
         }
@@ -193,7 +202,18 @@ impl Generator {
         memory.activations = slots.bytes();
         let plan = |rows, layout| Plan { rows, layout, program: None };
         let plans = [plan(sizes[0], a), plan(sizes[1], b), plan(sizes[2], c)];
-        Ok(Generator { gpu: gpu.clone(), network, bindings, slots, plans, cache, cached: Vec::new(), memory })
+        Ok(Generator {
+            gpu: gpu.clone(),
+            network,
+            bindings,
+            slots,
+            plans,
+            cache,
+            cached: Vec::new(),
+            known: None,
+            scorer: None,
+            memory,
+        })
     }
 
     pub fn gpu(&self) -> &Gpu {
@@ -207,8 +227,13 @@ impl Generator {
     /// Device memory by kind; the caches are among the inputs.
     pub fn memory(&self) -> MemoryReport {
         let programs = self.plans.iter().filter_map(|plan| plan.program.as_ref());
-        let parameters = programs.map(|p| p.recording().parameter_bytes()).sum();
-        MemoryReport { parameters, ..self.memory }
+        let mut parameters = programs.map(|p| p.recording().parameter_bytes()).sum();
+        let mut activations = self.memory.activations;
+        if let Some(scorer) = &self.scorer {
+            parameters += scorer.parameter_bytes();
+            activations += scorer.slot_bytes();
+        }
+        MemoryReport { parameters, activations, ..self.memory }
     }
 
     /// Tokens that the model was made for at most.
@@ -232,15 +257,25 @@ impl Generator {
 
     /// Forgets what is in the cache.
     pub fn reset(&mut self) {
-        self.cached.clear();
+        self.cut(0);
+    }
+
+    /// Keeps the first `tokens` of the cache.
+    pub(super) fn cut(&mut self, tokens: usize) {
+        self.cached.truncate(tokens);
+        self.known = self.known.take().filter(|(after, _)| *after <= tokens);
     }
 
     /// Cuts the cache to the tokens that `prompt` begins with, and gives their number: always less than all of the
     /// prompt, whose last token has to run for its logits.
     pub fn keep(&mut self, prompt: &[u32]) -> usize {
-        let shared = self.cached.iter().zip(prompt).take_while(|(cached, token)| cached == token).count();
-        self.cached.truncate(shared.min(prompt.len().saturating_sub(1)));
+        self.cut(self.shared(prompt).min(prompt.len().saturating_sub(1)));
         self.cached.len()
+    }
+
+    /// Tokens that `prompt` begins with and the cache too.
+    pub(super) fn shared(&self, prompt: &[u32]) -> usize {
+        self.cached.iter().zip(prompt).take_while(|(cached, token)| cached == token).count()
     }
 
     /// Appends `tokens` to the cache and gives the logits `[vocab]` of the token after the last.
@@ -249,7 +284,7 @@ impl Generator {
     /// No tokens, one that the model does not know, more than fit, and what the device reported. The cache is as before
     /// where the tokens are at fault.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
-        self.check(tokens, 0)?;
+        self.check(tokens)?;
         let mut rest = tokens;
         let mut last = 0;
         while !rest.is_empty() {
@@ -281,7 +316,7 @@ impl Generator {
 
     /// Continues `prompt` as [`Generator::generate`] does, but runs only what differs from the tokens that are in the
     /// cache: of a talk that goes on, the new turn alone. Logits may differ from those of an empty cache by rounding,
-    /// since other tokens share a run.
+    /// since other tokens share a run; those of the prompt before, continued again, are kept to the bit.
     ///
     /// # Errors
     /// As [`Generator::generate`].
@@ -292,20 +327,35 @@ impl Generator {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
         let mut sampler = Sampler::new(options.sampling.clone())?;
-        let reused = self.keep(prompt);
-        let prompt = &prompt[reused..];
-        self.check(prompt, options.max_new_tokens)?;
-        self.compile(prompt.len())?;
+        let known = self.known_after(prompt);
+        let reused = match known {
+            Some(_) => prompt.len(),
+            None => self.keep(prompt),
+        };
+        self.cut(reused);
+        let rest = &prompt[reused..];
+        if known.is_none() {
+            self.check(rest)?;
+        }
+        self.check_room(rest.len().saturating_add(options.max_new_tokens))?;
+        self.compile(rest.len())?;
 
         let start = Instant::now();
-        let mut logits = self.logits(prompt)?;
+        let mut logits = match known {
+            Some(logits) => logits,
+            None => self.logits(rest)?,
+        };
+        self.known = Some((prompt.len(), logits.clone()));
         let prompt_seconds = start.elapsed().as_secs_f64();
-        let mut tokens = Vec::new();
+        let (mut tokens, mut scores) = (Vec::new(), Vec::new());
         let end = loop {
             if tokens.len() == options.max_new_tokens {
                 break End::Length;
             }
             let token = sampler.sample(&logits)?;
+            if let Some(top) = options.scores {
+                scores.push(TokenScore::of(token, &logits, top));
+            }
             if options.stop.contains(&token) {
                 break End::Stop(token);
             }
@@ -318,7 +368,13 @@ impl Generator {
             }
         };
         let seconds = start.elapsed().as_secs_f64() - prompt_seconds;
-        Ok(Generated { tokens, end, reused, prompt_seconds, seconds })
+        Ok(Generated { tokens, end, scores, reused, prompt_seconds, seconds })
+    }
+
+    /// The logits after `prompt`, where that is what the last one was.
+    fn known_after(&self, prompt: &[u32]) -> Option<Vec<f32>> {
+        let (after, logits) = self.known.as_ref()?;
+        (*after == prompt.len() && self.shared(prompt) == *after).then(|| logits.clone())
     }
 
     /// Makes the kernels for a prompt of this length and for single tokens.
@@ -332,7 +388,8 @@ impl Generator {
         self.program(self.plans.len() - 1).map(|_| ())
     }
 
-    fn check(&self, tokens: &[u32], more: usize) -> Result<(), GenerateError> {
+    /// Whether `tokens` can run next.
+    pub(super) fn check(&self, tokens: &[u32]) -> Result<(), GenerateError> {
         let vocabulary = self.network.config.vocab_size;
         if tokens.is_empty() {
             return Err(GenerateError::NoPrompt);
@@ -340,11 +397,13 @@ impl Generator {
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
             return Err(GenerateError::UnknownToken { token, vocabulary });
         }
-        let tokens = self.cached.len().saturating_add(tokens.len()).saturating_add(more);
-        if tokens > self.cache.tokens {
-            return Err(GenerateError::CacheFull { tokens, cache: self.cache.tokens });
-        }
-        Ok(())
+        self.check_room(tokens.len())
+    }
+
+    /// Whether so many more tokens fit.
+    fn check_room(&self, more: usize) -> Result<(), GenerateError> {
+        let (tokens, cache) = (self.cached.len().saturating_add(more), self.cache.tokens);
+        if tokens > cache { Err(GenerateError::CacheFull { tokens, cache }) } else { Ok(()) }
     }
 
     /// The plan that the next of `rest` tokens run in: a large chunk where the small ones would take more runs than two.
@@ -358,33 +417,43 @@ impl Generator {
 
     /// Runs tokens that fit one plan.
     fn append(&mut self, tokens: &[u32], plan: usize) -> Result<(), GenerateError> {
-        let (rows, offset, count) = (self.plans[plan].rows, self.cached.len() as u32, tokens.len() as u32);
-        let filled = |value: &dyn Fn(u32) -> u32| {
-            (0..rows as u32).map(|t| value(t.min(count - 1))).collect::<Vec<_>>()
-        };
-        self.write("tokens", &filled(&|t| tokens[t as usize]))?;
-        self.write("positions", &filled(&|t| offset + t))?;
-        self.write("ends", &filled(&|t| offset + t + 1))?;
-        self.write("offset", &[offset])?;
-        self.write("rows", &[count - 1])?;
+        self.place(tokens, self.plans[plan].rows)?;
+        write(&self.bindings, "rows", &[tokens.len() as u32 - 1])?;
         let gpu = self.gpu.clone();
         gpu.submit(&[], &[self.program(plan)?.recording()])?;
         self.cached.extend_from_slice(tokens);
         Ok(())
     }
 
-    fn write(&self, name: &str, values: &[u32]) -> Result<(), PlanError> {
-        let leaf = self.bindings.leaf(name).ok_or_else(|| PlanError::Unbound { name: name.into() })?;
-        leaf.write(&pack_u32(values));
-        Ok(())
+    /// Writes tokens, up to `rows`, and where they go behind what is cached. Rows that are left over do the last one again.
+    pub(super) fn place(&self, tokens: &[u32], rows: usize) -> Result<(), PlanError> {
+        let (offset, count) = (self.cached.len() as u32, tokens.len() as u32);
+        let filled = |value: &dyn Fn(u32) -> u32| {
+            (0..rows as u32).map(|t| value(t.min(count - 1))).collect::<Vec<_>>()
+        };
+        write(&self.bindings, "tokens", &filled(&|t| tokens[t as usize]))?;
+        write(&self.bindings, "positions", &filled(&|t| offset + t))?;
+        write(&self.bindings, "ends", &filled(&|t| offset + t + 1))?;
+        write(&self.bindings, "offset", &[offset])
+    }
+
+    /// Rows of a chunk of middle size.
+    pub(super) fn middle(&self) -> usize {
+        self.plans[1].rows
     }
 
     fn program(&mut self, plan: usize) -> Result<&Program, GenerateError> {
         let Plan { rows, layout, program } = &mut self.plans[plan];
         if program.is_none() {
-            let graph = self.network.generation(*rows, self.cache.tokens)?;
+            let graph = self.network.generation(*rows, self.cache.tokens, 1)?;
             *program = Some(Program::new(&self.gpu, &graph, layout, &self.slots, &self.bindings)?);
         }
         program.as_ref().ok_or_else(|| PlanError::NoOutput("logits".into()).into())
     }
+}
+
+pub(super) fn write(bindings: &Bindings, name: &str, values: &[u32]) -> Result<(), PlanError> {
+    let leaf = bindings.leaf(name).ok_or_else(|| PlanError::Unbound { name: name.into() })?;
+    leaf.write(&pack_u32(values));
+    Ok(())
 }

@@ -4,9 +4,11 @@ mod chat;
 mod generator;
 mod history;
 pub mod sampling;
+mod score;
 mod stop;
 
-pub use chat::{Answer, AnswerOptions, Chat, ChatOptions, Finish};
+pub use chat::{Answer, AnswerOptions, Chat, ChatOptions, Finish, ScoredToken};
 pub use generator::{CacheSize, End, GenerateError, GenerateOptions, Generated, Generator};
 pub use history::History;
+pub use score::TokenScore;
 pub use stop::StopTexts;

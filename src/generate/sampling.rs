@@ -144,7 +144,7 @@ impl Candidate {
 }
 
 /// Index of the largest logit, the first among equals.
-fn argmax(logits: &[f32]) -> Result<usize, SamplingError> {
+pub(super) fn argmax(logits: &[f32]) -> Result<usize, SamplingError> {
     let (mut best, mut largest) = (None, f32::NEG_INFINITY);
     for (token, &value) in logits.iter().enumerate() {
         if value.is_nan() || value == f32::INFINITY {

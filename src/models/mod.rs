@@ -158,11 +158,11 @@ impl Network {
     }
 
     /// One step of generation: `tokens` new tokens after what is in the KV cache of `cache` rows; `offset` u32 `[1]` is the
-    /// row of the first. Output `logits` `[1, vocab]` of the row that the input `rows` names.
+    /// row of the first. Output `logits` `[rows, vocab]` of the rows that the input `rows` names.
     ///
     /// # Errors
     /// As [`Network::training`].
-    pub fn generation(&self, tokens: usize, cache: usize) -> Result<Graph, GraphError> {
+    pub fn generation(&self, tokens: usize, cache: usize, rows: usize) -> Result<Graph, GraphError> {
         let mut b = self.builder();
         let stream = self.stream(&mut b, tokens, false)?;
         let offset = b.graph.input("offset", Shape::vector(1), DType::U32)?;
@@ -176,7 +176,7 @@ impl Network {
             Ok((store("k", k)?, store("v", v)?))
         };
         let hidden = self.hidden(&mut b, &stream, &mut hook)?;
-        self.finish_logits(b, hidden, tokens, 1)
+        self.finish_logits(b, hidden, tokens, rows)
     }
 
     fn finish_logits(

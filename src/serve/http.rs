@@ -201,32 +201,35 @@ async fn completion(shared: &Shared, kind: Kind, request: Request) -> Result<Res
     })?;
     let number = format!("{:x}-{number:x}", shared.started);
     let head = Head::new(kind, &number, now(), &shared.options.model);
+    let mut choices = Vec::new();
     // from here on a client that leaves drops `answer`, which ends the generation
     loop {
         match answer.recv().await {
             Some(Event::Started) if stream => return Ok(streamed(head, answer, include_usage)),
-            Some(Event::Started | Event::Text(_)) => {}
-            Some(Event::Done(answer)) => return Ok(reply(200, &head.completion(&answer))),
+            Some(Event::Started | Event::Begun(_) | Event::Text(..)) => {}
+            Some(Event::Answered(choice)) => choices.push(choice),
+            Some(Event::Done(usage)) => return Ok(reply(200, &head.completion(&choices, &usage))),
             Some(Event::Failed(error)) => return Err(error),
             None => return Err(ApiError::server(503, "The server is ending.".into())),
         }
     }
 }
 
-/// Server-sent events: a chunk for each piece of text, the reason of the end, `[DONE]`.
+/// Server-sent events: of each answer a chunk for each piece of text and the reason of its end; `[DONE]`.
 fn streamed(head: Head, events: UnboundedReceiver<Event>, include_usage: bool) -> Response {
     let data = |value: &Value| format!("data: {value}\n\n");
-    let first = tokio_stream::iter(head.first().map(|first| data(&first)));
-    let rest = UnboundedReceiverStream::new(events).map(move |event| match event {
+    let chunks = UnboundedReceiverStream::new(events).map(move |event| match event {
         Event::Started => String::new(),
-        Event::Text(text) => data(&head.text(&text)),
-        Event::Done(answer) => {
-            let usage = if include_usage { data(&head.usage(&answer)) } else { String::new() };
-            format!("{}{usage}data: [DONE]\n\n", data(&head.last(&answer)))
+        Event::Begun(index) => head.first(index).map_or_else(String::new, |first| data(&first)),
+        Event::Text(index, text) => data(&head.text(index, &text)),
+        Event::Answered(choice) => data(&head.last(&choice)),
+        Event::Done(usage) => {
+            let usage = if include_usage { data(&head.usage(&usage)) } else { String::new() };
+            format!("{usage}data: [DONE]\n\n")
         }
         Event::Failed(error) => data(&error.json()),
     });
-    let body = Body::from_stream(first.chain(rest).map(Ok::<_, Infallible>));
+    let body = Body::from_stream(chunks.map(Ok::<_, Infallible>));
     let mut response = respond(200, "text/event-stream", body);
     response.headers_mut().insert("cache-control", axum::http::HeaderValue::from_static("no-cache"));
     response

@@ -6,11 +6,12 @@
 
 mod api;
 mod http;
+mod names;
 mod worker;
 
 use crate::error::Error;
 use crate::generate::{AnswerOptions, Chat};
-use api::Request;
+use api::{Choice, Request, Usage};
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -61,10 +62,15 @@ struct Job {
 
 /// What becomes of a request.
 enum Event {
-    /// Its prompt is whole and fits: the answer begins.
+    /// Its prompts are whole and fit: the answers begin.
     Started,
-    Text(String),
-    Done(crate::generate::Answer),
+    /// The answer of this index begins.
+    Begun(usize),
+    /// A piece of it.
+    Text(usize, String),
+    Answered(Choice),
+    /// There are no more.
+    Done(Usage),
     Failed(api::ApiError),
 }
 

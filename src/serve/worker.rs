@@ -1,13 +1,14 @@
 //! The thread that owns the device: one request after the other.
 
-use super::api::{ApiError, Prompt, Request};
+use super::api::{ApiError, Choice, Prompt, Request, Usage};
+use super::names::named;
 use super::{Event, Job, Stop};
 use crate::error::{Error, Failure};
-use crate::generate::{Answer, Chat, Finish};
+use crate::generate::{Answer, AnswerOptions, Chat, Finish};
 use crate::gpu::GpuError;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often an idle thread looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
@@ -24,20 +25,21 @@ pub(super) fn run(
             Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         };
-        if job.events.is_closed() {
+        let work = Work { chat: &mut *chat, job: &job, stop, done: Done::default() };
+        if work.left() {
             log("a client left before its turn");
             continue;
         }
-        match answer(chat, &job, stop) {
-            Ok(answer) => {
-                log(&line(&answer));
+        match work.run() {
+            Ok(done) => {
+                log(&done.line());
                 // nobody may be listening any more
-                let _ = job.events.send(Event::Done(answer));
+                let _ = job.events.send(Event::Done(done.usage));
             }
-            Err(error) => {
+            Err((error, key)) => {
                 log(&format!("refused: {error}"));
                 let lost = matches!(error.gpu(), Some(GpuError::Lost(_)));
-                let _ = job.events.send(Event::Failed(refusal(&error, &job.request.prompt)));
+                let _ = job.events.send(Event::Failed(refusal(&error, &job.request, key)));
                 if lost {
                     return Err(error);
                 }
@@ -47,35 +49,167 @@ pub(super) fn run(
     Ok(())
 }
 
-fn answer(chat: &mut Chat<'_>, job: &Job, stop: &Stop) -> Result<Answer, Error> {
-    let Request { prompt, options, .. } = &job.request;
-    let (tokens, talks) = match prompt {
-        Prompt::Conversation(conversation) => (chat.prompt(conversation)?, true),
-        Prompt::Text(text) => (chat.prompt_of_text(text)?, false),
-        Prompt::Tokens(tokens) => (chat.prompt_of_tokens(tokens)?, false),
-    };
-    let _ = job.events.send(Event::Started);
-    let mut on_text = |text: &str| {
-        if !text.is_empty() {
-            // who left is seen below
-            let _ = job.events.send(Event::Text(text.to_owned()));
+/// A request that is being answered.
+struct Work<'a, 't> {
+    chat: &'a mut Chat<'t>,
+    job: &'a Job,
+    stop: &'a Stop,
+    done: Done,
+}
+
+/// What was done for a request.
+#[derive(Default)]
+struct Done {
+    usage: Usage,
+    answers: usize,
+    prompt_seconds: f64,
+    seconds: f64,
+    finish: Option<Finish>,
+}
+
+impl Work<'_, '_> {
+    /// Nobody waits for more.
+    fn left(&self) -> bool {
+        self.job.events.is_closed() || self.stop.is_asked()
+    }
+
+    /// All answers to all prompts. An error comes with the number of its prompt.
+    fn run(mut self) -> Result<Done, (Error, usize)> {
+        let prompts = self.job.request.prompts.iter().enumerate();
+        let prompts: Vec<Vec<u32>> = prompts
+            .map(|(i, prompt)| self.tokens(prompt).map_err(|error| (error, i)))
+            .collect::<Result<_, _>>()?;
+        let _ = self.job.events.send(Event::Started);
+        for (i, tokens) in prompts.iter().enumerate() {
+            if self.done.finish == Some(Finish::Caller) || self.left() {
+                self.done.finish = Some(Finish::Caller);
+                break;
+            }
+            self.answer_all(i, tokens).map_err(|error| (error, i))?;
         }
-        let left = job.events.is_closed() || stop.is_asked();
-        if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    match talks {
-        true => chat.answer(&tokens, options, &mut on_text),
-        false => chat.go_on(&tokens, options, &mut on_text),
+        Ok(self.done)
+    }
+
+    fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
+        match prompt {
+            Prompt::Conversation(conversation) => self.chat.prompt(conversation),
+            Prompt::Text(text) => self.chat.prompt_of_text(text),
+            Prompt::Tokens(tokens) => self.chat.prompt_of_tokens(tokens),
+        }
+    }
+
+    /// The answers to one prompt.
+    fn answer_all(&mut self, prompt: usize, tokens: &[u32]) -> Result<(), Error> {
+        let request = &self.job.request;
+        let (mut echo, mut scored, mut held) = (String::new(), None, None);
+        if request.echo {
+            echo = match &request.prompts[prompt] {
+                Prompt::Text(text) => text.clone(),
+                _ => self.chat.tokenizer().decode(tokens)?,
+            };
+            if let Some(top) = request.options.scores {
+                let began = Instant::now();
+                let (scores, reused) = self.chat.score(tokens, top)?;
+                self.done.prompt_seconds += began.elapsed().as_secs_f64();
+                scored = Some(named(self.chat.tokenizer(), scores, 0));
+                held = Some(reused);
+            }
+        }
+        self.done.usage.prompt += tokens.len();
+        let mut options = request.options.clone();
+        for answer in 0..request.answers {
+            let index = prompt * request.answers + answer;
+            let _ = self.job.events.send(Event::Begun(index));
+            if !echo.is_empty() {
+                let _ = self.job.events.send(Event::Text(index, echo.clone()));
+            }
+            let mut said = self.answer(prompt, tokens, &options, index)?;
+            if matches!(request.prompts[prompt], Prompt::Conversation(_)) {
+                // the end of a turn is no part of a message
+                said.scores.truncate(said.tokens);
+            }
+            // of several answers the first is the one that finds the prompt new
+            if answer == 0 {
+                self.done.usage.cached += held.unwrap_or(said.reused);
+            }
+            self.done.add(&said);
+            let scores = options.scores.map(|_| {
+                let mut all = scored.clone().unwrap_or_default();
+                all.extend(named(self.chat.tokenizer(), said.scores, echo.chars().count()));
+                all
+            });
+            let text = format!("{echo}{}", said.text);
+            let choice = Choice { index, text, finish: said.finish, tokens: scores };
+            let _ = self.job.events.send(Event::Answered(choice));
+            if said.finish == Finish::Caller {
+                break;
+            }
+            options.sampling.seed = options.sampling.seed.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        prompt: usize,
+        tokens: &[u32],
+        options: &AnswerOptions,
+        index: usize,
+    ) -> Result<Answer, Error> {
+        let (job, stop) = (self.job, self.stop);
+        let mut on_text = |text: &str| {
+            if !text.is_empty() {
+                // who left is seen below
+                let _ = job.events.send(Event::Text(index, text.to_owned()));
+            }
+            let left = job.events.is_closed() || stop.is_asked();
+            if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        match job.request.prompts[prompt] {
+            Prompt::Conversation(_) => self.chat.answer(tokens, options, &mut on_text),
+            Prompt::Text(_) | Prompt::Tokens(_) => self.chat.go_on(tokens, options, &mut on_text),
+        }
     }
 }
 
-/// What is told of an error that `prompt` came to.
-fn refusal(error: &Error, prompt: &Prompt) -> ApiError {
+impl Done {
+    fn add(&mut self, answer: &Answer) {
+        self.usage.answer += answer.tokens;
+        self.answers += 1;
+        self.prompt_seconds += answer.prompt_seconds;
+        self.seconds += answer.seconds;
+        self.finish = Some(answer.finish);
+    }
+
+    fn line(&self) -> String {
+        let Usage { prompt, cached, answer } = self.usage;
+        // the first token of each comes with the prompt
+        let timed = answer > self.answers && self.seconds > 0.0;
+        let rate =
+            if timed { format!(", {:.1} tokens/s", answer as f64 / self.seconds) } else { String::new() };
+        let count = if self.answers == 1 { String::new() } else { format!("{} answers, ", self.answers) };
+        let end = match self.finish {
+            Some(Finish::Caller) => "; cut, the client has gone",
+            _ if self.answers != 1 => "",
+            Some(Finish::Stop) => "; stop",
+            Some(Finish::Length) => "; length",
+            None => "",
+        };
+        format!(
+            "{count}{answer} tokens{rate}; prompt {prompt} tokens, {} of them new, {:.2}s{end}",
+            prompt - cached,
+            self.prompt_seconds,
+        )
+    }
+}
+
+/// What is told of an error that one of a request's prompts came to.
+fn refusal(error: &Error, request: &Request, prompt: usize) -> ApiError {
     use crate::generate::GenerateError;
-    let key = prompt.key();
+    let key = &request.key(prompt);
     match error {
         Error::Generate(GenerateError::UnknownToken { token, vocabulary })
-            if matches!(prompt, Prompt::Tokens(_)) =>
+            if matches!(request.prompts[prompt], Prompt::Tokens(_)) =>
         {
             ApiError::bad(
                 Some(key),
@@ -100,20 +234,4 @@ fn refusal(error: &Error, prompt: &Prompt) -> ApiError {
         _ if error.failure() == Failure::Input => ApiError::bad(Some(key), error.to_string()),
         _ => ApiError::server(500, error.to_string()),
     }
-}
-
-fn line(answer: &Answer) -> String {
-    let rate = if answer.seconds > 0.0 { answer.tokens as f64 / answer.seconds } else { 0.0 };
-    let end = match answer.finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Caller => "cut, the client has gone",
-    };
-    format!(
-        "{} tokens, {rate:.1} tokens/s; prompt {} tokens, {} of them new, {:.2}s; {end}",
-        answer.tokens,
-        answer.prompt_tokens,
-        answer.prompt_tokens - answer.reused,
-        answer.prompt_seconds,
-    )
 }

@@ -76,7 +76,7 @@ impl TalkArgs {
     /// How to answer where nothing else is said.
     pub fn answer(&self) -> AnswerOptions {
         let (max_new_tokens, sampling) = (self.max_new_tokens, self.sampling.options());
-        AnswerOptions { max_new_tokens, sampling, stop: Vec::new() }
+        AnswerOptions { max_new_tokens, sampling, ..AnswerOptions::default() }
     }
 }
 

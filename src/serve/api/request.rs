@@ -1,25 +1,17 @@
-//! OpenAI's completions, of chats and of texts, as JSON: what a request may say, and what is said back.
+//! What a request may say.
 //!
 //! What would change the answer and is not built is refused rather than passed over in silence; what does not (`user`,
 //! `metadata`, the name of the model) is ignored.
 
+use super::{ApiError, Kind};
 use crate::data::Conversation;
+use crate::generate::AnswerOptions;
 use crate::generate::sampling::Sampler;
-use crate::generate::{Answer, AnswerOptions, Finish};
-use serde_json::{Map, Value, json};
-
-/// What a path answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// `/v1/chat/completions`.
-    Chat,
-    /// `/v1/completions`, which OpenAI calls legacy.
-    Text,
-}
+use serde_json::{Map, Value};
 
 /// What is to be answered.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Prompt {
+pub(in crate::serve) enum Prompt {
     Conversation(Conversation),
     /// Continued as it is.
     Text(String),
@@ -27,56 +19,38 @@ pub(super) enum Prompt {
     Tokens(Vec<u32>),
 }
 
-impl Prompt {
-    /// Its key in a request.
-    pub(super) fn key(&self) -> &'static str {
-        match self {
-            Prompt::Conversation(_) => "messages",
-            Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
-        }
-    }
-}
-
 /// A request that can be answered.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Request {
-    pub(super) prompt: Prompt,
-    pub(super) options: AnswerOptions,
-    pub(super) stream: bool,
+pub(in crate::serve) struct Request {
+    /// At least one; of conversations exactly one.
+    pub(in crate::serve) prompts: Vec<Prompt>,
+    /// Answers to each of them.
+    pub(in crate::serve) answers: usize,
+    /// An answer begins with its prompt, whose tokens are scored where the answer's are.
+    pub(in crate::serve) echo: bool,
+    /// `scores` are wanted of what is shown.
+    pub(in crate::serve) options: AnswerOptions,
+    pub(in crate::serve) stream: bool,
     /// A chunk with the counts of tokens at the end of a stream.
-    pub(super) include_usage: bool,
-}
-
-/// A refusal in OpenAI's form.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct ApiError {
-    pub(super) status: u16,
-    pub(super) message: String,
-    pub(super) param: Option<String>,
-    pub(super) code: Option<&'static str>,
-}
-
-impl ApiError {
-    pub(super) fn bad(param: Option<&str>, message: String) -> Self {
-        ApiError { status: 400, message, param: param.map(str::to_owned), code: None }
-    }
-
-    pub(super) fn server(status: u16, message: String) -> Self {
-        ApiError { status, message, param: None, code: None }
-    }
-
-    pub(super) fn json(&self) -> Value {
-        let kind = if self.status < 500 { "invalid_request_error" } else { "server_error" };
-        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
-    }
+    pub(in crate::serve) include_usage: bool,
 }
 
 /// Limit of stop texts, each of which is looked for in every piece: OpenAI takes 4, programs that measure models send more.
 const STOPS: usize = 64;
+/// Limit of answers to one prompt, as OpenAI's.
+const ANSWERS: usize = 128;
+/// Limit of answers to one request: all others wait for them.
+const ALL_ANSWERS: usize = 1024;
+/// Limit of the most probable tokens that are told.
+const TOP: usize = 20;
 
 impl Request {
     /// Reads a body. What it leaves out is as in `defaults`.
-    pub(super) fn parse(kind: Kind, body: &[u8], defaults: &AnswerOptions) -> Result<Self, ApiError> {
+    pub(in crate::serve) fn parse(
+        kind: Kind,
+        body: &[u8],
+        defaults: &AnswerOptions,
+    ) -> Result<Self, ApiError> {
         let keys: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
             ApiError::bad(
                 None,
@@ -84,15 +58,18 @@ impl Request {
             )
         })?;
         let keys = Keys(keys);
-        keys.refuse_what_is_not_built()?;
+        keys.refuse_what_is_not_built(kind)?;
         keys.refuse_what_is_asked_elsewhere(kind)?;
         let mut options = defaults.clone();
+        let flag = "true or false";
+        let echo = keys.read("echo", flag, Value::as_bool)?.unwrap_or(false);
+        let least = if echo { 0 } else { 1 };
         for key in ["max_tokens", "max_completion_tokens"] {
             match keys.whole(key)? {
                 // -1 is how some clients leave it out
                 None | Some(-1) => {}
-                Some(tokens) if tokens < 1 => {
-                    return Err(ApiError::bad(Some(key), format!("{key} must be at least 1.")));
+                Some(tokens) if tokens < least => {
+                    return Err(ApiError::bad(Some(key), format!("{key} must be at least {least}.")));
                 }
                 // what the context leaves is less
                 Some(tokens) => options.max_new_tokens = usize::try_from(tokens).unwrap_or(usize::MAX),
@@ -123,26 +100,46 @@ impl Request {
         if options.stop.len() > STOPS {
             return Err(ApiError::bad(Some("stop"), format!("stop can have {STOPS} texts at most.")));
         }
-        let flag = "true or false";
+        options.scores = keys.scores(kind)?;
+        let stream = keys.read("stream", flag, Value::as_bool)?.unwrap_or(false);
+        if stream && options.scores.is_some() {
+            let message = "logprobs cannot be streamed by this server: leave out stream, or logprobs.";
+            return Err(ApiError::unsupported("logprobs", message.into()));
+        }
         let stream_options = keys.read("stream_options", "an object", Value::as_object)?;
         let include_usage = stream_options.and_then(|options| options.get("include_usage"));
         let include_usage = match include_usage.filter(|value| !value.is_null()) {
             None => false,
             Some(value) => value.as_bool().ok_or_else(|| must_be("stream_options.include_usage", flag))?,
         };
-        Ok(Request {
-            prompt: match kind {
-                Kind::Chat => Prompt::Conversation(conversation(
-                    keys.read("messages", "an array of messages", Value::as_array)?
-                        .map_or(&[], Vec::as_slice),
-                )?),
-                Kind::Text => prompt_to_continue(keys.given("prompt"))?,
-            },
-            options,
-            stream: keys.read("stream", flag, Value::as_bool)?.unwrap_or(false),
-            include_usage,
-        })
+        let prompts = match kind {
+            Kind::Chat => {
+                let messages = keys.read("messages", "an array of messages", Value::as_array)?;
+                vec![Prompt::Conversation(conversation(messages.map_or(&[], Vec::as_slice))?)]
+            }
+            Kind::Text => prompts_to_continue(keys.given("prompt"))?,
+        };
+        let answers = keys.answers()?;
+        if prompts.len() * answers > ALL_ANSWERS {
+            let message =
+                format!("prompt and n come to more than {ALL_ANSWERS} answers: send some of them at a time.");
+            return Err(ApiError::bad(Some("prompt"), message));
+        }
+        Ok(Request { prompts, answers, echo, options, stream, include_usage })
     }
+
+    /// What a prompt is called.
+    pub(in crate::serve) fn key(&self, prompt: usize) -> String {
+        match self.prompts[prompt] {
+            Prompt::Conversation(_) => "messages".into(),
+            _ => prompt_key(prompt, self.prompts.len()),
+        }
+    }
+}
+
+/// The key of one of `count` prompts.
+fn prompt_key(prompt: usize, count: usize) -> String {
+    if count == 1 { "prompt".into() } else { format!("prompt[{prompt}]") }
 }
 
 /// The keys of a request.
@@ -172,7 +169,48 @@ impl Keys {
         self.read(key, "a whole number", whole)
     }
 
-    fn refuse_what_is_not_built(&self) -> Result<(), ApiError> {
+    /// How many answers there shall be to each prompt.
+    fn answers(&self) -> Result<usize, ApiError> {
+        let answers = match self.whole("n")?.unwrap_or(1) {
+            n @ 1.. if n <= ANSWERS as i128 => n,
+            _ => return Err(must_be("n", &format!("from 1 to {ANSWERS}"))),
+        };
+        match self.whole("best_of")?.unwrap_or(answers) {
+            best_of if best_of == answers => Ok(answers as usize),
+            _ => {
+                let message = "best_of must be n: this server gives all the answers that it makes.";
+                Err(ApiError::unsupported("best_of", message.into()))
+            }
+        }
+    }
+
+    /// Whether tokens are to be scored, and beside how many of the most probable ones.
+    fn scores(&self, kind: Kind) -> Result<Option<usize>, ApiError> {
+        let count = |key: &str| match self.whole(key)? {
+            None => Ok(None),
+            Some(count) => match usize::try_from(count) {
+                Ok(count @ ..=TOP) => Ok(Some(count)),
+                _ => Err(must_be(key, &format!("a number from 0 to {TOP}"))),
+            },
+        };
+        match kind {
+            Kind::Text if self.given("logprobs").is_some_and(|value| value == false) => Ok(None),
+            Kind::Text => count("logprobs"),
+            Kind::Chat => {
+                let wanted = self.read("logprobs", "true or false", Value::as_bool)?.unwrap_or(false);
+                match (wanted, count("top_logprobs")?.unwrap_or(0)) {
+                    (true, top) => Ok(Some(top)),
+                    (false, 0) => Ok(None),
+                    (false, _) => {
+                        let message = "top_logprobs needs logprobs to be true.";
+                        Err(ApiError::bad(Some("top_logprobs"), message.into()))
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse_what_is_not_built(&self, kind: Kind) -> Result<(), ApiError> {
         type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
         let empty = |value: &Value| match value {
             Value::String(text) => text.is_empty(),
@@ -186,10 +224,12 @@ impl Keys {
         let nothing_to_call = |value: &Value| value == "none" || value == "auto";
         let text = |value: &Value| value["type"] == "text";
         // each with what changes nothing
-        let known: [(&str, Neutral<'_>); 20] = [
-            ("n", &one),
-            ("best_of", &one),
-            ("echo", &off),
+        let of_kind: &[(&str, Neutral<'_>)] = match kind {
+            Kind::Chat => &[("echo", &off)],
+            // the number goes to logprobs there
+            Kind::Text => &[("top_logprobs", &zero)],
+        };
+        let of_both: [(&str, Neutral<'_>); 15] = [
             ("suffix", &empty),
             ("presence_penalty", &zero),
             ("frequency_penalty", &zero),
@@ -198,10 +238,7 @@ impl Keys {
             ("min_tokens", &zero),
             ("ignore_eos", &off),
             ("stop_token_ids", &empty),
-            // a flag for chats, a number for texts, of which 0 asks for some
-            ("logprobs", &off),
             ("prompt_logprobs", &off),
-            ("top_logprobs", &zero),
             ("logit_bias", &empty),
             ("tools", &empty),
             ("tool_choice", &nothing_to_call),
@@ -209,14 +246,13 @@ impl Keys {
             ("function_call", &nothing_to_call),
             ("response_format", &text),
         ];
-        match known.iter().find(|(key, neutral)| self.given(key).is_some_and(|value| !neutral(value))) {
+        let changes =
+            |(key, neutral): &&(&str, Neutral<'_>)| self.given(key).is_some_and(|value| !neutral(value));
+        match of_kind.iter().chain(&of_both).find(changes) {
             None => Ok(()),
             Some((key, _)) => {
-                let message = match *key {
-                    "n" | "best_of" => format!("{key} must be 1: this server makes one answer."),
-                    key => format!("{key} is not supported by this server; leave it out."),
-                };
-                Err(ApiError { code: Some("unsupported_parameter"), ..ApiError::bad(Some(key), message) })
+                let message = format!("{key} is not supported by this server; leave it out.");
+                Err(ApiError::unsupported(key, message))
             }
         }
     }
@@ -258,30 +294,28 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// A text or its tokens, or a list with one of the two.
-fn prompt_to_continue(prompt: Option<&Value>) -> Result<Prompt, ApiError> {
-    let bad = |message: &str| ApiError::bad(Some("prompt"), format!("prompt {message}"));
+/// A text or its tokens, or a list of such.
+fn prompts_to_continue(prompt: Option<&Value>) -> Result<Vec<Prompt>, ApiError> {
     let is_prompt = |value: &Value| value.is_string() || value.is_array();
-    let one = match prompt {
-        Some(Value::Array(list)) if !list.is_empty() && list.iter().all(is_prompt) => match &list[..] {
-            [one] => Some(one),
-            several => {
-                let count = several.len();
-                return Err(bad(&format!(
-                    "has {count} texts, and this server makes one answer: send them one by one."
-                )));
-            }
-        },
-        other => other,
-    };
+    match prompt {
+        Some(Value::Array(list)) if !list.is_empty() && list.iter().all(is_prompt) => {
+            let one = |(i, prompt)| prompt_to_continue(&prompt_key(i, list.len()), Some(prompt));
+            list.iter().enumerate().map(one).collect()
+        }
+        one => Ok(vec![prompt_to_continue("prompt", one)?]),
+    }
+}
+
+fn prompt_to_continue(key: &str, prompt: Option<&Value>) -> Result<Prompt, ApiError> {
+    let bad = |message: &str| ApiError::bad(Some(key), format!("{key} {message}"));
     let id = |value: &Value| whole(value).and_then(|id| u32::try_from(id).ok());
-    match one {
+    match prompt {
         Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
         Some(Value::Array(list)) if !list.is_empty() => match list.iter().map(id).collect() {
             Some(ids) => Ok(Prompt::Tokens(ids)),
             None => Err(bad("has something that is neither a text nor the id of a token.")),
         },
-        _ => Err(bad("must be a text or an array of token ids, or an array with one of the two.")),
+        _ => Err(bad("must be a text or an array of token ids, or an array of such.")),
     }
 }
 
@@ -326,112 +360,11 @@ fn content(i: usize, content: Option<&Value>) -> Result<String, ApiError> {
     }
 }
 
-/// What every answer and every chunk of one begins with.
-#[derive(Clone, Debug)]
-pub(super) struct Head {
-    pub(super) kind: Kind,
-    pub(super) id: String,
-    /// Seconds since 1970.
-    pub(super) created: u64,
-    pub(super) model: String,
-}
-
-impl Head {
-    pub(super) fn new(kind: Kind, number: &str, created: u64, model: &str) -> Self {
-        let prefix = match kind {
-            Kind::Chat => "chatcmpl",
-            Kind::Text => "cmpl",
-        };
-        Head { kind, id: format!("{prefix}-{number}"), created, model: model.to_owned() }
-    }
-
-    /// A whole answer.
-    pub(super) fn completion(&self, answer: &Answer) -> Value {
-        let (object, key, said) = match self.kind {
-            Kind::Chat => {
-                ("chat.completion", "message", json!({"role": "assistant", "content": answer.text}))
-            }
-            Kind::Text => (TEXT, "text", json!(answer.text)),
-        };
-        let mut whole = self.object(object, json!([choice(key, said, Some(finish_reason(answer.finish)))]));
-        whole["usage"] = usage(answer);
-        whole
-    }
-
-    /// The first chunk of a stream, where its text has something before it.
-    pub(super) fn first(&self) -> Option<Value> {
-        let role = json!({"role": "assistant", "content": ""});
-        (self.kind == Kind::Chat).then(|| self.chunk(json!([choice("delta", role, None)])))
-    }
-
-    pub(super) fn text(&self, text: &str) -> Value {
-        self.chunk(json!([match self.kind {
-            Kind::Chat => choice("delta", json!({"content": text}), None),
-            Kind::Text => choice("text", json!(text), None),
-        }]))
-    }
-
-    pub(super) fn last(&self, answer: &Answer) -> Value {
-        let (key, nothing) = match self.kind {
-            Kind::Chat => ("delta", json!({})),
-            Kind::Text => ("text", json!("")),
-        };
-        self.chunk(json!([choice(key, nothing, Some(finish_reason(answer.finish)))]))
-    }
-
-    pub(super) fn usage(&self, answer: &Answer) -> Value {
-        let mut chunk = self.chunk(json!([]));
-        chunk["usage"] = usage(answer);
-        chunk
-    }
-
-    fn chunk(&self, choices: Value) -> Value {
-        let object = match self.kind {
-            Kind::Chat => "chat.completion.chunk",
-            Kind::Text => TEXT,
-        };
-        self.object(object, choices)
-    }
-
-    fn object(&self, object: &str, choices: Value) -> Value {
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        })
-    }
-}
-
-/// The name of a completion of a text, whole or a chunk.
-const TEXT: &str = "text_completion";
-
-fn choice(key: &str, said: Value, finish_reason: Option<&str>) -> Value {
-    json!({"index": 0, key: said, "logprobs": null, "finish_reason": finish_reason})
-}
-
-fn finish_reason(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        // of an answer that the end of the server cut, as of every other that is not whole
-        Finish::Length | Finish::Caller => "length",
-    }
-}
-
-fn usage(answer: &Answer) -> Value {
-    json!({
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.tokens,
-        "total_tokens": answer.prompt_tokens + answer.tokens,
-        "prompt_tokens_details": {"cached_tokens": answer.reused},
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::generate::sampling::SamplingOptions;
+    use serde_json::json;
 
     fn parse_as(kind: Kind, body: Value) -> Result<Request, ApiError> {
         let defaults = AnswerOptions { max_new_tokens: 9, ..AnswerOptions::default() };
@@ -451,7 +384,7 @@ mod tests {
         let plain = parse(json!({"model": "x", "messages": [{"role": "user", "content": "hi"}]})).unwrap();
         assert_eq!((plain.options.max_new_tokens, plain.stream), (9, false));
         assert_eq!(plain.options.sampling, SamplingOptions::default());
-        assert_eq!(plain.prompt, conversation(None, "hi"));
+        assert_eq!((plain.prompts, plain.answers, plain.echo), (vec![conversation(None, "hi")], 1, false));
         let full = parse(json!({
             "messages": [
                 {"role": "developer", "content": "be kind"},
@@ -463,10 +396,11 @@ mod tests {
         }))
         .unwrap();
         let sampling = SamplingOptions { temperature: 0.0, top_k: Some(7), top_p: 0.5, seed: u64::MAX };
-        let expected = AnswerOptions { max_new_tokens: 4, sampling, stop: vec!["END".into()] };
+        let stop = vec!["END".into()];
+        let expected = AnswerOptions { max_new_tokens: 4, sampling, stop, scores: None };
         assert_eq!(full.options, expected);
         assert!(full.stream && full.include_usage);
-        assert_eq!(full.prompt, conversation(Some("be kind"), "ab"));
+        assert_eq!(full.prompts, [conversation(Some("be kind"), "ab")]);
         for all in [0, -1] {
             let body = json!({"messages": [{"role": "user", "content": "hi"}], "top_k": all});
             assert_eq!(parse(body).unwrap().options.sampling.top_k, None);
@@ -480,8 +414,9 @@ mod tests {
                 json!({"prompt": prompt, "max_tokens": 3, "seed": 7, "stop": ["\n\n"], "stream": true});
             let request = parse_as(Kind::Text, body).unwrap();
             let sampling = SamplingOptions { seed: 7, ..SamplingOptions::default() };
-            let expected = AnswerOptions { max_new_tokens: 3, sampling, stop: vec!["\n\n".into()] };
-            assert_eq!((request.prompt, request.options), (Prompt::Text(" a\n".into()), expected));
+            let stop = vec!["\n\n".into()];
+            let expected = AnswerOptions { max_new_tokens: 3, sampling, stop, scores: None };
+            assert_eq!((request.prompts, request.options), (vec![Prompt::Text(" a\n".into())], expected));
             assert!(request.stream && !request.include_usage);
         }
         for prompt in [json!(null), json!([]), json!({}), json!(5), json!([[]]), json!([1, "a"]), json!([-1])]
@@ -491,18 +426,21 @@ mod tests {
         }
         for prompt in [json!([1, 2.0]), json!([[1, 2]])] {
             let request = parse_as(Kind::Text, json!({"prompt": prompt})).unwrap();
-            assert_eq!(request.prompt, Prompt::Tokens(vec![1, 2]));
-        }
-        for prompt in [json!(["a", "b"]), json!([[1], [2]])] {
-            let error = parse_as(Kind::Text, json!({"prompt": prompt})).unwrap_err();
-            assert!(error.message.contains("one by one"), "{}", error.message);
+            assert_eq!(
+                (request.key(0), request.prompts),
+                ("prompt".into(), vec![Prompt::Tokens(vec![1, 2])])
+            );
         }
         for (key, value) in [
             ("best_of", json!(2)),
-            ("echo", json!(true)),
+            ("echo", json!(1)),
             ("suffix", json!("b")),
-            ("logprobs", json!(0)),
-            ("n", json!(2)),
+            ("logprobs", json!(-1)),
+            ("logprobs", json!(TOP + 1)),
+            ("logprobs", json!(true)),
+            ("top_logprobs", json!(1)),
+            ("n", json!(0)),
+            ("n", json!(ANSWERS + 1)),
             ("max_tokens", json!(0)),
         ] {
             let error = parse_as(Kind::Text, json!({"prompt": "a", key: value})).unwrap_err();
@@ -514,9 +452,56 @@ mod tests {
     }
 
     #[test]
+    fn several_texts_and_several_answers_to_each() {
+        let body = json!({"prompt": ["a", [3, 4], "b"], "n": 2, "best_of": 2, "max_tokens": 0, "echo": true, "logprobs": 5});
+        let request = parse_as(Kind::Text, body).unwrap();
+        let prompts = [Prompt::Text("a".into()), Prompt::Tokens(vec![3, 4]), Prompt::Text("b".into())];
+        assert_eq!((&request.prompts[..], request.answers, request.echo), (&prompts[..], 2, true));
+        assert_eq!((request.options.max_new_tokens, request.options.scores), (0, Some(5)));
+        assert_eq!(request.key(1), "prompt[1]");
+        let error = parse_as(Kind::Text, json!({"prompt": ["a", []]})).unwrap_err();
+        assert!(error.param.as_deref() == Some("prompt[1]") && error.message.starts_with("prompt[1] "));
+        let many = json!({"prompt": vec!["a"; ALL_ANSWERS / 2 + 1], "n": 2});
+        assert_eq!(parse_as(Kind::Text, many).unwrap_err().param.as_deref(), Some("prompt"));
+        let all = json!({"prompt": vec!["a"; ALL_ANSWERS / 2], "n": 2});
+        assert_eq!(parse_as(Kind::Text, all).unwrap().prompts.len(), ALL_ANSWERS / 2);
+        let best = parse_as(Kind::Text, json!({"prompt": "a", "n": 2, "best_of": 1})).unwrap_err();
+        assert_eq!(best.param.as_deref(), Some("best_of"));
+    }
+
+    #[test]
+    fn scores_are_asked_for_in_two_ways_and_not_streamed() {
+        let scores = |kind, more: Value| {
+            let mut body = match kind {
+                Kind::Chat => json!({"messages": [{"role": "user", "content": "hi"}]}),
+                Kind::Text => json!({"prompt": "a"}),
+            };
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            parse_as(kind, body).map(|request| request.options.scores)
+        };
+        assert_eq!(scores(Kind::Text, json!({"logprobs": 0})), Ok(Some(0)));
+        assert_eq!(scores(Kind::Text, json!({"logprobs": false})), Ok(None));
+        assert_eq!(scores(Kind::Chat, json!({"logprobs": true})), Ok(Some(0)));
+        assert_eq!(scores(Kind::Chat, json!({"logprobs": true, "top_logprobs": TOP})), Ok(Some(TOP)));
+        assert_eq!(scores(Kind::Chat, json!({"logprobs": false, "top_logprobs": 0})), Ok(None));
+        for (kind, body) in [
+            (Kind::Text, json!({"logprobs": 1, "stream": true})),
+            (Kind::Chat, json!({"logprobs": true, "stream": true})),
+        ] {
+            let error = scores(kind, body).unwrap_err();
+            assert_eq!(
+                (error.param.as_deref(), error.code),
+                (Some("logprobs"), Some("unsupported_parameter"))
+            );
+        }
+    }
+
+    #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         for (key, value) in [
-            ("n", json!(2)),
+            ("n", json!(0)),
+            ("best_of", json!(2)),
+            ("echo", json!(true)),
             ("max_tokens", json!(0)),
             ("temperature", json!(-1)),
             ("top_p", json!(0)),
@@ -525,7 +510,7 @@ mod tests {
             ("tools", json!([{"type": "function"}])),
             ("tool_choice", json!("required")),
             ("tool_choice", json!({"type": "function"})),
-            ("logprobs", json!(true)),
+            ("logprobs", json!(1)),
             ("prompt_logprobs", json!(0)),
             ("top_logprobs", json!(3)),
             ("presence_penalty", json!(0.5)),
