@@ -93,6 +93,7 @@ fn answers(
         max_new_tokens: 24,
         sampling: SamplingOptions { temperature: 0.0, ..Default::default() },
         stop: tokenizer.stop_tokens().to_vec(),
+        ..Default::default()
     };
     let mut all = Vec::new();
     for record in questions {

@@ -25,21 +25,21 @@ pub(super) fn run(
             Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         };
-        let work = Work { chat: &mut *chat, job: &job, stop, done: Done::default() };
+        let mut work = Work { chat: &mut *chat, job: &job, stop, prompt: 0, done: Done::default() };
         if work.left() {
             log("a client left before its turn");
             continue;
         }
         match work.run() {
-            Ok(done) => {
-                log(&done.line());
+            Ok(()) => {
+                log(&work.done.line());
                 // nobody may be listening any more
-                let _ = job.events.send(Event::Done(done.usage));
+                let _ = job.events.send(Event::Done(work.done.usage));
             }
-            Err((error, key)) => {
+            Err(error) => {
                 log(&format!("refused: {error}"));
                 let lost = matches!(error.gpu(), Some(GpuError::Lost(_)));
-                let _ = job.events.send(Event::Failed(refusal(&error, &job.request, key)));
+                let _ = job.events.send(Event::Failed(refusal(&error, &job.request, work.prompt)));
                 if lost {
                     return Err(error);
                 }
@@ -54,6 +54,8 @@ struct Work<'a, 't> {
     chat: &'a mut Chat<'t>,
     job: &'a Job,
     stop: &'a Stop,
+    /// The number of the prompt in hand.
+    prompt: usize,
     done: Done,
 }
 
@@ -73,21 +75,23 @@ impl Work<'_, '_> {
         self.job.events.is_closed() || self.stop.is_asked()
     }
 
-    /// All answers to all prompts. An error comes with the number of its prompt.
-    fn run(mut self) -> Result<Done, (Error, usize)> {
-        let prompts = self.job.request.prompts.iter().enumerate();
-        let prompts: Vec<Vec<u32>> = prompts
-            .map(|(i, prompt)| self.tokens(prompt).map_err(|error| (error, i)))
-            .collect::<Result<_, _>>()?;
+    /// All answers to all prompts.
+    fn run(&mut self) -> Result<(), Error> {
+        let mut prompts = Vec::new();
+        for (i, prompt) in self.job.request.prompts.iter().enumerate() {
+            self.prompt = i;
+            prompts.push(self.tokens(prompt)?);
+        }
         let _ = self.job.events.send(Event::Started);
         for (i, tokens) in prompts.iter().enumerate() {
             if self.done.finish == Some(Finish::Caller) || self.left() {
                 self.done.finish = Some(Finish::Caller);
                 break;
             }
-            self.answer_all(i, tokens).map_err(|error| (error, i))?;
+            self.prompt = i;
+            self.answer_all(tokens)?;
         }
-        Ok(self.done)
+        Ok(())
     }
 
     fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
@@ -99,7 +103,8 @@ impl Work<'_, '_> {
     }
 
     /// The answers to one prompt.
-    fn answer_all(&mut self, prompt: usize, tokens: &[u32]) -> Result<(), Error> {
+    fn answer_all(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        let prompt = self.prompt;
         let request = &self.job.request;
         let (mut echo, mut scored, mut held) = (String::new(), None, None);
         if request.echo {
@@ -123,7 +128,7 @@ impl Work<'_, '_> {
             if !echo.is_empty() {
                 let _ = self.job.events.send(Event::Text(index, echo.clone()));
             }
-            let mut said = self.answer(prompt, tokens, &options, index)?;
+            let mut said = self.answer(tokens, &options, index)?;
             if matches!(request.prompts[prompt], Prompt::Conversation(_)) {
                 // the end of a turn is no part of a message
                 said.scores.truncate(said.tokens);
@@ -149,13 +154,7 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    fn answer(
-        &mut self,
-        prompt: usize,
-        tokens: &[u32],
-        options: &AnswerOptions,
-        index: usize,
-    ) -> Result<Answer, Error> {
+    fn answer(&mut self, tokens: &[u32], options: &AnswerOptions, index: usize) -> Result<Answer, Error> {
         let (job, stop) = (self.job, self.stop);
         let mut on_text = |text: &str| {
             if !text.is_empty() {
@@ -165,7 +164,7 @@ impl Work<'_, '_> {
             let left = job.events.is_closed() || stop.is_asked();
             if left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        match job.request.prompts[prompt] {
+        match job.request.prompts[self.prompt] {
             Prompt::Conversation(_) => self.chat.answer(tokens, options, &mut on_text),
             Prompt::Text(_) | Prompt::Tokens(_) => self.chat.go_on(tokens, options, &mut on_text),
         }

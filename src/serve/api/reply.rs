@@ -151,7 +151,7 @@ fn finish_reason(finish: Finish) -> &'static str {
 /// `logprobs` of a chat.
 fn of_chat(tokens: &[NamedToken]) -> Value {
     let one = |name: &Name, log_probability: Option<f32>| {
-        let bytes = name.exact.then(|| name.text.as_bytes());
+        let bytes = name.exact.then_some(name.text.as_bytes());
         json!({"token": name.text, "logprob": log_probability, "bytes": bytes})
     };
     let content = tokens.iter().map(|token| {
