@@ -1,6 +1,10 @@
-// dweight (+)= sum over rows of dy * x * rstd. A workgroup of 64 owns one group of four columns: each invocation
-// sums every 64th row, then a tree adds the 64 parts in a fixed order.
-var<workgroup> partial: array<vec4<f32>, 64>;
+// dweight (+)= sum over rows of dy * x * rstd. A workgroup of 64 owns one group of four columns.
+{% include "shared/column_sum.wgsl" %}
+
+fn term(row: u32, col: u32) -> vec4<f32> {
+    let i = row * params.cols4 + col;
+    return load_dy(i) * load_x(i) * rstd[row];
+}
 
 @compute @workgroup_size(64)
 fn main(
@@ -8,21 +12,9 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let col = min(group_index(group, groups), params.cols4 - 1u);
-    var sum = vec4<f32>();
-    for (var row = lane; row < params.rows; row += 64u) {
-        let i = row * params.cols4 + col;
-        sum += load_dy(i) * load_x(i) * rstd[row];
-    }
-    partial[lane] = sum;
-    workgroupBarrier();
-    for (var step = 32u; step > 0u; step = step >> 1u) {
-        if (lane < step) {
-            partial[lane] += partial[lane + step];
-        }
-        workgroupBarrier();
-    }
-    if (lane == 0u && group_index(group, groups) < params.cols4) {
-        store_dweight(col, partial[0]{% if ACCUMULATE %} + load_dweight(col){% endif %});
+    let col = group_index(group, groups);
+    let sum = column_sum(min(col, params.cols4 - 1u), lane);
+    if (lane == 0u && col < params.cols4) {
+        store_dweight(col, sum{% if ACCUMULATE %} + load_dweight(col){% endif %});
     }
 }

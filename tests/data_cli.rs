@@ -36,7 +36,7 @@ fn json_holds_counts_and_samples_as_transformers_gives_them() {
     let cases = reference["qwen2"]["chat"].as_array().unwrap();
     let rows: Vec<Value> = cases.iter().map(|case| json!({"messages": case["messages"]})).collect();
     let file = write(&folder, "chats.json", &Value::from(rows).to_string());
-    let model = fixtures().join("tokenizers/qwen2");
+    let model = fixtures().join("models/qwen2");
     let text = stdout(&[&file, "--model", model.to_str().unwrap(), "--show", "100", "--json"]);
     let shown: Value = serde_json::from_str(&text).unwrap();
     let samples = shown["samples"].as_array().unwrap();
@@ -77,7 +77,7 @@ fn text_shows_what_is_learned() {
 fn blanks_of_sentencepiece_tokens_are_shown() {
     let folder = tempfile::tempdir().unwrap();
     let file = write(&folder, "rows.jsonl", "{\"prompt\": \"one two\", \"completion\": \" three four\"}\n");
-    let model = fixtures().join("tokenizers/mistral");
+    let model = fixtures().join("models/mistral");
     let text = stdout(&[&file, "--model", model.to_str().unwrap()]);
     let shown: String = text.lines().last().unwrap().replace(['|', '[', ']'], "");
     assert_eq!(shown, "<s> one two three four</s>", "{text}");

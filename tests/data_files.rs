@@ -15,7 +15,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn tokenizer() -> Tokenizer {
-    Tokenizer::open(&fixtures().join("tokenizers/qwen2")).unwrap()
+    Tokenizer::open(&fixtures().join("models/qwen2")).unwrap()
 }
 
 fn open(path: &Path) -> Result<Dataset, DataError> {

@@ -481,7 +481,7 @@ fn llama_cpp_splits_text_as_the_tokenizer_does() {
     ];
     let folder = tempfile::tempdir().unwrap();
     // the weights do not matter, but for the number of tokens
-    for name in ["models/llama_untied", "tokenizers/mistral", "tokenizers/qwen2"] {
+    for name in ["models/llama_untied", "models/mistral", "models/qwen2"] {
         let copy = folder.path().join(name.replace('/', "-"));
         fs::create_dir(&copy).unwrap();
         let weights = ["config.json", "model.safetensors"].map(|file| model("llama_untied").join(file));

@@ -287,6 +287,30 @@ fn sharded_llama_equals_pytorch() {
     }
 }
 
+/// A window of eight tokens, in samples of up to 24.
+#[test]
+fn mistral_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "mistral");
+    }
+}
+
+/// Biases on queries, keys and values; f16 weights.
+#[test]
+fn qwen2_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "qwen2");
+    }
+}
+
+/// Norms on the heads of queries and keys, heads that are wider together than the stream, biases on all of attention.
+#[test]
+fn qwen3_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "qwen3");
+    }
+}
+
 /// Linear layers in blocks, against PyTorch on the weights that the blocks stand for.
 #[test]
 fn quantised_llama_equals_pytorch() {

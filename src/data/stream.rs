@@ -72,8 +72,8 @@ mod tests {
 
     #[test]
     fn a_stream_goes_on_where_the_text_before_it_ends() {
-        for family in ["mistral", "qwen2", "gemma", "gpt_neox"] {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers").join(family);
+        for family in ["models/mistral", "models/qwen2", "tokenizers/gemma", "tokenizers/gpt_neox"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
             let tokenizer = Tokenizer::open(&folder).unwrap();
             for prompt in ["the cat", "the cat ", "日本", "é", ""] {
                 let before = tokenizer.encode(prompt).unwrap();
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_space_that_begins_an_answer_is_kept_behind_a_text_and_dropped_without_one() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/mistral");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/mistral");
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let before = tokenizer.encode("the cat").unwrap();
         // this tokenizer puts a space before every text, and so before the newline rather than behind it

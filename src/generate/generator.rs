@@ -433,6 +433,8 @@ impl Generator {
         };
         write(&self.bindings, "tokens", &filled(&|t| tokens[t as usize]))?;
         write(&self.bindings, "positions", &filled(&|t| offset + t))?;
+        let window = self.network.config.window();
+        write(&self.bindings, "starts", &filled(&|t| (offset + t + 1).saturating_sub(window)))?;
         write(&self.bindings, "ends", &filled(&|t| offset + t + 1))?;
         write(&self.bindings, "offset", &[offset])
     }

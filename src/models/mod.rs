@@ -7,10 +7,10 @@
 //! added to the state `loss_sum` `[1]`.
 
 pub mod config;
-mod llama;
+mod decoder;
 mod shapes;
 
-pub use config::{ConfigError, Family, ModelConfig, Rope, RopeScaling};
+pub use config::{AttentionBias, ConfigError, Family, ModelConfig, Rope, RopeScaling};
 pub use shapes::{shape, shape_names};
 
 use crate::autograd::{Recompute, differentiate};
@@ -77,9 +77,7 @@ pub const LOSS_SUM: &str = "loss_sum";
 impl Network {
     /// Modules that can carry an adapter, with their `(outputs, inputs)`: the linear layers of the blocks.
     pub fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
-        match config.family {
-            Family::Llama => llama::linear_modules(config),
-        }
+        decoder::linear_modules(config)
     }
 
     /// Modules that can carry an adapter: the linear layers of the blocks, and the head.
@@ -89,14 +87,15 @@ impl Network {
     }
 
     /// Modules that can be trained in full beside an adapter, with the shapes of their weights: all that have one. The head has
-    /// one of its own then, also where it is the token embedding in the files; that embedding cannot be trained alone.
+    /// one of its own then, also where it is the token embedding in the files; that embedding cannot be trained alone. Layers with a
+    /// bias cannot: it would have to be trained with them.
     pub fn savable_modules(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         let tied = config.tied_head;
         let head = tied.then(|| (HEAD.to_owned(), vec![config.vocab_size, config.hidden_size]));
         let weights = config.expected_shapes().into_iter().filter(|(name, _)| !(tied && name == EMBEDDING));
         let module =
             |(name, dims): (String, Vec<usize>)| Some((name.strip_suffix(".weight")?.to_owned(), dims));
-        weights.filter_map(module).chain(head).collect()
+        weights.filter_map(module).filter(|(module, _)| !config.has_bias(module)).chain(head).collect()
     }
 
     /// Forward, loss and gradients for T tokens of which at most L carry a label.
@@ -260,9 +259,7 @@ impl Network {
         stream: &Stream,
         cache: &mut CacheHook<'_>,
     ) -> Result<Value, GraphError> {
-        match self.config.family {
-            Family::Llama => llama::hidden(b, &self.config, stream, cache),
-        }
+        decoder::hidden(b, &self.config, stream, cache)
     }
 
     fn head(&self, b: &mut Builder<'_>) -> Result<Value, GraphError> {

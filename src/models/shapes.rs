@@ -1,6 +1,6 @@
 //! Shapes of published models by name, for measuring and planning without their files.
 
-use super::{Family, ModelConfig, Rope, RopeScaling};
+use super::{AttentionBias, Family, ModelConfig, Rope, RopeScaling};
 
 /// Name, then vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head. From the models'
 /// `config.json`. Qwen's biases on q, k and v are left out: they change neither memory nor time.
@@ -35,6 +35,9 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::None },
         max_position_embeddings: 131_072,
         tied_head,
+        attention_bias: AttentionBias::None,
+        head_norms: false,
+        sliding_window: None,
     })
 }
 

@@ -276,13 +276,22 @@ impl<'a> Builder<'a> {
         split_rows::join_rows(&mut self.graph, &parts, rows, ranges)
     }
 
-    /// RMS normalisation with the weight `{module}.weight` `[width]`.
+    /// RMS normalisation with the weight `{module}.weight` `[width]`, of each `width` elements of x.
     ///
     /// # Errors
     /// Shapes that do not fit.
     pub fn rms_norm(&mut self, x: Value, module: &str, width: usize, eps: f64) -> Result<Value, GraphError> {
         let weight = self.weight(&format!("{module}.weight"), &[width])?;
         ops::rms_norm::rms_norm(&mut self.graph, x, weight, eps)
+    }
+
+    /// Adds the bias `{module}.bias` `[width]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn bias(&mut self, x: Value, module: &str, width: usize) -> Result<Value, GraphError> {
+        let bias = self.weight(&format!("{module}.bias"), &[width])?;
+        ops::bias::bias(&mut self.graph, x, bias)
     }
 
     /// Gated MLP: `down(silu(gate(x)) * up(x))`.

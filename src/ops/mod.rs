@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod bias;
 pub mod cache;
 pub mod clip;
 pub mod copy;
@@ -60,6 +61,8 @@ operations![
     rms_norm::RmsNorm,
     rms_norm::RmsNormGradient,
     rms_norm::RmsNormWeightGradient,
+    bias::Bias,
+    bias::BiasGradient,
     rope::Rope,
     sgd::Sgd,
     split_rows::SplitRows,

@@ -1,12 +1,14 @@
 //! Root mean square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467) of the rows of x `[T, d]`:
 //! `y = x rstd weight`, `rstd = 1 / sqrt(mean(x^2) + eps)`. Outputs y `[T, d]` and rstd f32 `[T]`.
 //!
+//! With a weight `[w]` of which d is n times the width, every row is n rows of w, such as the heads of queries; rstd is `[T n]`.
+//!
 //! Gradients: `dx = rstd (w dy - x rstd^2 mean(w dy x))` overwrites, a residual may be added to it; `dweight = sum over rows of
 //! dy x rstd`.
 
 use super::{expect, expect_inputs};
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, LANE, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
 use std::sync::Arc;
@@ -48,6 +50,11 @@ pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, col
         .param("cols4", cols4)
 }
 
+/// Rows of `width` in x.
+fn part_rows(x: TensorType, width: usize) -> usize {
+    x.rows() * (x.cols() / width)
+}
+
 impl Operation for RmsNorm {
     fn name(&self) -> &'static str {
         "rms_norm"
@@ -55,10 +62,14 @@ impl Operation for RmsNorm {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
         expect_inputs(self.name(), inputs, 2)?;
-        expect(self.name(), inputs[1].shape == Shape::vector(inputs[0].cols()), || {
-            format!("weight {} does not fit the rows of {}", inputs[1], inputs[0])
+        let (x, weight) = (inputs[0], inputs[1]);
+        let width = weight.cols();
+        // parts of rows begin where a group of four does
+        let parts = width == x.cols() || (width.is_multiple_of(LANE) && x.cols().is_multiple_of(width));
+        expect(self.name(), weight.shape == Shape::vector(width) && parts, || {
+            format!("weight {weight} does not fit the rows of {x}")
         })?;
-        Ok(vec![inputs[0], TensorType::new(Shape::vector(inputs[0].rows()), DType::F32)])
+        Ok(vec![x, TensorType::new(Shape::vector(x.rows() * (x.cols() / width)), DType::F32)])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
@@ -84,9 +95,10 @@ impl Operation for RmsNorm {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (x, keep) = (launch.inputs[0], launch.live[1]);
-        let mut dispatch = row_dispatch(SHADER, launch, x.rows(), x.cols4())
+        let width = launch.inputs[1].cols();
+        let mut dispatch = row_dispatch(SHADER, launch, part_rows(x, width), width.div_ceil(LANE))
             .flag("KEEP", keep)
-            .param_f32("cols", x.cols() as f64)
+            .param_f32("cols", width as f64)
             .param_f32("eps", self.eps)
             .read("x", Place::Input(0), x.dtype)
             .read("weight", Place::Input(1), launch.inputs[1].dtype)
@@ -99,12 +111,13 @@ impl Operation for RmsNorm {
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let (x, weight) = (&inputs[0], &inputs[1]);
+        let width = weight.cols();
         let rstd = ReferenceTensor::from_fn(outputs[1].shape, |t| {
-            let squares: f64 = x.row(t).iter().map(|v| v * v).sum();
-            1.0 / (squares / x.cols() as f64 + self.eps).sqrt()
+            let squares: f64 = x.data[t * width..][..width].iter().map(|v| v * v).sum();
+            1.0 / (squares / width as f64 + self.eps).sqrt()
         });
         let y = ReferenceTensor::from_fn(outputs[0].shape, |i| {
-            x.data[i] * rstd.data[i / x.cols()] * weight.data[i % x.cols()]
+            x.data[i] * rstd.data[i / width] * weight.data[i % width]
         });
         vec![y, rstd]
     }
@@ -114,6 +127,9 @@ impl Operation for RmsNorm {
         let inputs = |rows, cols, dtype| {
             vec![CaseInput::random(&[rows, cols], dtype), CaseInput::random(&[cols], DType::F32)]
         };
+        let parts = |rows, parts, width, dtype| {
+            vec![CaseInput::random(&[rows, parts * width], dtype), CaseInput::random(&[width], DType::F32)]
+        };
         vec![
             Case::new("1x5", op(), inputs(1, 5, DType::F32)).gradients(&[0, 1]),
             Case::new("6x16", op(), inputs(6, 16, DType::F32)).gradients(&[0, 1]),
@@ -121,6 +137,8 @@ impl Operation for RmsNorm {
             Case::new("f16", op(), inputs(9, 64, DType::F16)),
             Case::new("bf16", op(), inputs(9, 64, DType::BF16)),
             Case::new("folded grid", op(), inputs(525_000, 4, DType::F32)),
+            Case::new("parts", op(), parts(5, 3, 8, DType::F32)).gradients(&[0, 1]),
+            Case::new("parts, bf16", op(), parts(37, 4, 64, DType::BF16)),
         ]
     }
 }
@@ -146,10 +164,10 @@ impl Operation for RmsNormGradient {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
-        let x = launch.inputs[0];
-        let mut dispatch = row_dispatch(GRADIENT, launch, x.rows(), x.cols4())
+        let (x, width) = (launch.inputs[0], launch.inputs[1].cols());
+        let mut dispatch = row_dispatch(GRADIENT, launch, part_rows(x, width), width.div_ceil(LANE))
             .flag("RESIDUAL", self.residual)
-            .param_f32("cols", x.cols() as f64)
+            .param_f32("cols", width as f64)
             .read("x", Place::Input(0), x.dtype)
             .read("weight", Place::Input(1), launch.inputs[1].dtype)
             .read_scalar("rstd", Place::Input(2), DType::F32)
@@ -166,13 +184,16 @@ impl Operation for RmsNormGradient {
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let (x, weight, rstd, dy) = (&inputs[0], &inputs[1], &inputs[2], &inputs[3]);
         let mut dx = ReferenceTensor::zeros(outputs[0].shape);
-        for t in 0..x.rows() {
+        let width = weight.cols();
+        for (t, out) in dx.data.chunks_mut(width).enumerate() {
             let r = rstd.data[t];
-            let products = x.row(t).iter().zip(dy.row(t)).zip(&weight.data).map(|((x, dy), w)| x * dy * w);
-            let mean = products.sum::<f64>() / x.cols() as f64;
-            for (i, out) in dx.row_mut(t).iter_mut().enumerate() {
-                let residual = inputs.get(4).map_or(0.0, |residual| residual.row(t)[i]);
-                *out = r * (weight.data[i] * dy.row(t)[i] - x.row(t)[i] * r * r * mean) + residual;
+            let part = |of: &ReferenceTensor| of.data[t * width..][..width].to_vec();
+            let (x, dy) = (part(x), part(dy));
+            let products = x.iter().zip(&dy).zip(&weight.data).map(|((x, dy), w)| x * dy * w);
+            let mean = products.sum::<f64>() / width as f64;
+            for (i, out) in out.iter_mut().enumerate() {
+                let residual = inputs.get(4).map_or(0.0, |residual| residual.data[t * width + i]);
+                *out = r * (weight.data[i] * dy[i] - x[i] * r * r * mean) + residual;
             }
         }
         vec![dx]
@@ -183,16 +204,20 @@ impl Operation for RmsNormGradient {
     }
 
     fn cases() -> Vec<Case> {
-        [(3, 7, DType::F32), (65, 130, DType::F32), (9, 64, DType::F16), (9, 64, DType::BF16)]
-            .into_iter()
-            .flat_map(|(rows, cols, dtype)| {
+        let whole = [(3, 7, DType::F32), (65, 130, DType::F32), (9, 64, DType::F16), (9, 64, DType::BF16)];
+        let parts = [(5, 3, 8, DType::F32), (9, 2, 64, DType::BF16)];
+        let whole = whole.into_iter().map(|(rows, cols, dtype)| (rows, 1, cols, dtype));
+        whole
+            .chain(parts)
+            .flat_map(|(rows, parts, width, dtype)| {
+                let cols = parts * width;
                 let mut inputs = vec![
                     CaseInput::random(&[rows, cols], dtype),
-                    CaseInput::random(&[cols], DType::F32),
-                    CaseInput::random(&[rows], DType::F32),
+                    CaseInput::random(&[width], DType::F32),
+                    CaseInput::random(&[rows * parts], DType::F32),
                     CaseInput::random(&[rows, cols], dtype),
                 ];
-                let label = format!("{rows}x{cols} {dtype}");
+                let label = format!("{rows}x{cols} of {width} {dtype}");
                 let plain = Case::new(label.clone(), RmsNormGradient { residual: false }, inputs.clone());
                 inputs.push(CaseInput::random(&[rows, cols], dtype));
                 let op = RmsNormGradient { residual: true };
@@ -202,6 +227,11 @@ impl Operation for RmsNormGradient {
     }
 }
 
+/// The width of the parts of x, each of which has a number in `rstd`.
+fn part_width(x: TensorType, rstd: TensorType) -> usize {
+    x.cols() / (rstd.cols() / x.rows()).max(1)
+}
+
 impl Operation for RmsNormWeightGradient {
     fn name(&self) -> &'static str {
         "rms_norm_weight_gradient"
@@ -209,7 +239,8 @@ impl Operation for RmsNormWeightGradient {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
         expect_inputs(self.name(), inputs, 3)?;
-        Ok(vec![TensorType::new(Shape::vector(inputs[0].cols()), DType::F32)])
+        let width = part_width(inputs[0], inputs[1]);
+        Ok(vec![TensorType::new(Shape::vector(width), DType::F32)])
     }
 
     fn reverse(&self, _graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
@@ -218,11 +249,11 @@ impl Operation for RmsNormWeightGradient {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
-        let x = launch.inputs[0];
-        Dispatch::new(WEIGHT_GRADIENT, x.cols4())
+        let (x, width) = (launch.inputs[0], launch.outputs[0].cols());
+        Dispatch::new(WEIGHT_GRADIENT, width.div_ceil(LANE))
             .flag("ACCUMULATE", launch.accumulate[0])
-            .param("rows", x.rows())
-            .param("cols4", x.cols4())
+            .param("rows", part_rows(x, width))
+            .param("cols4", width.div_ceil(LANE))
             .read("x", Place::Input(0), x.dtype)
             .read_scalar("rstd", Place::Input(1), DType::F32)
             .read("dy", Place::Input(2), launch.inputs[2].dtype)
@@ -242,15 +273,16 @@ impl Operation for RmsNormWeightGradient {
     }
 
     fn cases() -> Vec<Case> {
-        [(1, 4, DType::F32), (131, 9, DType::F32), (70, 12, DType::BF16)]
+        [(1, 1, 4, DType::F32), (131, 1, 9, DType::F32), (70, 1, 12, DType::BF16), (70, 3, 8, DType::F32)]
             .into_iter()
-            .map(|(rows, cols, dtype)| {
+            .map(|(rows, parts, width, dtype)| {
+                let cols = parts * width;
                 let inputs = vec![
                     CaseInput::random(&[rows, cols], dtype),
-                    CaseInput::random(&[rows], DType::F32),
+                    CaseInput::random(&[rows * parts], DType::F32),
                     CaseInput::random(&[rows, cols], dtype),
                 ];
-                Case::new(format!("{rows}x{cols} {dtype}"), RmsNormWeightGradient, inputs)
+                Case::new(format!("{rows}x{cols} of {width} {dtype}"), RmsNormWeightGradient, inputs)
             })
             .collect()
     }

@@ -38,13 +38,13 @@ mod tests {
     use std::path::Path;
 
     fn tokenizer(family: &str) -> Tokenizer {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers").join(family);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
         Tokenizer::open(&folder).unwrap()
     }
 
     #[test]
     fn tokens_of_one_place_have_names_of_their_own() {
-        for family in ["mistral", "qwen2", "gemma", "gpt_neox"] {
+        for family in ["models/mistral", "models/qwen2", "tokenizers/gemma", "tokenizers/gpt_neox"] {
             let tokenizer = tokenizer(family);
             let all: Vec<u32> = (0..tokenizer.vocab_size() as u32).collect();
             let mut seen = std::collections::HashSet::new();
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn texts_of_tokens_make_the_text() {
-        for family in ["mistral", "qwen2", "gemma", "gpt_neox"] {
+        for family in ["models/mistral", "models/qwen2", "tokenizers/gemma", "tokenizers/gpt_neox"] {
             let tokenizer = tokenizer(family);
             let text = "x the cat sat\n on 12 mats";
             // the space that this one begins with is no token's own
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_token_is_named_among_the_most_probable_ones() {
-        let tokenizer = tokenizer("qwen2");
+        let tokenizer = tokenizer("models/qwen2");
         let ids = tokenizer.encode_plain("the cat é🙂").unwrap();
         let (own, other) = (ids[0], ids[1]);
         let score = |token| TokenScore { token, log_probability: Some(-1.0), top: vec![(other, -0.5)] };

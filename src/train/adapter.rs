@@ -116,6 +116,12 @@ pub fn with_saved(
         let reason = if config.tied_head && is_called(embedding, name) {
             "in this model it is the head as well, and both would come apart; lm_head can be trained alone"
                 .into()
+        } else if Network::linear_modules(config)
+            .iter()
+            .any(|(module, _, _)| config.has_bias(module) && is_called(module, name))
+        {
+            "in this model it has a bias, which is not trained beside an adapter; an adapter can sit on it"
+                .into()
         } else {
             let mut known: Vec<&str> = all.iter().filter_map(|(m, _)| m.rsplit('.').next()).collect();
             known.sort_unstable();

@@ -189,7 +189,8 @@ impl Evaluator {
     /// # Errors
     /// A micro-batch over the capacity, and what the device reported.
     pub fn loss_sum(&mut self, batch: &MicroBatch) -> Result<f64, TrainerError> {
-        let size = write_batch(&self.bindings, self.embedding.as_ref(), batch, self.capacity)?;
+        let (embedding, window) = (self.embedding.as_ref(), self.network.config.window());
+        let size = write_batch(&self.bindings, embedding, batch, window, self.capacity)?;
         self.gpu.submit(std::slice::from_ref(&self.loss_sum), &[])?;
         let gpu = self.gpu.clone();
         gpu.submit(&[], &[self.program(size)?.recording()])?;

@@ -18,6 +18,7 @@ pub(super) fn write_batch(
     bindings: &Bindings,
     embedding: Option<&HostEmbedding>,
     batch: &MicroBatch,
+    window: u32,
     capacity: Capacity,
 ) -> Result<Capacity, TrainerError> {
     let size = Capacity { tokens: batch.tokens_len(), labels: batch.label_count() }.padded();
@@ -29,16 +30,18 @@ pub(super) fn write_batch(
             max_labels: capacity.labels,
         });
     }
-    write_padded(bindings, embedding, batch, size);
+    write_padded(bindings, embedding, batch, window, size);
     Ok(size)
 }
 
 /// Uploads a micro-batch padded to a size. `embedding` looks up its tokens where the graph does not; padding tokens are samples
-/// of their own without a label. Inputs that the bindings lack are those that the graph does not have.
+/// of their own without a label; each token sees the last `window` of its sample. Inputs that the bindings lack are those that the
+/// graph does not have.
 pub(super) fn write_padded(
     bindings: &Bindings,
     embedding: Option<&HostEmbedding>,
     batch: &MicroBatch,
+    window: u32,
     size: Capacity,
 ) {
     let write = |name: &str, values: &[u32]| {
@@ -52,9 +55,13 @@ pub(super) fn write_padded(
     };
     let ids = padded(&batch.tokens, &|_| 0);
     write("positions", &padded(&batch.positions, &|_| 0));
-    write("starts", &padded(&batch.segment_start, &|t| t));
+    let at = || 0..real;
+    let starts =
+        batch.segment_start.iter().zip(at()).map(|(&start, t)| start.max((t + 1).saturating_sub(window)));
+    let query_ends = batch.segment_end.iter().zip(at()).map(|(&end, t)| end.min(t.saturating_add(window)));
+    write("starts", &padded(&starts.collect::<Vec<_>>(), &|t| t));
     write("ends", &(1..=tokens).collect::<Vec<_>>());
-    write("query_ends", &padded(&batch.segment_end, &|t| t + 1));
+    write("query_ends", &padded(&query_ends.collect::<Vec<_>>(), &|t| t + 1));
     if bindings.leaf("order").is_some() {
         write("order", &token_order(&ids));
     }

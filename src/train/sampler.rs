@@ -207,7 +207,7 @@ impl<'r> Sampler<'r> {
             let last = text.len() - 1;
             let batch = MicroBatch::from_samples([Sample::new(text.clone(), text.len())]);
             let size = Capacity { tokens: self.tokens, labels: 1 };
-            write_padded(&self.bindings, embedding, &batch, size);
+            write_padded(&self.bindings, embedding, &batch, trainer.network().config.window(), size);
             if let Some(rows) = self.bindings.leaf("rows") {
                 rows.write(&pack_u32(&[last as u32]));
             }

@@ -383,7 +383,8 @@ impl Trainer {
     }
 
     fn write_inputs(&self, batch: &MicroBatch) -> Result<Size, TrainerError> {
-        let size = write_batch(&self.bindings, self.embedding.as_ref(), batch, self.capacity)?;
+        let (embedding, window) = (self.embedding.as_ref(), self.network.config.window());
+        let size = write_batch(&self.bindings, embedding, batch, window, self.capacity)?;
         Ok((size.tokens, size.labels))
     }
 

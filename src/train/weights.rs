@@ -129,7 +129,12 @@ impl WeightSource {
         let mut random = Random::named(seed, name);
         // a normal number takes two
         random.skip(2 * elements.start as u64);
-        let mut values = || if dims.len() == 1 { 1.0 } else { 0.02 * random.normal() as f32 };
+        let bias = name.ends_with(".bias");
+        let mut values = || match dims.len() {
+            1 if bias => 0.0,
+            1 => 1.0,
+            _ => 0.02 * random.normal() as f32,
+        };
         let mut block = [0.0; 4096];
         let mut left = elements.len();
         while left > 0 {

@@ -35,7 +35,7 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
         tensors.push(GgufTensor { name: ROPE_FREQS.into(), ty: GgmlType::F32, shape: vec![factors.len()] });
     }
     for (weight, shape) in config.expected_shapes() {
-        let name = gguf_name(config, &weight)?;
+        let name = gguf_name(&weight)?;
         let ty = if shape.len() == 1 { GgmlType::F32 } else { options.type_of(shape[1]) };
         tensors.push(GgufTensor { name: name.clone(), ty, shape });
         sources.insert(name, weight);
@@ -72,12 +72,13 @@ fn write_tensor(
         return model.rows(weight, &mut write);
     };
     let head = tensor.shape.iter().product::<usize>() / heads;
+    let columns = tensor.shape.get(1).copied().unwrap_or(1);
     let mut waiting = Vec::new();
     model.rows(weight, &mut |values| {
         waiting.extend_from_slice(values);
         let whole = waiting.len() / head;
         if whole > 0 {
-            write(&permute_rows(&waiting[..whole * head], whole, tensor.shape[1]))?;
+            write(&permute_rows(&waiting[..whole * head], whole, columns))?;
             waiting.drain(..whole * head);
         }
         Ok(())

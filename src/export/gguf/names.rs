@@ -6,47 +6,55 @@
 use super::ExportError;
 use crate::models::{Family, ModelConfig};
 
-/// llama.cpp's name of a family.
+/// llama.cpp's name of a family; Mistral has Llama's there.
 pub(super) fn architecture(config: &ModelConfig) -> &'static str {
     match config.family {
-        Family::Llama => "llama",
+        Family::Llama | Family::Mistral => "llama",
+        Family::Qwen2 => "qwen2",
+        Family::Qwen3 => "qwen3",
     }
 }
 
 /// A weight's name in GGUF.
-pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, ExportError> {
-    let Family::Llama = config.family;
+pub(super) fn gguf_name(weight: &str) -> Result<String, ExportError> {
     let found = match weight {
         "model.embed_tokens.weight" => Some("token_embd.weight".to_owned()),
         "model.norm.weight" => Some("output_norm.weight".to_owned()),
         "lm_head.weight" => Some("output.weight".to_owned()),
         _ => weight.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')).and_then(
             |(layer, part)| {
-                let part = match part {
-                    "input_layernorm.weight" => "attn_norm",
-                    "self_attn.q_proj.weight" => "attn_q",
-                    "self_attn.k_proj.weight" => "attn_k",
-                    "self_attn.v_proj.weight" => "attn_v",
-                    "self_attn.o_proj.weight" => "attn_output",
-                    "post_attention_layernorm.weight" => "ffn_norm",
-                    "mlp.gate_proj.weight" => "ffn_gate",
-                    "mlp.up_proj.weight" => "ffn_up",
-                    "mlp.down_proj.weight" => "ffn_down",
+                let (module, kind) = part.rsplit_once('.')?;
+                let part = match module {
+                    "input_layernorm" => "attn_norm",
+                    "self_attn.q_proj" => "attn_q",
+                    "self_attn.k_proj" => "attn_k",
+                    "self_attn.v_proj" => "attn_v",
+                    "self_attn.q_norm" => "attn_q_norm",
+                    "self_attn.k_norm" => "attn_k_norm",
+                    "self_attn.o_proj" => "attn_output",
+                    "post_attention_layernorm" => "ffn_norm",
+                    "mlp.gate_proj" => "ffn_gate",
+                    "mlp.up_proj" => "ffn_up",
+                    "mlp.down_proj" => "ffn_down",
                     _ => return None,
                 };
-                Some(format!("blk.{layer}.{part}.weight"))
+                matches!(kind, "weight" | "bias").then(|| format!("blk.{layer}.{part}.{kind}"))
             },
         ),
     };
     found.ok_or_else(|| ExportError::NoGgufName { tensor: weight.to_owned() })
 }
 
-/// The number of heads whose rows are put in another order; `None` for the weights that stay.
+/// The number of heads whose rows are put in another order; `None` for the weights that stay, as all of Qwen's do: llama.cpp
+/// turns halves there.
 pub(super) fn permuted_heads(config: &ModelConfig, weight: &str) -> Option<usize> {
-    let Family::Llama = config.family;
-    if weight.ends_with("self_attn.q_proj.weight") {
+    if architecture(config) != "llama" {
+        return None;
+    }
+    let module = weight.strip_suffix(".weight").or(weight.strip_suffix(".bias"))?;
+    if module.ends_with("self_attn.q_proj") {
         Some(config.heads)
-    } else if weight.ends_with("self_attn.k_proj.weight") {
+    } else if module.ends_with("self_attn.k_proj") {
         Some(config.kv_heads)
     } else {
         None

@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn splittings_are_known_by_their_expressions() {
         for (folder, expected) in
-            [("models/llama", "llama-bpe"), ("tokenizers/qwen2", "qwen2"), ("tokenizers/gpt_neox", "gpt-2")]
+            [("models/llama", "llama-bpe"), ("models/qwen2", "qwen2"), ("tokenizers/gpt_neox", "gpt-2")]
         {
             let all = read(folder, 512);
             assert_eq!(all["tokenizer.ggml.model"], GgufValue::Text("gpt2".into()), "{folder}");
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn sentencepiece_has_scores_in_the_order_of_its_merges() {
-        let all = read("tokenizers/mistral", 520);
+        let all = read("models/mistral", 520);
         assert_eq!(all["tokenizer.ggml.model"], GgufValue::Text("llama".into()));
         assert_eq!(all["tokenizer.ggml.add_space_prefix"], GgufValue::Bool(true));
         assert_eq!(all["tokenizer.ggml.unknown_token_id"], GgufValue::U32(0));

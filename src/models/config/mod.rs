@@ -4,11 +4,13 @@
 //! `rope_parameters`, `torch_dtype` against `dtype`); both give equal values here. A setting that
 //! changes the mathematics is either understood or refused: none is passed over.
 
+mod family;
 mod keys;
 mod rope;
 #[cfg(test)]
 mod tests;
 
+pub use family::{AttentionBias, Family};
 pub use rope::{Rope, RopeScaling};
 
 use crate::graph::DType;
@@ -21,7 +23,6 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 const CONFIG: &str = "config.json";
-const ARCHITECTURES: [(&str, Family); 1] = [("LlamaForCausalLM", Family::Llama)];
 /// No model comes near; it keeps a broken file from filling the memory with names.
 const MAX_LAYERS: usize = 1 << 14;
 
@@ -48,13 +49,6 @@ pub enum ConfigError {
     Inconsistent { file: PathBuf, reason: String },
 }
 
-/// Families of networks that engraft builds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Family {
-    Llama,
-}
-
 /// Sizes and constants of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
@@ -73,6 +67,11 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// The head uses the embedding matrix.
     pub tied_head: bool,
+    pub attention_bias: AttentionBias,
+    /// Queries and keys are normalised head by head, before the rotary embedding.
+    pub head_norms: bool,
+    /// A token sees so many of the last ones, itself among them; `None`: all.
+    pub sliding_window: Option<usize>,
 }
 
 impl ModelConfig {
@@ -108,31 +107,56 @@ impl ModelConfig {
             reason: error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
         })?;
         let keys = Keys { file: path, object: &object, prefix: "" };
-        let family = family(&keys)?;
+        let family = Family::read(&keys)?;
         refuse_unsupported(&keys)?;
 
         let (hidden_size, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
-        if hidden_size % heads != 0 {
-            let sizes = format!("hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}");
-            return Err(keys.inconsistent(sizes));
-        }
-        let max_position_embeddings = keys.optional("max_position_embeddings", Keys::size)?.unwrap_or(2048);
+        let layers = keys.size("num_hidden_layers")?;
+        let head_dim = match keys.optional("head_dim", Keys::size)?.or(family.default_head_dim()) {
+            Some(head_dim) => head_dim,
+            None if hidden_size % heads == 0 => hidden_size / heads,
+            None => {
+                let sizes =
+                    format!("hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}");
+                return Err(keys.inconsistent(sizes));
+            }
+        };
+        let positions = keys.optional("max_position_embeddings", Keys::size)?;
+        let max_position_embeddings = positions.unwrap_or(family.default_positions());
         let config = ModelConfig {
             family,
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
-            layers: keys.size("num_hidden_layers")?,
+            layers,
             heads,
-            kv_heads: keys.optional("num_key_value_heads", Keys::size)?.unwrap_or(heads),
-            head_dim: keys.optional("head_dim", Keys::size)?.unwrap_or(hidden_size / heads),
+            kv_heads: family.read_kv_heads(&keys, heads)?,
+            head_dim,
             rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(1e-6),
             rope: read_rope(&keys, max_position_embeddings)?,
             max_position_embeddings,
             tied_head: keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(false),
+            attention_bias: family.read_bias(&keys)?,
+            head_norms: family.head_norms(),
+            sliding_window: family.read_window(&keys, layers)?,
         };
         config.check(&keys)?;
         Ok(config)
+    }
+
+    /// Whether a linear layer has a bias.
+    pub fn has_bias(&self, module: &str) -> bool {
+        let part = module.rsplit_once('.').map_or(module, |(_, part)| part);
+        match self.attention_bias {
+            AttentionBias::None => false,
+            AttentionBias::Inputs => matches!(part, "q_proj" | "k_proj" | "v_proj"),
+            AttentionBias::All => matches!(part, "q_proj" | "k_proj" | "v_proj" | "o_proj"),
+        }
+    }
+
+    /// Tokens that each token sees at most, itself among them.
+    pub fn window(&self) -> u32 {
+        self.sliding_window.and_then(|window| u32::try_from(window).ok()).unwrap_or(u32::MAX)
     }
 
     /// Parameters of the whole model; a tied head counts once.
@@ -162,9 +186,6 @@ impl ModelConfig {
             DType::BF16 => "bfloat16",
             _ => "float32",
         };
-        let (architecture, model_type) = match self.family {
-            Family::Llama => ("LlamaForCausalLM", "llama"),
-        };
         let scaling = match self.rope.scaling {
             RopeScaling::None => None,
             RopeScaling::Linear { factor } => Some(json!({ "rope_type": "linear", "factor": factor })),
@@ -183,9 +204,9 @@ impl ModelConfig {
         };
         let mut rope_parameters = scaling.clone().unwrap_or_else(|| json!({ "rope_type": "default" }));
         rope_parameters["rope_theta"] = json!(self.rope.theta);
-        json!({
-            "architectures": [architecture],
-            "attention_bias": false,
+        let mut json = json!({
+            "architectures": [self.family.architecture()],
+            "attention_bias": self.attention_bias == AttentionBias::All,
             "attention_dropout": 0.0,
             "dtype": dtype,
             "head_dim": self.head_dim,
@@ -194,7 +215,7 @@ impl ModelConfig {
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.max_position_embeddings,
             "mlp_bias": false,
-            "model_type": model_type,
+            "model_type": self.family.model_type(),
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
             "num_key_value_heads": self.kv_heads,
@@ -205,13 +226,21 @@ impl ModelConfig {
             "tie_word_embeddings": self.tied_head,
             "torch_dtype": dtype,
             "vocab_size": self.vocab_size,
-        })
+        });
+        if self.family != Family::Llama {
+            json["sliding_window"] = json!(self.sliding_window);
+        }
+        if matches!(self.family, Family::Qwen2 | Family::Qwen3) {
+            json["use_sliding_window"] = json!(self.sliding_window.is_some());
+            json["max_window_layers"] = json!(0);
+        }
+        json
     }
 
-    fn layer_shapes(&self) -> [(&'static str, Vec<usize>); 9] {
+    fn layer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
         let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        [
+        let mut shapes = vec![
             ("input_layernorm.weight", vec![hidden]),
             ("self_attn.q_proj.weight", vec![queries, hidden]),
             ("self_attn.k_proj.weight", vec![keys, hidden]),
@@ -221,7 +250,20 @@ impl ModelConfig {
             ("mlp.gate_proj.weight", vec![ffn, hidden]),
             ("mlp.up_proj.weight", vec![ffn, hidden]),
             ("mlp.down_proj.weight", vec![hidden, ffn]),
-        ]
+        ];
+        if self.attention_bias != AttentionBias::None {
+            shapes.push(("self_attn.q_proj.bias", vec![queries]));
+            shapes.push(("self_attn.k_proj.bias", vec![keys]));
+            shapes.push(("self_attn.v_proj.bias", vec![keys]));
+        }
+        if self.attention_bias == AttentionBias::All {
+            shapes.push(("self_attn.o_proj.bias", vec![hidden]));
+        }
+        if self.head_norms {
+            shapes.push(("self_attn.q_norm.weight", vec![self.head_dim]));
+            shapes.push(("self_attn.k_norm.weight", vec![self.head_dim]));
+        }
+        shapes
     }
 
     fn outer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
@@ -254,24 +296,9 @@ impl ModelConfig {
     }
 }
 
-fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
-    let found: Vec<&str> = match keys.required("architectures")? {
-        Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
-        value => return Err(keys.wrong("architectures", value, "a list of names".into())),
-    };
-    let known = found.iter().find_map(|name| ARCHITECTURES.iter().find(|(known, _)| known == name));
-    known.map(|(_, family)| *family).ok_or_else(|| ConfigError::Architecture {
-        file: keys.file.to_path_buf(),
-        found: if found.is_empty() { "(none named)".to_owned() } else { found.join(", ") },
-        supported: ARCHITECTURES.map(|(name, _)| name).join(", "),
-    })
-}
-
 fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
-    for key in ["attention_bias", "mlp_bias"] {
-        if keys.optional(key, Keys::flag)? == Some(true) {
-            return Err(keys.refused(key, &Value::Bool(true), "linear layers have no bias"));
-        }
+    if keys.optional("mlp_bias", Keys::flag)? == Some(true) {
+        return Err(keys.refused("mlp_bias", &Value::Bool(true), "the linear layers of MLPs have no bias"));
     }
     let expected = [
         ("hidden_act", json!("silu"), "the gated MLP uses silu"),

@@ -59,8 +59,71 @@ fn both_spellings_of_transformers_are_equal() {
             rope: Rope { theta: 10_000.0, scaling },
             max_position_embeddings: 128,
             tied_head: model == "llama",
+            attention_bias: AttentionBias::None,
+            head_norms: false,
+            sliding_window: None,
         };
         assert_eq!(config, expected, "{model}");
+    }
+}
+
+#[test]
+fn families_differ_as_their_files_say() {
+    for model in ["mistral", "qwen2", "qwen3"] {
+        let config = read_fixture(model, "config.json");
+        assert_eq!(config, read_fixture(model, "config.v4.json"), "{model}");
+        let own =
+            (config.family, config.attention_bias, config.head_norms, config.sliding_window, config.head_dim);
+        let expected = match model {
+            "mistral" => (Family::Mistral, AttentionBias::None, false, Some(8), 16),
+            "qwen2" => (Family::Qwen2, AttentionBias::Inputs, false, None, 16),
+            _ => (Family::Qwen3, AttentionBias::All, true, None, 32),
+        };
+        assert_eq!(own, expected);
+        let written = config.to_json(DType::BF16).to_string();
+        assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    }
+    let biased = parse_with(&[("attention_bias", json!(true))]).unwrap();
+    assert_eq!(biased.attention_bias, AttentionBias::All);
+    let of = |architecture: &str, changes: &[(&str, Value)]| {
+        let own = [("architectures", json!([architecture])), ("num_key_value_heads", json!(2))];
+        parse_with(&[&own[..], changes].concat())
+    };
+    let bias = ("attention_bias", json!(true));
+    assert!(of("MistralForCausalLM", &[bias]).unwrap_err().to_string().contains("attention_bias = true"));
+    assert_eq!(of("Qwen3ForCausalLM", &[]).unwrap().head_dim, 128);
+    // the defaults of one size are nobody's
+    let text = message(&[("architectures", json!(["Qwen2ForCausalLM"]))]);
+    assert!(text.contains("\"num_key_value_heads\" is missing"), "{text}");
+    // heads need not divide the stream where they say how large they are
+    let wide = of("Qwen3ForCausalLM", &[("num_attention_heads", json!(6)), ("head_dim", json!(16))]).unwrap();
+    assert_eq!((wide.heads, wide.head_dim), (6, 16));
+}
+
+#[test]
+fn a_window_is_one_for_all_layers() {
+    let window = |architecture: &str, changes: &[(&str, Value)]| {
+        let own = [("architectures", json!([architecture])), ("num_key_value_heads", json!(2))];
+        parse_with(&[&own[..], changes].concat()).map(|config| config.sliding_window)
+    };
+    let (mistral, qwen) = ("MistralForCausalLM", "Qwen2ForCausalLM");
+    // transformers has a window for a Mistral that does not speak of it; null is none
+    assert_eq!(window(mistral, &[]).unwrap(), Some(4096));
+    assert_eq!(window(mistral, &[("sliding_window", json!(null))]).unwrap(), None);
+    assert_eq!(window(mistral, &[("sliding_window", json!(99))]).unwrap(), Some(99));
+    assert!(window(mistral, &[("sliding_window", json!(0))]).is_err());
+    assert_eq!(window("LlamaForCausalLM", &[("sliding_window", json!(99))]).unwrap(), None);
+    let (on, nine) = (("use_sliding_window", json!(true)), ("sliding_window", json!(9)));
+    let from = |layer: usize| ("max_window_layers", json!(layer));
+    let kinds = |kinds: [&str; 2]| ("layer_types", json!(kinds.map(|kind| format!("{kind}_attention"))));
+    let qwen = |changes: &[(&str, Value)]| window(qwen, changes);
+    assert_eq!(qwen(std::slice::from_ref(&nine)).unwrap(), None);
+    assert_eq!(qwen(&[on.clone(), nine.clone(), from(2)]).unwrap(), None);
+    assert_eq!(qwen(&[on.clone(), nine.clone(), from(0)]).unwrap(), Some(9));
+    assert_eq!(qwen(&[on.clone(), nine.clone(), kinds(["sliding", "sliding"])]).unwrap(), Some(9));
+    for mixed in [from(1), kinds(["full", "sliding"])] {
+        let text = qwen(&[on.clone(), nine.clone(), mixed]).unwrap_err().to_string();
+        assert!(text.contains("use_sliding_window = true is not supported"), "{text}");
     }
 }
 
@@ -167,7 +230,14 @@ fn what_is_written_is_read_back_equal() {
 
 #[test]
 fn shapes_add_up_to_the_parameter_count() {
-    for (model, parameters) in [("llama", 119_104), ("llama_untied", 151_872)] {
+    let models = [
+        ("llama", 119_104),
+        ("llama_untied", 151_872),
+        ("mistral", 151_872),
+        ("qwen2", 119_872),
+        ("qwen3", 144_960),
+    ];
+    for (model, parameters) in models {
         let config = read_fixture(model, "config.json");
         let shapes = config.expected_shapes();
         let sum: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
@@ -181,7 +251,8 @@ fn other_architectures_are_refused_by_name() {
     let text = message(&[("architectures", json!(["GemmaForCausalLM"]))]);
     assert_eq!(
         text,
-        "config.json: the architecture GemmaForCausalLM is not supported; supported: LlamaForCausalLM"
+        "config.json: the architecture GemmaForCausalLM is not supported; supported: LlamaForCausalLM, \
+         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
     );
     assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
     assert!(message(&[("architectures", json!("Llama"))]).contains("architectures is \"Llama\""));
@@ -191,7 +262,6 @@ fn other_architectures_are_refused_by_name() {
 #[test]
 fn unsupported_settings_are_refused_by_key_and_value() {
     for (key, value) in [
-        ("attention_bias", json!(true)),
         ("mlp_bias", json!(true)),
         ("hidden_act", json!("gelu")),
         ("partial_rotary_factor", json!(0.5)),

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
-use crate::models::{Family, ModelConfig, Network, Rope, RopeScaling};
+use crate::models::{AttentionBias, Family, ModelConfig, Network, Rope, RopeScaling};
 use crate::nn::{PlainLayers, Storage, WeightMode};
 use crate::ops::adamw::Hyper;
 use crate::train::adapter::spec_of_targets;
@@ -99,6 +99,9 @@ pub fn small_config() -> ModelConfig {
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
         max_position_embeddings: 131_072,
         tied_head: false,
+        attention_bias: AttentionBias::None,
+        head_norms: false,
+        sliding_window: None,
     }
 }
 

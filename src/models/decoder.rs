@@ -1,7 +1,8 @@
-//! Llama 2, 3, 3.1 and 3.2 (Touvron et al. 2023, arXiv:2307.09288): RMSNorm before attention and MLP, rotary embedding,
-//! grouped query heads, SwiGLU.
+//! The decoder of Llama (Touvron et al. 2023, arXiv:2307.09288): RMSNorm before attention and MLP, rotary embedding,
+//! grouped query heads, SwiGLU. Mistral (arXiv:2310.06825) has it with a sliding window, Qwen2 and 2.5 (arXiv:2407.10671) with biases
+//! on queries, keys and values, Qwen3 (arXiv:2505.09388) with norms on the heads of queries and keys.
 
-use super::{CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource};
+use super::{AttentionBias, CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource};
 use crate::graph::{GraphError, Value};
 use crate::nn::Builder;
 use crate::ops;
@@ -63,14 +64,26 @@ fn block(
     let name = |part: &str| format!("model.layers.{layer}.{part}");
 
     let normed = b.rms_norm(x, &name("input_layernorm"), d, config.rms_norm_eps)?;
-    let q = b.linear(normed, &name("self_attn.q_proj"), q_width, d)?;
-    let k = b.linear(normed, &name("self_attn.k_proj"), kv_width, d)?;
-    let v = b.linear(normed, &name("self_attn.v_proj"), kv_width, d)?;
+    let mut q = b.linear(normed, &name("self_attn.q_proj"), q_width, d)?;
+    let mut k = b.linear(normed, &name("self_attn.k_proj"), kv_width, d)?;
+    let mut v = b.linear(normed, &name("self_attn.v_proj"), kv_width, d)?;
+    if config.attention_bias != AttentionBias::None {
+        q = b.bias(q, &name("self_attn.q_proj"), q_width)?;
+        k = b.bias(k, &name("self_attn.k_proj"), kv_width)?;
+        v = b.bias(v, &name("self_attn.v_proj"), kv_width)?;
+    }
+    if config.head_norms {
+        q = b.rms_norm(q, &name("self_attn.q_norm"), head_dim, config.rms_norm_eps)?;
+        k = b.rms_norm(k, &name("self_attn.k_norm"), head_dim, config.rms_norm_eps)?;
+    }
     let q = ops::rope::rope(&mut b.graph, q, stream.positions, stream.rope_table)?;
     let k = ops::rope::rope(&mut b.graph, k, stream.positions, stream.rope_table)?;
     let (k, v) = cache(&mut b.graph, layer, k, v)?;
     let attended = ops::attention::attention(&mut b.graph, (q, k, v), &stream.visibility, head_dim)?;
-    let projected = b.linear(attended, &name("self_attn.o_proj"), d, q_width)?;
+    let mut projected = b.linear(attended, &name("self_attn.o_proj"), d, q_width)?;
+    if config.attention_bias == AttentionBias::All {
+        projected = b.bias(projected, &name("self_attn.o_proj"), d)?;
+    }
     let x = ops::add::add(&mut b.graph, x, projected)?;
 
     b.in_chunks(x, |b, x| {

@@ -1,0 +1,12 @@
+// y = x + b on every row of x [T, d]. An invocation owns one group of four.
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = group_index(group, groups) * 256u + lane;
+    if (i < params.count) {
+        store_y(i, load_x(i) + load_b(i % params.cols4));
+    }
+}
