@@ -44,7 +44,7 @@ fn text(length: usize) -> Vec<u32> {
 #[test]
 fn greedy_tokens_equal_pytorch() {
     let Some(gpu) = common::gpu() else { return };
-    for name in ["llama", "llama_untied", "llama_sharded", "mistral", "qwen2", "qwen3"] {
+    for name in ["llama", "llama_untied", "llama_sharded", "llama_biased", "mistral", "qwen2", "qwen3"] {
         let folder = model(name);
         let report = std::fs::read_to_string(folder.join("ref/reference.json")).unwrap();
         let reference: serde_json::Value = serde_json::from_str(&report).unwrap();

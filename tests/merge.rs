@@ -566,6 +566,10 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
         ("llama", with_head("llama"), false),
         ("llama", with_saved("llama"), false),
         ("llama_untied", with_saved("llama_untied"), false),
+        ("llama_biased", plain("llama_biased"), true),
+        ("mistral", plain("mistral"), false),
+        ("qwen2", plain("qwen2"), true),
+        ("qwen3", plain("qwen3"), true),
     ]
     .into_iter()
     .enumerate()

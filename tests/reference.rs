@@ -303,11 +303,19 @@ fn qwen2_equals_pytorch() {
     }
 }
 
-/// Norms on the heads of queries and keys, heads that are wider together than the stream, biases on all of attention.
+/// Norms on the heads of queries and keys, heads that are wider together than the stream.
 #[test]
 fn qwen3_equals_pytorch() {
     if let Some(gpu) = common::gpu() {
         check_model(&gpu, "qwen3");
+    }
+}
+
+/// Biases on all of attention.
+#[test]
+fn biased_llama_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "llama_biased");
     }
 }
 

@@ -14,27 +14,34 @@ import statistics
 import time
 
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
-# vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head: as in src/models/shapes.rs
+# family, vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head: as in src/models/shapes.rs
 SHAPES = {
-    "small": (2048, 256, 768, 4, 4, 4, 64, False),
-    "smollm2-135m": (49152, 576, 1536, 30, 9, 3, 64, True),
-    "qwen2.5-0.5b": (151936, 896, 4864, 24, 14, 2, 64, True),
-    "tinyllama-1.1b": (32000, 2048, 5632, 22, 32, 4, 64, False),
-    "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),
-    "llama-3.2-3b": (128256, 3072, 8192, 28, 24, 8, 128, True),
-    "llama-2-7b": (32000, 4096, 11008, 32, 32, 32, 128, False),
-    "qwen2.5-7b": (152064, 3584, 18944, 28, 28, 4, 128, False),
-    "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, 128, False),
+    "small": ("Llama", 2048, 256, 768, 4, 4, 4, 64, False),
+    "smollm2-135m": ("Llama", 49152, 576, 1536, 30, 9, 3, 64, True),
+    "qwen2.5-0.5b": ("Qwen2", 151936, 896, 4864, 24, 14, 2, 64, True),
+    "qwen3-0.6b": ("Qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True),
+    "tinyllama-1.1b": ("Llama", 32000, 2048, 5632, 22, 32, 4, 64, False),
+    "llama-3.2-1b": ("Llama", 128256, 2048, 8192, 16, 32, 8, 64, True),
+    "qwen2.5-1.5b": ("Qwen2", 151936, 1536, 8960, 28, 12, 2, 128, True),
+    "qwen3-1.7b": ("Qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True),
+    "llama-3.2-3b": ("Llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
+    "qwen3-4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
+    "llama-2-7b": ("Llama", 32000, 4096, 11008, 32, 32, 32, 128, False),
+    "mistral-7b": ("Mistral", 32768, 4096, 14336, 32, 32, 8, 128, False),
+    "qwen2.5-7b": ("Qwen2", 152064, 3584, 18944, 28, 28, 4, 128, False),
+    "llama-3.1-8b": ("Llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
+    "qwen3-8b": ("Qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False),
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def network(args, device, dtype):
-    vocab, hidden, inner, layers, heads, kv_heads, head_dim, tied = SHAPES[args.shape]
-    config = LlamaConfig(
+    family, vocab, hidden, inner, layers, heads, kv_heads, head_dim, tied = SHAPES[args.shape]
+    window = {"sliding_window": None} if family == "Mistral" else {}
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=inner,
@@ -46,11 +53,12 @@ def network(args, device, dtype):
         max_position_embeddings=131072,
         attn_implementation="sdpa",
         use_cache=False,
+        **window,
     )
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device(device):
-        base = LlamaForCausalLM(config)
+        base = getattr(transformers, f"{family}ForCausalLM")(config)
     torch.set_default_dtype(torch.float32)
     adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.targets or LINEAR)
     model = get_peft_model(base, adapter)
@@ -82,7 +90,7 @@ def main():
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=cuda)
     if args.compile:
         model = torch.compile(model)
-    tokens = torch.randint(0, SHAPES[args.shape][0], (args.batch, args.seq), device=device)
+    tokens = torch.randint(0, SHAPES[args.shape][1], (args.batch, args.seq), device=device)
 
     def step():
         start = time.perf_counter()

@@ -2,28 +2,44 @@
 
 use super::{AttentionBias, Family, ModelConfig, Rope, RopeScaling};
 
-/// Name, then vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head. From the models'
-/// `config.json`. Qwen's biases on q, k and v are left out: they change neither memory nor time.
-type Row = (&'static str, usize, usize, usize, usize, usize, usize, usize, bool);
+/// Name, family, then vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head. From the models'
+/// `config.json`; Mistral 7B is that of v0.3, without a window.
+type Row = (&'static str, Family, usize, usize, usize, usize, usize, usize, usize, bool);
 
-const SHAPES: [Row; 8] = [
-    ("smollm2-135m", 49_152, 576, 1_536, 30, 9, 3, 64, true),
-    ("qwen2.5-0.5b", 151_936, 896, 4_864, 24, 14, 2, 64, true),
-    ("tinyllama-1.1b", 32_000, 2_048, 5_632, 22, 32, 4, 64, false),
-    ("llama-3.2-1b", 128_256, 2_048, 8_192, 16, 32, 8, 64, true),
-    ("llama-3.2-3b", 128_256, 3_072, 8_192, 28, 24, 8, 128, true),
-    ("llama-2-7b", 32_000, 4_096, 11_008, 32, 32, 32, 128, false),
-    ("qwen2.5-7b", 152_064, 3_584, 18_944, 28, 28, 4, 128, false),
-    ("llama-3.1-8b", 128_256, 4_096, 14_336, 32, 32, 8, 128, false),
+const SHAPES: [Row; 14] = [
+    ("smollm2-135m", Family::Llama, 49_152, 576, 1_536, 30, 9, 3, 64, true),
+    ("qwen2.5-0.5b", Family::Qwen2, 151_936, 896, 4_864, 24, 14, 2, 64, true),
+    ("qwen3-0.6b", Family::Qwen3, 151_936, 1_024, 3_072, 28, 16, 8, 128, true),
+    ("tinyllama-1.1b", Family::Llama, 32_000, 2_048, 5_632, 22, 32, 4, 64, false),
+    ("llama-3.2-1b", Family::Llama, 128_256, 2_048, 8_192, 16, 32, 8, 64, true),
+    ("qwen2.5-1.5b", Family::Qwen2, 151_936, 1_536, 8_960, 28, 12, 2, 128, true),
+    ("qwen3-1.7b", Family::Qwen3, 151_936, 2_048, 6_144, 28, 16, 8, 128, true),
+    ("llama-3.2-3b", Family::Llama, 128_256, 3_072, 8_192, 28, 24, 8, 128, true),
+    ("qwen3-4b", Family::Qwen3, 151_936, 2_560, 9_728, 36, 32, 8, 128, true),
+    ("llama-2-7b", Family::Llama, 32_000, 4_096, 11_008, 32, 32, 32, 128, false),
+    ("mistral-7b", Family::Mistral, 32_768, 4_096, 14_336, 32, 32, 8, 128, false),
+    ("qwen2.5-7b", Family::Qwen2, 152_064, 3_584, 18_944, 28, 28, 4, 128, false),
+    ("llama-3.1-8b", Family::Llama, 128_256, 4_096, 14_336, 32, 32, 8, 128, false),
+    ("qwen3-8b", Family::Qwen3, 151_936, 4_096, 12_288, 36, 32, 8, 128, false),
 ];
 
 /// The shape of a model; `None` for a name that is not in [`shape_names`].
 pub fn shape(name: &str) -> Option<ModelConfig> {
     let found = SHAPES.iter().find(|row| row.0.eq_ignore_ascii_case(name))?;
-    let &(_, vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, tied_head) =
-        found;
+    let &(
+        _,
+        family,
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        tied_head,
+    ) = found;
     Some(ModelConfig {
-        family: Family::Llama,
+        family,
         vocab_size,
         hidden_size,
         intermediate_size,
@@ -35,8 +51,8 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::None },
         max_position_embeddings: 131_072,
         tied_head,
-        attention_bias: AttentionBias::None,
-        head_norms: false,
+        attention_bias: if family == Family::Qwen2 { AttentionBias::Inputs } else { AttentionBias::None },
+        head_norms: family.head_norms(),
         sliding_window: None,
     })
 }
@@ -49,13 +65,16 @@ pub fn shape_names() -> impl Iterator<Item = &'static str> {
 mod tests {
     use super::*;
 
-    /// Parameters as the models' cards give them, in millions; Qwen's without its biases.
+    /// Parameters in millions, as the files of the models hold them.
     #[test]
     fn shapes_have_the_published_sizes() {
-        let millions = [134.5, 494.0, 1100.0, 1235.8, 3212.7, 6738.4, 7615.5, 8030.3];
+        let millions = [
+            134.515, 494.033, 596.050, 1100.048, 1235.814, 1543.714, 1720.575, 3212.750, 4022.468, 6738.415,
+            7248.024, 7615.617, 8030.261, 8190.735,
+        ];
         for (name, expected) in shape_names().zip(millions) {
             let count = shape(name).unwrap().parameter_count() as f64 / 1e6;
-            assert!((count / expected - 1.0).abs() < 1e-3, "{name}: {count}");
+            assert!((count / expected - 1.0).abs() < 1e-6, "{name}: {count}");
         }
         assert_eq!(shape("Llama-3.2-1B"), shape("llama-3.2-1b"));
         assert_eq!(shape("gpt-5"), None);

@@ -28,7 +28,10 @@ def permuted(rows, heads):
 def main(path, model_dir, adapter_dir=None):
     config = json.loads((Path(model_dir) / "config.json").read_text())
     layers, heads, kv_heads = (config[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads"))
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    reader = gguf.GGUFReader(path)
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    architecture = reader.fields["general.architecture"].contents()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
     expected = {}
     for file in sorted(Path(adapter_dir or model_dir).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
@@ -40,15 +43,13 @@ def main(path, model_dir, adapter_dir=None):
                     if key.endswith(f".lora_{matrix}.weight"):
                         weight = key.removeprefix("base_model.model.").replace(f".lora_{matrix}", "")
                         part = f".lora_{matrix.lower()}"
-                if part != ".lora_a":
-                    if weight.endswith("q_proj.weight"):
+                if part != ".lora_a" and architecture == "llama":
+                    if weight.endswith(("q_proj.weight", "q_proj.bias")):
                         values = permuted(values, heads)
-                    elif weight.endswith("k_proj.weight"):
+                    elif weight.endswith(("k_proj.weight", "k_proj.bias")):
                         values = permuted(values, kv_heads)
-                expected[names.get_name(weight, (".weight",)) + part] = values
+                expected[names.get_name(weight, (".weight", ".bias")) + part] = values
 
-    reader = gguf.GGUFReader(path)
-    found = {tensor.name: tensor for tensor in reader.tensors}
     different, shapes = [], []
     for name, values in expected.items():
         if name not in found:

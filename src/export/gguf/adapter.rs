@@ -42,7 +42,7 @@ pub fn export_adapter(
     let (mut tensors, mut values) = (Vec::new(), HashMap::new());
     for tensor in &folder.adapter.tensors {
         let weight = format!("{}.weight", tensor.module);
-        let name = gguf_name(&weight)?;
+        let name = gguf_name(&config, &weight)?;
         let b = match permuted_heads(&config, &weight) {
             Some(heads) => permute_rows(&tensor.b, heads, tensor.r),
             None => tensor.b.clone(),

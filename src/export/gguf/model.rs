@@ -35,7 +35,7 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
         tensors.push(GgufTensor { name: ROPE_FREQS.into(), ty: GgmlType::F32, shape: vec![factors.len()] });
     }
     for (weight, shape) in config.expected_shapes() {
-        let name = gguf_name(&weight)?;
+        let name = gguf_name(config, &weight)?;
         let ty = if shape.len() == 1 { GgmlType::F32 } else { options.type_of(shape[1]) };
         tensors.push(GgufTensor { name: name.clone(), ty, shape });
         sources.insert(name, weight);

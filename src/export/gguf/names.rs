@@ -16,7 +16,7 @@ pub(super) fn architecture(config: &ModelConfig) -> &'static str {
 }
 
 /// A weight's name in GGUF.
-pub(super) fn gguf_name(weight: &str) -> Result<String, ExportError> {
+pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, ExportError> {
     let found = match weight {
         "model.embed_tokens.weight" => Some("token_embd.weight".to_owned()),
         "model.norm.weight" => Some("output_norm.weight".to_owned()),
@@ -38,7 +38,9 @@ pub(super) fn gguf_name(weight: &str) -> Result<String, ExportError> {
                     "mlp.down_proj" => "ffn_down",
                     _ => return None,
                 };
-                matches!(kind, "weight" | "bias").then(|| format!("blk.{layer}.{part}.{kind}"))
+                // llama.cpp has no biases in this family, as its published models have none
+                let known = kind == "weight" || kind == "bias" && config.family != Family::Qwen3;
+                known.then(|| format!("blk.{layer}.{part}.{kind}"))
             },
         ),
     };

@@ -80,7 +80,7 @@ impl Family {
     }
 
     /// Queries and keys are normalised by heads.
-    pub(super) fn head_norms(self) -> bool {
+    pub(in crate::models) fn head_norms(self) -> bool {
         self == Family::Qwen3
     }
 

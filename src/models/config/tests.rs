@@ -69,7 +69,7 @@ fn both_spellings_of_transformers_are_equal() {
 
 #[test]
 fn families_differ_as_their_files_say() {
-    for model in ["mistral", "qwen2", "qwen3"] {
+    for model in ["mistral", "qwen2", "qwen3", "llama_biased"] {
         let config = read_fixture(model, "config.json");
         assert_eq!(config, read_fixture(model, "config.v4.json"), "{model}");
         let own =
@@ -77,7 +77,8 @@ fn families_differ_as_their_files_say() {
         let expected = match model {
             "mistral" => (Family::Mistral, AttentionBias::None, false, Some(8), 16),
             "qwen2" => (Family::Qwen2, AttentionBias::Inputs, false, None, 16),
-            _ => (Family::Qwen3, AttentionBias::All, true, None, 32),
+            "qwen3" => (Family::Qwen3, AttentionBias::None, true, None, 32),
+            _ => (Family::Llama, AttentionBias::All, false, None, 16),
         };
         assert_eq!(own, expected);
         let written = config.to_json(DType::BF16).to_string();
@@ -235,7 +236,8 @@ fn shapes_add_up_to_the_parameter_count() {
         ("llama_untied", 151_872),
         ("mistral", 151_872),
         ("qwen2", 119_872),
-        ("qwen3", 144_960),
+        ("qwen3", 144_320),
+        ("llama_biased", 119_488),
     ];
     for (model, parameters) in models {
         let config = read_fixture(model, "config.json");
