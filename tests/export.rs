@@ -413,7 +413,7 @@ fn the_gguf_package_reads_the_same_tensors() {
         ("qwen3", "bf16"),
     ] {
         let base = model(name);
-        export(&[base.to_str().unwrap(), "--gguf", file, "--type", ty]);
+        let report = export(&[base.to_str().unwrap(), "--gguf", file, "--type", ty]);
         let Some(found) = python("compare_gguf.py", &[file, base.to_str().unwrap()]) else { return };
         let found: Value = serde_json::from_str(&found).unwrap();
         let empty = json!([]);
@@ -432,6 +432,8 @@ fn the_gguf_package_reads_the_same_tensors() {
         assert!(found["types"].as_array().unwrap().contains(&json!(ty.to_uppercase())), "{found}");
         assert_eq!(found["fields"]["general.architecture"], architecture);
         assert_eq!(found["fields"]["tokenizer.ggml.pre"], splitting);
+        let noted = report["notes"].to_string();
+        assert_eq!(noted.contains("sees the last 8 tokens"), name == "mistral", "{noted}");
     }
     for name in ["llama_untied", "qwen2"] {
         let (base, adapter) = (model(name), model(name).join("ref/adapter"));

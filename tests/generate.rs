@@ -66,7 +66,11 @@ fn greedy_tokens_equal_pytorch() {
 }
 
 fn generator(gpu: &Gpu, cache: CacheSize) -> Generator {
-    let folder = model("llama");
+    generator_of(gpu, "llama", cache)
+}
+
+fn generator_of(gpu: &Gpu, name: &str, cache: CacheSize) -> Generator {
+    let folder = model(name);
     let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
     let (network, source) =
         open_network(&folder, Some(&adapter), Precision::F32True, QuantizeOptions::default()).unwrap();
@@ -74,7 +78,11 @@ fn generator(gpu: &Gpu, cache: CacheSize) -> Generator {
 }
 
 fn trainer(gpu: &Gpu, tokens: usize) -> Trainer {
-    let folder = model("llama");
+    trainer_of(gpu, "llama", tokens)
+}
+
+fn trainer_of(gpu: &Gpu, name: &str, tokens: usize) -> Trainer {
+    let folder = model(name);
     let adapter = Adapter::read(&folder.join("ref/adapter")).unwrap();
     let (network, source) =
         open_network(&folder, Some(&adapter), Precision::F32True, QuantizeOptions::default()).unwrap();
@@ -124,14 +132,21 @@ fn log_softmax(logits: &[f32], token: u32) -> f64 {
 #[test]
 fn tokens_are_scored_as_the_whole_sequence_has_them() {
     let Some(gpu) = common::gpu() else { return };
+    // the second sees eight tokens
+    for name in ["llama", "mistral", "qwen3"] {
+        scores_are_those_of_the_whole(&gpu, name);
+    }
+}
+
+fn scores_are_those_of_the_whole(gpu: &Gpu, name: &str) {
     let tokens = text(101);
     let sample = Sample::new(tokens.clone(), 0);
-    let whole = trainer(&gpu, tokens.len()).logits(&MicroBatch::from_samples([&sample])).unwrap();
+    let whole = trainer_of(gpu, name, tokens.len()).logits(&MicroBatch::from_samples([&sample])).unwrap();
     let vocabulary = whole.len() / tokens.len();
     let expected = |t: usize| &whole[(t - 1) * vocabulary..t * vocabulary];
 
     // in pieces of 6
-    let mut generator = generator(&gpu, CacheSize { tokens: tokens.len(), chunk: 24 });
+    let mut generator = generator_of(gpu, name, CacheSize { tokens: tokens.len(), chunk: 24 });
     let (scores, reused) = generator.score(&tokens, 3).unwrap();
     assert_eq!((scores.len(), reused, generator.len()), (tokens.len(), 0, tokens.len()));
     assert_eq!((scores[0].token, scores[0].log_probability, scores[0].top.len()), (tokens[0], None, 0));
@@ -149,7 +164,7 @@ fn tokens_are_scored_as_the_whole_sequence_has_them() {
             (0..vocabulary as u32).filter(|&token| log_softmax(expected(t), token) > f64::from(third) + 1e-4);
         assert!(above.count() < 3);
     }
-    println!("log probabilities: worst error {largest:.2e}");
+    println!("{name}: log probabilities: worst error {largest:.2e}");
     assert!(largest < 1e-4, "{largest:.2e}");
 
     // the logits behind it are there: it goes on as it does from an empty cache
@@ -169,7 +184,7 @@ fn tokens_are_scored_as_the_whole_sequence_has_them() {
         assert_eq!((one.log_probability, &one.top[..]), (all.log_probability, &all.top[..2]));
     }
     generator.reset();
-    let mut fresh = self::generator(&gpu, CacheSize { tokens: tokens.len(), chunk: 24 });
+    let mut fresh = generator_of(gpu, name, CacheSize { tokens: tokens.len(), chunk: 24 });
     let (fresh, _) = fresh.score(&other, 2).unwrap();
     let apart =
         |a: &TokenScore, b: &TokenScore| (a.log_probability.unwrap() - b.log_probability.unwrap()).abs();

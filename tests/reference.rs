@@ -319,6 +319,41 @@ fn biased_llama_equals_pytorch() {
     }
 }
 
+/// All parameters: embeddings, biases, norms of the stream and of heads, linear layers.
+#[test]
+fn full_gradients_equal_pytorchs() {
+    let Some(gpu) = common::gpu() else { return };
+    for name in ["llama_biased", "mistral", "qwen2", "qwen3"] {
+        let reference = Reference::read(name);
+        let file = reference.figures.join("reference.safetensors");
+        let arguments = [reference.folder.to_str().unwrap(), file.to_str().unwrap()];
+        let Some(theirs) = common::python("full_gradients.py", &arguments) else { return };
+        let theirs: serde_json::Value = serde_json::from_str(&theirs).unwrap();
+
+        let (mut network, _) = network(&reference.folder, None, Recompute::None);
+        network.weights = WeightMode::Trainable;
+        let source = WeightSource::Checkpoint(Checkpoint::open(&reference.folder).unwrap());
+        let mut trainer =
+            Trainer::new(&gpu, network, &source, Capacity { tokens: 48, labels: 48 }, 1).unwrap();
+        let batch = reference.batch("", 0);
+        let mut errors = Errors::default();
+        let loss = trainer.evaluate([&batch]).unwrap() / batch.label_count() as f64;
+        errors.add("loss", (loss - theirs["loss"].as_f64().unwrap()).abs(), LOSS);
+        let gradients = first_gradients(&mut trainer, &[batch]);
+        assert_eq!(gradients.len(), theirs["gradients"].as_object().unwrap().len(), "{name}");
+        for (parameter, values) in &gradients {
+            let expected = theirs["gradients"][parameter].as_array().unwrap();
+            let expected: Vec<f64> = expected.iter().map(|value| value.as_f64().unwrap()).collect();
+            let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            let error = worst(&widen(values), &expected) / largest;
+            assert!(error < GRADIENT, "{name}: gradient of {parameter}: relative error {error:.2e}");
+            let kind = if parameter.ends_with("bias") { "of biases" } else { "of weights" };
+            errors.add(&format!("gradients {kind}"), error, GRADIENT);
+        }
+        errors.finish(name);
+    }
+}
+
 /// Linear layers in blocks, against PyTorch on the weights that the blocks stand for.
 #[test]
 fn quantised_llama_equals_pytorch() {

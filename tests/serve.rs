@@ -289,7 +289,15 @@ fn texts_are_scored_and_several_go_in_one_request() {
         // greedy: nothing is more probable than what was drawn
         let (last, top) = (list("token_logprobs").last().unwrap(), list("top_logprobs").last().unwrap());
         assert_eq!(top.as_object().unwrap().values().collect::<Vec<_>>(), [last]);
-        assert_eq!(list("text_offset").last().unwrap(), text.len());
+        // the text is the tokens' end to end; BOS has none of it
+        let offsets: Vec<usize> =
+            list("text_offset").iter().map(|at| at.as_u64().unwrap() as usize).collect();
+        assert_eq!(offsets[..2], [0, 0]);
+        for (i, token) in list("tokens").iter().enumerate().skip(1).take(ids.len() - 1) {
+            let end = if i == ids.len() - 1 { text.len() } else { offsets[i + 1] };
+            assert_eq!(token, &text[offsets[i]..end]);
+        }
+        assert_eq!(offsets[ids.len()], text.len());
         // as one by one, in tokens as in words
         let alone = ask(json!(ids), json!({}));
         assert_eq!(alone["choices"][0]["text"], whole);
@@ -318,6 +326,42 @@ fn texts_are_scored_and_several_go_in_one_request() {
     let ids = tokenizer.encode(texts[0]).unwrap();
     assert_eq!(scores["tokens"].as_array().unwrap().len(), ids.len());
     assert!(scores["top_logprobs"][1].as_object().unwrap().len() == 1, "{scores}");
+
+    // special tokens that are written out are text as well
+    let special = "<|start_header_id|>user<|end_header_id|>\n\nthe café";
+    let choice = ask(json!(special), json!({"max_tokens": 0}))["choices"][0].clone();
+    assert_eq!(choice["text"], special);
+    let (offsets, tokens) = (&choice["logprobs"]["text_offset"], &choice["logprobs"]["tokens"]);
+    let at = |name: &str| {
+        let found = tokens.as_array().unwrap().iter().position(|token| token == name);
+        offsets[found.unwrap_or_else(|| panic!("{name} is not in {tokens}"))].as_u64().unwrap() as usize
+    };
+    assert_eq!(at("<|end_header_id|>"), special.find("<|end").unwrap());
+    assert_eq!(at("th"), special.find("the").unwrap());
+    // the whole context can be scored where nothing is to follow
+    let context: Vec<u32> = (0..128).map(|t| 5 + t % 7).collect();
+    let scored = ask(json!(context), json!({"max_tokens": 0}));
+    assert_eq!(scored["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 128);
+    let mut body = json!({"prompt": context, "max_tokens": 1});
+    assert_eq!(server.post_to(TEXT, &body).1["error"]["code"], "context_length_exceeded");
+    // as is one that would be told of at too great a length
+    (body["echo"], body["n"], body["logprobs"], body["max_tokens"]) =
+        (json!(true), json!(128), json!(20), json!(0));
+    body["prompt"] = json!(vec![context; 8]);
+    let (status, answer) = server.post_to(TEXT, &body);
+    assert!(status == 400 && answer["error"]["param"] == "prompt[5]", "{answer}");
+
+    // without a seed no answer is another's, of one request or of two
+    let warm = json!({"echo": false, "logprobs": null, "max_tokens": 16, "temperature": 1.5, "top_k": 0});
+    let mut texts_of_all = std::collections::HashSet::new();
+    for _ in 0..2 {
+        let mut more = warm.clone();
+        more["n"] = json!(2);
+        let answer = ask(json!(["the cat", "the cat"]), more);
+        texts_of_all
+            .extend(answer["choices"].as_array().unwrap().iter().map(|choice| choice["text"].to_string()));
+    }
+    assert_eq!(texts_of_all.len(), 8);
 
     // several answers have seeds that follow each other
     let warm = json!({"echo": false, "logprobs": null, "max_tokens": 8, "temperature": 1.5, "top_k": 0, "seed": 4, "n": 3});

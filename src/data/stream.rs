@@ -41,6 +41,17 @@ impl<'a> DecodeStream<'a> {
         Some(piece)
     }
 
+    /// Where in the text of these ids, in characters, each begins; a part of a character where the character does.
+    pub fn starts(mut self, ids: &[u32]) -> Vec<usize> {
+        let mut said = 0;
+        let start = |&id: &u32| {
+            let start = said;
+            said += self.push(id).map_or(0, |piece| piece.chars().count());
+            start
+        };
+        ids.iter().map(start).collect()
+    }
+
     /// The text that is still held back when no more ids come: bytes that never became a character show as
     /// U+FFFD.
     ///
@@ -90,6 +101,28 @@ mod tests {
                         let name = format!("{family}: {prompt:?} {answer:?}");
                         assert_eq!(format!("{text}{said}"), tokenizer.decode(&all).unwrap(), "{name}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_begin_where_their_text_does() {
+        for family in ["models/mistral", "models/qwen2", "models/llama", "tokenizers/gemma"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
+            let tokenizer = Tokenizer::open(&folder).unwrap();
+            let text = "the café sat\n日本 on 🙂 mats";
+            let tokens = tokenizer.encode(text).unwrap();
+            for starts in [tokenizer.decode_stream().starts(&tokens), tokenizer.starts(text).unwrap()] {
+                assert_eq!(starts.len(), tokens.len(), "{family}");
+                assert!(starts.is_sorted() && starts[0] == 0, "{family}: {starts:?}");
+                let chars: Vec<char> = text.chars().collect();
+                for (i, (&start, &token)) in starts.iter().zip(&tokens).enumerate() {
+                    let Some(said) = tokenizer.token_text(token) else { continue };
+                    // a token that ends a character begins within it
+                    let end = starts.get(i + 1).copied().unwrap_or(chars.len());
+                    let own: String = chars[start..end].iter().collect();
+                    assert_eq!(own.trim_start(), said.trim_start(), "{family}: {token} at {start}");
                 }
             }
         }

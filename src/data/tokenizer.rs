@@ -100,6 +100,21 @@ impl Tokenizer {
         encode(&self.inner, text, false).map(|encoding| encoding.get_ids().to_vec())
     }
 
+    /// Where in the text, in characters, each of the tokens begins that [`Self::encode`] makes of it.
+    pub fn starts(&self, text: &str) -> Result<Vec<usize>, DataError> {
+        let plain = self.encode_with_bytes(text)?;
+        let before = if plain.tokens.starts_with(&self.prefix) { 0 } else { self.prefix.len() };
+        let (mut byte, mut chars) = (0, 0);
+        let start = |bytes: &Range<usize>| {
+            // a token may begin inside of a character
+            let at = (byte..=bytes.start).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(byte);
+            chars += text[byte..at].chars().count();
+            byte = at;
+            chars
+        };
+        Ok(std::iter::repeat_n(0, before).chain(plain.bytes.iter().map(start)).collect())
+    }
+
     /// The ids of the text alone, each with its bytes.
     pub(super) fn encode_with_bytes(&self, text: &str) -> Result<Encoded, DataError> {
         let encoding = self.inner.encode(text, false).map_err(|error| cannot_encode(text, &error))?;

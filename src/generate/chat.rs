@@ -156,35 +156,36 @@ impl<'t> Chat<'t> {
     /// # Errors
     /// The template refuses it; it leaves no room for an answer.
     pub fn prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, Error> {
-        self.with_room(self.prompter.talk(conversation)?)
+        self.with_room(self.prompter.talk(conversation)?, 1)
     }
 
-    /// The tokens of a text that is to be continued as it is, in no form but its own.
+    /// The tokens of a text that is to be continued as it is by up to `max_new_tokens`, in no form but its own.
     ///
     /// # Errors
-    /// The tokenizer refuses it, or makes no token of it; it leaves no room for more.
-    pub fn prompt_of_text(&self, text: &str) -> Result<Vec<u32>, Error> {
+    /// The tokenizer refuses it, or makes no token of it; it leaves no room for the first new one.
+    pub fn prompt_of_text(&self, text: &str, max_new_tokens: usize) -> Result<Vec<u32>, Error> {
         match self.tokenizer.encode(text)? {
             nothing if nothing.is_empty() => Err(GenerateError::NoPrompt.into()),
-            prompt => self.with_room(prompt),
+            prompt => self.with_room(prompt, max_new_tokens),
         }
     }
 
     /// The same for a text that its sender has made tokens of: nothing is put before them.
     ///
     /// # Errors
-    /// There are none; one is not in the vocabulary; they leave no room for more.
-    pub fn prompt_of_tokens(&self, tokens: &[u32]) -> Result<Vec<u32>, Error> {
+    /// There are none; one is not in the vocabulary; they leave no room for the first new one.
+    pub fn prompt_of_tokens(&self, tokens: &[u32], max_new_tokens: usize) -> Result<Vec<u32>, Error> {
         let vocabulary = self.generator.network().config.vocab_size;
         match tokens.iter().find(|&&token| token as usize >= vocabulary) {
             _ if tokens.is_empty() => Err(GenerateError::NoPrompt.into()),
             Some(&token) => Err(GenerateError::UnknownToken { token, vocabulary }.into()),
-            None => self.with_room(tokens.to_vec()),
+            None => self.with_room(tokens.to_vec(), max_new_tokens),
         }
     }
 
-    fn with_room(&self, prompt: Vec<u32>) -> Result<Vec<u32>, Error> {
-        match prompt.len() < self.context() {
+    /// With room for the first of `new` tokens.
+    fn with_room(&self, prompt: Vec<u32>, new: usize) -> Result<Vec<u32>, Error> {
+        match prompt.len() + new.min(1) <= self.context() {
             true => Ok(prompt),
             false => {
                 let (prompt, context, limit) = (prompt.len(), self.context(), self.generator.limit());
@@ -217,15 +218,8 @@ impl<'t> Chat<'t> {
     ///
     /// # Errors
     /// As [`Generator::score`].
-    pub fn score(&mut self, prompt: &[u32], top: usize) -> Result<(Vec<ScoredToken>, usize), Error> {
-        let (mut decoded, mut said) = (self.tokenizer.decode_stream(), 0);
-        let (scores, reused) = self.generator.score(prompt, top)?;
-        let scored = scores.into_iter().map(|score| {
-            let start = said;
-            said += decoded.push(score.token).map_or(0, |piece| piece.chars().count());
-            ScoredToken { score, start }
-        });
-        Ok((scored.collect(), reused))
+    pub fn score(&mut self, prompt: &[u32], top: usize) -> Result<(Vec<TokenScore>, usize), Error> {
+        Ok(self.generator.score(prompt, top)?)
     }
 
     /// Answers a conversation. `on_text` sees the text as it comes, in whole characters, and can end it; it is called for every token,

@@ -6,7 +6,7 @@
 //! and since they equal a real row they are finite, as attention needs of rows that it masks. For the same reason the
 //! cache can be cut at any token ([`Generator::keep`]): a talk that goes on runs its new tokens alone.
 
-use super::sampling::{Sampler, SamplingError, SamplingOptions};
+use super::sampling::{Sampler, SamplingError, SamplingOptions, argmax};
 use super::score::{Scorer, TokenScore};
 use crate::checkpoint::Adapter;
 use crate::error::Error;
@@ -80,25 +80,26 @@ pub struct GenerateOptions {
 }
 
 /// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum End {
     /// This stop token was drawn.
     Stop(u32),
     /// There are as many tokens as were asked for.
+    #[default]
     Length,
     /// The callback said so.
     Caller,
 }
 
 /// A continuation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generated {
     /// The new tokens, without a stop token.
     pub tokens: Vec<u32>,
     pub end: End,
     /// Where [`GenerateOptions::scores`] asks for them: of each of the tokens, and of a stop token that ended them.
     pub scores: Vec<TokenScore>,
-    /// Tokens of the prompt that were in the cache already and did not run again.
+    /// Tokens of the prompt that were in the cache already and did not run again; all, where no new ones were asked for.
     pub reused: usize,
     /// Seconds until the logits of the prompt were there; the compilation of kernels is not counted.
     pub prompt_seconds: f64,
@@ -284,7 +285,7 @@ impl Generator {
     /// No tokens, one that the model does not know, more than fit, and what the device reported. The cache is as before
     /// where the tokens are at fault.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
-        self.check(tokens)?;
+        self.check(self.cached.len(), tokens, 0)?;
         let mut rest = tokens;
         let mut last = 0;
         while !rest.is_empty() {
@@ -327,6 +328,10 @@ impl Generator {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
         let mut sampler = Sampler::new(options.sampling.clone())?;
+        self.check(0, prompt, options.max_new_tokens)?;
+        if options.max_new_tokens == 0 {
+            return Ok(Generated { reused: prompt.len(), ..Generated::default() });
+        }
         let known = self.known_after(prompt);
         let reused = match known {
             Some(_) => prompt.len(),
@@ -334,10 +339,6 @@ impl Generator {
         };
         self.cut(reused);
         let rest = &prompt[reused..];
-        if known.is_none() {
-            self.check(rest)?;
-        }
-        self.check_room(rest.len().saturating_add(options.max_new_tokens))?;
         self.compile(rest.len())?;
 
         let start = Instant::now();
@@ -345,6 +346,7 @@ impl Generator {
             Some(logits) => logits,
             None => self.logits(rest)?,
         };
+        self.usable(&logits)?;
         self.known = Some((prompt.len(), logits.clone()));
         let prompt_seconds = start.elapsed().as_secs_f64();
         let (mut tokens, mut scores) = (Vec::new(), Vec::new());
@@ -365,10 +367,16 @@ impl Generator {
             }
             if tokens.len() < options.max_new_tokens {
                 logits = self.logits(&[token])?;
+                self.usable(&logits)?;
             }
         };
         let seconds = start.elapsed().as_secs_f64() - prompt_seconds;
         Ok(Generated { tokens, end, scores, reused, prompt_seconds, seconds })
+    }
+
+    /// Forgets what led to logits that are no distribution: whatever was wrong with the device, the next text shall not begin there.
+    fn usable(&mut self, logits: &[f32]) -> Result<(), SamplingError> {
+        argmax(logits).map(|_| ()).inspect_err(|_| self.reset())
     }
 
     /// The logits after `prompt`, where that is what the last one was.
@@ -388,8 +396,8 @@ impl Generator {
         self.program(self.plans.len() - 1).map(|_| ())
     }
 
-    /// Whether `tokens` can run next.
-    pub(super) fn check(&self, tokens: &[u32]) -> Result<(), GenerateError> {
+    /// Whether `tokens` can run after so many others, with room for `more`.
+    pub(super) fn check(&self, others: usize, tokens: &[u32], more: usize) -> Result<(), GenerateError> {
         let vocabulary = self.network.config.vocab_size;
         if tokens.is_empty() {
             return Err(GenerateError::NoPrompt);
@@ -397,12 +405,7 @@ impl Generator {
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
             return Err(GenerateError::UnknownToken { token, vocabulary });
         }
-        self.check_room(tokens.len())
-    }
-
-    /// Whether so many more tokens fit.
-    fn check_room(&self, more: usize) -> Result<(), GenerateError> {
-        let (tokens, cache) = (self.cached.len().saturating_add(more), self.cache.tokens);
+        let (tokens, cache) = ((others + tokens.len()).saturating_add(more), self.cache.tokens);
         if tokens > cache { Err(GenerateError::CacheFull { tokens, cache }) } else { Ok(()) }
     }
 

@@ -126,9 +126,9 @@ impl Generator {
         }
         // what is expected in a place comes from the token before it
         let first = scores.len().saturating_sub(1);
+        self.check(0, tokens, 0)?;
         self.cut(self.shared(tokens).min(first));
         let reused = self.cached.len();
-        self.check(&tokens[reused..])?;
         if scores.is_empty() {
             scores.push(TokenScore { token: tokens[0], log_probability: None, top: Vec::new() });
         }
@@ -140,7 +140,8 @@ impl Generator {
             let rows =
                 logits.chunks_exact(vocabulary).zip(&tokens[from + 1..]).skip(first.saturating_sub(from));
             let rows: Vec<(&[f32], u32)> = rows.map(|(row, &token)| (row, token)).collect();
-            scores.extend(score_rows(&rows, top)?);
+            // as in `generate_further`, nothing is to begin with what went wrong
+            scores.extend(score_rows(&rows, top).inspect_err(|_| self.reset())?);
             if self.cached.len() == tokens.len() {
                 let last = logits.chunks_exact(vocabulary).next_back();
                 self.known = last.map(|row| (tokens.len(), row.to_vec()));

@@ -2,7 +2,8 @@
 //!
 //! Gradients: `dy` to x, `db = sum over rows of dy`.
 
-use super::{elementwise, expect, expect_inputs};
+use super::rms_norm::row_dispatch;
+use super::{expect, expect_inputs};
 use crate::graph::{
     Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
@@ -53,8 +54,7 @@ impl Operation for Bias {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let x = launch.inputs[0];
-        elementwise(SHADER, x.rows() * x.cols4())
-            .param("cols4", x.cols4())
+        row_dispatch(SHADER, launch, x.rows(), x.cols4())
             .read("x", Place::Input(0), x.dtype)
             .read("b", Place::Input(1), launch.inputs[1].dtype)
             .write("y", Place::Output(0), x.dtype)

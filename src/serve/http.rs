@@ -48,6 +48,8 @@ struct Shared {
     /// Seconds since 1970.
     started: u64,
     requests: AtomicU64,
+    /// Answers to requests that name no seed.
+    answers: AtomicU64,
 }
 
 pub(super) async fn run(
@@ -57,7 +59,8 @@ pub(super) async fn run(
     stop: &Stop,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let shared = Shared { jobs, options: options.clone(), started: now(), requests: AtomicU64::new(0) };
+    let (requests, answers) = (AtomicU64::new(0), AtomicU64::new(0));
+    let shared = Shared { jobs, options: options.clone(), started: now(), requests, answers };
     let app = Router::new().fallback(answer).with_state(Arc::new(shared));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let (end, ending) = watch::channel(());
@@ -189,9 +192,14 @@ async fn completion(shared: &Shared, kind: Kind, request: Request) -> Result<Res
         return Err(status(413, format!("The body has more than {BODY} bytes.")));
     };
     let number = shared.requests.fetch_add(1, Ordering::Relaxed);
-    let mut defaults = shared.options.answer.clone();
-    defaults.sampling.seed = defaults.sampling.seed.wrapping_add(number);
-    let request = CompletionRequest::parse(kind, &body, &defaults)?;
+    let mut request = CompletionRequest::parse(kind, &body, &shared.options.answer)?;
+    if !request.seeded {
+        // one that no other answer has
+        let answers = request.prompts.len() * request.answers;
+        let before = shared.answers.fetch_add(answers as u64, Ordering::Relaxed);
+        let seed = &mut request.options.sampling.seed;
+        *seed = seed.wrapping_add(before);
+    }
     let (stream, include_usage) = (request.stream, request.include_usage);
 
     let (events, mut answer) = unbounded_channel();

@@ -1,10 +1,10 @@
 //! The thread that owns the device: one request after the other.
 
-use super::api::{ApiError, Choice, Prompt, Request, Usage};
+use super::api::{ApiError, Choice, NamedToken, Prompt, Request, Usage};
 use super::names::named;
 use super::{Event, Job, Stop};
 use crate::error::{Error, Failure};
-use crate::generate::{Answer, AnswerOptions, Chat, Finish};
+use crate::generate::{Answer, AnswerOptions, Chat, Finish, ScoredToken};
 use crate::gpu::GpuError;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -33,8 +33,12 @@ pub(super) fn run(
         match work.run() {
             Ok(()) => {
                 log(&work.done.line());
+                let whole = work.done.answers == job.request.prompts.len() * job.request.answers;
                 // nobody may be listening any more
-                let _ = job.events.send(Event::Done(work.done.usage));
+                let _ = job.events.send(match whole {
+                    true => Event::Done(work.done.usage),
+                    false => Event::Failed(ApiError::server(503, "The server is ending.".into())),
+                });
             }
             Err(error) => {
                 log(&format!("refused: {error}"));
@@ -48,6 +52,9 @@ pub(super) fn run(
     }
     Ok(())
 }
+
+/// Limit of tokens that the scores of one request name: some hundred bytes each until all are sent.
+const NAMES: usize = 2_000_000;
 
 /// A request that is being answered.
 struct Work<'a, 't> {
@@ -82,6 +89,7 @@ impl Work<'_, '_> {
             self.prompt = i;
             prompts.push(self.tokens(prompt)?);
         }
+        self.check_scores(&prompts)?;
         let _ = self.job.events.send(Event::Started);
         for (i, tokens) in prompts.iter().enumerate() {
             if self.done.finish == Some(Finish::Caller) || self.left() {
@@ -95,35 +103,70 @@ impl Work<'_, '_> {
     }
 
     fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
+        let new = self.job.request.options.max_new_tokens;
         match prompt {
             Prompt::Conversation(conversation) => self.chat.prompt(conversation),
-            Prompt::Text(text) => self.chat.prompt_of_text(text),
-            Prompt::Tokens(tokens) => self.chat.prompt_of_tokens(tokens),
+            Prompt::Text(text) => self.chat.prompt_of_text(text, new),
+            Prompt::Tokens(tokens) => self.chat.prompt_of_tokens(tokens, new),
         }
+    }
+
+    /// Whether what is to be said of all tokens keeps within bounds.
+    fn check_scores(&mut self, prompts: &[Vec<u32>]) -> Result<(), Error> {
+        let request = &self.job.request;
+        let Some(top) = request.options.scores else { return Ok(()) };
+        let mut all = 0;
+        for (i, prompt) in prompts.iter().enumerate() {
+            let new = request.options.max_new_tokens.min(self.chat.context());
+            let shown = if request.echo { prompt.len() + new } else { new };
+            all += shown * request.answers * (top + 2);
+            if all > NAMES {
+                self.prompt = i;
+                return Err(Error::input(format!(
+                    "the scores of all answers would be more than {NAMES} tokens with their probabilities; ask for fewer \
+                     answers, texts or logprobs at a time"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The scores of a prompt's tokens by name, for an answer that begins with it.
+    fn scored(&mut self, tokens: &[u32], top: usize) -> Result<(Vec<NamedToken>, usize), Error> {
+        let began = Instant::now();
+        let (scores, held) = self.chat.score(tokens, top)?;
+        self.done.prompt_seconds += began.elapsed().as_secs_f64();
+        let tokenizer = self.chat.tokenizer();
+        let starts = match &self.job.request.prompts[self.prompt] {
+            Prompt::Text(text) => tokenizer.starts(text)?,
+            _ => tokenizer.decode_stream().starts(tokens),
+        };
+        let scored = scores.into_iter().zip(starts).map(|(score, start)| ScoredToken { score, start });
+        Ok((named(tokenizer, scored.collect(), 0), held))
     }
 
     /// The answers to one prompt.
     fn answer_all(&mut self, tokens: &[u32]) -> Result<(), Error> {
         let prompt = self.prompt;
         let request = &self.job.request;
-        let (mut echo, mut scored, mut held) = (String::new(), None, None);
+        let mut echo = String::new();
+        let (mut scored, mut held) = (Vec::new(), usize::MAX);
         if request.echo {
             echo = match &request.prompts[prompt] {
                 Prompt::Text(text) => text.clone(),
                 _ => self.chat.tokenizer().decode(tokens)?,
             };
             if let Some(top) = request.options.scores {
-                let began = Instant::now();
-                let (scores, reused) = self.chat.score(tokens, top)?;
-                self.done.prompt_seconds += began.elapsed().as_secs_f64();
-                scored = Some(named(self.chat.tokenizer(), scores, 0));
-                held = Some(reused);
+                (scored, held) = self.scored(tokens, top)?;
             }
         }
         self.done.usage.prompt += tokens.len();
         let mut options = request.options.clone();
         for answer in 0..request.answers {
             let index = prompt * request.answers + answer;
+            // who names a seed gets what one answer alone would be
+            let after = if request.seeded { answer } else { index };
+            options.sampling.seed = request.options.sampling.seed.wrapping_add(after as u64);
             let _ = self.job.events.send(Event::Begun(index));
             if !echo.is_empty() {
                 let _ = self.job.events.send(Event::Text(index, echo.clone()));
@@ -135,11 +178,11 @@ impl Work<'_, '_> {
             }
             // of several answers the first is the one that finds the prompt new
             if answer == 0 {
-                self.done.usage.cached += held.unwrap_or(said.reused);
+                self.done.usage.cached += held.min(said.reused);
             }
             self.done.add(&said);
             let scores = options.scores.map(|_| {
-                let mut all = scored.clone().unwrap_or_default();
+                let mut all = scored.clone();
                 all.extend(named(self.chat.tokenizer(), said.scores, echo.chars().count()));
                 all
             });
@@ -149,7 +192,6 @@ impl Work<'_, '_> {
             if said.finish == Finish::Caller {
                 break;
             }
-            options.sampling.seed = options.sampling.seed.wrapping_add(1);
         }
         Ok(())
     }

@@ -164,7 +164,8 @@ pub fn restricted(
     }
     let all = Network::adaptable_modules(config);
     for pattern in freeze {
-        let hits = hits(pattern, "module", all.iter().map(|(module, _, _)| module.as_str()))?;
+        let names = all.iter().map(|(module, _, _)| (module.as_str(), format!("{module}.weight")));
+        let hits = hits(pattern, "module", names)?;
         modules.retain(|module| !hits.contains(&module.as_str()));
     }
     if modules.is_empty() {
@@ -179,30 +180,33 @@ pub fn restricted(
 /// A pattern that cannot be read or matches no parameter, nothing left to train.
 pub fn frozen_parameters(config: &ModelConfig, freeze: &[String]) -> Result<Vec<String>, AdapterError> {
     let shapes = config.expected_shapes();
-    let modules = || shapes.iter().map(|(name, _)| name.strip_suffix(".weight").unwrap_or(name));
+    let names = || {
+        let module = |name: &'_ str| name.rsplit_once('.').map_or(name, |(module, _)| module).to_owned();
+        shapes.iter().map(move |(name, _)| (name.as_str(), module(name)))
+    };
     let mut frozen = HashSet::new();
     for pattern in freeze {
-        frozen.extend(hits(pattern, "parameter", modules())?);
+        frozen.extend(hits(pattern, "parameter", names())?);
     }
-    if modules().all(|module| frozen.contains(module)) {
+    if shapes.iter().all(|(name, _)| frozen.contains(name.as_str())) {
         return Err(AdapterError::NothingTrained);
     }
-    let names = shapes.iter().zip(modules()).filter(|(_, module)| frozen.contains(module));
-    Ok(names.map(|((name, _), _)| name.clone()).collect())
+    let frozen = shapes.iter().filter(|(name, _)| frozen.contains(name.as_str()));
+    Ok(frozen.map(|(name, _)| name.clone()).collect())
 }
 
-/// The modules that a pattern of `--freeze` matches, by their names or those of their weights.
+/// What a pattern of `--freeze` matches, of things that have a name and another one each.
 fn hits<'m>(
     pattern: &str,
     what: &str,
-    modules: impl Iterator<Item = &'m str> + Clone,
+    names: impl Iterator<Item = (&'m str, String)> + Clone,
 ) -> Result<Vec<&'m str>, AdapterError> {
     let said = |reason: String| AdapterError::Freeze { pattern: pattern.to_owned(), reason };
     let glob = Glob::new(pattern).map_err(|e| said(e.kind().to_string()))?.compile_matcher();
-    let hit = |module: &&str| glob.is_match(module) || glob.is_match(format!("{module}.weight"));
-    let found: Vec<&str> = modules.clone().filter(hit).collect();
+    let hit = |(name, other): &(&str, String)| glob.is_match(name) || glob.is_match(other);
+    let found: Vec<&str> = names.clone().filter(hit).map(|(name, _)| name).collect();
     if found.is_empty() {
-        let example = modules.clone().find(|name| name.contains(".layers.")).unwrap_or_default();
+        let example = names.map(|(name, _)| name).find(|name| name.contains(".layers.")).unwrap_or_default();
         return Err(said(format!("matches no {what}; they have names such as {example}")));
     }
     Ok(found)
@@ -337,6 +341,7 @@ fn saved_names(config: &ModelConfig, saved: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::AttentionBias;
     use crate::train::bench::small_config;
 
     fn modules(layers: Option<&str>, freeze: &[&str]) -> Result<Vec<String>, String> {
@@ -345,6 +350,35 @@ mod tests {
         let layers = layers.map(|text| text.parse().unwrap());
         let freeze: Vec<String> = freeze.iter().map(|text| (*text).to_owned()).collect();
         restricted(&config, spec, layers, &freeze).map(|spec| spec.modules).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn parameters_stay_by_their_names_or_those_of_their_modules() {
+        let biased = ModelConfig { layers: 1, attention_bias: AttentionBias::Inputs, ..small_config() };
+        let frozen = |pattern: &str| frozen_parameters(&biased, &[pattern.to_owned()]).unwrap();
+        let q = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.bias"];
+        assert_eq!(frozen("*.q_proj"), q);
+        assert_eq!(frozen("*.q_proj.bias"), q[1..]);
+        // biases alone are trained
+        let weights = frozen("*.weight");
+        assert!(weights.iter().all(|name| name.ends_with(".weight")), "{weights:?}");
+        assert_eq!(weights.len() + 3, biased.expected_shapes().len());
+        assert!(frozen_parameters(&biased, &["*".into()]).is_err());
+    }
+
+    #[test]
+    fn layers_with_a_bias_are_not_trained_in_full_beside_an_adapter() {
+        let biased = ModelConfig { attention_bias: AttentionBias::Inputs, ..small_config() };
+        let save = |config: &ModelConfig, name: &str| {
+            let spec = spec_of_targets(config, &["o_proj".into()], 8, 16.0, 0.0).unwrap();
+            with_saved(config, spec, &[name.to_owned()])
+                .map(|spec| spec.saved.len())
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(save(&small_config(), "q_proj"), Ok(4));
+        let refused = save(&biased, "q_proj").unwrap_err();
+        assert!(refused.contains("q_proj") && refused.contains("it has a bias"), "{refused}");
+        assert_eq!(save(&biased, "down_proj"), Ok(4));
     }
 
     #[test]

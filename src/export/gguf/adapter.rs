@@ -66,5 +66,5 @@ pub fn export_adapter(
         out.write_all(&bytes)
     })
     .map_err(written)?;
-    options.report(&tensors, folder.notes.clone())
+    options.report(&tensors, &config, folder.notes.clone())
 }

@@ -12,6 +12,7 @@ use super::ExportError;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, MAGIC};
 use crate::error::Error;
+use crate::models::ModelConfig;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,18 @@ impl GgufOptions {
         }
     }
 
-    fn report(&self, tensors: &[GgufTensor], mut notes: Vec<String>) -> Result<GgufReport, Error> {
+    fn report(
+        &self,
+        tensors: &[GgufTensor],
+        config: &ModelConfig,
+        mut notes: Vec<String>,
+    ) -> Result<GgufReport, Error> {
+        if let Some(window) = config.sliding_window.filter(|window| *window < config.max_position_embeddings)
+        {
+            notes.push(format!(
+                "the model sees the last {window} tokens and llama.cpp all: in longer texts it goes on in another way there"
+            ));
+        }
         let smaller = tensors.iter().filter(|t| t.shape.len() == 2 && t.ty != self.ty).count();
         if smaller > 0 {
             notes.push(format!("{smaller} matrices are f16: their rows are no whole blocks of {}", self.ty));

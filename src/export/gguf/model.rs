@@ -5,6 +5,7 @@ use super::tokenizer::tokenizer_metadata;
 use super::{GgufOptions, GgufReport, folder_name, general, written};
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, write_gguf};
 use crate::error::Error;
+use crate::export::ExportError;
 use crate::export::weights::check_range;
 use crate::export::{ModelWeights, WeightOptions};
 use crate::models::{ModelConfig, RopeScaling};
@@ -32,6 +33,9 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
     let mut sources = HashMap::new();
     let rope_factors = config.rope.llama3_factors(config.head_dim);
     if let Some(factors) = &rope_factors {
+        if architecture(config) != "llama" {
+            return Err(ExportError::NoGgufName { tensor: ROPE_FREQS.into() }.into());
+        }
         tensors.push(GgufTensor { name: ROPE_FREQS.into(), ty: GgmlType::F32, shape: vec![factors.len()] });
     }
     for (weight, shape) in config.expected_shapes() {
@@ -49,7 +53,7 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
         }
     })
     .map_err(written)?;
-    options.report(&tensors, model.notes)
+    options.report(&tensors, config, model.notes)
 }
 
 fn write_tensor(

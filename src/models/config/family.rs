@@ -111,35 +111,23 @@ impl Family {
     pub(super) fn read_window(self, keys: &Keys<'_>, layers: usize) -> Result<Option<usize>, ConfigError> {
         const KEY: &str = "sliding_window";
         // null is none; a file that is silent has transformers' default
-        let window = match keys.object.contains_key(KEY) {
-            true => keys.optional(KEY, Keys::size)?,
-            false => Some(4096),
+        let window = || match keys.object.contains_key(KEY) {
+            true => keys.optional(KEY, Keys::size),
+            false => Ok(Some(4096)),
         };
         match self {
             Family::Llama => Ok(None),
-            Family::Mistral => Ok(window),
+            Family::Mistral => window(),
             Family::Qwen2 | Family::Qwen3 => {
-                if keys.optional("use_sliding_window", Keys::flag)? != Some(true) || window.is_none() {
+                if keys.optional("use_sliding_window", Keys::flag)? != Some(true) {
                     return Ok(None);
                 }
-                let from = match keys.get("max_window_layers") {
-                    None => 28,
-                    Some(value) => match value.as_u64() {
-                        Some(from) => from as usize,
-                        None => return Err(keys.wrong("max_window_layers", value, "a whole number".into())),
-                    },
-                };
-                let slides: Vec<bool> = match keys.get("layer_types") {
-                    None => (0..layers).map(|layer| layer >= from).collect(),
-                    Some(Value::Array(types)) => {
-                        types.iter().map(|kind| kind == "sliding_attention").collect()
-                    }
-                    Some(value) => return Err(keys.wrong("layer_types", value, "a list of names".into())),
-                };
-                match (slides.iter().any(|slides| *slides), slides.iter().all(|slides| *slides)) {
+                let Some(window) = window()? else { return Ok(None) };
+                let slides = layers_with_window(keys, layers)?;
+                match (slides.contains(&true), slides.contains(&false)) {
                     (false, _) => Ok(None),
-                    (_, true) => Ok(window),
-                    _ => {
+                    (true, false) => Ok(Some(window)),
+                    (true, true) => {
                         let reason =
                             "some layers would see all tokens and some a window; all have to be alike";
                         Err(keys.refused("use_sliding_window", &json!(true), reason))
@@ -148,4 +136,30 @@ impl Family {
             }
         }
     }
+}
+
+/// Whether each layer of a Qwen sees a window.
+fn layers_with_window(keys: &Keys<'_>, layers: usize) -> Result<Vec<bool>, ConfigError> {
+    const TYPES: &str = "layer_types";
+    let Some(value) = keys.get(TYPES) else {
+        const FROM: &str = "max_window_layers";
+        let from = match keys.get(FROM) {
+            None => 28,
+            Some(value) => match value.as_u64() {
+                Some(from) => from as usize,
+                None => return Err(keys.wrong(FROM, value, "a whole number".into())),
+            },
+        };
+        return Ok((0..layers).map(|layer| layer >= from).collect());
+    };
+    let slides = |kind: &Value| match kind.as_str()? {
+        "full_attention" => Some(false),
+        "sliding_attention" => Some(true),
+        _ => None,
+    };
+    let all: Option<Vec<bool>> = value.as_array().and_then(|types| types.iter().map(slides).collect());
+    all.filter(|all| all.len() == layers).ok_or_else(|| {
+        let expected = format!("full_attention or sliding_attention for each of {layers} layers");
+        keys.wrong(TYPES, value, expected)
+    })
 }

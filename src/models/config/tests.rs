@@ -122,6 +122,15 @@ fn a_window_is_one_for_all_layers() {
     assert_eq!(qwen(&[on.clone(), nine.clone(), from(2)]).unwrap(), None);
     assert_eq!(qwen(&[on.clone(), nine.clone(), from(0)]).unwrap(), Some(9));
     assert_eq!(qwen(&[on.clone(), nine.clone(), kinds(["sliding", "sliding"])]).unwrap(), Some(9));
+    // what says nothing about a window is not read
+    assert_eq!(window("LlamaForCausalLM", &[("sliding_window", json!(0))]).unwrap(), None);
+    assert_eq!(qwen(&[("sliding_window", json!(0))]).unwrap(), None);
+    for wrong in
+        [json!([]), json!(["sliding_attention"]), json!(["sliding_attention", "chunked_attention"]), json!(2)]
+    {
+        let text = qwen(&[on.clone(), nine.clone(), ("layer_types", wrong)]).unwrap_err().to_string();
+        assert!(text.contains("layer_types is") && text.contains("2 layers"), "{text}");
+    }
     for mixed in [from(1), kinds(["full", "sliding"])] {
         let text = qwen(&[on.clone(), nine.clone(), mixed]).unwrap_err().to_string();
         assert!(text.contains("use_sliding_window = true is not supported"), "{text}");

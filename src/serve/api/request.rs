@@ -28,6 +28,8 @@ pub(in crate::serve) struct Request {
     pub(in crate::serve) answers: usize,
     /// An answer begins with its prompt, whose tokens are scored where the answer's are.
     pub(in crate::serve) echo: bool,
+    /// The request names the seed of its first answer.
+    pub(in crate::serve) seeded: bool,
     /// `scores` are wanted of what is shown.
     pub(in crate::serve) options: AnswerOptions,
     pub(in crate::serve) stream: bool,
@@ -78,7 +80,8 @@ impl Request {
         let sampling = &mut options.sampling;
         sampling.temperature = keys.number("temperature")?.unwrap_or(sampling.temperature);
         sampling.top_p = keys.number("top_p")?.unwrap_or(sampling.top_p);
-        if let Some(seed) = keys.whole("seed")? {
+        let seed = keys.whole("seed")?;
+        if let Some(seed) = seed {
             // any bits make a seed
             sampling.seed = seed as u64;
         }
@@ -125,7 +128,7 @@ impl Request {
                 format!("prompt and n come to more than {ALL_ANSWERS} answers: send some of them at a time.");
             return Err(ApiError::bad(Some("prompt"), message));
         }
-        Ok(Request { prompts, answers, echo, options, stream, include_usage })
+        Ok(Request { prompts, answers, echo, seeded: seed.is_some(), options, stream, include_usage })
     }
 
     /// What a prompt is called.
