@@ -323,8 +323,22 @@ fn biased_llama_equals_pytorch() {
 #[test]
 fn full_gradients_equal_pytorchs() {
     let Some(gpu) = common::gpu() else { return };
-    for name in ["llama_biased", "mistral", "qwen2", "qwen3"] {
-        let reference = Reference::read(name);
+    let scratch = tempfile::tempdir().unwrap();
+    for name in ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn"] {
+        let mut reference = Reference::read(name.split(' ').next().unwrap());
+        if name.ends_with("yarn") {
+            // positions beyond the context of the first training, and between its frequencies
+            let config = std::fs::read_to_string(reference.folder.join("config.json")).unwrap();
+            let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+            config["rope_parameters"] = serde_json::json!({
+                "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32,
+                "beta_fast": 4.0, "beta_slow": 0.5,
+            });
+            std::fs::write(scratch.path().join("config.json"), config.to_string()).unwrap();
+            let weights = "model.safetensors";
+            std::fs::copy(reference.folder.join(weights), scratch.path().join(weights)).unwrap();
+            reference.folder = scratch.path().to_owned();
+        }
         let file = reference.figures.join("reference.safetensors");
         let arguments = [reference.folder.to_str().unwrap(), file.to_str().unwrap()];
         let Some(theirs) = common::python("full_gradients.py", &arguments) else { return };

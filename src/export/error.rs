@@ -60,6 +60,10 @@ pub enum ExportError {
     #[error("{tensor}: has no place in a GGUF file of this architecture")]
     NoGgufName { tensor: String },
     #[error(
+        "rope_scaling yarn has an attention factor, betas or pairs of its own here, and llama.cpp the usual ones alone"
+    )]
+    UnusualYarn,
+    #[error(
         "the adapter changes the head, which is the token embedding in {}: llama.cpp cannot add it; merge the adapter with \
          engraft merge_lora, and export the model",
         model_dir.display()

@@ -10,7 +10,7 @@ pub mod config;
 mod decoder;
 mod shapes;
 
-pub use config::{AttentionBias, ConfigError, Family, ModelConfig, Rope, RopeScaling};
+pub use config::{AttentionBias, ConfigError, Family, ModelConfig, Rope, RopeScaling, Yarn};
 pub use shapes::{shape, shape_names};
 
 use crate::autograd::{Recompute, differentiate};

@@ -191,7 +191,9 @@ impl WeightSource {
             bindings.bind(leaf.name.clone(), buffer.whole());
             if leaf.name == ROPE_TABLE {
                 let config = &network.config;
-                let table = rope_table(&config.rope.inverse_frequencies(config.head_dim), ty.rows());
+                let mut table = rope_table(&config.rope.inverse_frequencies(config.head_dim), ty.rows());
+                let factor = config.rope.attention_factor() as f32;
+                table.iter_mut().for_each(|value| *value *= factor);
                 buffer.whole().write(&pack(ty, &table));
             } else {
                 targets.push(Target { name: leaf.name.clone(), ty, slice: buffer.whole() });

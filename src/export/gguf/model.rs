@@ -31,6 +31,9 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
 
     let mut tensors = Vec::new();
     let mut sources = HashMap::new();
+    if matches!(config.rope.scaling, RopeScaling::Yarn(yarn) if !yarn.is_usual()) {
+        return Err(ExportError::UnusualYarn.into());
+    }
     let rope_factors = config.rope.llama3_factors(config.head_dim);
     if let Some(factors) = &rope_factors {
         if architecture(config) != "llama" {
@@ -111,6 +114,11 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
         RopeScaling::Linear { factor } => {
             add("rope.scaling.type", GgufValue::Text("linear".into()));
             add("rope.scaling.factor", GgufValue::F32(factor as f32));
+        }
+        RopeScaling::Yarn(yarn) => {
+            add("rope.scaling.type", GgufValue::Text("yarn".into()));
+            add("rope.scaling.factor", GgufValue::F32(yarn.factor as f32));
+            add("rope.scaling.original_context_length", count(yarn.original_max_position_embeddings));
         }
         // llama 3's is in rope_freqs.weight
         RopeScaling::None | RopeScaling::Llama3 { .. } => {}

@@ -44,6 +44,11 @@ impl<'a> Keys<'a> {
         }
     }
 
+    pub fn number(&self, key: &str) -> Result<f64, ConfigError> {
+        let value = self.required(key)?;
+        value.as_f64().ok_or_else(|| self.wrong(key, value, "a number".into()))
+    }
+
     pub fn flag(&self, key: &str) -> Result<bool, ConfigError> {
         let value = self.required(key)?;
         value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false".into()))

@@ -11,7 +11,7 @@ mod rope;
 mod tests;
 
 pub use family::{AttentionBias, Family};
-pub use rope::{Rope, RopeScaling};
+pub use rope::{Rope, RopeScaling, Yarn};
 
 use crate::graph::DType;
 use keys::{Keys, MAX_SIZE, same};
@@ -200,6 +200,15 @@ impl ModelConfig {
                 "low_freq_factor": low_freq_factor,
                 "high_freq_factor": high_freq_factor,
                 "original_max_position_embeddings": original_max_position_embeddings,
+            })),
+            RopeScaling::Yarn(yarn) => Some(json!({
+                "rope_type": "yarn",
+                "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_max_position_embeddings,
+                "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow,
+                "truncate": yarn.truncate,
+                "attention_factor": yarn.attention_factor,
             })),
         };
         let mut rope_parameters = scaling.clone().unwrap_or_else(|| json!({ "rope_type": "default" }));

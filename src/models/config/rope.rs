@@ -29,13 +29,45 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
+    /// YaRN (Peng et al. 2023, arXiv:2309.00071).
+    Yarn(Yarn),
+}
+
+/// Pairs of elements that turn at least `beta_fast` times in the first training's context keep their frequencies, those that turn less than
+/// `beta_slow` times have them divided by `factor`, and those between are interpolated by their number.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Yarn {
+    pub factor: f64,
+    pub original_max_position_embeddings: usize,
+    pub beta_fast: f64,
+    pub beta_slow: f64,
+    /// The interpolated ones begin and end at whole pairs.
+    pub truncate: bool,
+    /// Multiplies cosines and sines.
+    pub attention_factor: f64,
 }
 
 impl Rope {
     /// Radians per position for each pair of elements, `[head_dim / 2]`.
     pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
         let unscaled = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
-        unscaled.map(|frequency| self.scaling.apply(frequency) as f32).collect()
+        match self.scaling {
+            RopeScaling::Yarn(yarn) => {
+                let share = yarn.interpolated(self.theta, head_dim);
+                let scaled =
+                    unscaled.zip(share).map(|(f, share)| f / yarn.factor * share + f * (1.0 - share));
+                scaled.map(|frequency| frequency as f32).collect()
+            }
+            scaling => unscaled.map(|frequency| scaling.apply(frequency) as f32).collect(),
+        }
+    }
+
+    /// What cosines and sines are multiplied by.
+    pub fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn(yarn) => yarn.attention_factor,
+            _ => 1.0,
+        }
     }
 
     /// What Llama 3.1's scaling divides each frequency by, `[head_dim / 2]`; `None` for other scalings.
@@ -48,10 +80,69 @@ impl Rope {
     }
 }
 
+impl Yarn {
+    /// Of each pair's frequency the share that is divided.
+    fn interpolated(self, theta: f64, head_dim: usize) -> impl Iterator<Item = f64> {
+        // the number of the pair that turns so often in the first context
+        let pair = |turns: f64| {
+            let context = self.original_max_position_embeddings as f64;
+            head_dim as f64 * (context / (turns * TAU)).ln() / (2.0 * theta.ln())
+        };
+        let (mut low, mut high) = (pair(self.beta_fast), pair(self.beta_slow));
+        if self.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        (0..head_dim / 2).map(move |i| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0))
+    }
+
+    /// The attention factor where a file names none: the paper's.
+    fn usual_attention_factor(factor: f64, mscale: f64) -> f64 {
+        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+    }
+
+    /// All but `factor` and context is as the paper has it.
+    pub fn is_usual(&self) -> bool {
+        let usual = Yarn::usual_attention_factor(self.factor, 1.0);
+        let betas = (self.beta_fast, self.beta_slow, self.truncate) == (32.0, 1.0, true);
+        betas && (self.attention_factor - usual).abs() < 1e-6
+    }
+
+    fn read(rope: &Keys<'_>, original_max_position_embeddings: usize) -> Result<Self, ConfigError> {
+        let factor = rope.positive("factor")?;
+        let number = |key: &str, usual: f64| Ok(rope.optional(key, Keys::positive)?.unwrap_or(usual));
+        let attention_factor = match rope.optional("attention_factor", Keys::positive)? {
+            Some(given) => given,
+            None => {
+                match (rope.optional("mscale", Keys::number)?, rope.optional("mscale_all_dim", Keys::number)?)
+                {
+                    (Some(scale), Some(all)) if scale != 0.0 && all != 0.0 => {
+                        Yarn::usual_attention_factor(factor, scale)
+                            / Yarn::usual_attention_factor(factor, all)
+                    }
+                    _ => Yarn::usual_attention_factor(factor, 1.0),
+                }
+            }
+        };
+        Ok(Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast: number("beta_fast", 32.0)?,
+            beta_slow: number("beta_slow", 1.0)?,
+            truncate: rope.optional("truncate", Keys::flag)?.unwrap_or(true),
+            attention_factor,
+        })
+    }
+}
+
 impl RopeScaling {
     fn apply(self, frequency: f64) -> f64 {
         match self {
-            RopeScaling::None => frequency,
+            // by pairs, not by frequencies
+            RopeScaling::None | RopeScaling::Yarn(_) => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
             RopeScaling::Llama3 {
                 factor,
@@ -90,16 +181,29 @@ fn read_scaling(
     {
         return Err(rope.refused("partial_rotary_factor", value, "the rotary embedding turns whole heads"));
     }
+    // Stored beside the object by some exporters, which then counts; else as in the first training.
+    let original_positions = || {
+        const KEY: &str = "original_max_position_embeddings";
+        let original = match keys.optional(KEY, Keys::size)? {
+            Some(original) => Some(original),
+            None => rope.optional(KEY, Keys::size)?,
+        };
+        Ok(original.unwrap_or(max_position_embeddings))
+    };
     let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
     match rope.optional(key, Keys::text)?.unwrap_or("default") {
         "default" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: rope.positive("factor")? }),
+        "yarn" => {
+            let yarn = Yarn::read(rope, original_positions()?)?;
+            if yarn.beta_fast <= yarn.beta_slow {
+                let (fast, slow) = (rope.full("beta_fast"), rope.full("beta_slow"));
+                let reason = format!("{fast} {} is not above {slow} {}", yarn.beta_fast, yarn.beta_slow);
+                return Err(keys.inconsistent(reason));
+            }
+            Ok(RopeScaling::Yarn(yarn))
+        }
         "llama3" => {
-            // Stored beside the object by some exporters, which then counts; else as in the first training.
-            let original = match keys.optional("original_max_position_embeddings", Keys::size)? {
-                Some(original) => Some(original),
-                None => rope.optional("original_max_position_embeddings", Keys::size)?,
-            };
             let (low_freq_factor, high_freq_factor) =
                 (rope.positive("low_freq_factor")?, rope.positive("high_freq_factor")?);
             if low_freq_factor >= high_freq_factor {
@@ -111,9 +215,9 @@ fn read_scaling(
                 factor: rope.positive("factor")?,
                 low_freq_factor,
                 high_freq_factor,
-                original_max_position_embeddings: original.unwrap_or(max_position_embeddings),
+                original_max_position_embeddings: original_positions()?,
             })
         }
-        other => Err(rope.refused(key, &json!(other), "known are default, linear and llama3")),
+        other => Err(rope.refused(key, &json!(other), "known are default, linear, llama3 and yarn")),
     }
 }

@@ -214,9 +214,67 @@ fn frequencies_are_those_of_transformers() {
 }
 
 #[test]
+fn yarn_is_that_of_transformers() {
+    // Printed by transformers 5.24 (`ROPE_INIT_FUNCTIONS["yarn"]`, f32).
+    let read = |context: usize, theta: f64, head_dim: usize, mut scaling: Value| {
+        scaling["rope_type"] = json!("yarn");
+        let keys = [
+            ("rope_scaling", scaling),
+            ("rope_theta", json!(theta)),
+            ("max_position_embeddings", json!(context)),
+            ("head_dim", json!(head_dim)),
+        ];
+        parse_with(&keys).unwrap().rope
+    };
+    let close = |ours: f64, theirs: f64| assert!((ours / theirs - 1.0).abs() < 2e-6, "{ours} {theirs}");
+    // Qwen's way to 131,072 tokens
+    let usual = read(131_072, 1e6, 128, json!({ "factor": 4.0, "original_max_position_embeddings": 32_768 }));
+    let ours = usual.inverse_frequencies(128);
+    let expected = [
+        (0, 1.0),
+        (1, 0.805_842_2),
+        (22, 0.008_659_643),
+        (23, 0.006_978_306),
+        (24, 0.005_375_321),
+        (26, 0.003_168_423),
+        (32, 0.000_602_941_1),
+        (39, 6.490_394e-5),
+        (40, 4.445_699e-5),
+        (63, 3.102_344e-7),
+    ];
+    expected.iter().for_each(|&(i, theirs)| close(f64::from(ours[i]), theirs));
+    close(usual.attention_factor(), 1.138_629_436);
+    assert!(matches!(usual.scaling, RopeScaling::Yarn(yarn) if yarn.is_usual()));
+
+    let own = read(
+        64,
+        1e4,
+        32,
+        json!({
+            "factor": 2.5, "original_max_position_embeddings": 16, "beta_fast": 8, "beta_slow": 0.5, "truncate": false,
+            "mscale": 0.7, "mscale_all_dim": 1.0,
+        }),
+    );
+    let ours = own.inverse_frequencies(32);
+    let expected = [1.0, 0.443_027_65, 0.182_037_74, 0.071_131_18, 0.04, 0.022_493_653];
+    expected.iter().zip(ours).for_each(|(&theirs, ours)| close(f64::from(ours), theirs));
+    close(own.attention_factor(), 0.974_818_62);
+    assert!(matches!(own.scaling, RopeScaling::Yarn(yarn) if !yarn.is_usual()));
+    // the context of the first training is the model's where nothing else is said
+    let given = read(16, 1e4, 32, json!({ "factor": 2.5, "attention_factor": 0.9 }));
+    close(f64::from(given.inverse_frequencies(32)[1]), 0.393_638_91);
+    close(given.attention_factor(), 0.9);
+    let crossed = json!({ "rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 1 });
+    assert!(message(&[("rope_scaling", crossed)]).contains("is not above"));
+    let no_factor = json!({ "rope_type": "yarn" });
+    assert!(message(&[("rope_scaling", no_factor)]).contains("\"rope_scaling.factor\" is missing"));
+}
+
+#[test]
 fn what_is_written_is_read_back_equal() {
     let scalings = [
         json!(null),
+        json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 16 }),
         json!({ "rope_type": "linear", "factor": 2.5 }),
         json!({
             "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -286,11 +344,11 @@ fn unsupported_settings_are_refused_by_key_and_value() {
         let text = message(&[(key, value.clone())]);
         assert!(text.starts_with(&format!("config.json: {key} = {value} is not supported")), "{text}");
     }
-    let yarn = json!({ "rope_type": "yarn", "factor": 4 });
-    let text = message(&[("rope_scaling", yarn.clone())]);
-    assert!(text.contains("rope_scaling.rope_type = \"yarn\" is not supported"), "{text}");
-    let text = message(&[("rope_parameters", yarn)]);
-    assert!(text.contains("rope_parameters.rope_type = \"yarn\" is not supported"), "{text}");
+    let long = json!({ "rope_type": "longrope", "factor": 4 });
+    let text = message(&[("rope_scaling", long.clone())]);
+    assert!(text.contains("rope_scaling.rope_type = \"longrope\" is not supported"), "{text}");
+    let text = message(&[("rope_parameters", long)]);
+    assert!(text.contains("rope_parameters.rope_type = \"longrope\" is not supported"), "{text}");
 }
 
 #[test]
