@@ -448,6 +448,62 @@ fn the_gguf_package_reads_the_same_tensors() {
     }
 }
 
+/// A copy of a fixture with other rotary angles.
+fn with_rope(name: &str, folder: &Path, rope: &Value) {
+    fs::create_dir(folder).unwrap();
+    for file in
+        fs::read_dir(model(name)).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file())
+    {
+        fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    let path = folder.join("config.json");
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(model(name).join("config.json")).unwrap()).unwrap();
+    config["rope_parameters"] = rope.clone();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, config.to_string()).unwrap();
+}
+
+#[test]
+fn scalings_of_rotary_angles_go_along_where_llama_cpp_has_them() {
+    let scratch = tempfile::tempdir().unwrap();
+    let yarn = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32});
+    let with = |key: &str, value: Value| {
+        let mut own = yarn.clone();
+        own[key] = value;
+        own
+    };
+    let llama3 = json!({
+        "rope_type": "llama3", "rope_theta": 1e6, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    });
+    let usual = 0.1 * 4f64.ln() + 1.0;
+    let cases = [
+        ("qwen3", yarn.clone(), Ok(1.0)),
+        ("qwen2", with("attention_factor", json!(0.5)), Ok(0.5 / usual)),
+        ("qwen3", with("beta_fast", json!(16)), Err("rope_scaling yarn with beta_fast")),
+        ("qwen3", llama3, Err("rope_scaling llama3: llama.cpp does not have it")),
+    ];
+    for (i, (name, rope, expected)) in cases.into_iter().enumerate() {
+        let folder = scratch.path().join(i.to_string());
+        with_rope(name, &folder, &rope);
+        let path = scratch.path().join("x.gguf").display().to_string();
+        let words = [folder.to_str().unwrap(), "--gguf", &path, "--type", "f32"];
+        match expected {
+            Err(part) => refused(&words, &[part]),
+            Ok(factor) => {
+                export(&words);
+                let metadata = Gguf::read(Path::new(&path)).metadata;
+                let key = |key: &str| metadata[&format!("{name}.rope.scaling.{key}")].clone();
+                assert_eq!((key("type"), key("original_context_length")), (json!("yarn"), json!(32)));
+                assert_eq!(key("factor").as_f64(), Some(4.0));
+                assert!((key("attn_factor").as_f64().unwrap() - factor).abs() < 1e-6);
+                assert_eq!(metadata[&format!("{name}.context_length")], 128);
+            }
+        }
+    }
+}
+
 #[test]
 fn llama_cpp_generates_what_pytorch_does() {
     let folder = tempfile::tempdir().unwrap();

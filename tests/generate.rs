@@ -274,6 +274,13 @@ fn stop_tokens_and_the_caller_end_a_text() {
     assert_eq!((ended.end, &ended.tokens[..]), (End::Caller, &all[..1]));
     let nothing = generator.generate(&prompt, &greedy(0), &mut keep_going).unwrap();
     assert_eq!((nothing.end, nothing.tokens.len()), (End::Length, 0));
+    // which runs nothing
+    generator.reset();
+    let nothing = generator.generate_further(&prompt, &greedy(0), &mut keep_going).unwrap();
+    assert_eq!((nothing.reused, generator.len()), (0, 0));
+    generator.logits(&prompt[..4]).unwrap();
+    let nothing = generator.generate_further(&prompt, &greedy(0), &mut keep_going).unwrap();
+    assert_eq!((nothing.reused, generator.len()), (4, 4));
 }
 
 #[test]
@@ -291,6 +298,10 @@ fn what_does_not_fit_is_refused_and_leaves_the_cache_alone() {
     generator.logits(&[1, 2]).unwrap();
     let error = generator.generate(&text(8), &greedy(3), &mut keep_going).unwrap_err();
     assert_eq!(Error::from(error).failure(), Failure::Input);
+    let unknown = generator.generate_further(&[1, 99_999], &greedy(1), &mut keep_going);
+    assert!(matches!(unknown, Err(GenerateError::UnknownToken { .. })));
+    assert!(matches!(generator.score(&text(11), 1), Err(GenerateError::CacheFull { tokens: 11, cache: 10 })));
+    assert_eq!(generator.len(), 10);
     generator.reset();
     assert_eq!(generator.logits(&text(8)).unwrap(), expected);
 

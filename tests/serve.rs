@@ -547,6 +547,37 @@ fn ctrl_c_ends_it_cleanly() {
     }
 }
 
+/// A client that waits is told, rather than given the part that was made.
+#[cfg(unix)]
+#[test]
+fn a_server_that_ends_says_so_to_who_waits() {
+    for answers in [1, 100] {
+        let Some(server) = Server::start(&[]) else { return };
+        assert_eq!(server.post(&ask(json!({"max_tokens": 3}))).0, 200);
+        // so many that it is not done in time, one of which waits for its turn
+        let body = ask(json!({"max_tokens": 100, "n": answers, "temperature": 1}));
+        let (first, second) = std::thread::scope(|scope| {
+            let all = json!({"max_tokens": 100, "n": 128, "temperature": 1});
+            let first = scope.spawn(|| server.post(&ask(all)));
+            std::thread::sleep(Duration::from_millis(300));
+            let second = scope.spawn(|| server.post(&body));
+            std::thread::sleep(Duration::from_millis(100));
+            let id = server.child.id().to_string();
+            assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+            (first.join().unwrap(), second.join().unwrap())
+        });
+        for (status, answer) in [first, second] {
+            let message = answer["error"]["message"].as_str().unwrap_or_else(|| panic!("{answer}"));
+            assert!(status == 503 && message.contains("ending"), "{answer}");
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !server.notes().contains("cut, the server is ending") {
+            assert!(Instant::now() < deadline, "{}", server.notes());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 #[test]
 fn an_address_that_cannot_be_had_is_told_before_the_model_is_loaded() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -59,10 +59,8 @@ pub enum ExportError {
     Tokenizer { file: PathBuf, reason: String },
     #[error("{tensor}: has no place in a GGUF file of this architecture")]
     NoGgufName { tensor: String },
-    #[error(
-        "rope_scaling yarn has an attention factor, betas or pairs of its own here, and llama.cpp the usual ones alone"
-    )]
-    UnusualYarn,
+    #[error("{what}: llama.cpp does not have it in this architecture")]
+    RopeScaling { what: &'static str },
     #[error(
         "the adapter changes the head, which is the token embedding in {}: llama.cpp cannot add it; merge the adapter with \
          engraft merge_lora, and export the model",

@@ -99,7 +99,7 @@ pub struct Generated {
     pub end: End,
     /// Where [`GenerateOptions::scores`] asks for them: of each of the tokens, and of a stop token that ended them.
     pub scores: Vec<TokenScore>,
-    /// Tokens of the prompt that were in the cache already and did not run again; all, where no new ones were asked for.
+    /// Tokens of the prompt that were in the cache already and did not run again.
     pub reused: usize,
     /// Seconds until the logits of the prompt were there; the compilation of kernels is not counted.
     pub prompt_seconds: f64,
@@ -311,6 +311,7 @@ impl Generator {
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, GenerateError> {
+        self.check(0, prompt, options.max_new_tokens)?;
         self.reset();
         self.generate_further(prompt, options, on_token)
     }
@@ -330,7 +331,7 @@ impl Generator {
         let mut sampler = Sampler::new(options.sampling.clone())?;
         self.check(0, prompt, options.max_new_tokens)?;
         if options.max_new_tokens == 0 {
-            return Ok(Generated { reused: prompt.len(), ..Generated::default() });
+            return Ok(Generated { reused: self.shared(prompt), ..Generated::default() });
         }
         let known = self.known_after(prompt);
         let reused = match known {

@@ -32,7 +32,7 @@ pub(super) fn run(
         }
         match work.run() {
             Ok(()) => {
-                log(&work.done.line());
+                log(&work.done.line(stop.is_asked()));
                 let whole = work.done.answers == job.request.prompts.len() * job.request.answers;
                 // nobody may be listening any more
                 let _ = job.events.send(match whole {
@@ -117,7 +117,8 @@ impl Work<'_, '_> {
         let Some(top) = request.options.scores else { return Ok(()) };
         let mut all = 0;
         for (i, prompt) in prompts.iter().enumerate() {
-            let new = request.options.max_new_tokens.min(self.chat.context());
+            let left = self.chat.context().saturating_sub(prompt.len());
+            let new = request.options.max_new_tokens.min(left);
             let shown = if request.echo { prompt.len() + new } else { new };
             all += shown * request.answers * (top + 2);
             if all > NAMES {
@@ -181,6 +182,10 @@ impl Work<'_, '_> {
                 self.done.usage.cached += held.min(said.reused);
             }
             self.done.add(&said);
+            if said.finish == Finish::Caller {
+                // cut: nobody is there, or will be told that the server ends
+                break;
+            }
             let scores = options.scores.map(|_| {
                 let mut all = scored.clone();
                 all.extend(named(self.chat.tokenizer(), said.scores, echo.chars().count()));
@@ -189,9 +194,6 @@ impl Work<'_, '_> {
             let text = format!("{echo}{}", said.text);
             let choice = Choice { index, text, finish: said.finish, tokens: scores };
             let _ = self.job.events.send(Event::Answered(choice));
-            if said.finish == Finish::Caller {
-                break;
-            }
         }
         Ok(())
     }
@@ -216,22 +218,23 @@ impl Work<'_, '_> {
 impl Done {
     fn add(&mut self, answer: &Answer) {
         self.usage.answer += answer.tokens;
-        self.answers += 1;
+        self.answers += usize::from(answer.finish != Finish::Caller);
         self.prompt_seconds += answer.prompt_seconds;
         self.seconds += answer.seconds;
         self.finish = Some(answer.finish);
     }
 
-    fn line(&self) -> String {
+    fn line(&self, ending: bool) -> String {
         let Usage { prompt, cached, answer } = self.usage;
         // the first token of each comes with the prompt
-        let timed = answer > self.answers && self.seconds > 0.0;
+        let timed = answer > self.answers.max(1) && self.seconds > 0.0;
         let rate =
             if timed { format!(", {:.1} tokens/s", answer as f64 / self.seconds) } else { String::new() };
-        let count = if self.answers == 1 { String::new() } else { format!("{} answers, ", self.answers) };
+        let count = if self.answers < 2 { String::new() } else { format!("{} answers, ", self.answers) };
         let end = match self.finish {
+            Some(Finish::Caller) if ending => "; cut, the server is ending",
             Some(Finish::Caller) => "; cut, the client has gone",
-            _ if self.answers != 1 => "",
+            _ if self.answers > 1 => "",
             Some(Finish::Stop) => "; stop",
             Some(Finish::Length) => "; length",
             None => "",

@@ -31,7 +31,7 @@ pub enum BenchCommand {
     Lora(BenchLoraArgs),
     /// Time every kernel of a training step
     Step(StepArgs),
-    /// Time LoRA training steps of a Llama with random weights
+    /// Time LoRA training steps of a network with random weights
     Train(BenchTrainArgs),
 }
 

@@ -31,13 +31,14 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
 
     let mut tensors = Vec::new();
     let mut sources = HashMap::new();
-    if matches!(config.rope.scaling, RopeScaling::Yarn(yarn) if !yarn.is_usual()) {
-        return Err(ExportError::UnusualYarn.into());
+    if matches!(config.rope.scaling, RopeScaling::Yarn(yarn) if !yarn.has_usual_pairs()) {
+        let what = "rope_scaling yarn with beta_fast, beta_slow or truncate of its own";
+        return Err(ExportError::RopeScaling { what }.into());
     }
     let rope_factors = config.rope.llama3_factors(config.head_dim);
     if let Some(factors) = &rope_factors {
         if architecture(config) != "llama" {
-            return Err(ExportError::NoGgufName { tensor: ROPE_FREQS.into() }.into());
+            return Err(ExportError::RopeScaling { what: "rope_scaling llama3" }.into());
         }
         tensors.push(GgufTensor { name: ROPE_FREQS.into(), ty: GgmlType::F32, shape: vec![factors.len()] });
     }
@@ -119,6 +120,7 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
             add("rope.scaling.type", GgufValue::Text("yarn".into()));
             add("rope.scaling.factor", GgufValue::F32(yarn.factor as f32));
             add("rope.scaling.original_context_length", count(yarn.original_max_position_embeddings));
+            add("rope.scaling.attn_factor", GgufValue::F32(yarn.attention_factor_of_usual() as f32));
         }
         // llama 3's is in rope_freqs.weight
         RopeScaling::None | RopeScaling::Llama3 { .. } => {}

@@ -122,7 +122,13 @@ impl ModelConfig {
             }
         };
         let positions = keys.optional("max_position_embeddings", Keys::size)?;
-        let max_position_embeddings = positions.unwrap_or(family.default_positions());
+        let positions = positions.unwrap_or(family.default_positions());
+        let rope = read_rope(&keys, positions)?;
+        let max_position_embeddings = match rope.scaling {
+            // who switches it on, as Qwen's cards say, leaves the old number beside it
+            RopeScaling::Yarn(yarn) => positions.max(yarn.context()),
+            _ => positions,
+        };
         let config = ModelConfig {
             family,
             vocab_size: keys.size("vocab_size")?,
@@ -133,7 +139,7 @@ impl ModelConfig {
             kv_heads: family.read_kv_heads(&keys, heads)?,
             head_dim,
             rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(1e-6),
-            rope: read_rope(&keys, max_position_embeddings)?,
+            rope,
             max_position_embeddings,
             tied_head: keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(false),
             attention_bias: family.read_bias(&keys)?,

@@ -104,15 +104,28 @@ impl Yarn {
         if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
     }
 
-    /// All but `factor` and context is as the paper has it.
-    pub fn is_usual(&self) -> bool {
-        let usual = Yarn::usual_attention_factor(self.factor, 1.0);
-        let betas = (self.beta_fast, self.beta_slow, self.truncate) == (32.0, 1.0, true);
-        betas && (self.attention_factor - usual).abs() < 1e-6
+    /// Which pairs are interpolated is as the paper has it.
+    pub fn has_usual_pairs(&self) -> bool {
+        (self.beta_fast, self.beta_slow, self.truncate) == (32.0, 1.0, true)
     }
 
-    fn read(rope: &Keys<'_>, original_max_position_embeddings: usize) -> Result<Self, ConfigError> {
-        let factor = rope.positive("factor")?;
+    /// The attention factor in terms of the paper's for this `factor`.
+    pub fn attention_factor_of_usual(&self) -> f64 {
+        self.attention_factor / Yarn::usual_attention_factor(self.factor, 1.0)
+    }
+
+    /// Tokens that it stretches the first training's context to.
+    pub fn context(&self) -> usize {
+        (self.factor * self.original_max_position_embeddings as f64) as usize
+    }
+
+    fn read(rope: &Keys<'_>, original: usize, max_position_embeddings: usize) -> Result<Self, ConfigError> {
+        // transformers 5 has a null there stand for the ratio
+        let ratio = rope.object.contains_key("factor") && rope.get("factor").is_none();
+        let factor = match ratio {
+            true => max_position_embeddings as f64 / original as f64,
+            false => rope.positive("factor")?,
+        };
         let number = |key: &str, usual: f64| Ok(rope.optional(key, Keys::positive)?.unwrap_or(usual));
         let attention_factor = match rope.optional("attention_factor", Keys::positive)? {
             Some(given) => given,
@@ -127,9 +140,14 @@ impl Yarn {
                 }
             }
         };
+        if !(attention_factor.is_finite() && attention_factor > 0.0) {
+            let (scale, all) = (rope.full("mscale"), rope.full("mscale_all_dim"));
+            let reason = format!("{scale} and {all} give the attention factor {attention_factor}");
+            return Err(rope.inconsistent(reason));
+        }
         Ok(Yarn {
             factor,
-            original_max_position_embeddings,
+            original_max_position_embeddings: original,
             beta_fast: number("beta_fast", 32.0)?,
             beta_slow: number("beta_slow", 1.0)?,
             truncate: rope.optional("truncate", Keys::flag)?.unwrap_or(true),
@@ -159,6 +177,9 @@ impl RopeScaling {
     }
 }
 
+/// Where a file says nothing.
+const THETA: f64 = 10_000.0;
+
 /// `rope_scaling` is preferred where both spellings are there, as transformers does.
 pub(super) fn read_rope(keys: &Keys<'_>, max_position_embeddings: usize) -> Result<Rope, ConfigError> {
     let mut theta = keys.optional("rope_theta", Keys::positive)?;
@@ -166,14 +187,15 @@ pub(super) fn read_rope(keys: &Keys<'_>, max_position_embeddings: usize) -> Resu
     let older = keys.inner("rope_scaling", "rope_scaling.")?;
     if let Some(rope) = older.or(keys.inner("rope_parameters", "rope_parameters.")?) {
         theta = rope.optional("rope_theta", Keys::positive)?.or(theta);
-        scaling = read_scaling(keys, &rope, max_position_embeddings)?;
+        scaling = read_scaling(keys, &rope, theta.unwrap_or(THETA), max_position_embeddings)?;
     }
-    Ok(Rope { theta: theta.unwrap_or(10_000.0), scaling })
+    Ok(Rope { theta: theta.unwrap_or(THETA), scaling })
 }
 
 fn read_scaling(
     keys: &Keys<'_>,
     rope: &Keys<'_>,
+    theta: f64,
     max_position_embeddings: usize,
 ) -> Result<RopeScaling, ConfigError> {
     if let Some(value) = rope.get("partial_rotary_factor")
@@ -195,7 +217,10 @@ fn read_scaling(
         "default" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: rope.positive("factor")? }),
         "yarn" => {
-            let yarn = Yarn::read(rope, original_positions()?)?;
+            let yarn = Yarn::read(rope, original_positions()?, max_position_embeddings)?;
+            if theta <= 1.0 {
+                return Err(keys.inconsistent(format!("rope_theta {theta} is not above 1, as yarn needs it")));
+            }
             if yarn.beta_fast <= yarn.beta_slow {
                 let (fast, slow) = (rope.full("beta_fast"), rope.full("beta_slow"));
                 let reason = format!("{fast} {} is not above {slow} {}", yarn.beta_fast, yarn.beta_slow);

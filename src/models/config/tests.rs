@@ -244,7 +244,7 @@ fn yarn_is_that_of_transformers() {
     ];
     expected.iter().for_each(|&(i, theirs)| close(f64::from(ours[i]), theirs));
     close(usual.attention_factor(), 1.138_629_436);
-    assert!(matches!(usual.scaling, RopeScaling::Yarn(yarn) if yarn.is_usual()));
+    assert!(matches!(usual.scaling, RopeScaling::Yarn(yarn) if yarn.has_usual_pairs()));
 
     let own = read(
         64,
@@ -259,11 +259,25 @@ fn yarn_is_that_of_transformers() {
     let expected = [1.0, 0.443_027_65, 0.182_037_74, 0.071_131_18, 0.04, 0.022_493_653];
     expected.iter().zip(ours).for_each(|(&theirs, ours)| close(f64::from(ours), theirs));
     close(own.attention_factor(), 0.974_818_62);
-    assert!(matches!(own.scaling, RopeScaling::Yarn(yarn) if !yarn.is_usual()));
+    assert!(matches!(own.scaling, RopeScaling::Yarn(yarn) if !yarn.has_usual_pairs()));
     // the context of the first training is the model's where nothing else is said
     let given = read(16, 1e4, 32, json!({ "factor": 2.5, "attention_factor": 0.9 }));
     close(f64::from(given.inverse_frequencies(32)[1]), 0.393_638_91);
     close(given.attention_factor(), 0.9);
+    // null is the ratio of the contexts
+    let ratio = read(64, 1e4, 32, json!({ "factor": null, "original_max_position_embeddings": 16 }));
+    assert!(matches!(ratio.scaling, RopeScaling::Yarn(Yarn { factor: 4.0, .. })));
+    // switched on as models' cards say it, beside the context of the first training
+    let switched = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768 });
+    let config =
+        parse_with(&[("rope_scaling", switched), ("max_position_embeddings", json!(32_768))]).unwrap();
+    assert_eq!(config.max_position_embeddings, 131_072);
+    let wild = json!({ "rope_type": "yarn", "factor": 4, "mscale": 1.0, "mscale_all_dim": -8 });
+    assert!(message(&[("rope_scaling", wild)]).contains("attention factor"));
+    let flat = json!({ "rope_type": "yarn", "factor": 4 });
+    assert!(
+        message(&[("rope_scaling", flat), ("rope_theta", json!(1))]).contains("rope_theta 1 is not above 1")
+    );
     let crossed = json!({ "rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 1 });
     assert!(message(&[("rope_scaling", crossed)]).contains("is not above"));
     let no_factor = json!({ "rope_type": "yarn" });

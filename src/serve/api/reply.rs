@@ -143,7 +143,7 @@ fn choice(index: usize, key: &str, said: Value, finish_reason: Option<&str>) -> 
 fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
-        // of an answer that the end of the server cut, as of every other that is not whole
+        // what a caller cuts is not shown
         Finish::Length | Finish::Caller => "length",
     }
 }
