@@ -1,19 +1,6 @@
-// db (+)= sum over rows of dy. A workgroup of 64 owns one group of four columns.
+// db (+)= sum over rows of dy.
 {% include "shared/column_sum.wgsl" %}
 
 fn term(row: u32, col: u32) -> vec4<f32> {
     return load_dy(row * params.cols4 + col);
-}
-
-@compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let col = group_index(group, groups);
-    let sum = column_sum(min(col, params.cols4 - 1u), lane);
-    if (lane == 0u && col < params.cols4) {
-        store_db(col, sum{% if ACCUMULATE %} + load_db(col){% endif %});
-    }
 }

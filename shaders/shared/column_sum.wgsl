@@ -1,8 +1,14 @@
-// The sum of term(row, col), four columns, over all rows: each of 64 invocations sums every 64th row, then a tree adds the 64
-// parts in a fixed order.
+// gradient (+)= the sum of term(row, col), four columns, over all rows. A workgroup of 64 owns one group of columns: each invocation sums
+// every 64th row, then a tree adds the 64 parts in a fixed order.
 var<workgroup> partial: array<vec4<f32>, 64>;
 
-fn column_sum(col: u32, lane: u32) -> vec4<f32> {
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let col = min(group_index(group, groups), params.cols4 - 1u);
     var sum = vec4<f32>();
     for (var row = lane; row < params.rows; row += 64u) {
         sum += term(row, col);
@@ -15,5 +21,7 @@ fn column_sum(col: u32, lane: u32) -> vec4<f32> {
         }
         workgroupBarrier();
     }
-    return partial[0];
+    if (lane == 0u && group_index(group, groups) < params.cols4) {
+        store_gradient(col, partial[0]{% if ACCUMULATE %} + load_gradient(col){% endif %});
+    }
 }

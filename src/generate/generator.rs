@@ -6,7 +6,7 @@
 //! and since they equal a real row they are finite, as attention needs of rows that it masks. For the same reason the
 //! cache can be cut at any token ([`Generator::keep`]): a talk that goes on runs its new tokens alone.
 
-use super::sampling::{Sampler, SamplingError, SamplingOptions, argmax};
+use super::sampling::{Sampler, SamplingError, SamplingOptions};
 use super::score::{Scorer, TokenScore};
 use crate::checkpoint::Adapter;
 use crate::error::Error;
@@ -333,29 +333,28 @@ impl Generator {
         if options.max_new_tokens == 0 {
             return Ok(Generated { reused: self.shared(prompt), ..Generated::default() });
         }
-        let known = self.known_after(prompt);
-        let reused = match known {
-            Some(_) => prompt.len(),
-            None => self.keep(prompt),
-        };
+        let known = self.is_known(prompt);
+        let reused = if known { prompt.len() } else { self.keep(prompt) };
         self.cut(reused);
         let rest = &prompt[reused..];
         self.compile(rest.len())?;
 
         let start = Instant::now();
-        let mut logits = match known {
-            Some(logits) => logits,
-            None => self.logits(rest)?,
+        let mut logits = match &self.known {
+            Some((_, logits)) if known => logits.clone(),
+            _ => self.logits(rest)?,
         };
-        self.usable(&logits)?;
-        self.known = Some((prompt.len(), logits.clone()));
+        if !known {
+            self.known = Some((prompt.len(), logits.clone()));
+        }
         let prompt_seconds = start.elapsed().as_secs_f64();
         let (mut tokens, mut scores) = (Vec::new(), Vec::new());
         let end = loop {
             if tokens.len() == options.max_new_tokens {
                 break End::Length;
             }
-            let token = sampler.sample(&logits)?;
+            // whatever was wrong with the device, the next text shall not begin there
+            let token = sampler.sample(&logits).inspect_err(|_| self.reset())?;
             if let Some(top) = options.scores {
                 scores.push(TokenScore::of(token, &logits, top));
             }
@@ -368,22 +367,16 @@ impl Generator {
             }
             if tokens.len() < options.max_new_tokens {
                 logits = self.logits(&[token])?;
-                self.usable(&logits)?;
             }
         };
         let seconds = start.elapsed().as_secs_f64() - prompt_seconds;
         Ok(Generated { tokens, end, scores, reused, prompt_seconds, seconds })
     }
 
-    /// Forgets what led to logits that are no distribution: whatever was wrong with the device, the next text shall not begin there.
-    fn usable(&mut self, logits: &[f32]) -> Result<(), SamplingError> {
-        argmax(logits).map(|_| ()).inspect_err(|_| self.reset())
-    }
-
-    /// The logits after `prompt`, where that is what the last one was.
-    fn known_after(&self, prompt: &[u32]) -> Option<Vec<f32>> {
-        let (after, logits) = self.known.as_ref()?;
-        (*after == prompt.len() && self.shared(prompt) == *after).then(|| logits.clone())
+    /// Whether `prompt` is the last one, whose logits are kept.
+    fn is_known(&self, prompt: &[u32]) -> bool {
+        let after = self.known.as_ref().map(|(after, _)| *after);
+        after == Some(prompt.len()) && self.shared(prompt) == prompt.len()
     }
 
     /// Makes the kernels for a prompt of this length and for single tokens.

@@ -2,8 +2,7 @@
 //!
 //! Gradients: `dy` to x, `db = sum over rows of dy`.
 
-use super::rms_norm::row_dispatch;
-use super::{expect, expect_inputs};
+use super::{expect, expect_inputs, row_dispatch};
 use crate::graph::{
     Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
@@ -104,7 +103,7 @@ impl Operation for BiasGradient {
             .param("rows", dy.rows())
             .param("cols4", dy.cols4())
             .read("dy", Place::Input(0), dy.dtype)
-            .write("db", Place::Output(0), DType::F32)
+            .write("gradient", Place::Output(0), DType::F32)
             .cost(dy.shape.elements() as f64, launch.traffic())
             .into()
     }

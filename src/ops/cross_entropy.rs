@@ -11,8 +11,7 @@
 //! made in one widened product, and `du = dlogits·B`, `dB += dlogitsᵀ·u`.
 
 use super::matmul::{Layout, Operand, Product, Terms, accumulate_product, take_rounding};
-use super::rms_norm::row_dispatch;
-use super::{FILL, elementwise, expect, expect_inputs};
+use super::{FILL, elementwise, expect, expect_inputs, row_dispatch};
 use crate::graph::{
     Binding, Case, CaseInput, DType, DeviceProfile, Dispatch, Graph, GraphError, Launch, LaunchPlan,
     Operation, Place, ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,

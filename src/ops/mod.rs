@@ -25,7 +25,7 @@ pub mod sgd;
 pub mod split_rows;
 pub mod swiglu;
 
-use crate::graph::{Case, Dispatch, GraphError, Operation, Shader, TensorType};
+use crate::graph::{Case, Dispatch, GraphError, Launch, Operation, Shader, TensorType};
 
 macro_rules! operations {
     ($($op:ty),+ $(,)?) => {
@@ -80,6 +80,19 @@ pub fn fingerprint() -> u32 {
 /// A dispatch of one invocation per item, 256 to a workgroup, with the number of items as `params.count`.
 pub(crate) fn elementwise(shader: Shader, items: usize) -> Dispatch {
     Dispatch::new(shader, items.div_ceil(256)).param("count", items)
+}
+
+/// A dispatch with `launch.row_lanes` invocations to a row, as `shaders/shared/rows.wgsl` lays them out.
+pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, cols4: usize) -> Dispatch {
+    let lanes = launch.row_lanes(rows, cols4);
+    // a lane for a row: as many as a vector has
+    let per_group =
+        if lanes == 1 { launch.device.vector_lanes().unwrap_or(8).max(8) } else { (64 / lanes).max(1) };
+    Dispatch::new(shader, rows.div_ceil(per_group as usize))
+        .define("LANES", lanes)
+        .define("ROWS", per_group)
+        .param("rows", rows)
+        .param("cols4", cols4)
 }
 
 /// Workgroups that keep the GPUs of today busy, at least: work that is fewer is made in parts, which another dispatch adds up.

@@ -6,7 +6,7 @@
 //! Gradients: `dx = rstd (w dy - x rstd^2 mean(w dy x))` overwrites, a residual may be added to it; `dweight = sum over rows of
 //! dy x rstd`.
 
-use super::{expect, expect_inputs};
+use super::{expect, expect_inputs, row_dispatch};
 use crate::graph::{
     Case, CaseInput, DType, Dispatch, Graph, GraphError, LANE, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
@@ -35,19 +35,6 @@ pub struct RmsNormWeightGradient;
 
 pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, eps: f64) -> Result<Value, GraphError> {
     graph.apply1(Arc::new(RmsNorm { eps }), &[x, weight])
-}
-
-/// A dispatch with `launch.row_lanes` invocations to a row, as `shaders/shared/rows.wgsl` lays them out.
-pub(crate) fn row_dispatch(shader: Shader, launch: &Launch<'_>, rows: usize, cols4: usize) -> Dispatch {
-    let lanes = launch.row_lanes(rows, cols4);
-    // a lane for a row: as many as a vector has
-    let per_group =
-        if lanes == 1 { launch.device.vector_lanes().unwrap_or(8).max(8) } else { (64 / lanes).max(1) };
-    Dispatch::new(shader, rows.div_ceil(per_group as usize))
-        .define("LANES", lanes)
-        .define("ROWS", per_group)
-        .param("rows", rows)
-        .param("cols4", cols4)
 }
 
 /// Rows of `width` in x.
@@ -257,7 +244,7 @@ impl Operation for RmsNormWeightGradient {
             .read("x", Place::Input(0), x.dtype)
             .read_scalar("rstd", Place::Input(1), DType::F32)
             .read("dy", Place::Input(2), launch.inputs[2].dtype)
-            .write("dweight", Place::Output(0), DType::F32)
+            .write("gradient", Place::Output(0), DType::F32)
             .cost(3.0 * x.shape.elements() as f64, launch.traffic())
             .into()
     }
