@@ -1,4 +1,4 @@
-// Attention with online softmax (flash attention), forward: o = softmax(scale * q kᵀ) v and lse [heads, T].
+// Attention with online softmax (flash attention), forward: o = softmax(cap(scale * q kᵀ)) v and lse [heads, T].
 //
 // Query row t sees the key rows starts[t] .. ends[t]; both only grow with t, so a workgroup of consecutive rows visits
 // the keys from its first row's start to its last row's end and no other. q, o are [T, heads * HEAD_DIM];
@@ -34,6 +34,7 @@ fn main(
 {% for d in range(D4) %}
             { let x = block1[at + {{ d }}u]; {{ dot_add("s", "q0_" ~ d, "x") }} }
 {% endfor %}
+{{ cap_score("s") }}
             let seen = first + j >= start0 && first + j < end0;
             let next = select(largest0, max(largest0, s), seen);
             let shrink = exp(largest0 - next);
@@ -64,6 +65,7 @@ fn main(
 {% for r in range(PER) %}
         var next{{ r }} = largest{{ r }};
 {% for j in range(BLOCK) %}
+{{ cap_score("s" ~ r ~ "_" ~ j) }}
         let seen{{ r }}_{{ j }} = first + {{ j }}u >= start{{ r }} && first + {{ j }}u < end{{ r }};
         next{{ r }} = select(next{{ r }}, max(next{{ r }}, s{{ r }}_{{ j }}), seen{{ r }}_{{ j }});
 {% endfor %}

@@ -1,4 +1,4 @@
-// Attention with online softmax on matrix units, forward: o = softmax(scale * q kᵀ) v and lse [heads, T].
+// Attention with online softmax on matrix units, forward: o = softmax(cap(scale * q kᵀ)) v and lse [heads, T].
 //
 // The same tensors and ranges as in attention.wgsl. A workgroup owns ROWS query rows of one head and walks the keys from its
 // first row's start to its last row's end, BLOCK at a time. KEEP stores lse. See shared/attention_coop.wgsl.
@@ -64,7 +64,7 @@ fn main(
 {% endif %}
         var largest = -1e20;
 {{ own_columns("start", "end") }}
-            let score = select(vec4<f32>(-1e20), {{ four("g") }} * params.scale, seen);
+            let score = select(vec4<f32>(-1e20), {{ capped4(four("g") ~ " * params.scale") }}, seen);
             largest = max(largest, max(max(score.x, score.y), max(score.z, score.w)));
         }
 {{ over_row("largest", true) }}
@@ -75,7 +75,7 @@ fn main(
         base = select(base, largest, outgrows);
         sum *= shrink;
 {{ own_columns("start", "end") }}
-            let score = {{ four("g") }} * params.scale;
+            let score = {{ capped4(four("g") ~ " * params.scale") }};
             let weight = select(vec4<f32>(), exp(score - base), seen);
             sum += weight.x + weight.y + weight.z + weight.w;
 {{ weigh("weights", "weight") }}

@@ -71,9 +71,10 @@ fn main(
             let of_query = vec4<u32>(lse_base) + min(column, vec4<u32>(params.rows - 1u));
             let row_lse = vec4<f32>(lse[of_query.x], lse[of_query.y], lse[of_query.z], lse[of_query.w]);
             let row_delta = vec4<f32>(delta[of_query.x], delta[of_query.y], delta[of_query.z], delta[of_query.w]);
-            let p = select(vec4<f32>(), exp({{ four("g") }} * params.scale - row_lse), seen);
+            let score = {{ capped4(four("g") ~ " * params.scale") }};
+            let p = select(vec4<f32>(), exp(score - row_lse), seen);
 {{ weigh("weights", "p") }}
-            let ds = p * ({{ four("g", "gradients") }} - row_delta{% if SCALED %} * larger{% endif %});
+            let ds = p * ({{ four("g", "gradients") }} - row_delta{% if SCALED %} * larger{% endif %}){{ sloped4("score") }};
 {{ weigh("gradient_weights", bounded("ds")) }}
         }
             workgroupBarrier();

@@ -1,6 +1,6 @@
 // Gradient of attention on matrix units, first pass: dq, and delta [heads, T] = rowsum(do * o) for the second pass.
 //
-// With p = exp(scale * q kᵀ - lse) and ds = p (do vᵀ - delta): dq = scale * ds k. A workgroup owns ROWS query rows of one
+// With s = cap(scale * q kᵀ), p = exp(s - lse) and ds = p (do vᵀ - delta) cap': dq = scale * ds k. A workgroup owns ROWS query rows of one
 // head; rows and keys as in attention_coop.wgsl. ds meets k in f16: where do is below 1e-3 that rounds more than the result in f16
 // does itself, and the loss scale keeps it above. SCALED: do is as many times larger as `unscale` makes smaller, and so is ds.
 {% set R_EXTENT = "params.rows" %}
@@ -61,8 +61,9 @@ fn main(
 {{ spill("dp", "gradients", range(S_TILES)) }}
         workgroupBarrier();
 {{ own_columns("start", "end") }}
-            let p = exp({{ four("g") }} * params.scale - row_lse);
-            let ds = p * ({{ four("g", "gradients") }} - delta_sum);
+            let score = {{ capped4(four("g") ~ " * params.scale") }};
+            let p = exp(score - row_lse);
+            let ds = p * ({{ four("g", "gradients") }} - delta_sum){{ sloped4("score") }};
 {{ weigh("weights", bounded("select(vec4<f32>(), ds, seen)")) }}
         }
         workgroupBarrier();

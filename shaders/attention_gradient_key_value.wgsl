@@ -39,9 +39,10 @@ fn main(
                 { let x = block1[at + {{ d }}u]; {{ dot_add("s", "k0_" ~ d, "x") }} }
                 { let x = block2[at + {{ d }}u]; {{ dot_add("dp", "v0_" ~ d, "x") }} }
 {% endfor %}
+{{ cap_score("s") }}
                 let seen = first + j >= row0 && first + j < end0;
                 let p = select(0.0, exp(s - lse[query]), seen);
-                let ds = p * (dp - delta[query]);
+                let ds = p * (dp - delta[query]){{ sloped("s") }};
 {% for d in range(D4) %}
                 dv0_{{ d }} = fma(vec4<f32>(p), block2[at + {{ d }}u], dv0_{{ d }});
                 dk0_{{ d }} = fma(vec4<f32>(ds), block1[at + {{ d }}u], dk0_{{ d }});
@@ -83,9 +84,10 @@ fn main(
             let delta{{ j }} = subgroupBroadcast(query_delta, {{ j }}u);
 {% endif %}
 {% for r in range(PER) %}
+{{ cap_score("s" ~ r ~ "_" ~ j) }}
             let seen{{ r }}_{{ j }} = first + {{ j }}u >= row{{ r }} && first + {{ j }}u < end{{ r }};
             let p{{ r }}_{{ j }} = select(0.0, exp(s{{ r }}_{{ j }} - lse{{ j }}), seen{{ r }}_{{ j }});
-            let ds{{ r }}_{{ j }} = p{{ r }}_{{ j }} * (dp{{ r }}_{{ j }} - delta{{ j }});
+            let ds{{ r }}_{{ j }} = p{{ r }}_{{ j }} * (dp{{ r }}_{{ j }} - delta{{ j }}){{ sloped("s" ~ r ~ "_" ~ j) }};
 {% endfor %}
 {% endfor %}
 {% for d in range(D4) %}

@@ -1,6 +1,6 @@
 // Gradient of attention, first pass: dq, and delta [heads, T] = rowsum(do * o) for the second pass.
 //
-// With p = exp(scale * q kᵀ - lse) and ds = p (do vᵀ - delta): dq = scale * ds k. Rows and keys as in attention.wgsl;
+// With s = cap(scale * q kᵀ), p = exp(s - lse) and ds = p (do vᵀ - delta) cap': dq = scale * ds k. Rows and keys as in attention.wgsl;
 // an invocation owns PER query rows of one head.
 {% include "shared/attention.wgsl" %}
 
@@ -39,7 +39,8 @@ fn main(
             { let x = block2[at + {{ d }}u]; {{ dot_add("dp", "g0_" ~ d, "x") }} }
 {% endfor %}
             let seen = first + j >= start0 && first + j < end0;
-            let ds = select(0.0, exp(s - row_lse0) * (dp - row_delta0), seen);
+{{ cap_score("s") }}
+            let ds = select(0.0, exp(s - row_lse0) * (dp - row_delta0){{ sloped("s") }}, seen);
 {% for d in range(D4) %}
             dq0_{{ d }} = fma(vec4<f32>(ds), block1[at + {{ d }}u], dq0_{{ d }});
 {% endfor %}
@@ -67,8 +68,9 @@ fn main(
 {% endfor %}
 {% for r in range(PER) %}
 {% for j in range(BLOCK) %}
+{{ cap_score("s" ~ r ~ "_" ~ j) }}
         let seen{{ r }}_{{ j }} = first + {{ j }}u >= start{{ r }} && first + {{ j }}u < end{{ r }};
-        let ds{{ r }}_{{ j }} = select(0.0, exp(s{{ r }}_{{ j }} - row_lse{{ r }}) * (dp{{ r }}_{{ j }} - row_delta{{ r }}), seen{{ r }}_{{ j }});
+        let ds{{ r }}_{{ j }} = select(0.0, exp(s{{ r }}_{{ j }} - row_lse{{ r }}) * (dp{{ r }}_{{ j }} - row_delta{{ r }}){{ sloped("s" ~ r ~ "_" ~ j) }}, seen{{ r }}_{{ j }});
 {% endfor %}
 {% endfor %}
 {% for d in range(D4) %}

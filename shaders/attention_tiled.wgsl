@@ -1,4 +1,4 @@
-// Attention with online softmax for GPUs, forward: o = softmax(scale * q kᵀ) v and lse [heads, T].
+// Attention with online softmax for GPUs, forward: o = softmax(cap(scale * q kᵀ)) v and lse [heads, T].
 //
 // The same tensors and ranges as in attention.wgsl. A workgroup owns ROWS query rows of one head and walks the keys from its
 // first row's start to its last row's end, BLOCK at a time. KEEP stores lse. See shared/attention_tiled.wgsl.
@@ -47,7 +47,7 @@ fn main(
 {{ product("s", "q", "k", 0) }}
 {% for g in range(QR) %}
 {% for c in range(PER_COLS) %}
-        s{{ g }}_{{ c }} *= params.scale;
+        s{{ g }}_{{ c }} = {{ capped4("s" ~ g ~ "_" ~ c ~ " * params.scale") }};
 {% endfor %}
 {% endfor %}
         if (first < common_start || first + {{ BLOCK }}u > common_end) {

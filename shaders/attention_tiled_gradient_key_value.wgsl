@@ -60,7 +60,8 @@ fn main(
             let lse{{ c }} = lse[at{{ c }}];
             let delta{{ c }} = delta[at{{ c }}];
 {% for g in range(QR) %}
-            s{{ g }}_{{ c }} = exp(s{{ g }}_{{ c }} * params.scale - vec4<f32>(lse{{ c }}));
+            let score{{ g }}_{{ c }} = {{ capped4("s" ~ g ~ "_" ~ c ~ " * params.scale") }};
+            s{{ g }}_{{ c }} = exp(score{{ g }}_{{ c }} - vec4<f32>(lse{{ c }}));
 {% endfor %}
 {% endfor %}
             if (first < last_row || first + {{ BLOCK }}u > common_end) {
@@ -72,7 +73,7 @@ fn main(
             }
 {% for c in range(PER_COLS) %}
 {% for g in range(QR) %}
-            dp{{ g }}_{{ c }} = s{{ g }}_{{ c }} * (dp{{ g }}_{{ c }} - vec4<f32>(delta{{ c }}));
+            dp{{ g }}_{{ c }} = s{{ g }}_{{ c }} * (dp{{ g }}_{{ c }} - vec4<f32>(delta{{ c }})){{ sloped4("score" ~ g ~ "_" ~ c) }};
 {% endfor %}
 {% endfor %}
 {{ share("s") }}

@@ -1,6 +1,6 @@
 // Gradient of attention for GPUs, first pass: dq, and delta [heads, T] = rowsum(do * o) for the second pass.
 //
-// With p = exp(scale * q kᵀ - lse) and ds = p (do vᵀ - delta): dq = scale * ds k. A workgroup owns ROWS query rows of one
+// With s = cap(scale * q kᵀ), p = exp(s - lse) and ds = p (do vᵀ - delta) cap': dq = scale * ds k. A workgroup owns ROWS query rows of one
 // head; rows and keys as in attention_tiled.wgsl.
 {% set R_EXTENT = "params.rows" %}
 {% set R_STRIDE = "params.q_stride" %}
@@ -57,7 +57,8 @@ fn main(
 {{ product("dp", "d_o", "v", 1) }}
 {% for g in range(QR) %}
 {% for c in range(PER_COLS) %}
-        s{{ g }}_{{ c }} = exp(s{{ g }}_{{ c }} * params.scale - lse{{ g }}) * (dp{{ g }}_{{ c }} - delta{{ g }});
+        let score{{ g }}_{{ c }} = {{ capped4("s" ~ g ~ "_" ~ c ~ " * params.scale") }};
+        s{{ g }}_{{ c }} = exp(score{{ g }}_{{ c }} - lse{{ g }}) * (dp{{ g }}_{{ c }} - delta{{ g }}){{ sloped4("score" ~ g ~ "_" ~ c) }};
 {% endfor %}
 {% endfor %}
         if (first < common_start || first + {{ BLOCK }}u > common_end) {

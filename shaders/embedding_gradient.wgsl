@@ -1,4 +1,4 @@
-// dtable[v, :] += sum of dy[t, :] over all t with tokens[t] = v, without atomics.
+// dtable[v, :] += scale * sum of dy[t, :] over all t with tokens[t] = v, without atomics.
 // `order` lists the positions sorted by token, so equal tokens are one run; the invocation at the head of
 // a run (times groups of four) sums the whole run and owns that row of dtable.
 @compute @workgroup_size(64)
@@ -26,5 +26,5 @@ fn main(
         sum += load_dy(row * params.cols4 + col);
     }
     let out = token * params.cols4 + col;
-    store_dtable(out, load_dtable(out) + sum);
+    store_dtable(out, load_dtable(out) + params.scale * sum);
 }

@@ -1,6 +1,8 @@
 // y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), per row of x [T, d]; rstd [T] is kept for the gradient
-// where somebody reads it (KEEP). LANES invocations share a row.
+// where somebody reads it (KEEP). UNIT_OFFSET: 1 + weight stands for the weight. RESIDUAL: it is added to y. LANES invocations share a
+// row.
 {% include "shared/rows.wgsl" %}
+{% set factor = "(1.0 + load_weight(i))" if UNIT_OFFSET else "load_weight(i)" %}
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
@@ -20,7 +22,7 @@ fn main(
         return;
     }
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
-        store_y(base + i, load_x(base + i) * scale * load_weight(i));
+        store_y(base + i, load_x(base + i) * scale * {{ factor }}{% if RESIDUAL %} + load_residual(base + i){% endif %});
     }
 {% if KEEP %}
     if (lane % {{ LANES }}u == 0u) {

@@ -1,5 +1,7 @@
-// dx = rstd * (w dy - x rstd^2 mean(w dy x)), plus a RESIDUAL, per row. LANES invocations share a row.
+// dx = rstd * (w dy - x rstd^2 mean(w dy x)), plus a RESIDUAL, per row; w is the weight, or 1 + weight, UNIT_OFFSET. LANES
+// invocations share a row.
 {% include "shared/rows.wgsl" %}
+{% set factor = "(1.0 + load_weight(i))" if UNIT_OFFSET else "load_weight(i)" %}
 
 @compute @workgroup_size({{ WORKGROUP }})
 fn main(
@@ -11,7 +13,7 @@ fn main(
     let base = min(row, params.rows - 1u) * params.cols4;
     var products = vec4<f32>();
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
-        products = fma(load_weight(i) * load_dy(base + i), load_x(base + i), products);
+        products = fma({{ factor }} * load_dy(base + i), load_x(base + i), products);
     }
     let mean = row_sum(lane, products.x + products.y + products.z + products.w) / params.cols;
     if (row >= params.rows) {
@@ -20,7 +22,7 @@ fn main(
     let scale = rstd[row];
     let pull = scale * scale * mean;
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
-        let value = scale * (load_weight(i) * load_dy(base + i) - load_x(base + i) * pull);
+        let value = scale * ({{ factor }} * load_dy(base + i) - load_x(base + i) * pull);
         store_gradient(base + i, value{% if RESIDUAL %} + load_residual(base + i){% endif %});
     }
 }

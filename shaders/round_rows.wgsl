@@ -1,12 +1,12 @@
 // Rows for matrix units: y[row] = x[row] * 2^e in f16, and unscale[row] = 2^-e, of x [rows, cols]. e brings the largest magnitude
 // of the row to at least 2^14 and below 2^15, so f16 holds in full what is up to 2^28 times smaller: of bf16, whose
 // range f16 has not, nothing else is lost than what a sum in f32 would lose. LANES invocations share a row. GATED: x is
-// silu(gate) * up. PAIR: or of the second pair's row, r2, over PAIR_FACTOR, where that is larger: both
+// act(gate) * up. PAIR: or of the second pair's row, r2, over PAIR_FACTOR, where that is larger: both
 // are scaled alike, but for that factor, which matmul_coop_tiled.wgsl moves to the pair's columns.
 {% include "shared/rows.wgsl" %}
 {% include "shared/power_of_two.wgsl" %}
 {% if GATED %}
-{% include "shared/swiglu.wgsl" %}
+{% include "shared/glu.wgsl" %}
 fn load(at: u32) -> vec4<f32> {
     return gated(load_gate(at), load_up(at));
 }

@@ -46,7 +46,7 @@ fn turns_end_with_the_templates_token_whatever_the_configuration_says() {
     assert_eq!(end(&model(), PromptStyle::Chat).as_deref(), Some("<|eot_id|>"));
     assert_eq!(end(&model(), PromptStyle::Alpaca).as_deref(), Some("<|eot_id|>"));
     let others =
-        [("models/qwen2", "<|im_end|>"), ("tokenizers/gemma", "<end_of_turn>"), ("models/mistral", "</s>")];
+        [("models/qwen2", "<|im_end|>"), ("models/gemma", "<end_of_turn>"), ("models/mistral", "</s>")];
     for (name, expected) in others {
         let folder = common::fixtures().join(name);
         assert_eq!(end(&folder, PromptStyle::Chat).as_deref(), Some(expected), "{name}");

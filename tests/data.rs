@@ -20,7 +20,7 @@ fn fixtures() -> PathBuf {
 
 fn model_dir(family: &str) -> PathBuf {
     match family {
-        "llama" | "mistral" | "qwen2" => fixtures().join("models").join(family),
+        "llama" | "mistral" | "qwen2" | "gemma" => fixtures().join("models").join(family),
         other => fixtures().join("tokenizers").join(other),
     }
 }

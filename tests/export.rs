@@ -6,10 +6,14 @@ mod common;
 use common::{engraft, fixtures, python, text};
 use engraft::checkpoint::{Adapter, AdapterTensor, Checkpoint, SavedModule};
 use engraft::data::Tokenizer;
+use engraft::generate::sampling::SamplingOptions;
+use engraft::generate::{GenerateOptions, Generator};
+use engraft::train::options::Precision;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> PathBuf {
@@ -411,6 +415,7 @@ fn the_gguf_package_reads_the_same_tensors() {
         ("qwen2", "f32"),
         ("qwen2", "q8_0"),
         ("qwen3", "bf16"),
+        ("gemma", "f16"),
     ] {
         let base = model(name);
         let report = export(&[base.to_str().unwrap(), "--gguf", file, "--type", ty]);
@@ -426,6 +431,7 @@ fn the_gguf_package_reads_the_same_tensors() {
             }
             "llama_biased" => (empty, "llama", json!("llama-bpe")),
             "mistral" => (empty, "llama", json!("default")),
+            "gemma" => (empty, "gemma", json!("default")),
             other => (empty, other, json!("qwen2")),
         };
         assert_eq!(found["further"], further);
@@ -448,8 +454,8 @@ fn the_gguf_package_reads_the_same_tensors() {
     }
 }
 
-/// A copy of a fixture with other rotary angles.
-fn with_rope(name: &str, folder: &Path, rope: &Value) {
+/// A copy of a fixture with other settings.
+fn with_settings(name: &str, folder: &Path, settings: &[(&str, Value)]) {
     fs::create_dir(folder).unwrap();
     for file in
         fs::read_dir(model(name)).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file())
@@ -459,7 +465,9 @@ fn with_rope(name: &str, folder: &Path, rope: &Value) {
     let path = folder.join("config.json");
     let mut config: Value =
         serde_json::from_slice(&fs::read(model(name).join("config.json")).unwrap()).unwrap();
-    config["rope_parameters"] = rope.clone();
+    for (key, value) in settings {
+        config[*key] = value.clone();
+    }
     fs::remove_file(&path).unwrap();
     fs::write(&path, config.to_string()).unwrap();
 }
@@ -486,7 +494,7 @@ fn scalings_of_rotary_angles_go_along_where_llama_cpp_has_them() {
     ];
     for (i, (name, rope, expected)) in cases.into_iter().enumerate() {
         let folder = scratch.path().join(i.to_string());
-        with_rope(name, &folder, &rope);
+        with_settings(name, &folder, &[("rope_parameters", rope)]);
         let path = scratch.path().join("x.gguf").display().to_string();
         let words = [folder.to_str().unwrap(), "--gguf", &path, "--type", "f32"];
         match expected {
@@ -508,7 +516,7 @@ fn scalings_of_rotary_angles_go_along_where_llama_cpp_has_them() {
 fn llama_cpp_generates_what_pytorch_does() {
     let folder = tempfile::tempdir().unwrap();
     // a window of 8 tokens is not what llama.cpp makes of Mistral
-    for name in ["llama", "llama_untied", "llama_biased", "qwen2", "qwen3"] {
+    for name in ["llama", "llama_untied", "llama_biased", "qwen2", "qwen3", "gemma"] {
         let (base, adapter) = (model(name), model(name).join("ref/adapter"));
         let (base_name, adapter_name) = (base.to_str().unwrap(), adapter.to_str().unwrap());
         let path = |end: &str| folder.path().join(format!("{name}{end}")).display().to_string();
@@ -545,6 +553,49 @@ fn llama_cpp_generates_what_pytorch_does() {
             let expected = plain(tokenizer.decode(&expected).unwrap());
             assert_eq!(plain(said), expected, "{name}: {key} of {file}");
         }
+    }
+}
+
+/// Gemma 2 and 3 with the settings that llama.cpp has as constants: the same tokens there and here, beyond the window of 8.
+#[test]
+fn llama_cpp_generates_what_engraft_does_with_gemma() {
+    let Some(gpu) = common::gpu() else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let sliding = json!(["sliding_attention", "sliding_attention"]);
+    for (name, settings, refusal) in [
+        ("gemma2", vec![("query_pre_attn_scalar", json!(32))], "query_pre_attn_scalar 24 instead of 32"),
+        (
+            "gemma3",
+            vec![("layer_types", sliding)],
+            "layer_types other than a full_attention for every 6 layers",
+        ),
+    ] {
+        let folder = scratch.path().join(name);
+        with_settings(name, &folder, &settings);
+        let path = scratch.path().join("x.gguf").display().to_string();
+        refused(&[model(name).to_str().unwrap(), "--gguf", &path], &[refusal, "llama.cpp does not have it"]);
+        let folder_name = folder.to_str().unwrap();
+        let report = export(&[folder_name, "--gguf", &path, "--type", "f32"]);
+        assert_eq!(report["notes"], json!([]));
+        let Some(found) = python("compare_gguf.py", &[&path, folder_name]) else { return };
+        let found: Value = serde_json::from_str(&found).unwrap();
+        for key in ["different", "shapes", "missing", "further"] {
+            assert_eq!(found[key], json!([]), "{name}: {key} in {found}");
+        }
+
+        let report = fs::read(model(name).join("ref/reference.json")).unwrap();
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        let prompt: Vec<u32> = serde_json::from_value(report["prompt_ids"].clone()).unwrap();
+        let mut generator = Generator::open(&gpu, &folder, None, Precision::F32True, 64).unwrap();
+        let sampling = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
+        let options = GenerateOptions { max_new_tokens: 24, sampling, ..GenerateOptions::default() };
+        let ours = generator.generate(&prompt, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        let prompt = json!([prompt]).to_string();
+        let Some(said) = python("run_gguf.py", &[&path, &prompt, "24"]) else { return };
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let plain = |text: &str| text.replace('\u{fffd}', "");
+        let ours = Tokenizer::open(&folder).unwrap().decode(&ours.tokens).unwrap();
+        assert_eq!(plain(said[0]["text"].as_str().unwrap()), plain(&ours), "{name}");
     }
 }
 

@@ -733,7 +733,7 @@ fn full_training_makes_a_model_that_loads() {
     if common::gpu().is_none() {
         return;
     }
-    for name in ["llama", "llama_biased", "qwen3"] {
+    for name in ["llama", "llama_biased", "qwen3", "gemma3"] {
         full_training_from_random_weights(&common::fixtures().join("models").join(name));
     }
 }
@@ -866,6 +866,8 @@ fn losses_of_other_families_equal_pytorchs() {
     equals_pytorch("mistral", "all-linear", "");
     equals_pytorch("qwen2", "all-linear", "");
     equals_pytorch("qwen3", "q_proj,k_proj,down_proj", "k_norm");
+    equals_pytorch("gemma2", "all-linear", "");
+    equals_pytorch("gemma3", "q_proj,k_proj,up_proj", "k_norm,post_attention_layernorm");
 }
 
 /// The head's weight is the token embedding here, and its adapter changes the logits alone.

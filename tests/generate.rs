@@ -44,7 +44,9 @@ fn text(length: usize) -> Vec<u32> {
 #[test]
 fn greedy_tokens_equal_pytorch() {
     let Some(gpu) = common::gpu() else { return };
-    for name in ["llama", "llama_untied", "llama_sharded", "llama_biased", "mistral", "qwen2", "qwen3"] {
+    let llamas = ["llama", "llama_untied", "llama_sharded", "llama_biased"];
+    let others = ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"];
+    for name in llamas.into_iter().chain(others) {
         let folder = model(name);
         let report = std::fs::read_to_string(folder.join("ref/reference.json")).unwrap();
         let reference: serde_json::Value = serde_json::from_str(&report).unwrap();

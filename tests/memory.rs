@@ -69,7 +69,8 @@ fn batch(samples: usize) -> MicroBatch {
 fn trainer(gpu: &Gpu, network: &Network, samples: usize, recompute: Recompute) -> (Trainer, TrainingPlan) {
     let network = Network { recompute, ..network.clone() };
     let plan = TrainingPlan::new(&network, &Demand::uniform(samples, SEQ), &gpu.profile()).unwrap();
-    let trainer = Trainer::from_plan(gpu, plan.clone(), &WeightSource::Random { seed: 3 }, 3).unwrap();
+    let trainer =
+        Trainer::from_plan(gpu, plan.clone(), &WeightSource::Random { seed: 3, norms: 1.0 }, 3).unwrap();
     (trainer, plan)
 }
 
@@ -336,7 +337,7 @@ fn quantised_weights_over_the_binding_limit_change_no_bit() {
         // one token at a time: blocks are read inside the product
         let write = |gpu: &Gpu| {
             let network = Network { adapter: None, ..resident.clone() };
-            let source = WeightSource::Random { seed: 3 };
+            let source = WeightSource::Random { seed: 3, norms: 1.0 };
             let cache = CacheSize { tokens: 40, chunk: 32 };
             let mut generator = Generator::new(gpu, network, &source, None, cache).unwrap();
             (generator.logits(&[5, 700, 2999]).unwrap(), generator.logits(&[31]).unwrap())
@@ -384,7 +385,8 @@ fn trainable_parameters_over_the_binding_limit_change_no_bit() {
             let plan = TrainingPlan::new(&network, &demand, &gpu.profile()).unwrap();
             plan.check(&gpu.profile()).unwrap();
             let mut trainer =
-                Trainer::from_plan(gpu, plan.clone(), &WeightSource::Random { seed: 3 }, 3).unwrap();
+                Trainer::from_plan(gpu, plan.clone(), &WeightSource::Random { seed: 3, norms: 1.0 }, 3)
+                    .unwrap();
             let mut outcomes = Vec::new();
             for step in 1..=2 {
                 trainer.begin().unwrap();
@@ -887,7 +889,8 @@ fn a_limit_holds_for_host_memory_that_is_the_devices() {
     let (batch, used) = (batch(1), gpu.allocated_bytes());
     let run = |limit: u64| -> Result<(), Error> {
         gpu.set_memory_limit(Some(used + limit));
-        let mut trainer = Trainer::from_plan(&gpu, plan.clone(), &WeightSource::Random { seed: 3 }, 3)?;
+        let mut trainer =
+            Trainer::from_plan(&gpu, plan.clone(), &WeightSource::Random { seed: 3, norms: 1.0 }, 3)?;
         trainer.begin()?;
         trainer.accumulate(&batch, 1.0)?;
         trainer.step(&Hyper { step: 1, inverse_scale: 1.0, ..Hyper::default() })?;

@@ -570,6 +570,9 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
         ("mistral", plain("mistral"), false),
         ("qwen2", plain("qwen2"), true),
         ("qwen3", plain("qwen3"), true),
+        ("gemma", plain("gemma"), true),
+        ("gemma2", plain("gemma2"), true),
+        ("gemma3", plain("gemma3"), true),
     ]
     .into_iter()
     .enumerate()

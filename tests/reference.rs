@@ -321,12 +321,37 @@ fn biased_llama_equals_pytorch() {
     }
 }
 
+/// GeGLU, norms that multiply by 1 + weight, scaled embeddings, one KV head.
+#[test]
+fn gemma_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "gemma");
+    }
+}
+
+/// Soft caps on scores and logits, norms behind attention and MLP, a layer with a window and one without, a scale of scores of its own.
+#[test]
+fn gemma2_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "gemma2");
+    }
+}
+
+/// Norms on heads, rotary angles of their own in layers with a window.
+#[test]
+fn gemma3_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "gemma3");
+    }
+}
+
 /// All parameters: embeddings, biases, norms of the stream and of heads, linear layers.
 #[test]
 fn full_gradients_equal_pytorchs() {
     let Some(gpu) = common::gpu() else { return };
     let scratch = tempfile::tempdir().unwrap();
-    for name in ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn"] {
+    for name in ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn", "gemma", "gemma2", "gemma3"]
+    {
         let mut reference = Reference::read(name.split(' ').next().unwrap());
         if name.ends_with("yarn") {
             // positions beyond the context of the first training, and between its frequencies

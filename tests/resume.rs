@@ -503,7 +503,7 @@ fn loading_ends_when_it_is_asked_to() {
         options.offload = offload;
         let network = network_of(&config, &options, None, PlainLayers::default(), 32).unwrap();
         let graph = network.evaluation(32, 32).unwrap();
-        let source = WeightSource::Random { seed: 1 };
+        let source = WeightSource::Random { seed: 1, norms: 1.0 };
         let load = |flag: bool| {
             let stop = StopFlag::from(Arc::new(AtomicBool::new(flag)));
             source.upload_until(&gpu, &graph, &network, &mut Bindings::new(), &stop)

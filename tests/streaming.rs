@@ -102,7 +102,7 @@ fn the_host_holds_pieces_and_not_the_model() {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let stored = checkpoint.total_bytes();
         let graph = network.evaluation(32, 32).unwrap();
-        for source in [WeightSource::Checkpoint(checkpoint), WeightSource::Random { seed: 1 }] {
+        for source in [WeightSource::Checkpoint(checkpoint), WeightSource::Random { seed: 1, norms: 1.0 }] {
             let mut bindings = Bindings::new();
             let (before, start) = (NOW.load(Ordering::Relaxed), Instant::now());
             PEAK.store(before, Ordering::Relaxed);
@@ -141,7 +141,7 @@ fn the_host_holds_pieces_and_not_the_model() {
     let mut bindings = Bindings::new();
     let before = NOW.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
-    WeightSource::Random { seed: 1 }.upload(&gpu, &graph, &network, &mut bindings).unwrap();
+    WeightSource::Random { seed: 1, norms: 1.0 }.upload(&gpu, &graph, &network, &mut bindings).unwrap();
     let peak = PEAK.load(Ordering::Relaxed) - before;
     let streamed = bindings.streamed_bytes();
     println!("{} MiB streamed, {} MiB on the host beside them", streamed >> 20, peak >> 20);

@@ -20,13 +20,17 @@ from peft import LoraConfig, get_peft_model
 # family, vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head: as in src/models/shapes.rs
 SHAPES = {
     "small": ("Llama", 2048, 256, 768, 4, 4, 4, 64, False),
+    "gemma-3-270m": ("Gemma3Text", 262144, 640, 2048, 18, 4, 1, 256, True),
     "smollm2-135m": ("Llama", 49152, 576, 1536, 30, 9, 3, 64, True),
     "qwen2.5-0.5b": ("Qwen2", 151936, 896, 4864, 24, 14, 2, 64, True),
     "qwen3-0.6b": ("Qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True),
+    "gemma-3-1b": ("Gemma3Text", 262144, 1152, 6912, 26, 4, 1, 256, True),
     "tinyllama-1.1b": ("Llama", 32000, 2048, 5632, 22, 32, 4, 64, False),
     "llama-3.2-1b": ("Llama", 128256, 2048, 8192, 16, 32, 8, 64, True),
     "qwen2.5-1.5b": ("Qwen2", 151936, 1536, 8960, 28, 12, 2, 128, True),
     "qwen3-1.7b": ("Qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True),
+    "gemma-2b": ("Gemma", 256000, 2048, 16384, 18, 8, 1, 256, True),
+    "gemma-2-2b": ("Gemma2", 256000, 2304, 9216, 26, 8, 4, 256, True),
     "llama-3.2-3b": ("Llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
     "qwen3-4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
     "llama-2-7b": ("Llama", 32000, 4096, 11008, 32, 32, 32, 128, False),
@@ -34,13 +38,14 @@ SHAPES = {
     "qwen2.5-7b": ("Qwen2", 152064, 3584, 18944, 28, 28, 4, 128, False),
     "llama-3.1-8b": ("Llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
     "qwen3-8b": ("Qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False),
+    "gemma-2-9b": ("Gemma2", 256000, 3584, 14336, 42, 16, 8, 256, True),
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def network(args, device, dtype):
     family, vocab, hidden, inner, layers, heads, kv_heads, head_dim, tied = SHAPES[args.shape]
-    window = {"sliding_window": None} if family == "Mistral" else {}
+    window = {"Mistral": {"sliding_window": None}, "Gemma3Text": {"sliding_window": 512}}.get(family, {})
     config = getattr(transformers, f"{family}Config")(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -51,14 +56,15 @@ def network(args, device, dtype):
         head_dim=head_dim,
         tie_word_embeddings=tied,
         max_position_embeddings=131072,
-        attn_implementation="sdpa",
+        # transformers has no other way for soft caps
+        attn_implementation="eager" if family == "Gemma2" else "sdpa",
         use_cache=False,
         **window,
     )
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device(device):
-        base = getattr(transformers, f"{family}ForCausalLM")(config)
+        base = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
     torch.set_default_dtype(torch.float32)
     adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.targets or LINEAR)
     model = get_peft_model(base, adapter)

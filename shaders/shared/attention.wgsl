@@ -8,6 +8,7 @@
 //
 // TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
 // same `positions` and `table`.
+{% include "shared/soft_cap.wgsl" %}
 {% set D4 = HEAD_DIM // 4 %}
 {% set SHARED = LANES == 0 %}
 {% set WORKGROUP = 64 if SHARED else LANES %}
@@ -43,6 +44,11 @@ var<workgroup> block2: array<vec4<f32>, {{ BLOCK * D4 }}>;
 {% endmacro %}
 
 {% macro get(tensor, rows, stride, base, j, d) %}{% if UNIFORM %}load_{{ tensor }}(min(first + {{ j }}u, {{ rows }} - 1u) * {{ stride }} + {{ base }} + {{ d }}u){% else %}subgroupBroadcast({{ tensor }}_piece{{ d }}, {{ j }}u){% endif %}{% endmacro %}
+
+{# a score passes the cap, where there is one #}
+{% macro cap_score(s) %}{% if CAPPED %}
+            {{ s }} = soft_cap({{ s }});
+{% endif %}{% endmacro %}
 
 // s += a . b
 {% macro dot_add(s, a, b) %}{{ s }} = fma({{ a }}.x, {{ b }}.x, fma({{ a }}.y, {{ b }}.y, fma({{ a }}.z, {{ b }}.z, fma({{ a }}.w, {{ b }}.w, {{ s }}))));{% endmacro %}

@@ -13,6 +13,7 @@
 //
 // TURNED: a gradient is turned back by the angle of its row's position before it is stored, as rope.wgsl does, and with the
 // same `positions` and `table`.
+{% include "shared/soft_cap.wgsl" %}
 {% if OUT_STRIDE is undefined %}
 {% set OUT_STRIDE = R_STRIDE %}
 {% set OUT_BASE = R_BASE %}

@@ -1,13 +1,13 @@
 {# How products read their operands. R_MASKED, C_MASKED: dropout on the first pair's rows or columns; PAIR_MASKED: on the
    second pair's product. PARTS > 1: the rows are those of several tensors of 4 * params.part_rows4 each, one
-   after the other, and so are the result's. R_GATED: the rows are silu(r) * r_up. #}
+   after the other, and so are the result's. R_GATED: the rows are act(r) * r_up. #}
 {% set MASKED = R_MASKED or C_MASKED or PAIR_MASKED %}
 {% if MASKED %}
 {% include "shared/dropout.wgsl" %}
 {% endif %}
 
 {% if R_GATED %}
-{% include "shared/swiglu.wgsl" %}
+{% include "shared/glu.wgsl" %}
 {% endif %}
 
 {# a group of four of r or c, with dropout or the gate on it #}

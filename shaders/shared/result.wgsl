@@ -1,7 +1,7 @@
 {# How products store their result: SECTIONED, as the sums of a section; with a RESIDUAL; added to what is there, ACCUMULATE; or, where it is the gradient of a gated
    activation, GATE_GRADIENT, as the gradients of gate and up. #}
 {% if GATE_GRADIENT %}
-{% include "shared/swiglu_gradient.wgsl" %}
+{% include "shared/glu_gradient.wgsl" %}
 {% endif %}
 {% macro put(at, value) %}
 {% if SECTIONED %}

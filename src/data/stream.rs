@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_stream_goes_on_where_the_text_before_it_ends() {
-        for family in ["models/mistral", "models/qwen2", "tokenizers/gemma", "tokenizers/gpt_neox"] {
+        for family in ["models/mistral", "models/qwen2", "models/gemma", "tokenizers/gpt_neox"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
             let tokenizer = Tokenizer::open(&folder).unwrap();
             for prompt in ["the cat", "the cat ", "日本", "é", ""] {
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn tokens_begin_where_their_text_does() {
-        for family in ["models/mistral", "models/qwen2", "models/llama", "tokenizers/gemma"] {
+        for family in ["models/mistral", "models/qwen2", "models/llama", "models/gemma"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
             let tokenizer = Tokenizer::open(&folder).unwrap();
             let text = "the café sat\n日本 on 🙂 mats";

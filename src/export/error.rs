@@ -60,7 +60,7 @@ pub enum ExportError {
     #[error("{tensor}: has no place in a GGUF file of this architecture")]
     NoGgufName { tensor: String },
     #[error("{what}: llama.cpp does not have it in this architecture")]
-    RopeScaling { what: &'static str },
+    LlamaCppLacks { what: String },
     #[error(
         "the adapter changes the head, which is the token embedding in {}: llama.cpp cannot add it; merge the adapter with \
          engraft merge_lora, and export the model",

@@ -6,10 +6,10 @@
 //! ([`crate::ops::cross_entropy`]).
 
 mod clip;
+mod glu;
 mod residual;
 mod rotary;
 mod siblings;
-mod swiglu;
 
 use crate::graph::{Graph, GraphError, Node, Operation};
 use std::any::Any;
@@ -30,7 +30,7 @@ pub struct Fusions {
     pub rotary: bool,
     /// A gated activation is part of the down product that alone reads it, which can make it as it loads its rows; the product that
     /// gives its gradient stores those of gate and up.
-    pub swiglu: bool,
+    pub glu: bool,
     /// Logits are made, and turned into their gradient, for some rows at a time, instead of all at once.
     pub head: bool,
     /// Gradients are clipped as the optimiser's update loads them, instead of by a kernel of its own.
@@ -39,7 +39,7 @@ pub struct Fusions {
 
 impl Fusions {
     pub const NAMES: [&'static str; 8] =
-        ["adapter", "residual", "dropout", "siblings", "rotary", "swiglu", "head", "clip"];
+        ["adapter", "residual", "dropout", "siblings", "rotary", "glu", "head", "clip"];
 
     /// All but the named ones.
     ///
@@ -60,7 +60,7 @@ impl Fusions {
             "dropout" => Some(&mut self.dropout),
             "siblings" => Some(&mut self.siblings),
             "rotary" => Some(&mut self.rotary),
-            "swiglu" => Some(&mut self.swiglu),
+            "glu" => Some(&mut self.glu),
             "head" => Some(&mut self.head),
             "clip" => Some(&mut self.clip),
             _ => None,
@@ -76,7 +76,7 @@ impl Default for Fusions {
             dropout: true,
             siblings: true,
             rotary: true,
-            swiglu: true,
+            glu: true,
             head: true,
             clip: true,
         }
@@ -90,7 +90,7 @@ impl Default for Fusions {
 pub fn fuse(graph: Graph, fusions: Fusions) -> Result<Graph, GraphError> {
     let graph = if fusions.siblings { siblings::fuse(graph)? } else { graph };
     let graph = if fusions.rotary { rotary::fuse(graph)? } else { graph };
-    let graph = if fusions.swiglu { swiglu::fuse(graph)? } else { graph };
+    let graph = if fusions.glu { glu::fuse(graph)? } else { graph };
     let graph = if fusions.clip { clip::fuse(graph)? } else { graph };
     if fusions.residual { residual::fuse(graph) } else { Ok(graph) }
 }
@@ -144,7 +144,7 @@ mod tests {
             dropout: false,
             siblings: false,
             rotary: false,
-            swiglu: false,
+            glu: false,
             head: false,
             clip: false,
         };

@@ -1,4 +1,4 @@
-//! `add(x, product(..))` becomes the product with `x` added where it stores its result; so with the gradient of a norm, and whatever
+//! `add(x, product(..))` becomes the product with `x` added where it stores its result; so with a norm, its gradient, and whatever
 //! else has [`crate::graph::Operation::with_residual`].
 //!
 //! The product moves to the place of the sum: everything it reads exists by then, and so does x. It may have no other
@@ -54,7 +54,7 @@ mod tests {
     use crate::ops::add::add;
     use crate::ops::lora_linear::{Dropped, lora_linear};
     use crate::ops::matmul::{Layout, matmul};
-    use crate::ops::rms_norm::rms_norm;
+    use crate::ops::rms_norm::{Norm, rms_norm};
 
     #[test]
     fn sums_with_products_become_products_and_give_the_same() {
@@ -101,20 +101,21 @@ mod tests {
     }
 
     #[test]
-    fn the_gradient_around_a_norm_is_added_in_the_norms_own() {
+    fn sums_with_a_norm_and_with_its_gradient_are_made_in_these() {
         let mut g = Graph::new();
         let p = g.trainable("p", Shape::matrix(3, 4)).unwrap();
         let z = g.input("z", Shape::matrix(3, 4), DType::F32).unwrap();
         let x = add(&mut g, p, z).unwrap();
         let weight = g.frozen("weight", Shape::vector(4), DType::F32).unwrap();
-        let normed = rms_norm(&mut g, x, weight, 1e-5).unwrap();
+        let normed = rms_norm(&mut g, x, weight, Norm { eps: 1e-5, unit_offset: true }).unwrap();
         let y = add(&mut g, x, normed).unwrap();
         let seed = g.input("seed", Shape::matrix(3, 4), DType::F32).unwrap();
         differentiate(&mut g, y, seed, Recompute::None).unwrap();
         let fused = fuse(g.clone()).unwrap();
         assert_eq!(names(&g)[..3], ["add", "rms_norm", "add"]);
         assert_eq!(names(&g)[3..], ["rms_norm_gradient", "add", "copy"]);
-        assert_eq!(names(&fused)[3..], ["rms_norm_gradient", "copy"]);
+        // that of the norm itself, too, as it is of models that normalise what they add to the stream
+        assert_eq!(names(&fused), ["add", "rms_norm", "rms_norm_gradient", "copy"]);
         let gradient = |graph: &Graph| {
             let of = graph.accumulations()[0].gradient;
             values(graph)[of.index()].clone().unwrap().data

@@ -90,7 +90,7 @@ mod tests {
     use crate::graph::evaluate::evaluate;
     use crate::graph::{DType, ReferenceTensor, Shape};
     use crate::ops::add::add;
-    use crate::ops::attention::{Visibility, attention};
+    use crate::ops::attention::{Scoring, Visibility, attention};
     use crate::ops::rope::rope;
 
     const TOKENS: usize = 3;
@@ -124,7 +124,7 @@ mod tests {
         let turned = rope(&mut graph, q, positions, table).unwrap();
         let key = rope(&mut graph, k, positions, table).unwrap();
         let v = add(&mut graph, k, k).unwrap();
-        let o = attention(&mut graph, (turned, key, v), &visibility, D).unwrap();
+        let o = attention(&mut graph, (turned, key, v), &visibility, Scoring::of(D)).unwrap();
         let seed = graph.input("seed", Shape::matrix(TOKENS, 2 * D), DType::F32).unwrap();
         differentiate(&mut graph, o, seed, Recompute::None).unwrap();
         graph

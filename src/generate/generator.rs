@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::gpu::{Gpu, GpuError};
 use crate::graph::layout::{pack_u32, unpack};
 use crate::graph::{DType, GraphError, Shape, TensorType};
-use crate::models::Network;
+use crate::models::{Network, WINDOW};
 use crate::plan::{Bindings, Layout, MemoryReport, ParameterSpace, PlanError, Program, Slots};
 use crate::train::options::{OptionsError, Precision};
 use crate::train::quantize::QuantizeOptions;
@@ -431,7 +431,12 @@ impl Generator {
         write(&self.bindings, "tokens", &filled(&|t| tokens[t as usize]))?;
         write(&self.bindings, "positions", &filled(&|t| offset + t))?;
         let window = self.network.config.window();
-        write(&self.bindings, "starts", &filled(&|t| (offset + t + 1).saturating_sub(window)))?;
+        for (name, window) in [("starts".to_owned(), u32::MAX), (format!("{WINDOW}starts"), window)] {
+            // a network whose layers are all alike lacks the other
+            if self.bindings.leaf(&name).is_some() {
+                write(&self.bindings, &name, &filled(&|t| (offset + t + 1).saturating_sub(window)))?;
+            }
+        }
         write(&self.bindings, "ends", &filled(&|t| offset + t + 1))?;
         write(&self.bindings, "offset", &[offset])
     }

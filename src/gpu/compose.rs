@@ -15,7 +15,7 @@ const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
-const SHARED: [(&str, &str); 16] = [
+const SHARED: [(&str, &str); 17] = [
     (
         "shared/operands.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
@@ -27,10 +27,10 @@ const SHARED: [(&str, &str); 16] = [
     ("shared/pair.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/pair.wgsl"))),
     ("shared/result.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/result.wgsl"))),
     (
-        "shared/swiglu_gradient.wgsl",
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/swiglu_gradient.wgsl")),
+        "shared/glu_gradient.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/glu_gradient.wgsl")),
     ),
-    ("shared/swiglu.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/swiglu.wgsl"))),
+    ("shared/glu.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/glu.wgsl"))),
     (
         "shared/clipped.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/clipped.wgsl")),
@@ -65,6 +65,10 @@ const SHARED: [(&str, &str); 16] = [
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/attention_coop.wgsl")),
     ),
     ("shared/matrix.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/matrix.wgsl"))),
+    (
+        "shared/soft_cap.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/soft_cap.wgsl")),
+    ),
 ];
 
 /// What decides the code of a kernel beside its own text and definitions: the shared texts, how accessors are generated and SPIR-V is

@@ -1,8 +1,10 @@
 //! The decoder of Llama (Touvron et al. 2023, arXiv:2307.09288): RMSNorm before attention and MLP, rotary embedding,
 //! grouped query heads, SwiGLU. Mistral (arXiv:2310.06825) has it with a sliding window, Qwen2 and 2.5 (arXiv:2407.10671) with biases
-//! on queries, keys and values, Qwen3 (arXiv:2505.09388) with norms on the heads of queries and keys.
+//! on queries, keys and values, Qwen3 (arXiv:2505.09388) with norms on the heads of queries and keys. Gemma (arXiv:2403.08295) has
+//! GeGLU and scaled embeddings, Gemma 2 (arXiv:2408.00118) soft caps, norms behind attention and MLP too, and layers that see a window and
+//! layers that see all in turn, Gemma 3 (arXiv:2503.19786) norms on heads and rotary angles of their own in layers with a window.
 
-use super::{AttentionBias, CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource};
+use super::{AttentionBias, CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource, View};
 use crate::graph::{GraphError, Value};
 use crate::nn::Builder;
 use crate::ops;
@@ -39,7 +41,8 @@ pub(super) fn hidden(
         TokenSource::Embedded(embedded) => embedded,
         TokenSource::Tokens(tokens, order) => {
             let table = b.weight(EMBEDDING, &[config.vocab_size, d])?;
-            ops::embedding::embedding(&mut b.graph, table, tokens, order, b.activations)?
+            let scale = config.embedding_scale(b.activations);
+            ops::embedding::embedding(&mut b.graph, table, tokens, order, scale, b.activations)?
         }
     };
     for layer in 0..config.layers {
@@ -48,7 +51,7 @@ pub(super) fn hidden(
         x = block(b, config, stream, cache, layer, x)?;
         b.graph.end_block();
     }
-    b.rms_norm(x, "model.norm", d, config.rms_norm_eps)
+    b.rms_norm(x, "model.norm", d, config.norm())
 }
 
 fn block(
@@ -62,8 +65,10 @@ fn block(
     let (d, head_dim) = (config.hidden_size, config.head_dim);
     let (q_width, kv_width) = (config.heads * head_dim, config.kv_heads * head_dim);
     let name = |part: &str| format!("model.layers.{layer}.{part}");
+    let norm = config.norm();
+    let View { visibility, rope_table } = stream.view(config, layer)?;
 
-    let normed = b.rms_norm(x, &name("input_layernorm"), d, config.rms_norm_eps)?;
+    let normed = b.rms_norm(x, &name("input_layernorm"), d, norm)?;
     let mut q = b.linear(normed, &name("self_attn.q_proj"), q_width, d)?;
     let mut k = b.linear(normed, &name("self_attn.k_proj"), kv_width, d)?;
     let mut v = b.linear(normed, &name("self_attn.v_proj"), kv_width, d)?;
@@ -73,22 +78,31 @@ fn block(
         v = b.bias(v, &name("self_attn.v_proj"), kv_width)?;
     }
     if config.head_norms {
-        q = b.rms_norm(q, &name("self_attn.q_norm"), head_dim, config.rms_norm_eps)?;
-        k = b.rms_norm(k, &name("self_attn.k_norm"), head_dim, config.rms_norm_eps)?;
+        q = b.rms_norm(q, &name("self_attn.q_norm"), head_dim, norm)?;
+        k = b.rms_norm(k, &name("self_attn.k_norm"), head_dim, norm)?;
     }
-    let q = ops::rope::rope(&mut b.graph, q, stream.positions, stream.rope_table)?;
-    let k = ops::rope::rope(&mut b.graph, k, stream.positions, stream.rope_table)?;
+    let q = ops::rope::rope(&mut b.graph, q, stream.positions, rope_table)?;
+    let k = ops::rope::rope(&mut b.graph, k, stream.positions, rope_table)?;
     let (k, v) = cache(&mut b.graph, layer, k, v)?;
-    let attended = ops::attention::attention(&mut b.graph, (q, k, v), &stream.visibility, head_dim)?;
+    let attended = ops::attention::attention(&mut b.graph, (q, k, v), &visibility, config.scoring())?;
     let mut projected = b.linear(attended, &name("self_attn.o_proj"), d, q_width)?;
     if config.attention_bias == AttentionBias::All {
         projected = b.bias(projected, &name("self_attn.o_proj"), d)?;
     }
+    // the second norm of most is named after what lies before it, and of the others the second of four
+    let mut before_mlp = "post_attention_layernorm";
+    if config.post_norms {
+        projected = b.rms_norm(projected, &name(before_mlp), d, norm)?;
+        before_mlp = "pre_feedforward_layernorm";
+    }
     let x = ops::add::add(&mut b.graph, x, projected)?;
 
     b.in_chunks(x, |b, x| {
-        let normed = b.rms_norm(x, &name("post_attention_layernorm"), d, config.rms_norm_eps)?;
-        let mlp = b.gated_mlp(normed, &name("mlp"), d, config.intermediate_size)?;
+        let normed = b.rms_norm(x, &name(before_mlp), d, norm)?;
+        let mut mlp = b.gated_mlp(normed, &name("mlp"), (d, config.intermediate_size), config.activation)?;
+        if config.post_norms {
+            mlp = b.rms_norm(mlp, &name("post_feedforward_layernorm"), d, norm)?;
+        }
         ops::add::add(&mut b.graph, x, mlp)
     })
 }

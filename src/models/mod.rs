@@ -1,8 +1,8 @@
 //! From a configuration to the graphs of a network: training, evaluation, logits, generation with a KV cache.
 //!
 //! Inputs of a graph over T tokens (a flat stream of samples) with L label rows:
-//! `tokens` (or `embedded` `[T, d]`, see [`Network::embeds_on_host`]) `, positions, starts, ends, query_ends` u32 `[T]` (see
-//! [`crate::ops::attention`]), `label_rows, targets` u32 `[L]`, `label_inverse` u32 `[T]` (see [`crate::ops::gather_rows`]),
+//! `tokens` (or `embedded` `[T, d]`, see [`Network::embeds_on_host`]) `, positions, ends` u32 `[T]`, `starts, query_ends` u32 `[T]` of
+//! layers that see all tokens and `window_starts, window_query_ends` of those with a window (see [`crate::ops::attention`]), `label_rows, targets` u32 `[L]`, `label_inverse` u32 `[T]` (see [`crate::ops::gather_rows`]),
 //! `order` u32 `[T]` where the embedding is trained, `rng` u32 `[4]` where there is dropout, `loss_weight` f32 `[1]`. Loss is
 //! added to the state `loss_sum` `[1]`.
 
@@ -20,6 +20,8 @@ use crate::nn::{AdapterForm, AdapterSpec, Builder, PlainLayers, Storage, WeightM
 use crate::ops;
 use crate::ops::attention::Visibility;
 use crate::ops::matmul::{Layout, matmul};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// A network: its configuration, how its weights are held, its adapter.
 #[derive(Clone, Debug)]
@@ -47,8 +49,24 @@ pub struct Network {
 pub(crate) struct Stream {
     pub source: TokenSource,
     pub positions: Value,
+    /// Of layers that see all tokens, and of those with a window, where there are such.
+    views: [Option<View>; 2],
+}
+
+/// What the attention of a layer sees, and by which angles.
+#[derive(Clone, Copy)]
+pub(crate) struct View {
     pub visibility: Visibility,
     pub rope_table: Value,
+}
+
+impl Stream {
+    /// # Errors
+    /// A layer of a kind that the graph was not made for: a mistake in this room.
+    fn view(&self, config: &ModelConfig, layer: usize) -> Result<View, GraphError> {
+        let view = self.views[usize::from(config.slides(layer))];
+        view.ok_or_else(|| GraphError::invalid("attention", format!("layer {layer} has no view")))
+    }
 }
 
 /// What the first block reads.
@@ -65,12 +83,16 @@ pub(crate) type CacheHook<'h> =
 
 /// Name of the input with the token embeddings, where the host looks them up.
 pub const EMBEDDED: &str = "embedded";
+/// What the names of inputs begin with that are for layers with a window.
+pub const WINDOW: &str = "window_";
 /// Name of the token embedding.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the module that gives the logits.
 pub const HEAD: &str = "lm_head";
 /// Name of the leaf with the rotary angles.
 pub const ROPE_TABLE: &str = "rope_table";
+/// Name of the same of layers with a window, where theirs are others.
+pub const LOCAL_ROPE_TABLE: &str = "local_rope_table";
 /// Name of the state that losses are added to.
 pub const LOSS_SUM: &str = "loss_sum";
 
@@ -132,7 +154,10 @@ impl Network {
         let labelled = ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse)?;
         let head = self.head(&mut b)?;
         let adapter = b.adapter_of(HEAD, labelled, self.config.vocab_size, self.config.hidden_size)?;
-        let op = ops::cross_entropy::LinearCrossEntropy { whole: !self.fusions.head };
+        let op = ops::cross_entropy::LinearCrossEntropy {
+            whole: !self.fusions.head,
+            soft_cap: self.config.logit_soft_cap,
+        };
         let mut loss = op.append(&mut b.graph, labelled, head, targets, adapter)?;
         let loss_sum = b.graph.state(LOSS_SUM, Shape::scalar(), DType::F32)?;
         if train {
@@ -196,6 +221,9 @@ impl Network {
             let delta = matmul(&mut b.graph, Layout::NT, u, low, 1.0, DType::F32)?;
             logits = ops::add::add(&mut b.graph, logits, delta)?;
         }
+        if let Some(cap) = self.config.logit_soft_cap {
+            logits = ops::soft_cap::soft_cap(&mut b.graph, logits, cap)?;
+        }
         b.graph.output("logits", logits);
         fuse(b.graph, self.fusions)
     }
@@ -246,11 +274,28 @@ impl Network {
         };
         let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
         let positions = input("positions")?;
-        let visibility =
-            Visibility { starts: input("starts")?, ends: input("ends")?, query_ends: input("query_ends")? };
-        let table = Shape::matrix(self.positions, self.config.head_dim);
-        let rope_table = b.graph.frozen(ROPE_TABLE, table, DType::F32)?;
-        Ok(Stream { source, positions, visibility, rope_table })
+        let ends = input("ends")?;
+        let config = &self.config;
+        let mut tables = HashMap::new();
+        let mut view = |windowed: bool| {
+            if !(0..config.layers).any(|layer| config.slides(layer) == windowed) {
+                return Ok(None);
+            }
+            let prefix = if windowed { WINDOW } else { "" };
+            let mut rows = |name| b.graph.input(format!("{prefix}{name}"), Shape::vector(tokens), DType::U32);
+            let visibility = Visibility { starts: rows("starts")?, ends, query_ends: rows("query_ends")? };
+            let local = windowed && config.local_rope.is_some();
+            let table = if local { LOCAL_ROPE_TABLE } else { ROPE_TABLE };
+            let rope_table = match tables.entry(table) {
+                Entry::Occupied(made) => *made.get(),
+                Entry::Vacant(place) => {
+                    let shape = Shape::matrix(self.positions, config.head_dim);
+                    *place.insert(b.graph.frozen(table, shape, DType::F32)?)
+                }
+            };
+            Ok(Some(View { visibility, rope_table }))
+        };
+        Ok(Stream { source, positions, views: [view(false)?, view(true)?] })
     }
 
     fn hidden(

@@ -6,14 +6,18 @@ use super::{AttentionBias, Family, ModelConfig, Rope, RopeScaling};
 /// `config.json`; Mistral 7B is that of v0.3, without a window.
 type Row = (&'static str, Family, usize, usize, usize, usize, usize, usize, usize, bool);
 
-const SHAPES: [Row; 14] = [
+const SHAPES: [Row; 19] = [
+    ("gemma-3-270m", Family::Gemma3, 262_144, 640, 2_048, 18, 4, 1, 256, true),
     ("smollm2-135m", Family::Llama, 49_152, 576, 1_536, 30, 9, 3, 64, true),
     ("qwen2.5-0.5b", Family::Qwen2, 151_936, 896, 4_864, 24, 14, 2, 64, true),
     ("qwen3-0.6b", Family::Qwen3, 151_936, 1_024, 3_072, 28, 16, 8, 128, true),
+    ("gemma-3-1b", Family::Gemma3, 262_144, 1_152, 6_912, 26, 4, 1, 256, true),
     ("tinyllama-1.1b", Family::Llama, 32_000, 2_048, 5_632, 22, 32, 4, 64, false),
     ("llama-3.2-1b", Family::Llama, 128_256, 2_048, 8_192, 16, 32, 8, 64, true),
     ("qwen2.5-1.5b", Family::Qwen2, 151_936, 1_536, 8_960, 28, 12, 2, 128, true),
     ("qwen3-1.7b", Family::Qwen3, 151_936, 2_048, 6_144, 28, 16, 8, 128, true),
+    ("gemma-2b", Family::Gemma, 256_000, 2_048, 16_384, 18, 8, 1, 256, true),
+    ("gemma-2-2b", Family::Gemma2, 256_000, 2_304, 9_216, 26, 8, 4, 256, true),
     ("llama-3.2-3b", Family::Llama, 128_256, 3_072, 8_192, 28, 24, 8, 128, true),
     ("qwen3-4b", Family::Qwen3, 151_936, 2_560, 9_728, 36, 32, 8, 128, true),
     ("llama-2-7b", Family::Llama, 32_000, 4_096, 11_008, 32, 32, 32, 128, false),
@@ -21,6 +25,7 @@ const SHAPES: [Row; 14] = [
     ("qwen2.5-7b", Family::Qwen2, 152_064, 3_584, 18_944, 28, 28, 4, 128, false),
     ("llama-3.1-8b", Family::Llama, 128_256, 4_096, 14_336, 32, 32, 8, 128, false),
     ("qwen3-8b", Family::Qwen3, 151_936, 4_096, 12_288, 36, 32, 8, 128, false),
+    ("gemma-2-9b", Family::Gemma2, 256_000, 3_584, 14_336, 42, 16, 8, 256, true),
 ];
 
 /// The shape of a model; `None` for a name that is not in [`shape_names`].
@@ -38,6 +43,13 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         head_dim,
         tied_head,
     ) = found;
+    // the last of so many layers sees all, the others a window
+    let (sliding_window, period) = match family {
+        Family::Gemma2 => (Some(4096), 2),
+        Family::Gemma3 => (Some(512), 6),
+        _ => (None, 1),
+    };
+    let full_layers = (0..layers).filter(|l| sliding_window.is_some() && (l + 1) % period == 0).collect();
     Some(ModelConfig {
         family,
         vocab_size,
@@ -51,9 +63,19 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::None },
         max_position_embeddings: 131_072,
         tied_head,
+        activation: family.activation(),
+        unit_offset: family.is_gemma(),
+        post_norms: family.post_norms(),
+        scaled_embedding: family.is_gemma(),
+        query_pre_attn_scalar: family.post_norms().then_some(256.0),
+        attention_soft_cap: (family == Family::Gemma2).then_some(50.0),
+        logit_soft_cap: (family == Family::Gemma2).then_some(30.0),
         attention_bias: if family == Family::Qwen2 { AttentionBias::Inputs } else { AttentionBias::None },
         head_norms: family.head_norms(),
-        sliding_window: None,
+        sliding_window,
+        full_layers,
+        local_rope: (family == Family::Gemma3)
+            .then_some(Rope { theta: 10_000.0, scaling: RopeScaling::None }),
     })
 }
 
@@ -69,8 +91,8 @@ mod tests {
     #[test]
     fn shapes_have_the_published_sizes() {
         let millions = [
-            134.515, 494.033, 596.050, 1100.048, 1235.814, 1543.714, 1720.575, 3212.750, 4022.468, 6738.415,
-            7248.024, 7615.617, 8030.261, 8190.735,
+            268.098, 134.515, 494.033, 596.050, 999.886, 1100.048, 1235.814, 1543.714, 1720.575, 2506.172,
+            2614.342, 3212.750, 4022.468, 6738.415, 7248.024, 7615.617, 8030.261, 8190.735, 9241.706,
         ];
         for (name, expected) in shape_names().zip(millions) {
             let count = shape(name).unwrap().parameter_count() as f64 / 1e6;

@@ -4,8 +4,10 @@
 use crate::graph::{DType, Graph, GraphError, Shape, TensorType, Value, blocks};
 use crate::ops;
 use crate::ops::dropout::Dropout;
+use crate::ops::glu::Activation;
 use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
+use crate::ops::rms_norm::Norm;
 use crate::ops::split_rows;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -280,9 +282,15 @@ impl<'a> Builder<'a> {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn rms_norm(&mut self, x: Value, module: &str, width: usize, eps: f64) -> Result<Value, GraphError> {
+    pub fn rms_norm(
+        &mut self,
+        x: Value,
+        module: &str,
+        width: usize,
+        norm: Norm,
+    ) -> Result<Value, GraphError> {
         let weight = self.weight(&format!("{module}.weight"), &[width])?;
-        ops::rms_norm::rms_norm(&mut self.graph, x, weight, eps)
+        ops::rms_norm::rms_norm(&mut self.graph, x, weight, norm)
     }
 
     /// Adds the bias `{module}.bias` `[width]`.
@@ -294,7 +302,7 @@ impl<'a> Builder<'a> {
         ops::bias::bias(&mut self.graph, x, bias)
     }
 
-    /// Gated MLP: `down(silu(gate(x)) * up(x))`.
+    /// Gated MLP: `down(act(gate(x)) * up(x))`.
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -302,12 +310,12 @@ impl<'a> Builder<'a> {
         &mut self,
         x: Value,
         module: &str,
-        width: usize,
-        inner: usize,
+        (width, inner): (usize, usize),
+        activation: Activation,
     ) -> Result<Value, GraphError> {
         let gate = self.linear(x, &format!("{module}.gate_proj"), inner, width)?;
         let up = self.linear(x, &format!("{module}.up_proj"), inner, width)?;
-        let product = ops::swiglu::swiglu(&mut self.graph, gate, up)?;
+        let product = ops::glu::glu(&mut self.graph, activation, gate, up)?;
         self.linear(product, &format!("{module}.down_proj"), width, inner)
     }
 }

@@ -7,6 +7,8 @@
 //! Gradients with p = softmax(logits): `dlogits = (p - onehot) dloss`, `dh = dlogits·W` overwrites, `dW += dlogitsᵀ·h`.
 //! [`LinearCrossEntropyGradient`] gives the loss as well, so a training step makes the logits once.
 //!
+//! Logits may pass a soft cap, `c tanh(x / c)` (Gemma 2, arXiv:2408.00118), before the softmax.
+//!
 //! A head with an adapter has two more inputs, u = s·drop(h)·Aᵀ f32 `[L, r]` and B `[vocab, r]`: the logits are `h·Wᵀ + u·Bᵀ`,
 //! made in one widened product, and `du = dlogits·B`, `dB += dlogitsᵀ·u`.
 
@@ -16,6 +18,7 @@ use crate::graph::{
     Binding, Case, CaseInput, DType, DeviceProfile, Dispatch, Graph, GraphError, Launch, LaunchPlan,
     Operation, Place, ReferenceTensor, ReverseNode, Shader, Shape, TensorType, Value,
 };
+use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -36,12 +39,14 @@ const CHUNK_BYTES: [usize; 2] = [64 << 20, 128 << 20];
 pub struct LinearCrossEntropy {
     /// All rows of logits exist at once, as they do where head, loss and gradient are operations of their own.
     pub whole: bool,
+    /// c of the logits' soft cap.
+    pub soft_cap: Option<f64>,
 }
 
 /// Inputs h, W, targets, dloss `[1]`, and u, B of an adapter; outputs loss `[1]`, dh, dW, and du, dB.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LinearCrossEntropyGradient {
-    pub whole: bool,
+    pub forward: LinearCrossEntropy,
 }
 
 pub fn linear_cross_entropy(
@@ -99,10 +104,10 @@ fn check_adapter(op: &'static str, inputs: &[TensorType], first: usize) -> Resul
 }
 
 /// Dispatches of both operations; the gradient has a fourth input and the outputs after the loss.
-fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
+fn launch(launch: &Launch<'_>, gradient: bool, op: &LinearCrossEntropy) -> LaunchPlan {
     let (h, w) = (launch.inputs[0], launch.inputs[1]);
     let (rows, width, vocab) = (h.rows(), h.cols(), w.rows());
-    let chunk = if whole { rows.next_multiple_of(64) } else { chunk_rows(launch.device, rows, vocab) };
+    let chunk = if op.whole { rows.next_multiple_of(64) } else { chunk_rows(launch.device, rows, vocab) };
     let logit_row = (w.rows().div_ceil(4) * 16) as u64;
     let h_row = h.bytes() / rows as u64;
     let logits = Operand::new(Place::Workspace(0), DType::F32);
@@ -155,7 +160,8 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
             let alone = !(want_dw || want_du || want_db);
             rounding = alone.then(|| take_rounding(&mut plan, after_logits)).flatten();
         }
-        plan.dispatches.insert(after_logits, softmax(launch, start..start + count, any, rounding));
+        plan.dispatches
+            .insert(after_logits, softmax(launch, op.soft_cap, start..start + count, any, rounding));
         if want_dw {
             let product =
                 Product { layout: Layout::TN, m: vocab, n: width, k: count, accumulate: true, ..forward };
@@ -190,6 +196,7 @@ fn launch(launch: &Launch<'_>, gradient: bool, whole: bool) -> LaunchPlan {
 /// with what its rows are scaled by.
 fn softmax(
     launch: &Launch<'_>,
+    soft_cap: Option<f64>,
     rows: Range<usize>,
     gradient: bool,
     rounded: Option<[Binding; 2]>,
@@ -204,11 +211,15 @@ fn softmax(
     let mut softmax = row_dispatch(SHADER, launch, count, vocab.div_ceil(4))
         .flag("GRADIENT", gradient)
         .flag("ROUNDED", rounded.is_some())
+        .flag("CAPPED", soft_cap.is_some())
         .param("vocab", vocab)
         .param("first", first)
         .read_scalar("targets", Place::Input(2), DType::U32)
         .write_scalar("losses", Place::Workspace(1), DType::F32)
         .cost(8.0 * (count * vocab) as f64, (count * vocab * bytes) as f64);
+    if let Some(cap) = soft_cap {
+        softmax = softmax.param_f32("cap", cap);
+    }
     softmax = match rounded {
         Some(bindings) => {
             bindings.into_iter().fold(softmax.read("logits", Place::Workspace(0), DType::F32), Dispatch::bind)
@@ -223,6 +234,7 @@ fn softmax(
 
 /// `(loss, dlogits for dloss = 1)` in f64.
 fn softmax_loss(
+    soft_cap: Option<f64>,
     inputs: &[ReferenceTensor],
     adapter: Option<(&ReferenceTensor, &ReferenceTensor)>,
 ) -> (f64, ReferenceTensor) {
@@ -239,11 +251,19 @@ fn softmax_loss(
             row.fill(0.0);
             continue;
         }
+        let mut slopes = vec![1.0; row.len()];
+        if let Some(cap) = soft_cap {
+            for (v, slope) in row.iter_mut().zip(&mut slopes) {
+                let t = (*v / cap).tanh();
+                (*v, *slope) = (cap * t, 1.0 - t * t);
+            }
+        }
         let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = row.iter().map(|v| (v - largest).exp()).sum();
         loss += largest + sum.ln() - row[target as usize];
         row.iter_mut().for_each(|v| *v = (*v - largest).exp() / sum);
         row[target as usize] -= 1.0;
+        row.iter_mut().zip(slopes).for_each(|(v, slope)| *v *= slope);
     }
     (loss, logits)
 }
@@ -265,7 +285,7 @@ impl Operation for LinearCrossEntropy {
         let (before, adapter) = node.inputs.split_at(3);
         let inputs: Vec<Value> =
             before.iter().copied().chain([dloss]).chain(adapter.iter().copied()).collect();
-        let outputs = graph.apply(Arc::new(LinearCrossEntropyGradient { whole: self.whole }), &inputs)?;
+        let outputs = graph.apply(Arc::new(LinearCrossEntropyGradient { forward: self.clone() }), &inputs)?;
         let of = |input: usize, output: usize| node.wanted[input].then(|| outputs[output]);
         let mut gradients = vec![of(0, 1), of(1, 2), None];
         if !adapter.is_empty() {
@@ -275,11 +295,11 @@ impl Operation for LinearCrossEntropy {
     }
 
     fn launch(&self, context: &Launch<'_>) -> LaunchPlan {
-        launch(context, false, self.whole)
+        launch(context, false, self)
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let (loss, _) = softmax_loss(inputs, inputs.get(3).zip(inputs.get(4)));
+        let (loss, _) = softmax_loss(self.soft_cap, inputs, inputs.get(3).zip(inputs.get(4)));
         vec![ReferenceTensor::from_fn(outputs[0].shape, |_| loss)]
     }
 
@@ -303,6 +323,11 @@ impl Operation for LinearCrossEntropy {
             inputs.push(CaseInput::random(&[vocab, rank], DType::F32));
             Case::new(format!("{label}, adapter of rank {rank}"), LinearCrossEntropy::default(), inputs)
         };
+        let capped = |case: Case| Case {
+            op: Arc::new(LinearCrossEntropy { soft_cap: Some(1.25), ..LinearCrossEntropy::default() }),
+            label: format!("{}, capped", case.label),
+            ..case
+        };
         vec![
             case(4, 5, 6, DType::F32, DType::F32).gradients(&[0, 1]),
             case(1, 105, 12, DType::F32, DType::F32),
@@ -315,9 +340,13 @@ impl Operation for LinearCrossEntropy {
             adapted(4, 5, 6, 2, DType::F32, DType::F32).gradients(&[0, 1, 3, 4]),
             adapted(70, 131, 16, 8, DType::BF16, DType::BF16),
             adapted(200, 36_003, 4, 3, DType::F32, DType::F16),
+            // logits of these inputs reach twice the cap
+            capped(case(4, 5, 6, DType::F32, DType::F32)).gradients(&[0, 1]),
+            capped(case(70, 132, 64, DType::BF16, DType::BF16)),
+            capped(adapted(9, 35, 16, 2, DType::F32, DType::F32)).gradients(&[0, 1, 3, 4]),
             // and all of them at once
             Case {
-                op: Arc::new(LinearCrossEntropy { whole: true }),
+                op: Arc::new(LinearCrossEntropy { whole: true, ..LinearCrossEntropy::default() }),
                 label: "all logits at once".into(),
                 ..adapted(200, 36_003, 4, 3, DType::F32, DType::F16)
             },
@@ -351,12 +380,12 @@ impl Operation for LinearCrossEntropyGradient {
     }
 
     fn launch(&self, context: &Launch<'_>) -> LaunchPlan {
-        launch(context, true, self.whole)
+        launch(context, true, &self.forward)
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let adapter = inputs.get(4).zip(inputs.get(5));
-        let (loss, mut dlogits) = softmax_loss(inputs, adapter);
+        let (loss, mut dlogits) = softmax_loss(self.forward.soft_cap, inputs, adapter);
         dlogits.data.iter_mut().for_each(|v| *v *= inputs[3].data[0]);
         let mut dh = ReferenceTensor::zeros(outputs[1].shape);
         let mut dw = ReferenceTensor::zeros(outputs[2].shape);
@@ -377,9 +406,11 @@ impl Operation for LinearCrossEntropyGradient {
         LinearCrossEntropy::cases()
             .into_iter()
             .map(|case| {
-                let (whole, mut inputs) = (case.label.contains("at once"), case.inputs);
+                let op: &dyn Any = &*case.op;
+                let forward: LinearCrossEntropy = op.downcast_ref().cloned().expect("a case of the loss");
+                let mut inputs = case.inputs;
                 inputs.insert(3, CaseInput::values(&[1], DType::F32, vec![0.125]));
-                Case::new(case.label, LinearCrossEntropyGradient { whole }, inputs)
+                Case::new(case.label, LinearCrossEntropyGradient { forward }, inputs)
             })
             .collect()
     }

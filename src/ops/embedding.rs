@@ -1,4 +1,4 @@
-//! Table look-up `y[t] = table[tokens[t]]`: table `[vocab, d]`, tokens `[T]`, y `[T, d]`.
+//! Table look-up `y[t] = scale table[tokens[t]]`: table `[vocab, d]`, tokens `[T]`, y `[T, d]`.
 //!
 //! A trainable table takes a third input `order` `[T]`: the positions sorted by token (any order within one token),
 //! from which the gradient sums each row without atomics. The gradient adds to the rows that occur.
@@ -15,6 +15,7 @@ const GRADIENT: Shader = crate::shader!("embedding_gradient");
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
+    pub scale: f64,
     pub dtype: DType,
 }
 
@@ -22,6 +23,7 @@ pub struct Embedding {
 #[derive(Clone, Debug, PartialEq)]
 pub struct EmbeddingGradient {
     pub vocab: usize,
+    pub scale: f64,
 }
 
 /// Looks up `tokens`; `order` is needed where the table has a gradient.
@@ -30,10 +32,11 @@ pub fn embedding(
     table: Value,
     tokens: Value,
     order: Option<Value>,
+    scale: f64,
     dtype: DType,
 ) -> Result<Value, GraphError> {
     let inputs: Vec<Value> = [table, tokens].into_iter().chain(order).collect();
-    graph.apply1(Arc::new(Embedding { dtype }), &inputs)
+    graph.apply1(Arc::new(Embedding { scale, dtype }), &inputs)
 }
 
 /// Positions sorted by token: the `order` input of [`embedding`].
@@ -69,8 +72,8 @@ impl Operation for Embedding {
                 ));
             };
             let vocab = graph.shape_of(node.inputs[0]).rows();
-            gradients[0] =
-                Some(graph.apply1(Arc::new(EmbeddingGradient { vocab }), &[dy, node.inputs[1], order])?);
+            let op = EmbeddingGradient { vocab, scale: self.scale };
+            gradients[0] = Some(graph.apply1(Arc::new(op), &[dy, node.inputs[1], order])?);
         }
         Ok(gradients)
     }
@@ -79,6 +82,7 @@ impl Operation for Embedding {
         let ty = launch.outputs[0];
         elementwise(SHADER, ty.rows() * ty.cols4())
             .param("cols4", ty.cols4())
+            .param_f32("scale", self.scale)
             .read("table", Place::Input(0), launch.inputs[0].dtype)
             .read_scalar("tokens", Place::Input(1), DType::U32)
             .write("y", Place::Output(0), ty.dtype)
@@ -89,7 +93,8 @@ impl Operation for Embedding {
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let mut y = ReferenceTensor::zeros(outputs[0].shape);
         for t in 0..y.rows() {
-            y.row_mut(t).copy_from_slice(inputs[0].row(inputs[1].index(t)));
+            let row = inputs[0].row(inputs[1].index(t));
+            y.row_mut(t).iter_mut().zip(row).for_each(|(y, x)| *y = self.scale * x);
         }
         vec![y]
     }
@@ -105,13 +110,17 @@ impl Operation for Embedding {
         };
         let quantised = [DType::Nf4, DType::Nf4Double, DType::Int8].map(|dtype| {
             let inputs = vec![CaseInput::random(&[5, 68], dtype), CaseInput::indices(tokens)];
-            Case::new(dtype.name(), Embedding { dtype: DType::BF16 }, inputs)
+            Case::new(dtype.name(), Embedding { scale: 1.0, dtype: DType::BF16 }, inputs)
         });
+        let op = Embedding { scale: 7.5, dtype: DType::F32 };
+        let scaled = Case::new("scaled", op, inputs(DType::F32));
         [DType::F32, DType::F16, DType::BF16]
             .into_iter()
             .map(|dtype| {
-                Case::new(dtype.name(), Embedding { dtype: DType::F32 }, inputs(dtype)).gradients(&[0])
+                let op = Embedding { scale: 1.0, dtype: DType::F32 };
+                Case::new(dtype.name(), op, inputs(dtype)).gradients(&[0])
             })
+            .chain([scaled.gradients(&[0])])
             .chain(quantised)
             .collect()
     }
@@ -139,6 +148,7 @@ impl Operation for EmbeddingGradient {
             .param("count", items)
             .param("rows", dy.rows())
             .param("cols4", dy.cols4())
+            .param_f32("scale", self.scale)
             .read("dy", Place::Input(0), dy.dtype)
             .read_scalar("tokens", Place::Input(1), DType::U32)
             .read_scalar("order", Place::Input(2), DType::U32)
@@ -157,7 +167,7 @@ impl Operation for EmbeddingGradient {
         let mut dtable = ReferenceTensor::zeros(outputs[0].shape);
         for t in 0..inputs[0].rows() {
             let row = dtable.row_mut(inputs[1].index(t));
-            row.iter_mut().zip(inputs[0].row(t)).for_each(|(sum, dy)| *sum += dy);
+            row.iter_mut().zip(inputs[0].row(t)).for_each(|(sum, dy)| *sum += self.scale * dy);
         }
         vec![dtable]
     }
@@ -172,7 +182,7 @@ impl Operation for EmbeddingGradient {
                     CaseInput::indices(tokens),
                     CaseInput::indices(token_order(&tokens)),
                 ];
-                Case::new(dtype.name(), EmbeddingGradient { vocab: 8 }, inputs)
+                Case::new(dtype.name(), EmbeddingGradient { vocab: 8, scale: 2.5 }, inputs)
             })
             .collect()
     }

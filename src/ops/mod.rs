@@ -14,6 +14,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gather_rows;
+pub mod glu;
 pub mod keep;
 pub mod lora_linear;
 pub mod matmul;
@@ -22,8 +23,8 @@ pub mod rms_norm;
 pub mod rope;
 mod scaled_half;
 pub mod sgd;
+pub mod soft_cap;
 pub mod split_rows;
-pub mod swiglu;
 
 use crate::graph::{Case, Dispatch, GraphError, Launch, Operation, Shader, TensorType};
 
@@ -52,6 +53,8 @@ operations![
     embedding::Embedding,
     embedding::EmbeddingGradient,
     gather_rows::GatherRows,
+    glu::Glu,
+    glu::GluGradient,
     keep::Keep,
     lora_linear::LoraLinear,
     matmul::Matmul,
@@ -65,10 +68,10 @@ operations![
     bias::BiasGradient,
     rope::Rope,
     sgd::Sgd,
+    soft_cap::SoftCap,
+    soft_cap::SoftCapGradient,
     split_rows::SplitRows,
     split_rows::JoinRows,
-    swiglu::SwiGlu,
-    swiglu::SwiGluGradient,
 ];
 
 /// A hash (FNV-1a) of the kernels that are chosen by measurement: measurements of others say nothing about these.

@@ -1,5 +1,6 @@
 //! Root mean square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467) of the rows of x `[T, d]`:
-//! `y = x rstd weight`, `rstd = 1 / sqrt(mean(x^2) + eps)`. Outputs y `[T, d]` and rstd f32 `[T]`.
+//! `y = x rstd weight`, `rstd = 1 / sqrt(mean(x^2) + eps)`. Outputs y `[T, d]`, to which a residual may be added, and rstd f32 `[T]`.
+//! With a unit offset, 1 + weight stands for the weight: such weights start at zero, and decay towards one.
 //!
 //! With a weight `[w]` of which d is n times the width, every row is n rows of w, such as the heads of queries; rstd is `[T n]`.
 //!
@@ -17,14 +18,26 @@ const SHADER: Shader = crate::shader!("rms_norm");
 const GRADIENT: Shader = crate::shader!("rms_norm_gradient");
 const WEIGHT_GRADIENT: Shader = crate::shader!("rms_norm_weight_gradient");
 
+/// The constants of a norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Norm {
+    pub eps: f64,
+    /// What multiplies is 1 + weight.
+    pub unit_offset: bool,
+}
+
+/// Inputs x, weight, and a residual.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RmsNorm {
-    pub eps: f64,
+    pub norm: Norm,
+    /// The last input is added to y.
+    pub residual: bool,
 }
 
 /// Inputs x, weight, rstd, dy, and a residual; output dx.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RmsNormGradient {
+    pub unit_offset: bool,
     /// Another gradient of x is added: that of the residual connection around the norm.
     pub residual: bool,
 }
@@ -33,8 +46,13 @@ pub struct RmsNormGradient {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RmsNormWeightGradient;
 
-pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, eps: f64) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(RmsNorm { eps }), &[x, weight])
+pub fn rms_norm(graph: &mut Graph, x: Value, weight: Value, norm: Norm) -> Result<Value, GraphError> {
+    graph.apply1(Arc::new(RmsNorm { norm, residual: false }), &[x, weight])
+}
+
+/// What a weight multiplies by.
+fn factor(unit_offset: bool, weight: f64) -> f64 {
+    if unit_offset { 1.0 + weight } else { weight }
 }
 
 /// Rows of `width` in x.
@@ -48,8 +66,11 @@ impl Operation for RmsNorm {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 2)?;
+        expect_inputs(self.name(), inputs, 2 + usize::from(self.residual))?;
         let (x, weight) = (inputs[0], inputs[1]);
+        if let Some(residual) = inputs.get(2) {
+            expect(self.name(), x == *residual, || format!("x {x} and residual {residual} differ"))?;
+        }
         let width = weight.cols();
         // parts of rows begin where a group of four does
         let parts = width == x.cols() || (width.is_multiple_of(LANE) && x.cols().is_multiple_of(width));
@@ -60,11 +81,11 @@ impl Operation for RmsNorm {
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        let Some(dy) = node.gradients[0] else { return Ok(vec![None; 2]) };
+        let Some(dy) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
         let (x, weight, rstd) = (node.inputs[0], node.inputs[1], node.outputs[1]);
         let dx = match node.wanted[0] {
             true => {
-                let op = RmsNormGradient { residual: false };
+                let op = RmsNormGradient { unit_offset: self.norm.unit_offset, residual: false };
                 Some(graph.apply1(Arc::new(op), &[x, weight, rstd, dy])?)
             }
             false => None,
@@ -73,7 +94,7 @@ impl Operation for RmsNorm {
             true => Some(graph.apply1(Arc::new(RmsNormWeightGradient), &[x, rstd, dy])?),
             false => None,
         };
-        Ok(vec![dx, dweight])
+        Ok([dx, dweight].into_iter().chain(self.residual.then_some(Some(dy))).collect())
     }
 
     fn is_cheap(&self) -> bool {
@@ -85,11 +106,16 @@ impl Operation for RmsNorm {
         let width = launch.inputs[1].cols();
         let mut dispatch = row_dispatch(SHADER, launch, part_rows(x, width), width.div_ceil(LANE))
             .flag("KEEP", keep)
+            .flag("UNIT_OFFSET", self.norm.unit_offset)
+            .flag("RESIDUAL", self.residual)
             .param_f32("cols", width as f64)
-            .param_f32("eps", self.eps)
+            .param_f32("eps", self.norm.eps)
             .read("x", Place::Input(0), x.dtype)
             .read("weight", Place::Input(1), launch.inputs[1].dtype)
             .write("y", Place::Output(0), x.dtype);
+        if self.residual {
+            dispatch = dispatch.read("residual", Place::Input(2), x.dtype);
+        }
         if keep {
             dispatch = dispatch.write_scalar("rstd", Place::Output(1), DType::F32);
         }
@@ -101,18 +127,28 @@ impl Operation for RmsNorm {
         let width = weight.cols();
         let rstd = ReferenceTensor::from_fn(outputs[1].shape, |t| {
             let squares: f64 = x.data[t * width..][..width].iter().map(|v| v * v).sum();
-            1.0 / (squares / width as f64 + self.eps).sqrt()
+            1.0 / (squares / width as f64 + self.norm.eps).sqrt()
         });
         let y = ReferenceTensor::from_fn(outputs[0].shape, |i| {
-            x.data[i] * rstd.data[i / width] * weight.data[i % width]
+            let normed = x.data[i] * rstd.data[i / width];
+            let residual = inputs.get(2).map_or(0.0, |residual| residual.data[i]);
+            normed * factor(self.norm.unit_offset, weight.data[i % width]) + residual
         });
         vec![y, rstd]
     }
 
+    fn with_residual(&self) -> Option<Arc<dyn Operation>> {
+        (!self.residual).then(|| Arc::new(RmsNorm { residual: true, ..self.clone() }) as _)
+    }
+
     fn cases() -> Vec<Case> {
-        let op = || RmsNorm { eps: 1e-5 };
+        let op = || RmsNorm { norm: Norm { eps: 1e-5, unit_offset: false }, residual: false };
+        let offset = |residual| RmsNorm { norm: Norm { eps: 1e-6, unit_offset: true }, residual };
         let inputs = |rows, cols, dtype| {
             vec![CaseInput::random(&[rows, cols], dtype), CaseInput::random(&[cols], DType::F32)]
+        };
+        let with_residual = |rows, cols, dtype| {
+            inputs(rows, cols, dtype).into_iter().chain([CaseInput::random(&[rows, cols], dtype)]).collect()
         };
         let parts = |rows, parts, width, dtype| {
             vec![CaseInput::random(&[rows, parts * width], dtype), CaseInput::random(&[width], DType::F32)]
@@ -126,6 +162,10 @@ impl Operation for RmsNorm {
             Case::new("folded grid", op(), inputs(525_000, 4, DType::F32)),
             Case::new("parts", op(), parts(5, 3, 8, DType::F32)).gradients(&[0, 1]),
             Case::new("parts, bf16", op(), parts(37, 4, 64, DType::BF16)),
+            Case::new("unit offset", offset(false), inputs(6, 18, DType::F32)).gradients(&[0, 1]),
+            Case::new("unit offset, residual", offset(true), with_residual(5, 22, DType::F32))
+                .gradients(&[0, 1, 2]),
+            Case::new("residual, bf16", offset(true), with_residual(9, 64, DType::BF16)),
         ]
     }
 }
@@ -153,6 +193,7 @@ impl Operation for RmsNormGradient {
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let (x, width) = (launch.inputs[0], launch.inputs[1].cols());
         let mut dispatch = row_dispatch(GRADIENT, launch, part_rows(x, width), width.div_ceil(LANE))
+            .flag("UNIT_OFFSET", self.unit_offset)
             .flag("RESIDUAL", self.residual)
             .param_f32("cols", width as f64)
             .read("x", Place::Input(0), x.dtype)
@@ -176,18 +217,19 @@ impl Operation for RmsNormGradient {
             let r = rstd.data[t];
             let part = |of: &ReferenceTensor| of.data[t * width..][..width].to_vec();
             let (x, dy) = (part(x), part(dy));
-            let products = x.iter().zip(&dy).zip(&weight.data).map(|((x, dy), w)| x * dy * w);
+            let weight: Vec<f64> = weight.data.iter().map(|w| factor(self.unit_offset, *w)).collect();
+            let products = x.iter().zip(&dy).zip(&weight).map(|((x, dy), w)| x * dy * w);
             let mean = products.sum::<f64>() / width as f64;
             for (i, out) in out.iter_mut().enumerate() {
                 let residual = inputs.get(4).map_or(0.0, |residual| residual.data[t * width + i]);
-                *out = r * (weight.data[i] * dy[i] - x[i] * r * r * mean) + residual;
+                *out = r * (weight[i] * dy[i] - x[i] * r * r * mean) + residual;
             }
         }
         vec![dx]
     }
 
     fn with_residual(&self) -> Option<Arc<dyn Operation>> {
-        (!self.residual).then(|| Arc::new(RmsNormGradient { residual: true }) as _)
+        (!self.residual).then(|| Arc::new(RmsNormGradient { residual: true, ..self.clone() }) as _)
     }
 
     fn cases() -> Vec<Case> {
@@ -205,10 +247,11 @@ impl Operation for RmsNormGradient {
                     CaseInput::random(&[rows, cols], dtype),
                 ];
                 let label = format!("{rows}x{cols} of {width} {dtype}");
-                let plain = Case::new(label.clone(), RmsNormGradient { residual: false }, inputs.clone());
+                let op = |unit_offset, residual| RmsNormGradient { unit_offset, residual };
+                let plain = Case::new(label.clone(), op(false, false), inputs.clone());
+                let offset = Case::new(format!("{label}, unit offset"), op(true, false), inputs.clone());
                 inputs.push(CaseInput::random(&[rows, cols], dtype));
-                let op = RmsNormGradient { residual: true };
-                [plain, Case::new(format!("{label}, residual"), op, inputs)]
+                [plain, offset, Case::new(format!("{label}, residual"), op(false, true), inputs)]
             })
             .collect()
     }

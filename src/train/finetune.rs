@@ -34,6 +34,7 @@ use crate::data::{Dataset, PromptForm, Tokenizer};
 use crate::disk::free_space;
 use crate::error::{Error, Failure};
 use crate::gpu::{Gpu, GpuError, GpuOptions};
+use crate::graph::DType;
 use crate::models::{ModelConfig, Network};
 use crate::plan::MemoryReport;
 use crate::stop::StopFlag;
@@ -185,10 +186,17 @@ impl<'a> Finetune<'a> {
         let config = ModelConfig::read(&options.model_dir)?;
         let random = options.method == Method::Full { init: WeightInit::Random };
         let source = match random {
-            true => WeightSource::Random { seed: options.seed },
+            true => WeightSource::random(&config, options.seed),
             false => WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?),
         };
         source.check(&config)?;
+        if config.post_norms && options.precision.activations() == DType::F16 {
+            notes.push(format!(
+                "{} keeps activations in f16, which holds less than this family's models reach (65504): where the loss is no \
+                 number, take --precision bf16-true",
+                options.precision
+            ));
+        }
         if let (Method::Full { .. }, WeightSource::Checkpoint(checkpoint)) = (options.method, &source)
             && let Some(dtype) = checkpoint.quantised()?
         {

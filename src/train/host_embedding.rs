@@ -2,12 +2,13 @@
 
 use super::upload::{packed, quantised};
 use super::weights::{WeightError, WeightSource};
-use crate::graph::layout::pack;
+use crate::graph::layout::{pack, unpack};
 use crate::graph::{Shape, TensorType};
 use crate::models::{EMBEDDING, Network};
 use crate::nn::WeightMode;
 
-/// The table `[vocab, hidden size]` in the storage type of activations, rows padded as the device has them.
+/// The table `[vocab, hidden size]` in the storage type of activations, scaled where the network does that, rows padded as the
+/// device has them.
 pub(super) struct HostEmbedding {
     bytes: Vec<u8>,
     row_bytes: usize,
@@ -49,6 +50,13 @@ impl HostEmbedding {
                 rows.flat_map(|row| pack(one, &blocks.dequantise_range(blocks_type, row))).collect()
             }
             _ => packed(source, EMBEDDING, ty)?,
+        };
+        let bytes = match network.config.embedding_scale(ty.dtype) {
+            1.0 => bytes,
+            scale => {
+                let values = unpack(ty, &bytes).into_iter().map(|value| value * scale as f32);
+                pack(ty, &values.collect::<Vec<_>>())
+            }
         };
         Ok(Some(HostEmbedding { row_bytes: bytes.len() / ty.rows(), bytes }))
     }

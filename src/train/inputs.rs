@@ -4,7 +4,7 @@ use super::host_embedding::HostEmbedding;
 use super::trainer::{Capacity, TrainerError};
 use crate::data::MicroBatch;
 use crate::graph::layout::pack_u32;
-use crate::models::EMBEDDED;
+use crate::models::{EMBEDDED, WINDOW};
 use crate::ops::cross_entropy::NO_TARGET;
 use crate::ops::embedding::token_order;
 use crate::ops::gather_rows::NO_ROW;
@@ -35,7 +35,7 @@ pub(super) fn write_batch(
 }
 
 /// Uploads a micro-batch padded to a size. `embedding` looks up its tokens where the graph does not; padding tokens are samples
-/// of their own without a label; each token sees the last `window` of its sample. Inputs that the bindings lack are those that the
+/// of their own without a label; in layers with a window each token sees the last `window` of its sample. Inputs that the bindings lack are those that the
 /// graph does not have.
 pub(super) fn write_padded(
     bindings: &Bindings,
@@ -56,12 +56,15 @@ pub(super) fn write_padded(
     let ids = padded(&batch.tokens, &|_| 0);
     write("positions", &padded(&batch.positions, &|_| 0));
     let at = || 0..real;
-    let starts =
-        batch.segment_start.iter().zip(at()).map(|(&start, t)| start.max((t + 1).saturating_sub(window)));
-    let query_ends = batch.segment_end.iter().zip(at()).map(|(&end, t)| end.min(t.saturating_add(window)));
-    write("starts", &padded(&starts.collect::<Vec<_>>(), &|t| t));
     write("ends", &(1..=tokens).collect::<Vec<_>>());
-    write("query_ends", &padded(&query_ends.collect::<Vec<_>>(), &|t| t + 1));
+    for (prefix, window) in [("", u32::MAX), (WINDOW, window)] {
+        let starts =
+            batch.segment_start.iter().zip(at()).map(|(&start, t)| start.max((t + 1).saturating_sub(window)));
+        let query_ends =
+            batch.segment_end.iter().zip(at()).map(|(&end, t)| end.min(t.saturating_add(window)));
+        write(&format!("{prefix}starts"), &padded(&starts.collect::<Vec<_>>(), &|t| t));
+        write(&format!("{prefix}query_ends"), &padded(&query_ends.collect::<Vec<_>>(), &|t| t + 1));
+    }
     if bindings.leaf("order").is_some() {
         write("order", &token_order(&ids));
     }

@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, StoredBlocks, encode};
 use crate::gpu::{Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
-use crate::models::{EMBEDDING, ModelConfig, Network, ROPE_TABLE};
+use crate::models::{EMBEDDING, LOCAL_ROPE_TABLE, ModelConfig, Network, ROPE_TABLE};
 use crate::nn::PlainLayers;
 use crate::ops::rope::rope_table;
 use crate::plan::{Bindings, StreamLayout, Streamed};
@@ -51,13 +51,19 @@ pub(super) fn streamed_bytes(graph: &Graph, network: &Network) -> u64 {
 /// Where base weights come from.
 pub enum WeightSource {
     Checkpoint(Checkpoint),
-    /// Normal numbers of transformers' standard deviation 0.02 (norms are one), from this seed.
+    /// Normal numbers of transformers' standard deviation 0.02, from this seed; biases are zero, norms `norms`.
     Random {
         seed: u64,
+        norms: f32,
     },
 }
 
 impl WeightSource {
+    /// Random weights, with which the norms of such a model leave as it is what they normalise.
+    pub fn random(config: &ModelConfig, seed: u64) -> Self {
+        WeightSource::Random { seed, norms: if config.unit_offset { 0.0 } else { 1.0 } }
+    }
+
     /// Checks that a checkpoint has every weight in its shape.
     ///
     /// # Errors
@@ -113,7 +119,7 @@ impl WeightSource {
         raw: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> Result<(), WeightError> {
-        let seed = match self {
+        let (seed, norms) = match self {
             WeightSource::Checkpoint(checkpoint) => {
                 // a head that is trained by itself begins as the embedding that it is tied to
                 let tied = name == OWN_HEAD && !checkpoint.contains(name);
@@ -124,7 +130,7 @@ impl WeightSource {
                 }
                 return Ok(checkpoint.read_elements(name, elements, dtype, raw, out)?);
             }
-            WeightSource::Random { seed } => *seed,
+            WeightSource::Random { seed, norms } => (*seed, *norms),
         };
         let mut random = Random::named(seed, name);
         // a normal number takes two
@@ -132,7 +138,7 @@ impl WeightSource {
         let bias = name.ends_with(".bias");
         let mut values = || match dims.len() {
             1 if bias => 0.0,
-            1 => 1.0,
+            1 => norms,
             _ => 0.02 * random.normal() as f32,
         };
         let mut block = [0.0; 4096];
@@ -189,10 +195,15 @@ impl WeightSource {
             let buffer = gpu.allocate(&leaf.name, ty.bytes())?;
             total += buffer.size();
             bindings.bind(leaf.name.clone(), buffer.whole());
-            if leaf.name == ROPE_TABLE {
-                let config = &network.config;
-                let mut table = rope_table(&config.rope.inverse_frequencies(config.head_dim), ty.rows());
-                let factor = config.rope.attention_factor() as f32;
+            let config = &network.config;
+            let rope = match leaf.name.as_str() {
+                ROPE_TABLE => Some(config.rope),
+                LOCAL_ROPE_TABLE => config.local_rope,
+                _ => None,
+            };
+            if let Some(rope) = rope {
+                let mut table = rope_table(&rope.inverse_frequencies(config.head_dim), ty.rows());
+                let factor = rope.attention_factor() as f32;
                 table.iter_mut().for_each(|value| *value *= factor);
                 buffer.whole().write(&pack(ty, &table));
             } else {
@@ -279,7 +290,7 @@ mod tests {
 
     #[test]
     fn pieces_are_those_of_the_whole() {
-        let source = WeightSource::Random { seed: 9 };
+        let source = WeightSource::Random { seed: 9, norms: 1.0 };
         let elements = |range| {
             let mut out = Vec::new();
             source.write_elements("w", &[100, 100], range, DType::BF16, &mut Vec::new(), &mut out).unwrap();

@@ -3,7 +3,7 @@
     compare_gguf.py FILE MODEL_DIR [ADAPTER_DIR]
 
 Without ADAPTER_DIR the file is the model, with it the adapter. Names come from gguf's map of tensor names, rows of q and k are
-put in llama.cpp's order, and values are quantised by gguf: `different` are the tensors whose bytes are not the same, `missing`
+put in llama.cpp's order, 1 is added to norms of Gemma, and values are quantised by gguf: `different` are the tensors whose bytes are not the same, `missing`
 and `further` those that only one of the two has. `fields` is the metadata without the lists.
 Exit code 77 means that gguf, numpy or safetensors is not installed.
 """
@@ -48,6 +48,8 @@ def main(path, model_dir, adapter_dir=None):
                         values = permuted(values, heads)
                     elif weight.endswith(("k_proj.weight", "k_proj.bias")):
                         values = permuted(values, kv_heads)
+                if architecture.startswith("gemma") and weight.endswith("norm.weight"):
+                    values = values + 1
                 expected[names.get_name(weight, (".weight", ".bias")) + part] = values
 
     different, shapes = [], []

@@ -348,7 +348,7 @@ pub struct BenchTrainArgs {
     pub recompute: RecomputeKind,
     #[command(flatten)]
     pub memory: MemoryArgs,
-    /// Fusions to leave out, for what they gain: adapter, residual, dropout, siblings, rotary, swiglu
+    /// Fusions to leave out, for what they gain: adapter, residual, dropout, siblings, rotary, glu
     #[arg(long, alias = "no-fuse", value_name = "NAMES", value_delimiter = ',', value_parser = fusion)]
     pub no_fuse: Vec<String>,
     #[command(flatten)]

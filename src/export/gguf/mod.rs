@@ -59,8 +59,9 @@ impl GgufOptions {
         config: &ModelConfig,
         mut notes: Vec<String>,
     ) -> Result<GgufReport, Error> {
-        if let Some(window) = config.sliding_window.filter(|window| *window < config.max_position_embeddings)
-        {
+        // of Gemma's it knows the windows
+        let unknown = |window: &usize| !config.post_norms && *window < config.max_position_embeddings;
+        if let Some(window) = config.sliding_window.filter(unknown) {
             notes.push(format!(
                 "the model sees the last {window} tokens and llama.cpp all: in longer texts it goes on in another way there"
             ));

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::export::ExportError;
 use crate::export::weights::check_range;
 use crate::export::{ModelWeights, WeightOptions};
-use crate::models::{ModelConfig, RopeScaling};
+use crate::models::{Family, ModelConfig, Rope, RopeScaling};
 use std::collections::HashMap;
 use std::io::{self, Write};
 
@@ -24,6 +24,9 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
     options.check()?;
     let model = ModelWeights::open(weights)?;
     let (model_dir, config) = (&weights.model_dir, &model.config);
+    if let Some(what) = lacking(config) {
+        return Err(ExportError::LlamaCppLacks { what }.into());
+    }
     let name = options.name.clone().unwrap_or_else(|| folder_name(model_dir));
     let mut metadata = general(architecture(config), "model", &name, options.ty);
     metadata.extend(model_metadata(config));
@@ -31,15 +34,8 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
 
     let mut tensors = Vec::new();
     let mut sources = HashMap::new();
-    if matches!(config.rope.scaling, RopeScaling::Yarn(yarn) if !yarn.has_usual_pairs()) {
-        let what = "rope_scaling yarn with beta_fast, beta_slow or truncate of its own";
-        return Err(ExportError::RopeScaling { what }.into());
-    }
     let rope_factors = config.rope.llama3_factors(config.head_dim);
     if let Some(factors) = &rope_factors {
-        if architecture(config) != "llama" {
-            return Err(ExportError::RopeScaling { what: "rope_scaling llama3" }.into());
-        }
         tensors.push(GgufTensor { name: ROPE_FREQS.into(), ty: GgmlType::F32, shape: vec![factors.len()] });
     }
     for (weight, shape) in config.expected_shapes() {
@@ -67,7 +63,17 @@ fn write_tensor(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let mut bytes = Vec::new();
+    // llama.cpp multiplies by the weight itself
+    let offset = tensor.shape.len() == 1 && model.config.unit_offset && weight.ends_with("norm.weight");
     let mut write = |values: &[f32]| {
+        let moved: Vec<f32>;
+        let values = match offset {
+            true => {
+                moved = values.iter().map(|value| 1.0 + value).collect();
+                &moved
+            }
+            false => values,
+        };
         // the scale of a block is f16, too
         if matches!(tensor.ty, GgmlType::F16 | GgmlType::Q8_0) {
             check_range(weight, values)?;
@@ -93,6 +99,36 @@ fn write_tensor(
     })
 }
 
+/// What llama.cpp does not do as such a model wants it: the constants of a family that are not in the file.
+fn lacking(config: &ModelConfig) -> Option<String> {
+    if matches!(config.rope.scaling, RopeScaling::Yarn(yarn) if !yarn.has_usual_pairs()) {
+        return Some("rope_scaling yarn with beta_fast, beta_slow or truncate of its own".into());
+    }
+    if matches!(config.rope.scaling, RopeScaling::Llama3 { .. }) && architecture(config) != "llama" {
+        return Some("rope_scaling llama3".into());
+    }
+    // the largest model of each scales scores in another way than the others
+    let (largest, period) = match config.family {
+        Family::Gemma2 => (46, 2),
+        Family::Gemma3 => (62, 6),
+        _ => return None,
+    };
+    let heads = if config.layers == largest { config.hidden_size / config.heads } else { config.head_dim };
+    if let Some(scalar) = config.query_pre_attn_scalar.filter(|scalar| *scalar != heads as f64) {
+        return Some(format!("query_pre_attn_scalar {scalar} instead of {heads}"));
+    }
+    if (0..config.layers).any(|layer| config.slides(layer) == (layer + 1).is_multiple_of(period)) {
+        return Some(format!("layer_types other than a full_attention for every {period} layers"));
+    }
+    let caps = [config.attention_soft_cap, config.logit_soft_cap].map(|cap| cap.is_some());
+    if caps != [config.family == Family::Gemma2; 2] {
+        return Some("attn_logit_softcapping and final_logit_softcapping as they are here".into());
+    }
+    let usual = Rope { theta: 10_000.0, scaling: RopeScaling::None };
+    let local = config.local_rope.filter(|rope| *rope != usual);
+    local.map(|_| "rotary angles of sliding_attention other than those of rope_theta 10000".into())
+}
+
 /// The keys of the architecture.
 fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     let architecture = architecture(config);
@@ -111,6 +147,15 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     add("rope.freq_base", GgufValue::F32(config.rope.theta as f32));
     add("rope.dimension_count", count(config.head_dim));
     add("vocab_size", count(config.vocab_size));
+    if let Some(window) = config.sliding_window.filter(|_| config.post_norms) {
+        add("attention.sliding_window", count(window));
+    }
+    if let Some(cap) = config.attention_soft_cap {
+        add("attn_logit_softcapping", GgufValue::F32(cap as f32));
+    }
+    if let Some(cap) = config.logit_soft_cap {
+        add("final_logit_softcapping", GgufValue::F32(cap as f32));
+    }
     match config.rope.scaling {
         RopeScaling::Linear { factor } => {
             add("rope.scaling.type", GgufValue::Text("linear".into()));

@@ -12,6 +12,9 @@ pub(super) fn architecture(config: &ModelConfig) -> &'static str {
         Family::Llama | Family::Mistral => "llama",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
+        Family::Gemma => "gemma",
+        Family::Gemma2 => "gemma2",
+        Family::Gemma3 => "gemma3",
     }
 }
 
@@ -20,6 +23,8 @@ pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, Ex
     let found = match weight {
         "model.embed_tokens.weight" => Some("token_embd.weight".to_owned()),
         "model.norm.weight" => Some("output_norm.weight".to_owned()),
+        // llama.cpp has the embedding for it there, as the published models do
+        "lm_head.weight" if matches!(config.family, Family::Gemma | Family::Gemma2) => None,
         "lm_head.weight" => Some("output.weight".to_owned()),
         _ => weight.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')).and_then(
             |(layer, part)| {
@@ -32,14 +37,17 @@ pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, Ex
                     "self_attn.q_norm" => "attn_q_norm",
                     "self_attn.k_norm" => "attn_k_norm",
                     "self_attn.o_proj" => "attn_output",
-                    "post_attention_layernorm" => "ffn_norm",
+                    "post_attention_layernorm" if config.post_norms => "post_attention_norm",
+                    "pre_feedforward_layernorm" | "post_attention_layernorm" => "ffn_norm",
+                    "post_feedforward_layernorm" => "post_ffw_norm",
                     "mlp.gate_proj" => "ffn_gate",
                     "mlp.up_proj" => "ffn_up",
                     "mlp.down_proj" => "ffn_down",
                     _ => return None,
                 };
-                // llama.cpp has no biases in this family, as its published models have none
-                let known = kind == "weight" || kind == "bias" && config.family != Family::Qwen3;
+                // llama.cpp has no biases in the other families, as their published models have none
+                let biased = matches!(config.family, Family::Llama | Family::Qwen2);
+                let known = kind == "weight" || kind == "bias" && biased;
                 known.then(|| format!("blk.{layer}.{part}.{kind}"))
             },
         ),
@@ -47,7 +55,7 @@ pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, Ex
     found.ok_or_else(|| ExportError::NoGgufName { tensor: weight.to_owned() })
 }
 
-/// The number of heads whose rows are put in another order; `None` for the weights that stay, as all of Qwen's do: llama.cpp
+/// The number of heads whose rows are put in another order; `None` for the weights that stay, as all but Llama's do: llama.cpp
 /// turns halves there.
 pub(super) fn permuted_heads(config: &ModelConfig, weight: &str) -> Option<usize> {
     if architecture(config) != "llama" {

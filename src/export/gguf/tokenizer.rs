@@ -312,7 +312,7 @@ mod tests {
         let score = |token: &str| scores[tokens.iter().position(|t| t == token).unwrap()];
         assert_eq!((score("▁t"), score("▁th")), (0.0, -2.0));
         assert!(score("t") < -169.0);
-        assert_eq!(read("tokenizers/gemma", 512)["tokenizer.ggml.add_space_prefix"], GgufValue::Bool(false));
+        assert_eq!(read("models/gemma", 512)["tokenizer.ggml.add_space_prefix"], GgufValue::Bool(false));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use super::keys::Keys;
+use crate::ops::glu::Activation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -15,6 +16,10 @@ pub enum Family {
     /// Qwen 2 and 2.5.
     Qwen2,
     Qwen3,
+    Gemma,
+    Gemma2,
+    /// Those of Gemma 3 that read text alone: 270M and 1B.
+    Gemma3,
 }
 
 /// Which linear layers of attention have a bias.
@@ -29,7 +34,23 @@ pub enum AttentionBias {
     All,
 }
 
-const FAMILIES: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+const FAMILIES: [Family; 7] = [
+    Family::Llama,
+    Family::Mistral,
+    Family::Qwen2,
+    Family::Qwen3,
+    Family::Gemma,
+    Family::Gemma2,
+    Family::Gemma3,
+];
+
+/// The layers that a window is for.
+pub(super) struct Window {
+    /// The number of last tokens that each sees, itself among them; `None` for all.
+    pub tokens: Option<usize>,
+    /// Layers that see all nevertheless.
+    pub full_layers: Vec<usize>,
+}
 
 impl Family {
     /// As `architectures` has it.
@@ -39,6 +60,9 @@ impl Family {
             Family::Mistral => "MistralForCausalLM",
             Family::Qwen2 => "Qwen2ForCausalLM",
             Family::Qwen3 => "Qwen3ForCausalLM",
+            Family::Gemma => "GemmaForCausalLM",
+            Family::Gemma2 => "Gemma2ForCausalLM",
+            Family::Gemma3 => "Gemma3ForCausalLM",
         }
     }
 
@@ -48,6 +72,9 @@ impl Family {
             Family::Mistral => "mistral",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
+            Family::Gemma => "gemma",
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3 => "gemma3_text",
         }
     }
 
@@ -69,29 +96,92 @@ impl Family {
     pub(super) fn default_positions(self) -> usize {
         match self {
             Family::Llama => 2048,
-            Family::Mistral => 131_072,
+            Family::Mistral | Family::Gemma3 => 131_072,
             Family::Qwen2 | Family::Qwen3 => 32_768,
+            Family::Gemma | Family::Gemma2 => 8192,
         }
     }
 
     /// The size of a head where `config.json` says nothing; `None`: the hidden size in as many parts as there are heads.
     pub(super) fn default_head_dim(self) -> Option<usize> {
-        (self == Family::Qwen3).then_some(128)
+        match self {
+            Family::Llama | Family::Mistral | Family::Qwen2 => None,
+            Family::Qwen3 => Some(128),
+            Family::Gemma | Family::Gemma2 | Family::Gemma3 => Some(256),
+        }
     }
 
     /// Queries and keys are normalised by heads.
     pub(in crate::models) fn head_norms(self) -> bool {
-        self == Family::Qwen3
+        matches!(self, Family::Qwen3 | Family::Gemma3)
+    }
+
+    /// Gated by GELU, norms that multiply by 1 + weight, embeddings that are scaled; the head is the embedding.
+    pub(in crate::models) fn is_gemma(self) -> bool {
+        matches!(self, Family::Gemma | Family::Gemma2 | Family::Gemma3)
+    }
+
+    /// What attention and MLP add to the stream is normalised first.
+    pub(in crate::models) fn post_norms(self) -> bool {
+        matches!(self, Family::Gemma2 | Family::Gemma3)
+    }
+
+    pub(in crate::models) fn activation(self) -> Activation {
+        if self.is_gemma() { Activation::GeluTanh } else { Activation::Silu }
+    }
+
+    /// The names of the activation in `config.json`. Gemma's first files say gelu and mean its approximation, as transformers
+    /// takes it.
+    pub(super) fn activation_names(self) -> &'static [&'static str] {
+        match self {
+            Family::Gemma => &["gelu_pytorch_tanh", "gelu"],
+            Family::Gemma2 | Family::Gemma3 => &["gelu_pytorch_tanh"],
+            _ => &["silu"],
+        }
+    }
+
+    /// Where `config.json` says nothing.
+    pub(super) fn default_theta(self) -> f64 {
+        if self == Family::Gemma3 { 1e6 } else { 1e4 }
+    }
+
+    /// The number whose inverse root scales attention's scores; `None`: the size of a head.
+    pub(super) fn read_score_scale(self, keys: &Keys<'_>) -> Result<Option<f64>, ConfigError> {
+        match self {
+            Family::Gemma2 | Family::Gemma3 => {
+                Ok(Some(keys.optional("query_pre_attn_scalar", Keys::positive)?.unwrap_or(256.0)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The soft caps of attention's scores and of logits.
+    pub(super) fn read_soft_caps(self, keys: &Keys<'_>) -> Result<[Option<f64>; 2], ConfigError> {
+        const SCORES: &str = "attn_logit_softcapping";
+        const LOGITS: &str = "final_logit_softcapping";
+        // null is none; a file that is silent has transformers' default
+        let read = |key: &str, usual| match keys.object.contains_key(key) {
+            true => keys.optional(key, Keys::positive),
+            false => Ok(usual),
+        };
+        match self {
+            Family::Gemma2 => Ok([read(SCORES, Some(50.0))?, read(LOGITS, Some(30.0))?]),
+            Family::Gemma3 => match keys.get(SCORES) {
+                Some(value) => Err(keys.refused(SCORES, value, "this family's attention has no cap")),
+                None => Ok([None, read(LOGITS, None)?]),
+            },
+            _ => Ok([None; 2]),
+        }
     }
 
     pub(super) fn read_bias(self, keys: &Keys<'_>) -> Result<AttentionBias, ConfigError> {
         let said = keys.optional("attention_bias", Keys::flag)?.unwrap_or(false);
         match self {
             Family::Qwen2 => Ok(AttentionBias::Inputs),
-            Family::Llama | Family::Qwen3 if said => Ok(AttentionBias::All),
             Family::Mistral if said => {
                 Err(keys.refused("attention_bias", &json!(true), "this family's linear layers have no bias"))
             }
+            _ if said => Ok(AttentionBias::All),
             _ => Ok(AttentionBias::None),
         }
     }
@@ -107,51 +197,46 @@ impl Family {
         }
     }
 
-    /// The number of last tokens that each sees, itself among them; `None` for all.
-    pub(super) fn read_window(self, keys: &Keys<'_>, layers: usize) -> Result<Option<usize>, ConfigError> {
+    pub(super) fn read_window(self, keys: &Keys<'_>, layers: usize) -> Result<Window, ConfigError> {
         const KEY: &str = "sliding_window";
+        let none = || Window { tokens: None, full_layers: Vec::new() };
         // null is none; a file that is silent has transformers' default
-        let window = || match keys.object.contains_key(KEY) {
+        let tokens = || match keys.object.contains_key(KEY) {
             true => keys.optional(KEY, Keys::size),
             false => Ok(Some(4096)),
         };
-        match self {
-            Family::Llama => Ok(None),
-            Family::Mistral => window(),
+        let slides = match self {
+            Family::Llama | Family::Gemma => return Ok(none()),
+            Family::Mistral => return Ok(Window { tokens: tokens()?, full_layers: Vec::new() }),
             Family::Qwen2 | Family::Qwen3 => {
                 if keys.optional("use_sliding_window", Keys::flag)? != Some(true) {
-                    return Ok(None);
+                    return Ok(none());
                 }
-                let Some(window) = window()? else { return Ok(None) };
-                let slides = layers_with_window(keys, layers)?;
-                match (slides.contains(&true), slides.contains(&false)) {
-                    (false, _) => Ok(None),
-                    (true, false) => Ok(Some(window)),
-                    (true, true) => {
-                        let reason =
-                            "some layers would see all tokens and some a window; all have to be alike";
-                        Err(keys.refused("use_sliding_window", &json!(true), reason))
-                    }
-                }
+                let from = keys.optional("max_window_layers", Keys::count)?.unwrap_or(28);
+                layers_with_window(keys, layers, |layer| layer >= from)?
             }
-        }
+            Family::Gemma2 => layers_with_window(keys, layers, |layer| layer.is_multiple_of(2))?,
+            Family::Gemma3 => {
+                let named = ["sliding_window_pattern", "_sliding_window_pattern"];
+                let key = named.into_iter().find(|key| keys.get(key).is_some());
+                let period = key.map_or(Ok(6), |key| keys.size(key))?;
+                layers_with_window(keys, layers, |layer| !(layer + 1).is_multiple_of(period))?
+            }
+        };
+        let Some(tokens) = tokens()?.filter(|_| slides.contains(&true)) else { return Ok(none()) };
+        let full_layers = (0..layers).filter(|&layer| !slides[layer]).collect();
+        Ok(Window { tokens: Some(tokens), full_layers })
     }
 }
 
-/// Whether each layer of a Qwen sees a window.
-fn layers_with_window(keys: &Keys<'_>, layers: usize) -> Result<Vec<bool>, ConfigError> {
+/// Whether each layer sees a window: as the file lists it, or by `usual`.
+fn layers_with_window(
+    keys: &Keys<'_>,
+    layers: usize,
+    usual: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, ConfigError> {
     const TYPES: &str = "layer_types";
-    let Some(value) = keys.get(TYPES) else {
-        const FROM: &str = "max_window_layers";
-        let from = match keys.get(FROM) {
-            None => 28,
-            Some(value) => match value.as_u64() {
-                Some(from) => from as usize,
-                None => return Err(keys.wrong(FROM, value, "a whole number".into())),
-            },
-        };
-        return Ok((0..layers).map(|layer| layer >= from).collect());
-    };
+    let Some(value) = keys.get(TYPES) else { return Ok((0..layers).map(usual).collect()) };
     let slides = |kind: &Value| match kind.as_str()? {
         "full_attention" => Some(false),
         "sliding_attention" => Some(true),

@@ -36,6 +36,15 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A whole number from 0 on.
+    pub fn count(&self, key: &str) -> Result<usize, ConfigError> {
+        let value = self.required(key)?;
+        match value.as_u64() {
+            Some(count @ 0..=MAX_SIZE) => Ok(count as usize),
+            _ => Err(self.wrong(key, value, format!("a whole number from 0 to {MAX_SIZE}"))),
+        }
+    }
+
     pub fn positive(&self, key: &str) -> Result<f64, ConfigError> {
         let value = self.required(key)?;
         match value.as_f64() {

@@ -5,6 +5,7 @@
 //! changes the mathematics is either understood or refused: none is passed over.
 
 mod family;
+mod json;
 mod keys;
 mod rope;
 #[cfg(test)]
@@ -14,8 +15,13 @@ pub use family::{AttentionBias, Family};
 pub use rope::{Rope, RopeScaling, Yarn};
 
 use crate::graph::DType;
+use crate::ops::attention::Scoring;
+use crate::ops::glu::Activation;
+use crate::ops::rms_norm::Norm;
+use family::Window;
+use half::{bf16, f16};
 use keys::{Keys, MAX_SIZE, same};
-use rope::read_rope;
+use rope::read_ropes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::io;
@@ -72,6 +78,23 @@ pub struct ModelConfig {
     pub head_norms: bool,
     /// A token sees so many of the last ones, itself among them; `None`: all.
     pub sliding_window: Option<usize>,
+    /// Layers in which it sees all nevertheless.
+    pub full_layers: Vec<usize>,
+    /// Rotary embedding of layers with a window, where it is another.
+    pub local_rope: Option<Rope>,
+    pub activation: Activation,
+    /// Norms multiply by 1 + weight.
+    pub unit_offset: bool,
+    /// What attention and MLP add to the stream is normalised first.
+    pub post_norms: bool,
+    /// Token embeddings are multiplied by the root of the hidden size.
+    pub scaled_embedding: bool,
+    /// Its inverse root scales attention's scores; `None`: that of `head_dim`.
+    pub query_pre_attn_scalar: Option<f64>,
+    /// c of `c tanh(score / c)` before attention's softmax.
+    pub attention_soft_cap: Option<f64>,
+    /// The same of the logits.
+    pub logit_soft_cap: Option<f64>,
 }
 
 impl ModelConfig {
@@ -108,7 +131,7 @@ impl ModelConfig {
         })?;
         let keys = Keys { file: path, object: &object, prefix: "" };
         let family = Family::read(&keys)?;
-        refuse_unsupported(&keys)?;
+        refuse_unsupported(&keys, family)?;
 
         let (hidden_size, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
         let layers = keys.size("num_hidden_layers")?;
@@ -123,12 +146,14 @@ impl ModelConfig {
         };
         let positions = keys.optional("max_position_embeddings", Keys::size)?;
         let positions = positions.unwrap_or(family.default_positions());
-        let rope = read_rope(&keys, positions)?;
+        let (rope, local_rope) = read_ropes(&keys, family, positions)?;
         let max_position_embeddings = match rope.scaling {
             // who switches it on, as Qwen's cards say, leaves the old number beside it
             RopeScaling::Yarn(yarn) => positions.max(yarn.context()),
             _ => positions,
         };
+        let Window { tokens: sliding_window, full_layers } = family.read_window(&keys, layers)?;
+        let [attention_soft_cap, logit_soft_cap] = family.read_soft_caps(&keys)?;
         let config = ModelConfig {
             family,
             vocab_size: keys.size("vocab_size")?,
@@ -141,10 +166,19 @@ impl ModelConfig {
             rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(1e-6),
             rope,
             max_position_embeddings,
-            tied_head: keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(false),
+            tied_head: keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.is_gemma()),
             attention_bias: family.read_bias(&keys)?,
             head_norms: family.head_norms(),
-            sliding_window: family.read_window(&keys, layers)?,
+            sliding_window,
+            full_layers,
+            local_rope,
+            activation: family.activation(),
+            unit_offset: family.is_gemma(),
+            post_norms: family.post_norms(),
+            scaled_embedding: family.is_gemma(),
+            query_pre_attn_scalar: family.read_score_scale(&keys)?,
+            attention_soft_cap,
+            logit_soft_cap,
         };
         config.check(&keys)?;
         Ok(config)
@@ -160,7 +194,35 @@ impl ModelConfig {
         }
     }
 
-    /// Tokens that each token sees at most, itself among them.
+    /// Whether a layer sees a window.
+    pub fn slides(&self, layer: usize) -> bool {
+        self.sliding_window.is_some() && !self.full_layers.contains(&layer)
+    }
+
+    /// The constants of its norms.
+    pub fn norm(&self) -> Norm {
+        Norm { eps: self.rms_norm_eps, unit_offset: self.unit_offset }
+    }
+
+    /// How attention's scores are made.
+    pub fn scoring(&self) -> Scoring {
+        let usual = Scoring::of(self.head_dim);
+        let scale = self.query_pre_attn_scalar.map_or(usual.scale, |scalar| 1.0 / scalar.sqrt());
+        Scoring { scale, soft_cap: self.attention_soft_cap, ..usual }
+    }
+
+    /// What token embeddings of this type are multiplied by, in that type as transformers has it.
+    pub fn embedding_scale(&self, dtype: DType) -> f64 {
+        let root = (self.hidden_size as f64).sqrt();
+        match dtype {
+            _ if !self.scaled_embedding => 1.0,
+            DType::BF16 => f64::from(bf16::from_f64(root)),
+            DType::F16 => f64::from(f16::from_f64(root)),
+            _ => root,
+        }
+    }
+
+    /// Tokens that each token sees at most in layers with a window, itself among them.
     pub fn window(&self) -> u32 {
         self.sliding_window.and_then(|window| u32::try_from(window).ok()).unwrap_or(u32::MAX)
     }
@@ -185,73 +247,6 @@ impl ModelConfig {
         layers.chain(outer).collect()
     }
 
-    /// A `config.json` for weights of the given type that transformers 4 and 5 both read.
-    pub fn to_json(&self, dtype: DType) -> Value {
-        let dtype = match dtype {
-            DType::F16 => "float16",
-            DType::BF16 => "bfloat16",
-            _ => "float32",
-        };
-        let scaling = match self.rope.scaling {
-            RopeScaling::None => None,
-            RopeScaling::Linear { factor } => Some(json!({ "rope_type": "linear", "factor": factor })),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => Some(json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_position_embeddings,
-            })),
-            RopeScaling::Yarn(yarn) => Some(json!({
-                "rope_type": "yarn",
-                "factor": yarn.factor,
-                "original_max_position_embeddings": yarn.original_max_position_embeddings,
-                "beta_fast": yarn.beta_fast,
-                "beta_slow": yarn.beta_slow,
-                "truncate": yarn.truncate,
-                "attention_factor": yarn.attention_factor,
-            })),
-        };
-        let mut rope_parameters = scaling.clone().unwrap_or_else(|| json!({ "rope_type": "default" }));
-        rope_parameters["rope_theta"] = json!(self.rope.theta);
-        let mut json = json!({
-            "architectures": [self.family.architecture()],
-            "attention_bias": self.attention_bias == AttentionBias::All,
-            "attention_dropout": 0.0,
-            "dtype": dtype,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "mlp_bias": false,
-            "model_type": self.family.model_type(),
-            "num_attention_heads": self.heads,
-            "num_hidden_layers": self.layers,
-            "num_key_value_heads": self.kv_heads,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": rope_parameters,
-            "rope_scaling": scaling,
-            "rope_theta": self.rope.theta,
-            "tie_word_embeddings": self.tied_head,
-            "torch_dtype": dtype,
-            "vocab_size": self.vocab_size,
-        });
-        if self.family != Family::Llama {
-            json["sliding_window"] = json!(self.sliding_window);
-        }
-        if matches!(self.family, Family::Qwen2 | Family::Qwen3) {
-            json["use_sliding_window"] = json!(self.sliding_window.is_some());
-            json["max_window_layers"] = json!(0);
-        }
-        json
-    }
-
     fn layer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
         let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
@@ -273,6 +268,10 @@ impl ModelConfig {
         }
         if self.attention_bias == AttentionBias::All {
             shapes.push(("self_attn.o_proj.bias", vec![hidden]));
+        }
+        if self.post_norms {
+            shapes.push(("pre_feedforward_layernorm.weight", vec![hidden]));
+            shapes.push(("post_feedforward_layernorm.weight", vec![hidden]));
         }
         if self.head_norms {
             shapes.push(("self_attn.q_norm.weight", vec![self.head_dim]));
@@ -311,12 +310,11 @@ impl ModelConfig {
     }
 }
 
-fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
+fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError> {
     if keys.optional("mlp_bias", Keys::flag)? == Some(true) {
         return Err(keys.refused("mlp_bias", &Value::Bool(true), "the linear layers of MLPs have no bias"));
     }
     let expected = [
-        ("hidden_act", json!("silu"), "the gated MLP uses silu"),
         ("partial_rotary_factor", json!(1.0), "the rotary embedding turns whole heads"),
         (
             "attention_dropout",
@@ -330,6 +328,22 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
         {
             return Err(keys.refused(key, value, reason));
         }
+    }
+    // Gemma's files have the second, where the first is an older name of it
+    let activation = ["hidden_activation", "hidden_act"].into_iter().find(|key| keys.get(key).is_some());
+    if let Some((key, value)) = activation.and_then(|key| Some((key, keys.get(key)?)))
+        && !family.activation_names().iter().any(|name| value == name)
+    {
+        let reason = if family.is_gemma() {
+            "the gated MLP uses gelu_pytorch_tanh"
+        } else {
+            "the gated MLP uses silu"
+        };
+        return Err(keys.refused(key, value, reason));
+    }
+    if keys.optional("use_bidirectional_attention", Keys::flag)? == Some(true) {
+        let reason = "the model sees later tokens: it gives embeddings of texts, and cannot be trained to go on with them";
+        return Err(keys.refused("use_bidirectional_attention", &Value::Bool(true), reason));
     }
     match keys.get("quantization_config") {
         Some(value)

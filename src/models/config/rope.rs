@@ -1,7 +1,7 @@
 //! Rotary position embedding: its frequencies, and how configuration files spell it.
 
-use super::ConfigError;
 use super::keys::{Keys, same};
+use super::{ConfigError, Family};
 use serde::Serialize;
 use serde_json::json;
 use std::f64::consts::TAU;
@@ -177,19 +177,48 @@ impl RopeScaling {
     }
 }
 
-/// Where a file says nothing.
-const THETA: f64 = 10_000.0;
-
-/// `rope_scaling` is preferred where both spellings are there, as transformers does.
-pub(super) fn read_rope(keys: &Keys<'_>, max_position_embeddings: usize) -> Result<Rope, ConfigError> {
-    let mut theta = keys.optional("rope_theta", Keys::positive)?;
-    let mut scaling = RopeScaling::None;
+/// The rotary embedding, and another one of layers with a window, which Gemma 3 has.
+pub(super) fn read_ropes(
+    keys: &Keys<'_>,
+    family: Family,
+    max_position_embeddings: usize,
+) -> Result<(Rope, Option<Rope>), ConfigError> {
+    // `rope_scaling` is preferred where both spellings are there, as transformers does
     let older = keys.inner("rope_scaling", "rope_scaling.")?;
-    if let Some(rope) = older.or(keys.inner("rope_parameters", "rope_parameters.")?) {
-        theta = rope.optional("rope_theta", Keys::positive)?.or(theta);
-        scaling = read_scaling(keys, &rope, theta.unwrap_or(THETA), max_position_embeddings)?;
+    let newer = keys.inner("rope_parameters", "rope_parameters.")?;
+    let read = |theta: &str, usual, rope: Option<&Keys<'_>>| {
+        let theta = keys.optional(theta, Keys::positive)?;
+        read_rope(keys, theta, usual, rope, max_position_embeddings)
+    };
+    let theta = family.default_theta();
+    if family != Family::Gemma3 {
+        return Ok((read("rope_theta", theta, older.or(newer).as_ref())?, None));
     }
-    Ok(Rope { theta: theta.unwrap_or(THETA), scaling })
+    let of = |kind: &str, prefix| match &newer {
+        Some(newer) => newer.inner(kind, prefix),
+        None => Ok(None),
+    };
+    let full = of("full_attention", "rope_parameters.full_attention.")?;
+    let sliding = of("sliding_attention", "rope_parameters.sliding_attention.")?;
+    let stated = full.as_ref().map_or(Ok(None), |full| full.optional("rope_theta", Keys::positive))?;
+    let global = read("rope_theta", stated.unwrap_or(theta), older.or(full).as_ref())?;
+    let local = read("rope_local_base_freq", 1e4, sliding.as_ref())?;
+    Ok((global, Some(local)))
+}
+
+/// `theta` and `usual`: where the object says nothing, and where the file says nothing.
+fn read_rope(
+    keys: &Keys<'_>,
+    theta: Option<f64>,
+    usual: f64,
+    rope: Option<&Keys<'_>>,
+    max_position_embeddings: usize,
+) -> Result<Rope, ConfigError> {
+    let Some(rope) = rope else {
+        return Ok(Rope { theta: theta.unwrap_or(usual), scaling: RopeScaling::None });
+    };
+    let theta = rope.optional("rope_theta", Keys::positive)?.or(theta).unwrap_or(usual);
+    Ok(Rope { theta, scaling: read_scaling(keys, rope, theta, max_position_embeddings)? })
 }
 
 fn read_scaling(

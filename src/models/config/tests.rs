@@ -62,6 +62,15 @@ fn both_spellings_of_transformers_are_equal() {
             attention_bias: AttentionBias::None,
             head_norms: false,
             sliding_window: None,
+            full_layers: Vec::new(),
+            local_rope: None,
+            activation: Activation::Silu,
+            unit_offset: false,
+            post_norms: false,
+            scaled_embedding: false,
+            query_pre_attn_scalar: None,
+            attention_soft_cap: None,
+            logit_soft_cap: None,
         };
         assert_eq!(config, expected, "{model}");
     }
@@ -131,9 +140,75 @@ fn a_window_is_one_for_all_layers() {
         let text = qwen(&[on.clone(), nine.clone(), ("layer_types", wrong)]).unwrap_err().to_string();
         assert!(text.contains("layer_types is") && text.contains("2 layers"), "{text}");
     }
-    for mixed in [from(1), kinds(["full", "sliding"])] {
-        let text = qwen(&[on.clone(), nine.clone(), mixed]).unwrap_err().to_string();
-        assert!(text.contains("use_sliding_window = true is not supported"), "{text}");
+    // some layers see all, by their number or as they are listed
+    for (mixed, full) in [(from(1), 0), (kinds(["full", "sliding"]), 0), (kinds(["sliding", "full"]), 1)] {
+        let own = [("architectures", json!(["Qwen3ForCausalLM"])), on.clone(), nine.clone(), mixed];
+        let config = parse_with(&[&own[..], &[("num_key_value_heads", json!(2))]].concat()).unwrap();
+        assert_eq!((config.sliding_window, &config.full_layers[..]), (Some(9), &[full][..]));
+        assert_eq!((config.slides(full), config.slides(1 - full)), (false, true));
+        let written = config.to_json(DType::F32).to_string();
+        assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    }
+}
+
+#[test]
+fn gemmas_are_what_their_files_say() {
+    for model in ["gemma", "gemma2", "gemma3"] {
+        let config = read_fixture(model, "config.json");
+        assert_eq!(config, read_fixture(model, "config.v4.json"), "{model}");
+        assert_eq!(
+            (config.activation, config.unit_offset, config.tied_head),
+            (Activation::GeluTanh, true, true)
+        );
+        let two = model != "gemma";
+        let full: &[usize] = if two { &[1] } else { &[] };
+        assert_eq!((config.sliding_window, &config.full_layers[..]), (two.then_some(8), full), "{model}");
+        assert_eq!((config.post_norms, config.head_norms), (two, model == "gemma3"));
+        let caps = (config.attention_soft_cap, config.logit_soft_cap);
+        assert_eq!(caps, if model == "gemma2" { (Some(3.0), Some(4.0)) } else { (None, None) });
+        let scale = if model == "gemma2" { 24.0f64 } else { 32.0 };
+        assert!((config.scoring().scale - 1.0 / scale.sqrt()).abs() < 1e-12);
+        assert_eq!(config.embedding_scale(DType::F32), 8.0);
+        let local = config.local_rope.map(|rope| (rope.theta, rope.scaling));
+        assert_eq!(local, (model == "gemma3").then_some((1e4, RopeScaling::None)));
+        let written = config.to_json(DType::BF16).to_string();
+        assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    }
+    assert_eq!(
+        read_fixture("gemma3", "config.json").rope,
+        Rope { theta: 1e6, scaling: RopeScaling::Linear { factor: 8.0 } }
+    );
+    // what their first files leave to transformers
+    let of = |architecture: &str, changes: &[(&str, Value)]| {
+        let own = [("architectures", json!([architecture])), ("num_key_value_heads", json!(2))];
+        let activation = ("hidden_activation", json!("gelu_pytorch_tanh"));
+        parse_with(&[&own[..], &[activation], changes].concat())
+    };
+    let first = [("hidden_act", json!("gelu")), ("hidden_activation", Value::Null)];
+    assert_eq!(of("GemmaForCausalLM", &first).unwrap().max_position_embeddings, 8192);
+    let second = of("Gemma2ForCausalLM", &[("num_hidden_layers", json!(5))]).unwrap();
+    assert_eq!((second.sliding_window, second.full_layers, second.head_dim), (Some(4096), vec![1, 3], 256));
+    assert_eq!((second.attention_soft_cap, second.logit_soft_cap), (Some(50.0), Some(30.0)));
+    let third = of("Gemma3ForCausalLM", &[("num_hidden_layers", json!(13))]).unwrap();
+    assert_eq!(
+        (third.rope.theta, third.local_rope.unwrap().theta, third.full_layers),
+        (1e6, 1e4, vec![5, 11])
+    );
+    let uncapped = of("Gemma2ForCausalLM", &[("attn_logit_softcapping", Value::Null)]).unwrap();
+    assert_eq!(uncapped.attention_soft_cap, None);
+    // bf16 has no 25.3, the root of Gemma 3 270M's width
+    let narrow = of("Gemma3ForCausalLM", &[("hidden_size", json!(640))]).unwrap();
+    assert_eq!(
+        (narrow.embedding_scale(DType::BF16), narrow.embedding_scale(DType::F16)),
+        (25.25, 25.296_875)
+    );
+    for (key, value) in [
+        ("hidden_activation", json!("gelu")),
+        ("use_bidirectional_attention", json!(true)),
+        ("attn_logit_softcapping", json!(50.0)),
+    ] {
+        let text = of("Gemma3ForCausalLM", &[(key, value.clone())]).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("config.json: {key} = {value} is not supported")), "{text}");
     }
 }
 
@@ -319,6 +394,9 @@ fn shapes_add_up_to_the_parameter_count() {
         ("qwen2", 119_872),
         ("qwen3", 144_320),
         ("llama_biased", 119_488),
+        ("gemma", 135_488),
+        ("gemma2", 143_936),
+        ("gemma3", 135_872),
     ];
     for (model, parameters) in models {
         let config = read_fixture(model, "config.json");
@@ -331,11 +409,11 @@ fn shapes_add_up_to_the_parameter_count() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    let text = message(&[("architectures", json!(["GemmaForCausalLM"]))]);
+    let text = message(&[("architectures", json!(["PhiForCausalLM"]))]);
     assert_eq!(
         text,
-        "config.json: the architecture GemmaForCausalLM is not supported; supported: LlamaForCausalLM, \
-         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+        "config.json: the architecture PhiForCausalLM is not supported; supported: LlamaForCausalLM, \
+         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
     );
     assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
     assert!(message(&[("architectures", json!("Llama"))]).contains("architectures is \"Llama\""));

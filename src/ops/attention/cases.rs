@@ -1,8 +1,9 @@
 //! What the tests try: heads of every width, grouped heads, segments, windows, a KV cache, every storage type.
 
-use super::{Attention, AttentionGradient};
+use super::{Attention, AttentionGradient, Scoring};
 use crate::graph::{Case, CaseInput, DType, ReferenceTensor, TensorType};
 use crate::ops::rope::rope_table;
+use std::any::Any;
 use std::sync::Arc;
 
 /// `(starts, ends, query_ends)` of causal attention inside segments of these lengths, to the last `window` keys.
@@ -62,7 +63,9 @@ fn cached_in(dtype: DType, rows: u32, keys: u32, window: u32, (heads, kv_heads, 
 }
 
 pub(super) fn forward() -> Vec<Case> {
-    let op = |head_dim| Attention { head_dim };
+    let op = |head_dim| Attention { scoring: Scoring::of(head_dim) };
+    // a third of the scores is beyond the cap
+    let capped = |head_dim| Attention { scoring: Scoring { head_dim, scale: 0.7, soft_cap: Some(1.5) } };
     let (f32, f16, bf16) = (DType::F32, DType::F16, DType::BF16);
     vec![
         Case::new("one row", op(8), causal(&[1], (1, 1, 8), f32)),
@@ -80,11 +83,15 @@ pub(super) fn forward() -> Vec<Case> {
         Case::new("window below a tile", op(16), windowed(&[60, 5, 33], 7, (4, 2, 16), f32)),
         Case::new("window of a tile", op(16), windowed(&[75, 40], 32, (4, 2, 16), f32)),
         Case::new("window above a tile", op(16), windowed(&[151], 70, (3, 1, 16), bf16)),
+        Case::new("capped gradient", capped(4), causal(&[3, 2], (2, 1, 4), f32)).gradients(&[0, 1, 2]),
+        Case::new("capped, window", capped(16), windowed(&[60, 5, 33], 7, (4, 2, 16), f32)),
+        Case::new("capped, bf16", capped(64), causal(&[70], (2, 2, 64), bf16)),
         // for matrix units: f16, and all rows in whole matrices
         Case::new("matrices", op(64), causal(&[70, 33, 9], (4, 2, 64), f16)),
         Case::new("matrices, bf16", op(64), causal(&[41, 23], (4, 2, 64), bf16)),
         Case::new("matrices, window, bf16", op(80), windowed(&[75, 5], 21, (2, 1, 80), bf16)),
         Case::new("matrices, window", op(32), windowed(&[91, 5], 21, (2, 1, 32), f16)),
+        Case::new("matrices, capped", capped(64), causal(&[70, 33, 9], (4, 2, 64), f16)),
         Case::new("matrices, wide head", op(128), causal(&[31, 33], (2, 1, 128), f16)),
         Case::new("matrices, head of 80", op(80), causal(&[48], (1, 1, 80), f16)),
         Case::new("matrices, cache", op(32), cached_in(DType::F16, 32, 96, 40, (2, 1, 32))),
@@ -113,7 +120,7 @@ pub(super) fn gradient() -> Vec<Case> {
     // one gradient alone: that of a layer whose other one nobody wants
     let alone = |turns_query, label: &str| {
         let case = plain.iter().find(|case| case.label == "bf16").expect("a case of this name");
-        let op = AttentionGradient { head_dim: head_dim(case), turns_query, turns_key: !turns_query };
+        let op = AttentionGradient { turns_query, turns_key: !turns_query, ..of(case) };
         Case { label: label.into(), op: Arc::new(op), ..turned(case) }
     };
     all.extend([alone(true, "only dq turned"), alone(false, "only dk turned")]);
@@ -132,6 +139,12 @@ pub(super) fn gradient() -> Vec<Case> {
     plain.into_iter().chain(all).collect()
 }
 
+/// The gradient that a case is of.
+fn of(case: &Case) -> AttentionGradient {
+    let op: &dyn Any = &*case.op;
+    op.downcast_ref().cloned().expect("a case of the gradient")
+}
+
 fn head_dim(case: &Case) -> usize {
     case.inputs[0].ty.cols() / case.inputs[4].ty.rows()
 }
@@ -144,13 +157,15 @@ fn turned(case: &Case) -> Case {
     let mut inputs = case.inputs.clone();
     inputs.push(CaseInput::indices((0..rows as u32).map(|t| t * 7 % 20)));
     inputs.push(CaseInput::values(&[20, d], DType::F32, table));
-    let op = AttentionGradient { head_dim: d, turns_query: true, turns_key: true };
+    let op = AttentionGradient { turns_query: true, turns_key: true, ..of(case) };
     Case::new(format!("{}, turned", case.label), op, inputs)
 }
 
 /// o and lse must belong to q, k, v: the forward reference computes them from numbers that are the same each time.
 fn gradient_of(case: Case) -> Case {
     let fixed: Vec<CaseInput> = case.inputs.iter().enumerate().map(|(i, x)| fixed_values(i, x)).collect();
+    let op: &dyn Any = &*case.op;
+    let scoring = op.downcast_ref::<Attention>().expect("a case of attention").scoring;
     let types: Vec<TensorType> = fixed.iter().map(|x| x.ty).collect();
     let tensors: Vec<ReferenceTensor> = fixed
         .iter()
@@ -158,13 +173,13 @@ fn gradient_of(case: Case) -> Case {
         .collect();
     let outputs = case.op.infer(&types).expect("the forward case is valid");
     let forward = case.op.reference(&tensors, &outputs);
-    let (q, heads) = (types[0], outputs[1].rows());
+    let q = types[0];
     let mut all = fixed[..3].to_vec();
     all.push(CaseInput::values(forward[0].shape.dims(), q.dtype, forward[0].data.clone()));
     all.push(CaseInput::values(forward[1].shape.dims(), DType::F32, forward[1].data.clone()));
     all.push(CaseInput::random(q.shape.dims(), q.dtype));
     all.extend_from_slice(&fixed[3..]);
-    Case::new(case.label, AttentionGradient::of(q.cols() / heads), all)
+    Case::new(case.label, AttentionGradient::of(scoring), all)
 }
 
 /// The input with reproducible values in [-1, 1) that every storage type holds exactly.

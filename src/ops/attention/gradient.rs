@@ -3,7 +3,7 @@
 use super::halves::Halves;
 use super::variant::Pass;
 use super::walk::{Turn, Walk};
-use super::{Probabilities, cases};
+use super::{Probabilities, Scoring, cases};
 use crate::graph::{
     Case, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, TensorType, Value,
@@ -15,7 +15,7 @@ use crate::ops::{expect, expect_inputs};
 /// outputs dq, dk, dv.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionGradient {
-    pub head_dim: usize,
+    pub scoring: Scoring,
     /// dq, dk are turned back by the rotary angles of their rows: the gradients of what q, k were turned from. Made by
     /// [`crate::fuse`].
     pub turns_query: bool,
@@ -24,8 +24,8 @@ pub struct AttentionGradient {
 
 impl AttentionGradient {
     /// The gradients of q and k as they are.
-    pub fn of(head_dim: usize) -> Self {
-        AttentionGradient { head_dim, turns_query: false, turns_key: false }
+    pub fn of(scoring: Scoring) -> Self {
+        AttentionGradient { scoring, turns_query: false, turns_key: false }
     }
 
     /// Whether the passes can bind positions and angles too, next to tensors in pieces.
@@ -69,8 +69,8 @@ impl Operation for AttentionGradient {
         if self.turns() {
             let (positions, table) = (inputs[9], inputs[10]);
             Rope { inverse: true }.infer(&[q, positions, table])?;
-            expect(self.name(), table.cols() == self.head_dim, || {
-                format!("angles {table} are not of heads of {}", self.head_dim)
+            expect(self.name(), table.cols() == self.scoring.head_dim, || {
+                format!("angles {table} are not of heads of {}", self.scoring.head_dim)
             })?;
         }
         Ok(vec![q, k, inputs[2]])
@@ -93,7 +93,7 @@ impl Operation for AttentionGradient {
         };
         let walk = |pass, [starts, ends, query_ends]: [Option<Place>; 3], turn| Walk {
             pass,
-            head_dim: self.head_dim,
+            scoring: self.scoring,
             q,
             k,
             starts,
@@ -130,8 +130,11 @@ impl Operation for AttentionGradient {
                 .write("dv", Place::Output(2), k.dtype)
         });
         if self.turns() && !turns_itself {
-            let angles =
-                Angles { positions: Place::Input(9), table: Place::Input(10), head_dim: self.head_dim };
+            let angles = Angles {
+                positions: Place::Input(9),
+                table: Place::Input(10),
+                head_dim: self.scoring.head_dim,
+            };
             for (output, asked) in [self.turns_query, self.turns_key].into_iter().enumerate() {
                 let turned = Turned { ty: launch.outputs[output], from: None, to: Place::Output(output) };
                 plan.dispatches.extend(asked.then(|| rope::dispatch(true, &angles, &[turned])));
@@ -142,18 +145,24 @@ impl Operation for AttentionGradient {
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let (q, k, v, o, d_o) = (&inputs[0], &inputs[1], &inputs[2], &inputs[3], &inputs[5]);
-        let d = self.head_dim;
-        let scale = 1.0 / (d as f64).sqrt();
+        let Scoring { head_dim: d, scale, .. } = self.scoring;
         let [mut dq, mut dk, mut dv] = [0, 1, 2].map(|i| ReferenceTensor::zeros(outputs[i].shape));
         for head in 0..q.cols() / d {
             let columns = head * d..(head + 1) * d;
             for t in 0..q.rows() {
-                let p = Probabilities::of_row(d, q, k, head, t, inputs[6].index(t)..inputs[7].index(t));
+                let p = Probabilities::of_row(
+                    &self.scoring,
+                    q,
+                    k,
+                    head,
+                    t,
+                    inputs[6].index(t)..inputs[7].index(t),
+                );
                 let gradient = &d_o.row(t)[columns.clone()];
                 let delta: f64 = gradient.iter().zip(&o.row(t)[columns.clone()]).map(|(a, b)| a * b).sum();
-                for (s, weight) in p.keys.zip(&p.weights) {
+                for ((s, weight), slope) in p.keys.zip(&p.weights).zip(&p.slopes) {
                     let dp: f64 = gradient.iter().zip(&v.row(s)[p.kv..p.kv + d]).map(|(a, b)| a * b).sum();
-                    let ds = weight * (dp - delta) * scale;
+                    let ds = weight * (dp - delta) * slope * scale;
                     for (i, g) in gradient.iter().enumerate() {
                         dq.row_mut(t)[head * d + i] += ds * k.row(s)[p.kv + i];
                         dk.row_mut(s)[p.kv + i] += ds * q.row(t)[head * d + i];

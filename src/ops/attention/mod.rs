@@ -8,8 +8,8 @@
 //!
 //! The gradient needs S = T and `query_ends` u32 `[T]`: key row s is seen by the query rows `s .. query_ends[s]`
 //! (the segment's end, or `min(segment end, s + w)`; non-decreasing too).
-//! With p = exp(scale q kᵀ - lse), delta = rowsum(do o), ds = p (do vᵀ - delta): `dq = scale ds k`,
-//! `dk = scale dsᵀ q`, `dv = pᵀ do`; all overwrite.
+//! With s = cap(scale q kᵀ), see [`Scoring`], p = exp(s - lse), delta = rowsum(do o), ds = p (do vᵀ - delta) cap':
+//! `dq = scale ds k`, `dk = scale dsᵀ q`, `dv = pᵀ do`; all overwrite.
 
 mod candidates;
 mod cases;
@@ -35,10 +35,34 @@ use halves::Halves;
 use std::sync::Arc;
 use walk::Walk;
 
+/// How the score of a query and a key of one head is made: `s = cap(scale q·k)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    pub head_dim: usize,
+    pub scale: f64,
+    /// c of `cap(s) = c tanh(s / c)` (Gemma 2, arXiv:2408.00118); `None`: scores stay as they are.
+    pub soft_cap: Option<f64>,
+}
+
+impl Scoring {
+    /// The usual one: scaled by `1 / sqrt(head_dim)`, without a cap.
+    pub fn of(head_dim: usize) -> Self {
+        Scoring { head_dim, scale: 1.0 / (head_dim as f64).sqrt(), soft_cap: None }
+    }
+
+    /// What the score of a scaled product is, and the slope there, in f64.
+    fn capped(&self, s: f64) -> (f64, f64) {
+        match self.soft_cap {
+            Some(cap) => (cap * (s / cap).tanh(), 1.0 - (s / cap).tanh().powi(2)),
+            None => (s, 1.0),
+        }
+    }
+}
+
 /// Inputs q, k, v, starts, ends, query_ends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
-    pub head_dim: usize,
+    pub scoring: Scoring,
 }
 
 /// The rows that see each other, as graph inputs.
@@ -53,10 +77,10 @@ pub fn attention(
     graph: &mut Graph,
     (q, k, v): (Value, Value, Value),
     visibility: &Visibility,
-    head_dim: usize,
+    scoring: Scoring,
 ) -> Result<Value, GraphError> {
     let Visibility { starts, ends, query_ends } = *visibility;
-    graph.apply1(Arc::new(Attention { head_dim }), &[q, k, v, starts, ends, query_ends])
+    graph.apply1(Arc::new(Attention { scoring }), &[q, k, v, starts, ends, query_ends])
 }
 
 impl Operation for Attention {
@@ -67,7 +91,7 @@ impl Operation for Attention {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
         expect_inputs(self.name(), inputs, 6)?;
         let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
-        let d = self.head_dim;
+        let d = self.scoring.head_dim;
         expect(self.name(), d.is_multiple_of(4) && (4..=256).contains(&d), || {
             format!("head dimension {d} is not a multiple of 4 up to 256")
         })?;
@@ -83,7 +107,7 @@ impl Operation for Attention {
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(d_o) = node.gradients[0] else { return Ok(vec![None; 6]) };
         let (inputs, outputs) = (node.inputs, node.outputs);
-        let op = Arc::new(AttentionGradient::of(self.head_dim));
+        let op = Arc::new(AttentionGradient::of(self.scoring));
         let operands = [&inputs[..3], outputs, &[d_o], &inputs[3..]].concat();
         let gradients = graph.apply(op, &operands)?;
         Ok(gradients.into_iter().map(Some).chain([None; 3]).collect())
@@ -93,7 +117,7 @@ impl Operation for Attention {
         let (q, k, keep) = (launch.inputs[0], launch.inputs[1], launch.live[1]);
         let walk = Walk {
             pass: Pass::Forward,
-            head_dim: self.head_dim,
+            scoring: self.scoring,
             q,
             k,
             starts: Some(Place::Input(3)),
@@ -125,7 +149,7 @@ impl Operation for Attention {
         for head in 0..lse.rows() {
             for t in 0..q.rows() {
                 let p = Probabilities::of_row(
-                    self.head_dim,
+                    &self.scoring,
                     q,
                     k,
                     head,
@@ -134,8 +158,8 @@ impl Operation for Attention {
                 );
                 lse.row_mut(head)[t] = p.lse;
                 for (s, weight) in p.keys.zip(&p.weights) {
-                    for d in 0..self.head_dim {
-                        o.row_mut(t)[head * self.head_dim + d] += weight * v.row(s)[p.kv + d];
+                    for d in 0..self.scoring.head_dim {
+                        o.row_mut(t)[head * self.scoring.head_dim + d] += weight * v.row(s)[p.kv + d];
                     }
                 }
             }
@@ -152,6 +176,8 @@ impl Operation for Attention {
 struct Probabilities {
     keys: std::ops::Range<usize>,
     weights: Vec<f64>,
+    /// Of each score with respect to the scaled product.
+    slopes: Vec<f64>,
     lse: f64,
     /// First column of the KV head.
     kv: usize,
@@ -159,22 +185,24 @@ struct Probabilities {
 
 impl Probabilities {
     fn of_row(
-        d: usize,
+        scoring: &Scoring,
         q: &ReferenceTensor,
         k: &ReferenceTensor,
         head: usize,
         t: usize,
         keys: std::ops::Range<usize>,
     ) -> Self {
+        let d = scoring.head_dim;
         let kv = head / (q.cols() / k.cols()) * d;
         let query = &q.row(t)[head * d..(head + 1) * d];
         let score = |s: usize| {
-            query.iter().zip(&k.row(s)[kv..kv + d]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt()
+            let product: f64 = query.iter().zip(&k.row(s)[kv..kv + d]).map(|(a, b)| a * b).sum();
+            scoring.capped(scoring.scale * product)
         };
-        let scores: Vec<f64> = keys.clone().map(score).collect();
+        let (scores, slopes): (Vec<f64>, Vec<f64>) = keys.clone().map(score).unzip();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
         let weights = scores.iter().map(|s| (s - largest).exp() / sum).collect();
-        Probabilities { keys, weights, lse: largest + sum.ln(), kv }
+        Probabilities { keys, weights, slopes, lse: largest + sum.ln(), kv }
     }
 }

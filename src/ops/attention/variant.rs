@@ -28,7 +28,8 @@ pub(super) const KEY_VALUE: [Shader; 3] = [
     crate::shader!("attention_tiled_gradient_key_value"),
     crate::shader!("attention_coop_gradient_key_value"),
 ];
-pub(super) const SHARED: [Shader; 3] = [
+pub(super) const SHARED: [Shader; 4] = [
+    crate::shader!("shared/soft_cap"),
     crate::shader!("shared/attention"),
     crate::shader!("shared/attention_tiled"),
     crate::shader!("shared/attention_coop"),

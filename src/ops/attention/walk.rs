@@ -1,5 +1,6 @@
 //! One pass of attention as the operations launch it: the kernel of its family, and the others for who measures them.
 
+use super::Scoring;
 use super::candidates::Extents;
 use super::halves::Halves;
 use super::kernel::{HeadSums, Kernel, KvHeads};
@@ -12,7 +13,7 @@ use crate::graph::{
 /// Tensors of a pass and where the ranges of its rows lie.
 pub(super) struct Walk {
     pub pass: Pass,
-    pub head_dim: usize,
+    pub scoring: Scoring,
     pub q: TensorType,
     pub k: TensorType,
     /// `starts`, `ends` and `query_ends`, as far as the pass reads them.
@@ -46,7 +47,7 @@ impl Walk {
     pub fn launch(&self, device: &DeviceProfile, plan: &mut LaunchPlan, bind: impl Fn(Dispatch) -> Dispatch) {
         let extents = Extents {
             pass: self.pass,
-            head_dim: self.head_dim,
+            head_dim: self.scoring.head_dim,
             rows: self.rows(),
             turned: self.turn.is_some(),
             matrix: self.matrix(device),
@@ -125,7 +126,7 @@ impl Walk {
     }
 
     fn head_sums(&self, first: usize) -> HeadSums {
-        HeadSums { first, head_dim: self.head_dim, q: self.q, k: self.k }
+        HeadSums { first, head_dim: self.scoring.head_dim, q: self.q, k: self.k }
     }
 
     /// Makes the kernel write the gradients of its head to scratch space from `scratch` on, and gives what adds them up.
@@ -167,7 +168,7 @@ impl Walk {
     }
 
     fn heads(&self) -> (usize, usize) {
-        (self.q.cols() / self.head_dim, self.k.cols() / self.head_dim)
+        (self.q.cols() / self.scoring.head_dim, self.k.cols() / self.scoring.head_dim)
     }
 
     fn class(&self, matrix: Option<usize>) -> Class {
@@ -177,12 +178,16 @@ impl Walk {
             Pass::GradientKeyValue => "attention gradient kv",
         };
         let turned = if self.turn.is_some() { " turned" } else { "" };
+        let capped = if self.scoring.soft_cap.is_some() { " capped" } else { "" };
         // what matrix units can take is a class of its own
         let whole = matrix.map_or(String::new(), |size| format!(" by {size}"));
         let (heads, kv_heads) = self.heads();
         let (rows, keys) = (self.q.rows(), self.k.rows());
         Class {
-            family: format!("{pass} {}{turned}{whole} head_dim={}", self.q.dtype, self.head_dim),
+            family: format!(
+                "{pass} {}{turned}{capped}{whole} head_dim={}",
+                self.q.dtype, self.scoring.head_dim
+            ),
             // training has as many keys as rows: they count once
             extents: vec![rounded(rows), rounded(keys.div_ceil(rows)), heads, kv_heads],
         }
@@ -214,13 +219,17 @@ impl Walk {
             .param("q_stride", self.q.cols4())
             .param("kv_stride", self.k.cols4())
             .param("group", heads / kv_heads)
-            .param_f32("scale", 1.0 / (self.head_dim as f64).sqrt())
+            .param_f32("scale", self.scoring.scale)
+            .flag("CAPPED", self.scoring.soft_cap.is_some())
             .variant(kernel.to_string())
             .read("q", Place::Input(0), self.q.dtype)
             .read("k", Place::Input(1), self.k.dtype)
             .read("v", Place::Input(2), self.k.dtype);
         if let Variant::Tiled { .. } | Variant::Coop(_) = variant {
             dispatch = dispatch.param("heads", walked).flag("BY_HEAD", by_head);
+        }
+        if let Some(cap) = self.scoring.soft_cap {
+            dispatch = dispatch.param_f32("cap", cap);
         }
         if self.pass != Pass::GradientKeyValue {
             dispatch = dispatch.param("keys", self.k.rows());
@@ -236,6 +245,6 @@ impl Walk {
             dispatch = turn.bind(dispatch);
         }
         let turned = turn.is_some();
-        variant.define(dispatch.flag("TURNED", turned), self.head_dim, turned, shared)
+        variant.define(dispatch.flag("TURNED", turned), self.scoring.head_dim, turned, shared)
     }
 }

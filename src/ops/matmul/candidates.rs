@@ -18,11 +18,11 @@ pub fn source() -> String {
         crate::shader!("shared/quantised"),
         crate::shader!("shared/pair"),
         crate::shader!("shared/result"),
-        crate::shader!("shared/swiglu"),
+        crate::shader!("shared/glu"),
         crate::shader!("shared/tile_order"),
         crate::shader!("copy"),
-        crate::shader!("swiglu"),
-        crate::shader!("shared/swiglu_gradient"),
+        crate::shader!("glu"),
+        crate::shader!("shared/glu_gradient"),
     ];
     let shaders = [LANES, TILED, COOP, COOP_TILED, FINISH, ROUND_ROWS].into_iter().chain(shared);
     let candidates = DeviceProfile::kinds().map(|device| Variant::all(&device));

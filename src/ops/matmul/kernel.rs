@@ -10,8 +10,8 @@ use crate::graph::{
 use crate::ops::BUSY;
 use crate::ops::copy::SHADER as COPY;
 use crate::ops::elementwise;
+use crate::ops::glu::{FLOPS as GLU_FLOPS, SHADER as GLU};
 use crate::ops::scaled_half::{LARGEST_BYTES, UNSCALE_BYTES, scaled_half};
-use crate::ops::swiglu::{FLOPS as SWIGLU_FLOPS, SHADER as SWIGLU};
 
 pub(super) const ROUND_ROWS: Shader = crate::shader!("round_rows");
 
@@ -255,11 +255,15 @@ pub(super) fn staged(
 pub(super) fn gated(o: &Oriented, up: Operand, scratch: &mut Scratch) -> (Operand, Dispatch) {
     let ty = TensorType::new(o.r_shape(), o.r.dtype);
     let made = Operand::new(scratch.take(Shared::Gated, ty.bytes()), ty.dtype).range(0, ty.bytes());
-    let dispatch = elementwise(SWIGLU, ty.rows() * ty.cols4())
+    let dispatch = elementwise(GLU, ty.rows() * ty.cols4());
+    let dispatch = o
+        .terms
+        .activation
+        .define(dispatch)
         .bind(o.r.binding("gate", View::Vec4, false))
         .bind(up.binding("up", View::Vec4, false))
         .bind(made.binding("y", View::Vec4, true))
-        .cost(SWIGLU_FLOPS * ty.shape.elements() as f64, 3.0 * ty.bytes() as f64);
+        .cost(GLU_FLOPS * ty.shape.elements() as f64, 3.0 * ty.bytes() as f64);
     (made, dispatch)
 }
 
@@ -278,7 +282,11 @@ pub(super) fn rounded_rows(
     let unscale = scratch.take(Shared::Unscale, scales);
     let lanes = row_lanes(ty.cols4());
     let rows = (64 / lanes).max(1);
-    let dispatch = Dispatch::new(ROUND_ROWS, ty.rows().div_ceil(rows as usize))
+    let dispatch = Dispatch::new(ROUND_ROWS, ty.rows().div_ceil(rows as usize));
+    let dispatch = o
+        .terms
+        .activation
+        .define(dispatch)
         .define("LANES", lanes)
         .define("ROWS", rows)
         .flag("GATED", o.gated())
@@ -300,7 +308,7 @@ pub(super) fn rounded_rows(
         }
         None => dispatch,
     };
-    let gating = if o.gated() { SWIGLU_FLOPS * ty.shape.elements() as f64 } else { 0.0 };
+    let gating = if o.gated() { GLU_FLOPS * ty.shape.elements() as f64 } else { 0.0 };
     let dispatch = dispatch
         .bind(made.binding("y", View::Vec4, true))
         .bind(Binding {

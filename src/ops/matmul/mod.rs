@@ -29,7 +29,7 @@ pub use variant::Variant;
 
 use super::dropout::Dropout;
 use super::expect;
-use super::swiglu::gated;
+use super::glu::{Activation, gated};
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shape, TensorType, Value,
@@ -50,8 +50,8 @@ pub struct Matmul {
     pub dtype: DType,
     /// Dropout on an operand or on the second pair's product; the generator's state `[4]` is the input after the pairs.
     pub mask: Option<Masked>,
-    /// A is `silu(gate) * up` ([`super::swiglu`]): gate in A's place, up the input after the pairs. Made by [`crate::fuse`].
-    pub gated: bool,
+    /// A is `act(gate) * up` ([`super::glu`]): gate in A's place, up the input after the pairs. Made by [`crate::fuse`].
+    pub gated: Option<Activation>,
     /// The last input is added to the result.
     pub residual: bool,
     /// One operand is an adapter's, see [`Terms::low_rank`].
@@ -119,18 +119,24 @@ impl Layout {
 impl Matmul {
     /// The product of one or two pairs and nothing else.
     pub fn plain(layout: Layout, alpha: f64, dtype: DType) -> Self {
-        Matmul { layout, alpha, dtype, mask: None, gated: false, residual: false, low_rank: false }
+        Matmul { layout, alpha, dtype, mask: None, gated: None, residual: false, low_rank: false }
     }
 
     /// The inputs as pairs, generator's state or up, and residual.
     fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a [T], Option<&'a T>, Option<&'a T>) {
         let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
-        let (pairs, further) = inputs.split_at(inputs.len() - usize::from(self.gated || self.mask.is_some()));
+        let (pairs, further) =
+            inputs.split_at(inputs.len() - usize::from(self.gated.is_some() || self.mask.is_some()));
         (pairs, further.first(), residual.first())
     }
 
     /// The launch of a node whose inputs before `first` are not the product's, and which may make gradients of the result.
-    fn launch_after(&self, first: usize, launch: &Launch<'_>, gradient_of: Option<Gate>) -> LaunchPlan {
+    fn launch_after(
+        &self,
+        first: usize,
+        launch: &Launch<'_>,
+        gradient_of: Option<(Gate, Activation)>,
+    ) -> LaunchPlan {
         let inputs = &launch.inputs[first..];
         let input = |i: usize| Operand::input(launch, first + i);
         let (m, n, k) = self.layout.extents(&inputs[0], &inputs[1]);
@@ -140,13 +146,16 @@ impl Matmul {
             (input(2), input(3), k2)
         });
         let mask = self.mask.zip(further.map(|_| Place::Input(first + pairs.len())));
-        let up = self.gated.then(|| input(pairs.len()));
+        let up = self.gated.map(|_| input(pairs.len()));
+        let (gate, of_gradient) = gradient_of.unzip();
+        let activation = self.gated.or(of_gradient).unwrap_or_default();
         let (alpha, accumulate) = (self.alpha, launch.accumulate[0]);
         let product = Product { layout: self.layout, m, n, k, alpha, accumulate, parts: 1 };
         let out = Operand::new(Place::Output(0), self.dtype);
         let residual = self.residual.then(|| input(inputs.len() - 1));
         let mut plan = LaunchPlan::default();
-        let terms = Terms { pair, residual, mask, up, gradient_of, low_rank: self.low_rank };
+        let terms =
+            Terms { pair, residual, mask, up, gradient_of: gate, activation, low_rank: self.low_rank };
         // a result in 16 bits needs no more of its second operand
         let b = if self.dtype == DType::F32 { input(1) } else { input(1).beside(inputs[0].dtype) };
         product.launch(launch, &mut plan, (input(0), b), terms, out);
@@ -160,10 +169,10 @@ impl Operation for Matmul {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect(self.name(), !(self.gated && self.mask.is_some()), || {
+        expect(self.name(), self.gated.is_none() || self.mask.is_none(), || {
             "a gated operand has no dropout beside it".into()
         })?;
-        let further = usize::from(self.residual) + usize::from(self.gated || self.mask.is_some());
+        let further = usize::from(self.residual) + usize::from(self.gated.is_some() || self.mask.is_some());
         let pairs = match self.mask {
             Some(Masked { on: MaskOn::Pair, .. }) => 2..=2,
             _ => 1..=2,
@@ -175,7 +184,7 @@ impl Operation for Matmul {
         if self.mask.is_some() && further.is_some_and(|t| t.dtype != DType::U32 || t.cols() != 4) {
             return Err(GraphError::invalid(self.name(), "the generator's state is u32 [4]"));
         }
-        if self.gated && further != inputs.first() {
+        if self.gated.is_some() && further != inputs.first() {
             return Err(GraphError::invalid(self.name(), "gate and up differ"));
         }
         let (m, n, _) = self.layout.extents(&inputs[0], &inputs[1]);
@@ -205,7 +214,7 @@ impl Operation for Matmul {
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(dc) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
-        if self.gated || self.mask.is_some() {
+        if self.gated.is_some() || self.mask.is_some() {
             // masked products are made by gradient rules alone, gated ones after them
             node.refuse(self.name(), &(0..node.inputs.len()).collect::<Vec<_>>())?;
         }
@@ -229,7 +238,7 @@ impl Operation for Matmul {
                 });
             }
         }
-        gradients.extend((self.gated || self.mask.is_some()).then_some(None));
+        gradients.extend((self.gated.is_some() || self.mask.is_some()).then_some(None));
         gradients.extend(self.residual.then_some(Some(dc)));
         Ok(gradients)
     }
@@ -245,8 +254,8 @@ impl Operation for Matmul {
             (Some(mask), Some(rng)) if mask.on == on => mask.dropout.masked(x, rng),
             _ => x.clone(),
         };
-        let (a, b) = match further.filter(|_| self.gated) {
-            Some(up) => (gated(&factors[0], up), factors[1].clone()),
+        let (a, b) = match self.gated.zip(further) {
+            Some((activation, up)) => (gated(activation, &factors[0], up), factors[1].clone()),
             None => (masked(MaskOn::Left, &factors[0]), masked(MaskOn::Right, &factors[1])),
         };
         accumulate_product(self.layout, self.alpha, &a, &b, &mut out);
@@ -407,12 +416,14 @@ impl Operation for Matmul {
                 ));
             }
             // a gated operand: narrow results too, whose long side would give the columns otherwise
-            for (dtype, other, (m, n, k)) in [
-                (DType::F32, DType::F32, (37, 44, 52)),
-                (DType::BF16, DType::BF16, (40, 8, 33)),
-                (DType::F16, DType::F16, (64, 128, 48)),
-                (DType::BF16, DType::Nf4, (35, 132, 64)),
-                (DType::F16, DType::Nf4, (35, 132, 64)),
+            let (silu, gelu) = (Activation::Silu, Activation::GeluTanh);
+            for (activation, dtype, other, (m, n, k)) in [
+                (silu, DType::F32, DType::F32, (37, 44, 52)),
+                (silu, DType::BF16, DType::BF16, (40, 8, 33)),
+                (silu, DType::F16, DType::F16, (64, 128, 48)),
+                (silu, DType::BF16, DType::Nf4, (35, 132, 64)),
+                (silu, DType::F16, DType::Nf4, (35, 132, 64)),
+                (gelu, DType::F16, DType::F16, (64, 128, 48)),
             ] {
                 if layout == Layout::NT {
                     let (a, b) = dims(m, n, k);
@@ -420,8 +431,16 @@ impl Operation for Matmul {
                     let up = CaseInput::random(&a, dtype);
                     let residual = CaseInput::random(&[m, n], dtype);
                     let inputs = vec![gate, CaseInput::random(&b, other), up, residual];
-                    let op = Matmul { gated: true, residual: true, ..Matmul::plain(layout, 0.5, dtype) };
-                    cases.push(Case::new(format!("gated {m}x{n}x{k} {other} on {dtype}"), op, inputs));
+                    let op = Matmul {
+                        gated: Some(activation),
+                        residual: true,
+                        ..Matmul::plain(layout, 0.5, dtype)
+                    };
+                    cases.push(Case::new(
+                        format!("gated {activation:?} {m}x{n}x{k} {other} on {dtype}"),
+                        op,
+                        inputs,
+                    ));
                 }
             }
             // an adapter's, on either side: thin and not

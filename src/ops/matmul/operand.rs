@@ -3,6 +3,7 @@
 use super::candidates::{Extents, Running};
 use crate::graph::{Binding, DType, DeviceProfile, Launch, Place, Shape, TensorType, View};
 use crate::ops::dropout::Dropout;
+use crate::ops::glu::Activation;
 
 /// One operand of a launch: where it lies and how it is stored. Of several tensors of one type, the place of the first; the
 /// others follow.
@@ -107,10 +108,12 @@ pub struct Terms {
     pub residual: Option<Operand>,
     /// Dropout, and where the generator's state lies.
     pub mask: Option<(Masked, Place)>,
-    /// The first operand is `silu(a) * up` with this one, of a's type.
+    /// The first operand is `act(a) * up` with this one, of a's type.
     pub up: Option<Operand>,
     /// The product is the gradient of a gated activation, of which those of gate and up are made and stored.
     pub gradient_of: Option<Gate>,
+    /// That of `up` or of `gradient_of`.
+    pub activation: Activation,
     /// A product of an adapter's and of activations or their gradient: where these have 16 bits, matrix units may round what is in f32 to
     /// the 11 bits of f16. (PyTorch makes such a product in bf16, of 8 bits.)
     pub low_rank: bool,

@@ -11,7 +11,7 @@ use crate::graph::{
     Alternative, Alternatives, Class, DType, Dispatch, Launch, LaunchPlan, Place, Shape, TensorType, View,
     rounded,
 };
-use crate::ops::swiglu;
+use crate::ops::glu;
 
 /// A product as other operations launch it.
 #[derive(Clone, Copy, Debug)]
@@ -124,8 +124,8 @@ impl Product {
             None => "",
         };
         let parts = if self.parts > 1 { format!("{} times ", self.parts) } else { String::new() };
-        let gate = if o.gated() { "swiglu " } else { "" };
-        let made = if o.terms.gradient_of.is_some() { "swiglu gradients " } else { "" };
+        let gate = if o.gated() { "glu " } else { "" };
+        let made = if o.terms.gradient_of.is_some() { "glu gradients " } else { "" };
         let low_rank = if o.terms.low_rank { "low-rank " } else { "" };
         let family = format!(
             "matmul {low_rank}{parts}{gate}{}·{}{pair}{mask} -> {made}{}{}",
@@ -193,7 +193,8 @@ impl Product {
             true => (o.terms.mask, None),
             false => (None, o.terms.mask),
         };
-        let terms = Terms { mask: on_operand, up: o.terms.up, ..Terms::default() };
+        let Terms { up, activation, .. } = o.terms;
+        let terms = Terms { mask: on_operand, up, activation, ..Terms::default() };
         let each = Product { alpha: 1.0, accumulate: false, ..*self };
         let mut dispatches =
             each.dispatches(variant, &Oriented { terms, out: sums, ..*o }, Some(sections), scratch);
@@ -227,11 +228,11 @@ impl Product {
         let mut flops = 2.0 * self.m as f64 * self.n as f64 * (self.k + k2) as f64;
         let mut bytes = rows + elements(o.cols, self.k, o.c.dtype) + out;
         if o.gated() {
-            flops += swiglu::FLOPS * (o.rows * self.k) as f64;
+            flops += glu::FLOPS * (o.rows * self.k) as f64;
             bytes += rows;
         }
         if o.terms.gradient_of.is_some() {
-            flops += swiglu::GRADIENT_FLOPS * (self.m * self.n) as f64;
+            flops += glu::GRADIENT_FLOPS * (self.m * self.n) as f64;
             bytes += 3.0 * out;
         }
         let widened = if k2 == 0 { String::new() } else { format!("+{k2}") };
@@ -377,6 +378,7 @@ impl Product {
             .flag("ACCUMULATE", self.accumulate)
             .flag("GATE_GRADIENT", o.terms.gradient_of.is_some())
             .param_f32("alpha", self.alpha);
+        dispatch = o.terms.activation.define(dispatch);
         if let Some((r2, c2, _)) = o.terms.pair {
             dispatch =
                 dispatch.bind(r2.binding("r2", View::Vec4, false)).bind(c2.binding("c2", View::Vec4, false));
@@ -392,7 +394,7 @@ impl Product {
                 .fold(dispatch, |d, part| d.bind(o.out.part(part).binding("out", View::Vec4, true)));
         };
         let sources = [gate.binding("gate", View::Vec4, false), up.binding("up", View::Vec4, false)];
-        dispatch = swiglu::sources(dispatch, sources, replaces);
+        dispatch = glu::sources(dispatch, sources, replaces);
         dispatch.bind(o.out.binding("dgate", View::Vec4, true)).bind(d_up.binding("dup", View::Vec4, true))
     }
 }

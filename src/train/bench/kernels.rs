@@ -5,7 +5,7 @@ use crate::gpu::{Gpu, GpuError, Recording};
 use crate::graph::blocks::sample;
 use crate::graph::layout::pack;
 use crate::graph::{Cost, DType, DeviceProfile, Graph, GraphError, Leaf, LeafKind, ReverseNode, Shape};
-use crate::ops::attention::{AttentionGradient, Visibility, attention};
+use crate::ops::attention::{AttentionGradient, Scoring, Visibility, attention};
 use crate::ops::copy::copy;
 use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
@@ -264,6 +264,7 @@ pub fn causal_attention(
     gradient: bool,
 ) -> Result<Graph, GraphError> {
     let Heads { heads, kv_heads, head_dim } = heads;
+    let scoring = Scoring::of(head_dim);
     let mut graph = Graph::new();
     let wide = Shape::matrix(tokens, heads * head_dim);
     let narrow = Shape::matrix(tokens, kv_heads * head_dim);
@@ -279,12 +280,12 @@ pub fn causal_attention(
         let d_o = graph.input("do", wide, dtype)?;
         let Visibility { starts, ends, query_ends } = visibility;
         let inputs = [q, k, v, o, lse, d_o, starts, ends, query_ends];
-        let gradients = graph.apply(Arc::new(AttentionGradient::of(head_dim)), &inputs)?;
+        let gradients = graph.apply(Arc::new(AttentionGradient::of(scoring)), &inputs)?;
         for (name, value) in ["dq", "dk", "dv"].into_iter().zip(gradients) {
             graph.output(name, value);
         }
     } else {
-        let o = attention(&mut graph, (q, k, v), &visibility, head_dim)?;
+        let o = attention(&mut graph, (q, k, v), &visibility, scoring)?;
         graph.output("o", o);
     }
     Ok(graph)

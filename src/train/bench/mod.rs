@@ -12,6 +12,7 @@ use crate::graph::Cost;
 use crate::models::{AttentionBias, Family, ModelConfig, Network, Rope, RopeScaling};
 use crate::nn::{PlainLayers, Storage, WeightMode};
 use crate::ops::adamw::Hyper;
+use crate::ops::glu::Activation;
 use crate::train::adapter::spec_of_targets;
 use crate::train::memory::{MemoryLimit, Planner};
 use crate::train::options::TuneMode;
@@ -102,6 +103,15 @@ pub fn small_config() -> ModelConfig {
         attention_bias: AttentionBias::None,
         head_norms: false,
         sliding_window: None,
+        full_layers: Vec::new(),
+        local_rope: None,
+        activation: Activation::Silu,
+        unit_offset: false,
+        post_norms: false,
+        scaled_embedding: false,
+        query_pre_attn_scalar: None,
+        attention_soft_cap: None,
+        logit_soft_cap: None,
     }
 }
 
@@ -210,7 +220,8 @@ impl BenchTrain {
         let lines = [Some(choice.describe(options.recompute)), choice.plan.moved_in_vain()];
         let chosen = lines.into_iter().flatten().collect::<Vec<_>>().join("\n");
         let step_flops = choice.plan.flops;
-        let trainer = Trainer::from_plan(gpu, choice.plan, &WeightSource::Random { seed: 0 }, 0)?;
+        let source = WeightSource::random(&choice.plan.network.config, 0);
+        let trainer = Trainer::from_plan(gpu, choice.plan, &source, 0)?;
         let (seq, steps) = (options.seq, options.steps);
         Ok(BenchTrain { trainer, batch, seq, steps, taken: 0, token_flops, step_flops, tuned, chosen })
     }

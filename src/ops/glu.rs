@@ -1,32 +1,71 @@
-//! Gated activation `y = silu(gate) * up` (Shazeer 2020, arXiv:2002.05202), all `[T, d]`.
+//! Gated activation `y = act(gate) * up` (Shazeer 2020, arXiv:2002.05202), all `[T, d]`: SwiGLU and GeGLU.
 //!
-//! Gradients with s = sigmoid(gate): `dgate = dy up (s + gate s (1 - s))`, `dup = dy gate s`; both overwrite.
+//! Both activations are `gate s`, s = sigmoid(v(gate)), so that with v' its slope `dgate = dy up (s + gate v' s (1 - s))` and
+//! `dup = dy gate s`; both overwrite.
 
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
     Binding, Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, TensorType, Value, View,
 };
+use serde::Serialize;
+use std::f64::consts::PI;
 use std::sync::Arc;
 
-pub(super) const SHADER: Shader = crate::shader!("swiglu");
+pub(super) const SHADER: Shader = crate::shader!("glu");
 /// Operations per element, as reports count them.
 pub(super) const FLOPS: f64 = 6.0;
 pub(super) const GRADIENT_FLOPS: f64 = 12.0;
-const GRADIENT: Shader = crate::shader!("swiglu_gradient");
+const GRADIENT: Shader = crate::shader!("glu_gradient");
 
+/// What the gate passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `g sigmoid(g)`.
+    #[default]
+    Silu,
+    /// The approximation of GELU by tanh (Hendrycks & Gimpel 2016, arXiv:1606.08415):
+    /// `g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2`.
+    GeluTanh,
+}
+
+/// Inputs gate, up.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SwiGlu;
+pub struct Glu {
+    pub activation: Activation,
+}
 
 /// Inputs gate, up, dy; outputs dgate, dup.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SwiGluGradient;
-
-pub fn swiglu(graph: &mut Graph, gate: Value, up: Value) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(SwiGlu), &[gate, up])
+pub struct GluGradient {
+    pub activation: Activation,
 }
 
-/// Adds what `shared/swiglu_gradient.wgsl` must know of gate and up: bindings, but for those that their gradients replace.
+pub fn glu(graph: &mut Graph, activation: Activation, gate: Value, up: Value) -> Result<Value, GraphError> {
+    graph.apply1(Arc::new(Glu { activation }), &[gate, up])
+}
+
+impl Activation {
+    /// Tells `shared/glu.wgsl`.
+    pub(super) fn define(self, dispatch: Dispatch) -> Dispatch {
+        dispatch.flag("GELU", self == Activation::GeluTanh)
+    }
+
+    /// s of a gate and the slope of what it is the sigmoid of, in f64.
+    fn passing(self, gate: f64) -> (f64, f64) {
+        let (v, slope) = match self {
+            Activation::Silu => (gate, 1.0),
+            Activation::GeluTanh => {
+                let twice = 2.0 * (2.0 / PI).sqrt();
+                (twice * (gate + 0.044715 * gate.powi(3)), twice * (1.0 + 3.0 * 0.044715 * gate * gate))
+            }
+        };
+        (1.0 / (1.0 + (-v).exp()), slope)
+    }
+}
+
+/// Adds what `shared/glu_gradient.wgsl` must know of gate and up: bindings, but for those that their gradients replace.
 pub(super) fn sources(mut dispatch: Dispatch, [gate, up]: [Binding; 2], replaces: [bool; 2]) -> Dispatch {
     for (flag, binding, replaces) in [("REPLACES_GATE", gate, replaces[0]), ("REPLACES_UP", up, replaces[1])]
     {
@@ -38,18 +77,14 @@ pub(super) fn sources(mut dispatch: Dispatch, [gate, up]: [Binding; 2], replaces
     dispatch
 }
 
-/// `silu(gate) * up` in f64.
-pub(super) fn gated(gate: &ReferenceTensor, up: &ReferenceTensor) -> ReferenceTensor {
-    ReferenceTensor::from_fn(gate.shape, |i| gate.data[i] * sigmoid(gate.data[i]) * up.data[i])
+/// `act(gate) * up` in f64.
+pub(super) fn gated(activation: Activation, gate: &ReferenceTensor, up: &ReferenceTensor) -> ReferenceTensor {
+    ReferenceTensor::from_fn(gate.shape, |i| gate.data[i] * activation.passing(gate.data[i]).0 * up.data[i])
 }
 
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-impl Operation for SwiGlu {
+impl Operation for Glu {
     fn name(&self) -> &'static str {
-        "swiglu"
+        "glu"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
@@ -62,7 +97,8 @@ impl Operation for SwiGlu {
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(dy) = node.gradients[0] else { return Ok(vec![None; 2]) };
-        let outputs = graph.apply(Arc::new(SwiGluGradient), &[node.inputs[0], node.inputs[1], dy])?;
+        let op = GluGradient { activation: self.activation };
+        let outputs = graph.apply(Arc::new(op), &[node.inputs[0], node.inputs[1], dy])?;
         Ok(outputs.into_iter().map(Some).collect())
     }
 
@@ -72,7 +108,8 @@ impl Operation for SwiGlu {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
-        elementwise(SHADER, ty.rows() * ty.cols4())
+        self.activation
+            .define(elementwise(SHADER, ty.rows() * ty.cols4()))
             .read("gate", Place::Input(0), ty.dtype)
             .read("up", Place::Input(1), ty.dtype)
             .write("y", Place::Output(0), ty.dtype)
@@ -81,7 +118,7 @@ impl Operation for SwiGlu {
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], _outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        vec![gated(&inputs[0], &inputs[1])]
+        vec![gated(self.activation, &inputs[0], &inputs[1])]
     }
 
     fn cases() -> Vec<Case> {
@@ -93,18 +130,24 @@ impl Operation for SwiGlu {
             CaseInput::values(&[1, 4], DType::F32, vec![-200.0, -90.0, 0.0, 200.0]),
             CaseInput::random(&[1, 4], DType::F32),
         ];
-        vec![
-            Case::new("3x5", SwiGlu, pair(&[3, 5], DType::F32)).gradients(&[0, 1]),
-            Case::new("f16", SwiGlu, pair(&[7, 36], DType::F16)),
-            Case::new("bf16", SwiGlu, pair(&[7, 36], DType::BF16)),
-            Case::new("large values", SwiGlu, extreme),
-        ]
+        let all = |activation| {
+            let case = |label: &str, inputs| {
+                Case::new(format!("{activation:?} {label}"), Glu { activation }, inputs)
+            };
+            [
+                case("3x5", pair(&[3, 5], DType::F32)).gradients(&[0, 1]),
+                case("f16", pair(&[7, 36], DType::F16)),
+                case("bf16", pair(&[7, 36], DType::BF16)),
+                case("large values", extreme.clone()),
+            ]
+        };
+        [Activation::Silu, Activation::GeluTanh].into_iter().flat_map(all).collect()
     }
 }
 
-impl Operation for SwiGluGradient {
+impl Operation for GluGradient {
     fn name(&self) -> &'static str {
-        "swiglu_gradient"
+        "glu_gradient"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
@@ -123,7 +166,7 @@ impl Operation for SwiGluGradient {
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let ty = launch.outputs[0];
         let source = |name, input| Binding::new(name, Place::Input(input), ty.dtype, View::Vec4, false);
-        let dispatch = elementwise(GRADIENT, ty.rows() * ty.cols4());
+        let dispatch = self.activation.define(elementwise(GRADIENT, ty.rows() * ty.cols4()));
         let replaces = [launch.replaces[0], launch.replaces[1]];
         sources(dispatch, [source("gate", 0), source("up", 1)], replaces)
             .read("dy", Place::Input(2), ty.dtype)
@@ -137,10 +180,11 @@ impl Operation for SwiGluGradient {
         let (gate, up, dy) = (&inputs[0].data, &inputs[1].data, &inputs[2].data);
         let shape = outputs[0].shape;
         let dgate = ReferenceTensor::from_fn(shape, |i| {
-            let s = sigmoid(gate[i]);
-            dy[i] * up[i] * (s + gate[i] * s * (1.0 - s))
+            let (s, slope) = self.activation.passing(gate[i]);
+            dy[i] * up[i] * (s + gate[i] * slope * s * (1.0 - s))
         });
-        vec![dgate, ReferenceTensor::from_fn(shape, |i| dy[i] * gate[i] * sigmoid(gate[i]))]
+        let dup = ReferenceTensor::from_fn(shape, |i| dy[i] * gate[i] * self.activation.passing(gate[i]).0);
+        vec![dgate, dup]
     }
 
     fn may_replace(&self, output: usize) -> Option<usize> {
@@ -148,11 +192,14 @@ impl Operation for SwiGluGradient {
     }
 
     fn cases() -> Vec<Case> {
-        [DType::F32, DType::F16, DType::BF16]
-            .into_iter()
-            .map(|dtype| {
-                Case::new(dtype.name(), SwiGluGradient, vec![CaseInput::random(&[11, 10], dtype); 3])
+        let all = |activation| {
+            [DType::F32, DType::F16, DType::BF16].map(|dtype| {
+                let gate = CaseInput { spread: 4.0, ..CaseInput::random(&[11, 10], dtype) };
+                let inputs =
+                    vec![gate, CaseInput::random(&[11, 10], dtype), CaseInput::random(&[11, 10], dtype)];
+                Case::new(format!("{activation:?} {dtype}"), GluGradient { activation }, inputs)
             })
-            .collect()
+        };
+        [Activation::Silu, Activation::GeluTanh].into_iter().flat_map(all).collect()
     }
 }

@@ -1,5 +1,5 @@
-// Gradients of the gated activation from dy, the gradient of its result. An invocation owns one group of four.
-{% include "shared/swiglu_gradient.wgsl" %}
+// y = act(gate) * up. An invocation owns one group of four.
+{% include "shared/glu.wgsl" %}
 
 @compute @workgroup_size(256)
 fn main(
@@ -9,6 +9,6 @@ fn main(
 ) {
     let i = group_index(group, groups) * 256u + lane;
     if (i < params.count) {
-        store_gradients(i, load_dy(i));
+        store_y(i, gated(load_gate(i), load_up(i)));
     }
 }

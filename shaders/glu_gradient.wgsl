@@ -1,5 +1,5 @@
-// y = silu(gate) * up, silu(g) = g / (1 + exp(-g)). An invocation owns one group of four.
-{% include "shared/swiglu.wgsl" %}
+// Gradients of the gated activation from dy, the gradient of its result. An invocation owns one group of four.
+{% include "shared/glu_gradient.wgsl" %}
 
 @compute @workgroup_size(256)
 fn main(
@@ -9,6 +9,6 @@ fn main(
 ) {
     let i = group_index(group, groups) * 256u + lane;
     if (i < params.count) {
-        store_y(i, gated(load_gate(i), load_up(i)));
+        store_gradients(i, load_dy(i));
     }
 }

@@ -1,0 +1,118 @@
+//! A configuration as the text of a `config.json`.
+
+use super::{AttentionBias, Family, ModelConfig, Rope, RopeScaling};
+use crate::graph::DType;
+use serde_json::{Value, json};
+
+impl ModelConfig {
+    /// A `config.json` for weights of the given type that transformers 4 and 5 both read.
+    pub fn to_json(&self, dtype: DType) -> Value {
+        let dtype = match dtype {
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            _ => "float32",
+        };
+        let rope_parameters = match self.family {
+            Family::Gemma3 => json!({
+                "full_attention": parameters(&self.rope),
+                "sliding_attention": parameters(self.local_rope.as_ref().unwrap_or(&self.rope)),
+            }),
+            _ => parameters(&self.rope),
+        };
+        let activation = self.family.activation_names()[0];
+        let mut json = json!({
+            "architectures": [self.family.architecture()],
+            "attention_bias": self.attention_bias == AttentionBias::All,
+            "attention_dropout": 0.0,
+            "dtype": dtype,
+            "head_dim": self.head_dim,
+            "hidden_act": activation,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "mlp_bias": false,
+            "model_type": self.family.model_type(),
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "num_key_value_heads": self.kv_heads,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": rope_parameters,
+            "rope_scaling": scaling(&self.rope),
+            "rope_theta": self.rope.theta,
+            "tie_word_embeddings": self.tied_head,
+            "torch_dtype": dtype,
+            "vocab_size": self.vocab_size,
+        });
+        let types = || {
+            let kind = |layer| if self.slides(layer) { "sliding_attention" } else { "full_attention" };
+            json!((0..self.layers).map(kind).collect::<Vec<_>>())
+        };
+        if !matches!(self.family, Family::Llama | Family::Gemma) {
+            json["sliding_window"] = json!(self.sliding_window);
+        }
+        if self.family.is_gemma() {
+            json["hidden_activation"] = json!(activation);
+        }
+        match self.family {
+            Family::Qwen2 | Family::Qwen3 => {
+                json["use_sliding_window"] = json!(self.sliding_window.is_some());
+                let first = (0..self.layers).find(|&layer| self.slides(layer));
+                json["max_window_layers"] = json!(first.unwrap_or(0));
+                json["layer_types"] = types();
+            }
+            Family::Gemma2 | Family::Gemma3 => {
+                json["query_pre_attn_scalar"] = json!(self.query_pre_attn_scalar.map(whole));
+                json["layer_types"] = types();
+                json["attn_logit_softcapping"] = json!(self.attention_soft_cap);
+                json["final_logit_softcapping"] = json!(self.logit_soft_cap);
+            }
+            Family::Llama | Family::Mistral | Family::Gemma => {}
+        }
+        if let Some(local) = self.local_rope {
+            json["rope_local_base_freq"] = json!(local.theta);
+            // the period that versions before `layer_types` know
+            json["sliding_window_pattern"] =
+                json!(self.full_layers.first().map_or(self.layers + 1, |first| first + 1));
+        }
+        json
+    }
+}
+
+/// A number that is whole in the files.
+fn whole(number: f64) -> Value {
+    if number.fract() == 0.0 { json!(number as u64) } else { json!(number) }
+}
+
+fn parameters(rope: &Rope) -> Value {
+    let mut parameters = scaling(rope).unwrap_or_else(|| json!({ "rope_type": "default" }));
+    parameters["rope_theta"] = json!(rope.theta);
+    parameters
+}
+
+fn scaling(rope: &Rope) -> Option<Value> {
+    match rope.scaling {
+        RopeScaling::None => None,
+        RopeScaling::Linear { factor } => Some(json!({ "rope_type": "linear", "factor": factor })),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => Some(json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        })),
+        RopeScaling::Yarn(yarn) => Some(json!({
+            "rope_type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "truncate": yarn.truncate,
+            "attention_factor": yarn.attention_factor,
+        })),
+    }
+}
