@@ -67,6 +67,40 @@ fn greedy_tokens_equal_pytorch() {
     }
 }
 
+/// The same weights as the language model of one that sees images too, under the names that its files have.
+#[test]
+fn an_embedded_language_model_gives_the_same_tokens() {
+    let Some(gpu) = common::gpu() else { return };
+    let (alone, whole) = (model("gemma3"), tempfile::tempdir().unwrap());
+    let report = std::fs::read_to_string(alone.join("ref/reference.json")).unwrap();
+    let reference: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let config = std::fs::read_to_string(alone.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let config = serde_json::json!({
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config,
+    });
+    std::fs::write(whole.path().join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(alone.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<(String, safetensors::tensor::TensorView<'_>)> =
+        file.iter().map(|(name, view)| (format!("language_model.{name}"), view)).collect();
+    let projector = file.tensor("model.norm.weight").unwrap();
+    tensors.push(("multi_modal_projector.mm_soft_emb_norm.weight".into(), projector));
+    std::fs::write(whole.path().join("model.safetensors"), safetensors::serialize(tensors, None).unwrap())
+        .unwrap();
+    let adapter = Adapter { embedded: true, ..Adapter::read(&alone.join("ref/adapter")).unwrap() };
+    let run = whole.path().join("adapter");
+    adapter.write(&run).unwrap();
+
+    let prompt = ids(&reference["prompt_ids"]);
+    for (key, adapter) in [("base_greedy", None), ("lora_greedy", Some(run.as_path()))] {
+        let expected = ids(&reference[key]["tokens"]);
+        let mut generator = Generator::open(&gpu, whole.path(), adapter, Precision::F32True, 64).unwrap();
+        let generated = generator.generate(&prompt, &greedy(expected.len()), &mut keep_going).unwrap();
+        assert_eq!(generated.tokens, expected, "{key}");
+    }
+}
+
 fn generator(gpu: &Gpu, cache: CacheSize) -> Generator {
     generator_of(gpu, "llama", cache)
 }

@@ -13,7 +13,7 @@ use engraft::train::quantize::QuantizeOptions;
 use engraft::train::setup::open_network;
 use engraft::train::trainer::{Capacity, Trainer};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -595,4 +595,38 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
         let largest = result["largest"].as_f64().unwrap().max(1.0);
         assert!(result["worst"].as_f64().unwrap() < 2e-5 * largest, "{result}");
     }
+}
+
+/// A Gemma 3 within one that sees images too: PEFT finds the adapter's layers and no others, transformers all weights.
+#[test]
+fn an_embedded_language_model_keeps_the_names_of_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (base, run, out) = (path("base"), path("adapter"), path("merged"));
+    if python("make_embedded.py", &[model("gemma3").to_str().unwrap(), &base]).is_none() {
+        return;
+    }
+    let plain = Adapter::read(&model("gemma3").join("ref/adapter")).unwrap();
+    let adapter = Adapter { embedded: true, ..plain };
+    adapter.write(Path::new(&run)).unwrap();
+    assert_eq!(Adapter::read(Path::new(&run)).unwrap(), adapter);
+    merge(&[&run, "--model_dir", &base, "--out_dir", &out, "--dtype", "f32"]);
+    let result = python("compare_merged.py", &[&base, &run, &out]).unwrap();
+    let result: Value = serde_json::from_str(&result).unwrap();
+    let empty = json!([]);
+    assert_eq!((&result["missing"], &result["unexpected"]), (&empty, &empty));
+    assert!(result["worst"].as_f64().unwrap() < 1e-4 && result["tied"] == true, "{result}");
+    let stored = |folder: &str| {
+        let bytes = fs::read(Path::new(folder).join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        file.names().into_iter().map(str::to_owned).collect::<BTreeSet<String>>()
+    };
+    assert_eq!(stored(&out), stored(&base));
+
+    let input = path("input.json");
+    fs::write(&input, json!({ "input_ids": [[3, 1, 4, 1, 5, 9]] }).to_string()).unwrap();
+    let loaded = python("load_adapter.py", &[&base, &run, &input]).unwrap();
+    let loaded: Value = serde_json::from_str(&loaded).unwrap();
+    assert_eq!((&loaded["missing"], &loaded["unexpected"]), (&empty, &empty));
+    assert_eq!(loaded["modules"].as_array().unwrap().len(), 14);
 }

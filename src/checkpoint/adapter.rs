@@ -4,7 +4,7 @@
 //! (`modules_to_save`) lie beside the matrices as `<module>.weight` and replace the base's.
 
 use super::adapter_config::{ADAPTER_CONFIG, AdapterConfig};
-use super::{Checkpoint, CheckpointError, atomic, encode, write_safetensors};
+use super::{Checkpoint, CheckpointError, atomic, embedded, encode, write_safetensors};
 use crate::graph::DType;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,6 +19,8 @@ pub struct Adapter {
     pub tensors: Vec<AdapterTensor>,
     /// Weights that replace those of the base model.
     pub saved: Vec<SavedModule>,
+    /// Whether the base is the language model within a model that sees images too: PEFT's names are others then.
+    pub embedded: bool,
 }
 
 /// The weight of a module that was trained in full, row-major f32.
@@ -65,8 +67,17 @@ impl Adapter {
                 hint: hint.to_owned(),
             });
         }
-        let (tensors, saved) = read_tensors(&Checkpoint::open_file(&path)?, &path, &config)?;
-        Ok(Adapter { config, tensors, saved })
+        let (mut tensors, mut saved) = read_tensors(&Checkpoint::open_file(&path)?, &path, &config)?;
+        let mut is_embedded = false;
+        let modules = tensors.iter_mut().map(|tensor| &mut tensor.module);
+        for module in modules.chain(saved.iter_mut().map(|saved| &mut saved.module)) {
+            if let Some(name) = embedded::alone(module) {
+                *module = name;
+                is_embedded = true;
+            }
+        }
+        let config = if is_embedded { embedded::settings_alone(config) } else { config };
+        Ok(Adapter { config, tensors, saved, embedded: is_embedded })
     }
 
     /// A module with a value that is not finite.
@@ -104,19 +115,27 @@ impl Adapter {
     }
 
     fn write_files(&self, dir: &Path) -> Result<(), CheckpointError> {
+        let named = |module: &str| match self.embedded {
+            true => embedded::in_modules(module),
+            false => module.to_owned(),
+        };
         let tensors = self.tensors.iter().flat_map(|tensor| {
+            let module = named(&tensor.module);
             [
-                (key(&tensor.module, 'A'), DType::F32, vec![tensor.r, tensor.inputs], bytes(&tensor.a)),
-                (key(&tensor.module, 'B'), DType::F32, vec![tensor.outputs, tensor.r], bytes(&tensor.b)),
+                (key(&module, 'A'), DType::F32, vec![tensor.r, tensor.inputs], bytes(&tensor.a)),
+                (key(&module, 'B'), DType::F32, vec![tensor.outputs, tensor.r], bytes(&tensor.b)),
             ]
         });
         let saved = self.saved.iter().map(|saved| {
-            let name = format!("{KEY_PREFIX}{}.weight", saved.module);
+            let name = format!("{KEY_PREFIX}{}.weight", named(&saved.module));
             (name, DType::F32, saved.shape.clone(), bytes(&saved.values))
         });
         write_safetensors(&dir.join(ADAPTER_WEIGHTS), tensors.chain(saved), &[("format", "pt")])?;
         let path = dir.join(ADAPTER_CONFIG);
-        let json = self.config.to_json();
+        let json = match self.embedded {
+            true => embedded::settings_in_modules(&self.config).to_json(),
+            false => self.config.to_json(),
+        };
         atomic::write_file(&path, |out| write!(out, "{json:#}")).map_err(CheckpointError::write(&path))
     }
 
@@ -243,7 +262,7 @@ mod tests {
         let config = AdapterConfig::parse(&config, &folder.join(ADAPTER_CONFIG)).unwrap();
         let (a, b) = (vec![0.5; 8], vec![0.25; 12]);
         let tensors = vec![AdapterTensor { module: "q".into(), a, b, r: 4, inputs: 2, outputs: 3 }];
-        Adapter { config, tensors, saved: Vec::new() }
+        Adapter { config, tensors, saved: Vec::new(), embedded: false }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod atomic;
 mod bitsandbytes;
 mod companions;
 mod elements;
+mod embedded;
 mod error;
 pub mod gguf;
 mod mapped;

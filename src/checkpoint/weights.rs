@@ -1,9 +1,9 @@
 //! The weights of a model: tensors by name, in one safetensors file or in shards with an index.
 
-use super::CheckpointError;
 use super::elements::{TensorView, decode};
 use super::mapped::{MappedFile, TensorHeader, read_exact_at};
 use super::shards::TensorSpec;
+use super::{CheckpointError, embedded};
 use crate::graph::DType;
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 /// A model's weights in one file.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
+const HEAD: &str = "lm_head.weight";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The weights of a model, memory-mapped: opening costs the headers only. Whole models are read with
@@ -25,6 +26,8 @@ pub struct Checkpoint {
     path: PathBuf,
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, Entry>,
+    /// What the tensors of a language model within another model are called in the files.
+    stored_names: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -57,7 +60,7 @@ impl Checkpoint {
     pub fn open_file(path: &Path) -> Result<Self, CheckpointError> {
         let (file, entries) = MappedFile::open(path)?;
         let tensors = entries.into_iter().map(|(name, header)| (name, Entry { file: 0, header })).collect();
-        Ok(Checkpoint { path: path.to_path_buf(), files: vec![file], tensors })
+        Ok(Checkpoint::of(path.to_path_buf(), vec![file], tensors))
     }
 
     /// Names of the tensors in alphabetical order.
@@ -278,7 +281,34 @@ impl Checkpoint {
             };
             tensors.insert(tensor, Entry { file, header });
         }
-        Ok(Checkpoint { path: index.to_path_buf(), files, tensors })
+        Ok(Checkpoint::of(index.to_path_buf(), files, tensors))
+    }
+
+    /// The tensors of a language model that is a part of another are called as if it stood alone.
+    fn of(path: PathBuf, files: Vec<MappedFile>, all: BTreeMap<String, Entry>) -> Self {
+        let (mut tensors, mut stored_names) = (BTreeMap::new(), BTreeMap::new());
+        for (stored, entry) in all {
+            let name = embedded::alone(&stored).filter(|name| !tensors.contains_key(name));
+            let name = match name {
+                Some(name) => {
+                    stored_names.insert(name.clone(), stored);
+                    name
+                }
+                None => stored,
+            };
+            tensors.insert(name, entry);
+        }
+        Checkpoint { path, files, tensors, stored_names }
+    }
+
+    /// What a tensor is called in the files, or would be if it were there.
+    pub fn stored_name(&self, name: &str) -> String {
+        let head = name == HEAD && !self.stored_names.is_empty() && !self.contains(name);
+        match self.stored_names.get(name) {
+            Some(stored) => stored.clone(),
+            None if head => embedded::in_files(name),
+            None => name.to_owned(),
+        }
     }
 }
 

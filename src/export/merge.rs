@@ -1,12 +1,13 @@
 //! An adapter merged into its base: a folder that transformers, LitGPT and others load like any model.
 
 use super::{ExportError, ModelWeights, WeightOptions};
-use crate::checkpoint::{CheckpointError, atomic, copy_companions, write_shards};
+use crate::checkpoint::{CheckpointError, TensorSpec, atomic, copy_companions, write_shards};
 use crate::data::PromptForm;
 use crate::error::Error;
 use crate::graph::DType;
 use crate::train::save::stored_dtype;
 use serde_json::{Map, Value};
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -52,8 +53,12 @@ pub fn merge(options: &MergeOptions) -> Result<MergeReport, Error> {
     let failed = |source| Error::Write { path: options.out_dir.clone(), source };
     let folder = atomic::NewFolder::begin(&atomic::behind_link(&options.out_dir)).map_err(failed)?;
     let moved = |error| moved(error, folder.path(), &options.out_dir);
-    let write = &mut |spec: &_, out: &mut dyn Write| weights.write(spec, out);
-    let files = write_shards(folder.path(), &specs, options.max_shard_size, write).map_err(moved)?;
+    let stored = |spec: &TensorSpec| TensorSpec { name: weights.stored_name(&spec.name), ..spec.clone() };
+    let stored: Vec<TensorSpec> = specs.iter().map(stored).collect();
+    let by_name: HashMap<&str, &TensorSpec> =
+        stored.iter().map(|spec| spec.name.as_str()).zip(&specs).collect();
+    let write = &mut |spec: &TensorSpec, out: &mut dyn Write| weights.write(by_name[spec.name.as_str()], out);
+    let files = write_shards(folder.path(), &stored, options.max_shard_size, write).map_err(moved)?;
     let own: &[&str] = if config.is_some() { &["config.json"] } else { &[] };
     copy_companions(model_dir, folder.path(), own).map_err(moved)?;
     if let Some(config) = config {
@@ -114,6 +119,10 @@ fn changed_config(model_dir: &Path, dtype: Option<DType>, untied: bool) -> Resul
     config.shift_remove("quantization_config");
     if untied {
         config.insert("tie_word_embeddings".into(), false.into());
+        // that of a language model within another
+        if let Some(Value::Object(text)) = config.get_mut("text_config") {
+            text.insert("tie_word_embeddings".into(), false.into());
+        }
     }
     if let Some(dtype) = dtype {
         let name = match dtype {

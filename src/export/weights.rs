@@ -186,6 +186,11 @@ impl ModelWeights {
         Ok(specs)
     }
 
+    /// What a weight is called in the files.
+    pub(super) fn stored_name(&self, name: &str) -> String {
+        self.checkpoint.stored_name(name)
+    }
+
     /// Writes a tensor's elements in the type of its specification.
     ///
     /// # Errors

@@ -51,6 +51,7 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
     };
     let full_layers = (0..layers).filter(|l| sliding_window.is_some() && (l + 1) % period == 0).collect();
     Some(ModelConfig {
+        embedded: false,
         family,
         vocab_size,
         hidden_size,

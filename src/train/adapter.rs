@@ -289,7 +289,7 @@ pub fn extract(
             saved.push(SavedModule { module, shape, values });
         }
     }
-    Ok(Adapter { config: settings, tensors, saved })
+    Ok(Adapter { config: settings, tensors, saved, embedded: config.embedded })
 }
 
 /// PEFT's configuration of an adapter on these modules: last parts of their names where they say the same as the full

@@ -197,6 +197,12 @@ impl<'a> Finetune<'a> {
                 options.precision
             ));
         }
+        if options.method != Method::Lora && config.embedded {
+            return Err(Error::input(format!(
+                "{}: full training is of models that read text alone, and this one sees images too; train an adapter (engraft finetune)",
+                options.model_dir.display()
+            )));
+        }
         if let (Method::Full { .. }, WeightSource::Checkpoint(checkpoint)) = (options.method, &source)
             && let Some(dtype) = checkpoint.quantised()?
         {

@@ -75,8 +75,13 @@ pub(super) fn check_weights(
         let WeightSource::Checkpoint(checkpoint) = &source else { return unknown };
         let known: HashSet<&str> =
             shapes.iter().map(|(name, _)| name.as_str()).chain(checkpoint.block_parts()).collect();
-        // buffers that some exporters store, and the copy of a tied head, say nothing about the model
-        let usual = |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
+        // buffers that some exporters store, the copy of a tied head, and what sees images, say nothing about the model
+        let sees = |name: &str| {
+            config.embedded
+                && ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.contains(part))
+        };
+        let usual =
+            |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight" || sees(name);
         let extra: Vec<&str> = checkpoint.names().filter(|n| !known.contains(n) && !usual(n)).collect();
         if let Some(first) = extra.first() {
             let found = format!("{} tensors have no place in this model, such as {first}", extra.len());

@@ -21,7 +21,7 @@ except ImportError as error:
 def main(base_dir, adapter_dir, merged_dir):
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     base = AutoModelForCausalLM.from_pretrained(base_dir, **options)
-    vocab = base.config.vocab_size
+    vocab = base.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(vocab, (2, 24), generator=generator)
     adapted = PeftModel.from_pretrained(base, adapter_dir).eval()

@@ -1,7 +1,7 @@
 //! The families of networks, and what their configurations say each in its own way.
 
-use super::ConfigError;
 use super::keys::Keys;
+use super::{ConfigError, KV_HEADS};
 use crate::ops::glu::Activation;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ pub enum Family {
     Qwen3,
     Gemma,
     Gemma2,
-    /// Those of Gemma 3 that read text alone: 270M and 1B.
+    /// 270M and 1B, which read text alone, and the language models of the larger ones.
     Gemma3,
 }
 
@@ -43,6 +43,9 @@ const FAMILIES: [Family; 7] = [
     Family::Gemma2,
     Family::Gemma3,
 ];
+
+/// Gemma 3 from 4B on.
+const EMBEDDED_GEMMA3: &str = "Gemma3ForConditionalGeneration";
 
 /// The layers that a window is for.
 pub(super) struct Window {
@@ -78,17 +81,21 @@ impl Family {
         }
     }
 
-    pub(super) fn read(keys: &Keys<'_>) -> Result<Self, ConfigError> {
+    /// The family, and whether it is the language model within a model that sees images too.
+    pub(super) fn read(keys: &Keys<'_>) -> Result<(Self, bool), ConfigError> {
         let found: Vec<&str> = match keys.required("architectures")? {
             Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
             value => return Err(keys.wrong("architectures", value, "a list of names".into())),
         };
+        if found.contains(&EMBEDDED_GEMMA3) {
+            return Ok((Family::Gemma3, true));
+        }
         let known =
             found.iter().find_map(|name| FAMILIES.iter().find(|family| family.architecture() == *name));
-        known.copied().ok_or_else(|| ConfigError::Architecture {
+        known.map(|family| (*family, false)).ok_or_else(|| ConfigError::Architecture {
             file: keys.file.to_path_buf(),
             found: if found.is_empty() { "(none named)".to_owned() } else { found.join(", ") },
-            supported: FAMILIES.map(Family::architecture).join(", "),
+            supported: FAMILIES.map(Family::architecture).join(", ") + ", " + EMBEDDED_GEMMA3,
         })
     }
 
@@ -189,11 +196,10 @@ impl Family {
     /// The number of heads of keys and values. A file that is silent means as many as of queries in Llama alone; the others' defaults
     /// belong to one size of theirs.
     pub(super) fn read_kv_heads(self, keys: &Keys<'_>, heads: usize) -> Result<usize, ConfigError> {
-        const KEY: &str = "num_key_value_heads";
-        match keys.optional(KEY, Keys::size)? {
+        match keys.optional(KV_HEADS, Keys::size)? {
             Some(count) => Ok(count),
-            None if self == Family::Llama || keys.object.contains_key(KEY) => Ok(heads),
-            None => keys.size(KEY),
+            None if self == Family::Llama || keys.object.contains_key(KV_HEADS) => Ok(heads),
+            None => keys.size(KV_HEADS),
         }
     }
 

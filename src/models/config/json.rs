@@ -5,7 +5,7 @@ use crate::graph::DType;
 use serde_json::{Value, json};
 
 impl ModelConfig {
-    /// A `config.json` for weights of the given type that transformers 4 and 5 both read.
+    /// A `config.json` for weights of the given type that transformers 4 and 5 both read, of a model that stands alone.
     pub fn to_json(&self, dtype: DType) -> Value {
         let dtype = match dtype {
             DType::F16 => "float16",

@@ -29,6 +29,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 const CONFIG: &str = "config.json";
+const TEXT: &str = "text_config";
+const KV_HEADS: &str = "num_key_value_heads";
 /// No model comes near; it keeps a broken file from filling the memory with names.
 const MAX_LAYERS: usize = 1 << 14;
 
@@ -59,6 +61,9 @@ pub enum ConfigError {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelConfig {
     pub family: Family,
+    /// It is the language model within one that sees images too: files and adapters have other names for its modules, which
+    /// [`crate::checkpoint`] knows.
+    pub embedded: bool,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -129,12 +134,26 @@ impl ModelConfig {
             // Without the position, which the message has already.
             reason: error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
         })?;
-        let keys = Keys { file: path, object: &object, prefix: "" };
-        let family = Family::read(&keys)?;
+        let whole = Keys { file: path, object: &object, prefix: "" };
+        let (family, embedded) = Family::read(&whole)?;
+        refuse_quantisation(&whole)?;
+        let keys = match embedded {
+            true => match whole.inner(TEXT, "text_config.")? {
+                Some(text) => text,
+                None => return Err(ConfigError::KeyMissing { file: path.to_path_buf(), key: TEXT.into() }),
+            },
+            false => Keys { file: path, object: &object, prefix: "" },
+        };
         refuse_unsupported(&keys, family)?;
+        // the published files leave these of their language models to transformers
+        let size = |key: &str, usual: usize| match keys.optional(key, Keys::size)? {
+            Some(size) => Ok(size),
+            None if embedded => Ok(usual),
+            None => keys.size(key),
+        };
 
-        let (hidden_size, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
-        let layers = keys.size("num_hidden_layers")?;
+        let (hidden_size, heads) = (size("hidden_size", 2304)?, size("num_attention_heads", 8)?);
+        let layers = size("num_hidden_layers", 26)?;
         let head_dim = match keys.optional("head_dim", Keys::size)?.or(family.default_head_dim()) {
             Some(head_dim) => head_dim,
             None if hidden_size % heads == 0 => hidden_size / heads,
@@ -156,17 +175,18 @@ impl ModelConfig {
         let [attention_soft_cap, logit_soft_cap] = family.read_soft_caps(&keys)?;
         let config = ModelConfig {
             family,
-            vocab_size: keys.size("vocab_size")?,
+            vocab_size: size("vocab_size", 262_208)?,
             hidden_size,
-            intermediate_size: keys.size("intermediate_size")?,
+            intermediate_size: size("intermediate_size", 9216)?,
             layers,
             heads,
-            kv_heads: family.read_kv_heads(&keys, heads)?,
+            kv_heads: if embedded { size(KV_HEADS, 4)? } else { family.read_kv_heads(&keys, heads)? },
             head_dim,
             rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(1e-6),
             rope,
             max_position_embeddings,
-            tied_head: keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.is_gemma()),
+            tied_head: whole.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.is_gemma()),
+            embedded,
             attention_bias: family.read_bias(&keys)?,
             head_norms: family.head_norms(),
             sliding_window,
@@ -345,6 +365,10 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
         let reason = "the model sees later tokens: it gives embeddings of texts, and cannot be trained to go on with them";
         return Err(keys.refused("use_bidirectional_attention", &Value::Bool(true), reason));
     }
+    Ok(())
+}
+
+fn refuse_quantisation(keys: &Keys<'_>) -> Result<(), ConfigError> {
     match keys.get("quantization_config") {
         Some(value)
             if value["quant_method"] != "bitsandbytes"

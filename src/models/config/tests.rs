@@ -47,6 +47,7 @@ fn both_spellings_of_transformers_are_equal() {
             original_max_position_embeddings: 32,
         };
         let expected = ModelConfig {
+            embedded: false,
             family: Family::Llama,
             vocab_size: 512,
             hidden_size: 64,

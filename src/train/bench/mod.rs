@@ -88,6 +88,7 @@ impl Default for BenchTrainOptions {
 /// The network that the figures in `docs/benchmarks.md` are of, where nothing else is said.
 pub fn small_config() -> ModelConfig {
     ModelConfig {
+        embedded: false,
         family: Family::Llama,
         vocab_size: 2048,
         hidden_size: 256,
