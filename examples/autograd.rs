@@ -11,8 +11,10 @@ use engraft::graph::layout::{pack_u32, unpack};
 use engraft::graph::{DType, Graph, GraphError, Shape, Value};
 use engraft::ops::adamw::Hyper;
 use engraft::ops::cross_entropy::{linear_cross_entropy, loss_of_gradient};
+use engraft::ops::glu::{Activation, glu};
 use engraft::ops::matmul::{Layout, matmul};
-use engraft::ops::{add::add, embedding, rms_norm::rms_norm, swiglu::swiglu};
+use engraft::ops::rms_norm::{Norm, rms_norm};
+use engraft::ops::{add::add, embedding};
 use engraft::plan::{Bindings, ParameterSpace, Program};
 use engraft::train::optimiser::Optimiser;
 use engraft::train::options::OptimizerKind;
@@ -32,19 +34,19 @@ fn network(g: &mut Graph) -> Result<(Value, Value), GraphError> {
         let tokens = g.input(name, Shape::vector(ROWS), DType::U32)?;
         let order = g.input(format!("{name}_order"), Shape::vector(ROWS), DType::U32)?;
         let table = g.trainable(format!("{name}_table"), Shape::matrix(VOCAB, WIDTH))?;
-        let row = embedding::embedding(g, table, tokens, Some(order), DType::F32)?;
+        let row = embedding::embedding(g, table, tokens, Some(order), 1.0, DType::F32)?;
         x = Some(x.map_or(Ok(row), |x| add(g, x, row))?);
     }
     let x = x.ok_or_else(|| GraphError::invalid("network", "no tokens"))?;
     let norm = g.trainable("norm", Shape::vector(WIDTH))?;
-    let normed = rms_norm(g, x, norm, 1e-5)?;
+    let normed = rms_norm(g, x, norm, Norm { eps: 1e-5, unit_offset: false })?;
     let linear = |g: &mut Graph, x, name, outputs, inputs| {
         let weight = g.trainable(name, Shape::matrix(outputs, inputs))?;
         matmul(g, Layout::NT, x, weight, 1.0, DType::F32)
     };
     let gate = linear(g, normed, "gate", INNER, WIDTH)?;
     let up = linear(g, normed, "up", INNER, WIDTH)?;
-    let product = swiglu(g, gate, up)?;
+    let product = glu(g, Activation::Silu, gate, up)?;
     let down = linear(g, product, "down", WIDTH, INNER)?;
     let hidden = add(g, x, down)?;
     let head = g.trainable("head", Shape::matrix(VOCAB, WIDTH))?;

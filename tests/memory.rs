@@ -222,6 +222,35 @@ fn weights_in_host_memory_change_no_bit() {
     }
 }
 
+/// A token embedding that is scaled where it is looked up: on the host as on the device, in every type that it is stored in.
+#[test]
+fn scaled_embeddings_in_host_memory_change_no_bit() {
+    let Some(gpu) = common::gpu() else { return };
+    let batch = batch(2);
+    for (precision, kind) in [
+        (Precision::BF16True, Quantize::None),
+        (Precision::BF16Mixed, Quantize::None),
+        (Precision::F16True, Quantize::Int8),
+    ] {
+        let resident = QuantizeOptions { kind, head: kind != Quantize::None }.storage(precision);
+        let run = |host_embedding: bool, scaled_embedding: bool| {
+            let base = network(precision, 0.0);
+            let config = ModelConfig { scaled_embedding, layers: 2, ..base.config.clone() };
+            let adapter = Some(spec_of_targets(&config, &[], 8, 16.0, 0.0).unwrap());
+            let weights = WeightMode::Frozen(Storage { host_embedding, ..resident });
+            let network = Network { config, adapter, weights, ..base };
+            assert_eq!(network.embeds_on_host(), host_embedding);
+            let (mut trainer, _) = trainer(&gpu, &network, 2, Recompute::None);
+            trainer.begin().unwrap();
+            trainer.accumulate(&batch, 1.0).unwrap();
+            (trainer.evaluate([&batch]).unwrap(), trainer.optimiser().gradients().unwrap())
+        };
+        let expected = run(false, true);
+        assert!(expected == run(true, true), "{precision:?} {kind}");
+        assert!(expected.0 != run(true, false).0, "{precision:?} {kind}: the scale counts");
+    }
+}
+
 /// Weights that no binding holds are bound in pieces, with the same bits: embedding, head and linear layers over 16 MiB.
 #[test]
 fn weights_over_the_binding_limit_change_no_bit() {

@@ -13,7 +13,8 @@ use engraft::graph::{
     MatrixShape, Place, ReferenceTensor, ReverseNode, Shape, SharedMatrices, TensorType, Value, View,
 };
 use engraft::ops::copy::copy;
-use engraft::ops::cross_entropy::LinearCrossEntropyGradient;
+use engraft::ops::cross_entropy::{LinearCrossEntropy, LinearCrossEntropyGradient};
+use engraft::ops::soft_cap::SoftCap;
 use engraft::ops::{attention, matmul};
 use engraft::plan::{Bindings, Program};
 use half::f16;
@@ -1179,6 +1180,23 @@ fn pairs_beside_f16_may_be_beyond_its_range() {
     }
 }
 
+/// A network that has come to numbers that are none must show it.
+#[test]
+fn a_soft_cap_keeps_what_is_no_number() {
+    let Some(gpu) = common::gpu() else { return };
+    let given = vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.5, -f64::NAN, 1e30, -1e30, 0.0];
+    let input = CaseInput::values(&[1, 8], DType::F32, given);
+    let case = Case::new("no numbers", SoftCap { cap: 30.0 }, vec![input]);
+    let device = gpu.profile();
+    let launch = plan(&case, &device, false, false);
+    let (_, outputs) = types(&case);
+    let read = execute(&gpu, &case, &launch, false, false).unwrap();
+    let found = unpack(outputs[0], &read[0]);
+    assert!(found[0].is_nan() && found[4].is_nan(), "{found:?}");
+    assert_eq!([found[1], found[2], found[5], found[6], found[7]], [30.0, -30.0, 30.0, -30.0, 0.0]);
+    assert!((found[3] - 30.0 * (0.5f32 / 30.0).tanh()).abs() < 1e-5, "{found:?}");
+}
+
 /// Of a frozen head, who makes the gradient of the logits stores it as matrix units take it: probabilities down to what is left of a
 /// target that is all but certain.
 #[test]
@@ -1190,13 +1208,15 @@ fn gradients_of_logits_are_rounded_where_they_are_made() {
     let as_gpu = DeviceProfile { cpu: false, ..device.clone() };
     let (mut random, width) = (Random::new(11), 64);
     let none = |row: usize| row % 9 == 4;
-    for (device, (rows, vocab), (dtype, stored), dloss) in [
-        (&device, (70, 131), (DType::BF16, DType::BF16), 2f64.powi(-40)),
-        (&device, (70, 131), (DType::BF16, DType::Nf4), 0.25),
-        (&device, (70, 131), (DType::F16, DType::F16), 64.0),
+    for (device, (rows, vocab), (dtype, stored), dloss, soft_cap) in [
+        (&device, (70, 131), (DType::BF16, DType::BF16), 2f64.powi(-40), None),
+        (&device, (70, 131), (DType::BF16, DType::Nf4), 0.25, None),
+        (&device, (70, 131), (DType::F16, DType::F16), 64.0, None),
+        // a cap that a target's logit reaches
+        (&device, (70, 131), (DType::BF16, DType::BF16), 0.25, Some(20.0)),
         // two chunks on a device in software; one on a GPU, whose rows have many invocations each
-        (&device, (500, 36_003), (DType::BF16, DType::BF16), 1.0),
-        (&as_gpu, (500, 36_003), (DType::BF16, DType::BF16), 1.0),
+        (&device, (500, 36_003), (DType::BF16, DType::BF16), 1.0, None),
+        (&as_gpu, (500, 36_003), (DType::BF16, DType::BF16), 1.0, None),
     ] {
         let head: Vec<f64> = (0..vocab * width).map(|_| random.next()).collect();
         let target = |row: usize| row * 7 % vocab;
@@ -1210,8 +1230,9 @@ fn gradients_of_logits_are_rounded_where_they_are_made() {
             CaseInput::indices((0..rows).map(|row| if none(row) { u32::MAX } else { target(row) as u32 })),
             CaseInput::values(&[1], DType::F32, vec![dloss]),
         ];
-        let op = LinearCrossEntropyGradient::default();
-        let case = Case::new(format!("{dtype} {stored}"), op, inputs_of);
+        let op =
+            LinearCrossEntropyGradient { forward: LinearCrossEntropy { soft_cap, ..Default::default() } };
+        let case = Case::new(format!("{dtype} {stored} {soft_cap:?}"), op, inputs_of);
         let launch = plan_of(&case, device, false, false, |output| output < 2);
         let shaders: Vec<&str> = launch.dispatches.iter().map(|d| d.shader.name).collect();
         let after = ["cross_entropy", "matmul_coop_tiled", "sum"];

@@ -43,6 +43,10 @@ SHAPES = {
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+def attention(family):
+    return "eager" if family == "Gemma2" else "sdpa"
+
+
 def network(args, device, dtype):
     family, vocab, hidden, inner, layers, heads, kv_heads, head_dim, tied = SHAPES[args.shape]
     window = {"Mistral": {"sliding_window": None}, "Gemma3Text": {"sliding_window": 512}}.get(family, {})
@@ -56,8 +60,8 @@ def network(args, device, dtype):
         head_dim=head_dim,
         tie_word_embeddings=tied,
         max_position_embeddings=131072,
-        # transformers has no other way for soft caps
-        attn_implementation="eager" if family == "Gemma2" else "sdpa",
+        # sdpa has no soft caps
+        attn_implementation=attention(family),
         use_cache=False,
         **window,
     )
@@ -118,6 +122,7 @@ def main():
     report = {
         "peer": f"torch {torch.__version__}" + (" compiled" if args.compile else " eager"),
         "shape": args.shape,
+        "attention": attention(SHAPES[args.shape][0]),
         "tokens_per_s": rate,
         "step_ms_median": median * 1e3,
         "first_step_s": first,

@@ -225,6 +225,11 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
+
+    /// The same without tokens that were added to the vocabulary.
+    pub fn own_vocab_size(&self) -> usize {
+        self.inner.get_vocab(false).into_values().max().map_or(0, |id| id as usize + 1)
+    }
 }
 
 fn load(file: PathBuf) -> Result<(tokenizers::Tokenizer, u128), DataError> {

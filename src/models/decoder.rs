@@ -41,7 +41,7 @@ pub(super) fn hidden(
         TokenSource::Embedded(embedded) => embedded,
         TokenSource::Tokens(tokens, order) => {
             let table = b.weight(EMBEDDING, &[config.vocab_size, d])?;
-            let scale = config.embedding_scale(b.activations);
+            let scale = config.embedding_scale(b.graph.type_of(table).dtype);
             ops::embedding::embedding(&mut b.graph, table, tokens, order, scale, b.activations)?
         }
     };
@@ -105,4 +105,46 @@ fn block(
         }
         ops::add::add(&mut b.graph, x, mlp)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::autograd::Recompute;
+    use crate::fuse::Fusions;
+    use crate::graph::DType;
+    use crate::models::{ModelConfig, Network, shape};
+    use crate::nn::{PlainLayers, Storage, WeightMode};
+    use crate::ops::embedding::Embedding;
+    use std::any::Any;
+
+    /// bf16 has neither 25.3 nor 33.94, the roots of Gemma 3's widths.
+    #[test]
+    fn embeddings_are_scaled_in_the_type_of_their_table() {
+        let scale = |name: &str, table: DType, activations: DType| {
+            let network = Network {
+                config: ModelConfig { layers: 1, ..shape(name).unwrap() },
+                weights: WeightMode::Frozen(Storage { outer: table, ..Storage::from(table) }),
+                plain_layers: PlainLayers::default(),
+                activations,
+                adapter: None,
+                recompute: Recompute::None,
+                positions: 32,
+                fusions: Fusions::default(),
+                host_activations: false,
+                mlp_chunks: 1,
+                frozen: Vec::new(),
+            };
+            let graph = network.evaluation(32, 32).unwrap();
+            let found = graph.nodes().iter().find_map(|node| {
+                let op: &dyn Any = &*node.op;
+                op.downcast_ref::<Embedding>().map(|op| op.scale)
+            });
+            found.unwrap()
+        };
+        assert_eq!(scale("gemma-3-270m", DType::BF16, DType::BF16), 25.25);
+        assert_eq!(scale("gemma-3-1b", DType::BF16, DType::BF16), 34.0);
+        let mixed = scale("gemma-3-270m", DType::F32, DType::BF16);
+        assert!((mixed - 640f64.sqrt()).abs() < 1e-12, "{mixed}");
+        assert_eq!(scale("llama-3.2-1b", DType::BF16, DType::BF16), 1.0);
+    }
 }

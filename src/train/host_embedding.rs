@@ -2,8 +2,9 @@
 
 use super::upload::{packed, quantised};
 use super::weights::{WeightError, WeightSource};
+use crate::gpu::GpuError;
 use crate::graph::layout::{pack, unpack};
-use crate::graph::{Shape, TensorType};
+use crate::graph::{DType, Shape, TensorType};
 use crate::models::{EMBEDDING, Network};
 use crate::nn::WeightMode;
 
@@ -47,16 +48,18 @@ impl HostEmbedding {
                 };
                 let rows = (0..ty.rows()).map(|row| row * ty.cols()..(row + 1) * ty.cols());
                 let one = TensorType::new(Shape::matrix(1, ty.cols()), ty.dtype);
-                rows.flat_map(|row| pack(one, &blocks.dequantise_range(blocks_type, row))).collect()
+                let scale = network.config.embedding_scale(storage.outer) as f32;
+                let row = |row| {
+                    let mut values = blocks.dequantise_range(blocks_type, row);
+                    values.iter_mut().for_each(|value| *value *= scale);
+                    pack(one, &values)
+                };
+                rows.flat_map(row).collect()
+            }
+            WeightMode::Frozen(storage) if network.config.scaled_embedding => {
+                scaled(source, ty, storage.outer, network.config.embedding_scale(storage.outer))?
             }
             _ => packed(source, EMBEDDING, ty)?,
-        };
-        let bytes = match network.config.embedding_scale(ty.dtype) {
-            1.0 => bytes,
-            scale => {
-                let values = unpack(ty, &bytes).into_iter().map(|value| value * scale as f32);
-                pack(ty, &values.collect::<Vec<_>>())
-            }
         };
         Ok(Some(HostEmbedding { row_bytes: bytes.len() / ty.rows(), bytes }))
     }
@@ -66,6 +69,27 @@ impl HostEmbedding {
         let row = |&token: &u32| &self.bytes[token as usize * self.row_bytes..][..self.row_bytes];
         tokens.iter().flat_map(row).copied().collect()
     }
+}
+
+/// The table times `scale`, rounded once from what a device would have stored.
+fn scaled(source: &WeightSource, ty: TensorType, stored: DType, scale: f64) -> Result<Vec<u8>, WeightError> {
+    const ROWS: usize = 1024;
+    let mut table = Vec::new();
+    let bytes = ty.bytes();
+    table
+        .try_reserve_exact(bytes as usize)
+        .map_err(|_| GpuError::OutOfHostMemory { what: EMBEDDING.to_owned(), bytes })?;
+    let (mut raw, mut some) = (Vec::new(), Vec::new());
+    for first in (0..ty.rows()).step_by(ROWS) {
+        let rows = first..(first + ROWS).min(ty.rows());
+        let of = |dtype| TensorType::new(Shape::matrix(rows.len(), ty.cols()), dtype);
+        some.clear();
+        let elements = rows.start * ty.cols()..rows.end * ty.cols();
+        source.write_elements(EMBEDDING, ty.shape.dims(), elements, stored, &mut raw, &mut some)?;
+        let values: Vec<f32> = unpack(of(stored), &some).into_iter().map(|v| v * scale as f32).collect();
+        table.extend(pack(of(ty.dtype), &values));
+    }
+    Ok(table)
 }
 
 fn table_type(network: &Network) -> TensorType {

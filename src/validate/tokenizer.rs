@@ -15,6 +15,12 @@ pub(super) fn check_tokenizer(all: &mut Validation, model_dir: &Path, config: Op
     };
     let tokens = tokenizer.vocab_size();
     match config.map(|config| config.vocab_size) {
+        Some(rows) if tokens > rows && tokenizer.own_vocab_size() <= rows => {
+            let found = format!(
+                "{tokens} tokens, of which those that were added beyond the {rows} rows of the embedding must not occur"
+            );
+            all.add("tokenizer", Status::Passed, found, None);
+        }
         Some(rows) if tokens > rows => {
             let found = format!("ids up to {}, but the embedding has {rows} rows", tokens - 1);
             let advice = "tokenizer.json and config.json belong to different models: fetch them together";

@@ -30,7 +30,9 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
     let name = options.name.clone().unwrap_or_else(|| folder_name(model_dir));
     let mut metadata = general(architecture(config), "model", &name, options.ty);
     metadata.extend(model_metadata(config));
-    metadata.extend(tokenizer_metadata(model_dir, config.vocab_size, options.tokenizer_pre.as_deref())?);
+    let (tokenizer, left_out) =
+        tokenizer_metadata(model_dir, config.vocab_size, options.tokenizer_pre.as_deref())?;
+    metadata.extend(tokenizer);
 
     let mut tensors = Vec::new();
     let mut sources = HashMap::new();
@@ -53,7 +55,9 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
         }
     })
     .map_err(written)?;
-    options.report(&tensors, config, model.notes)
+    let mut notes = model.notes;
+    notes.extend(left_out);
+    options.report(&tensors, &model.config, notes)
 }
 
 fn write_tensor(
@@ -117,16 +121,25 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     if let Some(scalar) = config.query_pre_attn_scalar.filter(|scalar| *scalar != heads as f64) {
         return Some(format!("query_pre_attn_scalar {scalar} instead of {heads}"));
     }
+    if config.sliding_window.is_none() {
+        return Some("sliding_window null".into());
+    }
     if (0..config.layers).any(|layer| config.slides(layer) == (layer + 1).is_multiple_of(period)) {
         return Some(format!("layer_types other than a full_attention for every {period} layers"));
     }
     let caps = [config.attention_soft_cap, config.logit_soft_cap].map(|cap| cap.is_some());
     if caps != [config.family == Family::Gemma2; 2] {
-        return Some("attn_logit_softcapping and final_logit_softcapping as they are here".into());
+        let said = |cap: Option<f64>| cap.map_or("null".into(), |cap| cap.to_string());
+        let caps = [config.attention_soft_cap, config.logit_soft_cap].map(said);
+        let has = if config.family == Family::Gemma2 { "both" } else { "neither" };
+        return Some(format!(
+            "attn_logit_softcapping {} and final_logit_softcapping {}, where it has {has}",
+            caps[0], caps[1]
+        ));
     }
     let usual = Rope { theta: 10_000.0, scaling: RopeScaling::None };
     let local = config.local_rope.filter(|rope| *rope != usual);
-    local.map(|_| "rotary angles of sliding_attention other than those of rope_theta 10000".into())
+    local.map(|_| "rotary angles of sliding_attention that are not those of rope_theta 10000".into())
 }
 
 /// The keys of the architecture.

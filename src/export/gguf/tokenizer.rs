@@ -50,7 +50,8 @@ struct Parts {
     json: Value,
 }
 
-/// The keys `tokenizer.*` for a model of so many rows in its embedding. `pre` names the splitting where it is not known.
+/// The keys `tokenizer.*` for a model of so many rows in its embedding, and what the user should know. `pre` names the splitting where
+/// it is not known.
 ///
 /// # Errors
 /// Files that are missing or broken; a tokenizer that llama.cpp has no kind for; more tokens than rows.
@@ -58,7 +59,7 @@ pub(super) fn tokenizer_metadata(
     model_dir: &Path,
     vocab_size: usize,
     pre: Option<&str>,
-) -> Result<Vec<(String, GgufValue)>, Error> {
+) -> Result<(Vec<(String, GgufValue)>, Option<String>), Error> {
     let tokenizer = Tokenizer::open(model_dir)?;
     let parts = Parts::read(model_dir.join("tokenizer.json"))?;
     let model = &parts.json["model"];
@@ -120,7 +121,7 @@ pub(super) fn tokenizer_metadata(
             named.iter().map(|(name, source)| (format!("tokenizer.chat_template.{name}"), text(source))),
         );
     }
-    Ok(all)
+    Ok((all, parts.left_out(vocab_size)))
 }
 
 impl Parts {
@@ -180,6 +181,21 @@ impl Parts {
         })
     }
 
+    /// Tokens that were added behind the rows of the embedding, as Gemma 3's place of an image is in models that read text alone: no
+    /// text that a model can read has them, and llama.cpp's converter leaves them out too.
+    fn beyond(&self, vocab_size: usize) -> impl Iterator<Item = &str> {
+        let added = self.json["added_tokens"].as_array().into_iter().flatten();
+        let beyond = move |token: &&Value| token["id"].as_u64().is_some_and(|id| id >= vocab_size as u64);
+        added.filter(beyond).filter_map(|token| token["content"].as_str())
+    }
+
+    fn left_out(&self, vocab_size: usize) -> Option<String> {
+        let all: Vec<&str> = self.beyond(vocab_size).collect();
+        let some = || all.iter().take(3).map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ");
+        let more = if all.len() > 3 { ", ..." } else { "" };
+        (!all.is_empty()).then(|| format!("the model has no rows for {}{more}: left out", some()))
+    }
+
     /// The text and kind of every row of the embedding.
     fn tokens(
         &self,
@@ -216,7 +232,9 @@ impl Parts {
                 true => Kind::Control,
                 false => Kind::UserDefined,
             };
-            set(text, id, kind)?;
+            if id < vocab_size as u64 {
+                set(text, id, kind)?;
+            }
         }
         Ok((tokens, kinds))
     }
@@ -280,7 +298,7 @@ mod tests {
     }
 
     fn read(name: &str, vocab: usize) -> HashMap<String, GgufValue> {
-        tokenizer_metadata(&fixture(name), vocab, None).unwrap().into_iter().collect()
+        tokenizer_metadata(&fixture(name), vocab, None).unwrap().0.into_iter().collect()
     }
 
     #[test]
@@ -292,7 +310,8 @@ mod tests {
             assert_eq!(all["tokenizer.ggml.model"], GgufValue::Text("gpt2".into()), "{folder}");
             assert_eq!(all["tokenizer.ggml.pre"], GgufValue::Text(expected.into()), "{folder}");
         }
-        let named = tokenizer_metadata(&fixture("models/llama"), 512, Some("mine")).unwrap();
+        let (named, note) = tokenizer_metadata(&fixture("models/llama"), 512, Some("mine")).unwrap();
+        assert_eq!(note, None);
         assert!(named.contains(&("tokenizer.ggml.pre".into(), GgufValue::Text("mine".into()))));
     }
 
@@ -313,6 +332,30 @@ mod tests {
         assert_eq!((score("▁t"), score("▁th")), (0.0, -2.0));
         assert!(score("t") < -169.0);
         assert_eq!(read("models/gemma", 512)["tokenizer.ggml.add_space_prefix"], GgufValue::Bool(false));
+    }
+
+    #[test]
+    fn tokens_without_rows_are_left_out_if_they_were_added() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = fixture("models/gemma");
+        for name in ["tokenizer_config.json", "config.json", "generation_config.json", "chat_template.jinja"]
+        {
+            std::fs::copy(from.join(name), folder.path().join(name)).unwrap();
+        }
+        let text = std::fs::read_to_string(from.join("tokenizer.json")).unwrap();
+        let mut json: Value = serde_json::from_str(&text).unwrap();
+        let mut token = json["added_tokens"][0].clone();
+        token["content"] = "<image_soft_token>".into();
+        token["id"] = 512.into();
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let (all, note) = tokenizer_metadata(folder.path(), 512, None).unwrap();
+        let note = note.unwrap();
+        assert!(note.contains("no rows for \"<image_soft_token>\": left out"), "{note}");
+        let all: HashMap<String, GgufValue> = all.into_iter().collect();
+        assert!(all == read("models/gemma", 512), "nothing else changes");
+        let tokenizer = Tokenizer::open(folder.path()).unwrap();
+        assert_eq!((tokenizer.vocab_size(), tokenizer.own_vocab_size()), (513, 512));
     }
 
     #[test]

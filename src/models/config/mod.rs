@@ -231,7 +231,7 @@ impl ModelConfig {
         Scoring { scale, soft_cap: self.attention_soft_cap, ..usual }
     }
 
-    /// What token embeddings of this type are multiplied by, in that type as transformers has it.
+    /// What token embeddings are multiplied by, in the type that the table is stored in, as transformers has it.
     pub fn embedding_scale(&self, dtype: DType) -> f64 {
         let root = (self.hidden_size as f64).sqrt();
         match dtype {

@@ -214,6 +214,42 @@ fn gemmas_are_what_their_files_say() {
 }
 
 #[test]
+fn a_language_model_within_another_is_read_from_its_part() {
+    // as the file of Gemma 3 4B says it: much is left to transformers
+    let whole = json!({
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": { "factor": 8.0, "rope_type": "linear" }, "sliding_window": 1024,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": { "hidden_size": 1152, "num_hidden_layers": 27 },
+    });
+    let parse = |json: &Value| ModelConfig::parse(&json.to_string(), Path::new("config.json"));
+    let config = parse(&whole).unwrap();
+    assert!(config.embedded && config.tied_head && config.family == Family::Gemma3);
+    assert_eq!((config.heads, config.kv_heads, config.head_dim, config.vocab_size), (8, 4, 256, 262_208));
+    assert_eq!((config.sliding_window, &config.full_layers[..]), (Some(1024), &[5, 11, 17, 23, 29][..]));
+    let rope = |theta, scaling| Rope { theta, scaling };
+    assert_eq!(config.rope, rope(1e6, RopeScaling::Linear { factor: 8.0 }));
+    assert_eq!(config.local_rope, Some(rope(1e4, RopeScaling::None)));
+    assert_eq!(config.max_position_embeddings, 131_072);
+    // the parameters of its language model: 3,880,263,168 (4.3 billion are the whole's)
+    assert_eq!(config.parameter_count(), 3_880_263_168);
+    let mut broken = whole.clone();
+    broken["text_config"]["num_hidden_layers"] = json!(-1);
+    let text = parse(&broken).unwrap_err().to_string();
+    assert!(text.starts_with("config.json: text_config.num_hidden_layers is -1"), "{text}");
+    broken["text_config"] = Value::Null;
+    assert_eq!(parse(&broken).unwrap_err().to_string(), "config.json: the key \"text_config\" is missing");
+    let mut quantised = whole;
+    quantised["quantization_config"] = json!({ "quant_method": "gptq" });
+    assert!(parse(&quantised).unwrap_err().to_string().contains("quantization_config"));
+}
+
+#[test]
 fn absent_keys_have_the_defaults_of_transformers() {
     let config = parse_with(&[]).unwrap();
     assert_eq!((config.kv_heads, config.head_dim, config.tied_head), (4, 16, false));
@@ -414,7 +450,8 @@ fn other_architectures_are_refused_by_name() {
     assert_eq!(
         text,
         "config.json: the architecture PhiForCausalLM is not supported; supported: LlamaForCausalLM, \
-         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
+         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, \
+         Gemma3ForConditionalGeneration"
     );
     assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
     assert!(message(&[("architectures", json!("Llama"))]).contains("architectures is \"Llama\""));

@@ -86,6 +86,8 @@ pub(super) fn forward() -> Vec<Case> {
         Case::new("capped gradient", capped(4), causal(&[3, 2], (2, 1, 4), f32)).gradients(&[0, 1, 2]),
         Case::new("capped, window", capped(16), windowed(&[60, 5, 33], 7, (4, 2, 16), f32)),
         Case::new("capped, bf16", capped(64), causal(&[70], (2, 2, 64), bf16)),
+        // Gemma's heads
+        Case::new("widest heads, grouped, capped", capped(256), windowed(&[19, 11], 15, (2, 1, 256), bf16)),
         // for matrix units: f16, and all rows in whole matrices
         Case::new("matrices", op(64), causal(&[70, 33, 9], (4, 2, 64), f16)),
         Case::new("matrices, bf16", op(64), causal(&[41, 23], (4, 2, 64), bf16)),
@@ -110,9 +112,9 @@ pub(super) fn gradient() -> Vec<Case> {
     let mut all: Vec<Case> = Vec::new();
     for case in plain.iter().filter(|case| case.inputs[0].ty.rows() > 1) {
         let width = head_dim(case);
-        // the widest compile for minutes on software devices
+        // the widest compile for long on software devices: one of them
         let new = width.is_multiple_of(8) && width <= 128 && !widths.contains(&width);
-        if new || case.label.starts_with("matrices") {
+        if new || case.label.starts_with("matrices") || case.label.starts_with("widest heads") {
             widths.push(width);
             all.push(turned(case));
         }

@@ -24,7 +24,7 @@ pub(super) const PAIR_FACTORS: [u32; 2] = [16, 256];
 /// scratch space and its traffic. Matrix units read plain operands only, but for those that are loaded
 /// from tiles.
 ///
-/// An operand `silu(gate) * up` is made in scratch space before the product as well, once, or by the product itself as it loads
+/// A gated operand is made in scratch space before the product as well, once, or by the product itself as it loads
 /// the rows (`gates`): once per tile of columns, but neither stored nor read.
 ///
 /// In `sections` of the inner dimension, where there are more than one, a product has as many times its tiles: where these are too few to
