@@ -416,6 +416,7 @@ fn the_gguf_package_reads_the_same_tensors() {
         ("qwen2", "q8_0"),
         ("qwen3", "bf16"),
         ("gemma", "f16"),
+        ("phi3", "q8_0"),
     ] {
         let base = model(name);
         let report = export(&[base.to_str().unwrap(), "--gguf", file, "--type", ty]);
@@ -432,6 +433,9 @@ fn the_gguf_package_reads_the_same_tensors() {
             "llama_biased" => (empty, "llama", json!("llama-bpe")),
             "mistral" => (empty, "llama", json!("default")),
             "gemma" => (empty, "gemma", json!("default")),
+            "phi3" => {
+                (json!(["rope_factors_long.weight", "rope_factors_short.weight"]), "phi3", json!("default"))
+            }
             other => (empty, other, json!("qwen2")),
         };
         assert_eq!(found["further"], further);
@@ -439,7 +443,7 @@ fn the_gguf_package_reads_the_same_tensors() {
         assert_eq!(found["fields"]["general.architecture"], architecture);
         assert_eq!(found["fields"]["tokenizer.ggml.pre"], splitting);
         let noted = report["notes"].to_string();
-        assert_eq!(noted.contains("sees the last 8 tokens"), name == "mistral", "{noted}");
+        assert_eq!(noted.contains("sees the last 8 tokens"), ["mistral", "phi3"].contains(&name), "{noted}");
     }
     for name in ["llama_untied", "qwen2"] {
         let (base, adapter) = (model(name), model(name).join("ref/adapter"));

@@ -728,6 +728,94 @@ fn sixteen_bit_storage_takes_less_memory() {
     }
 }
 
+/// A run on the language model of one that sees images too: what it writes has the names of the whole, and is read back.
+#[test]
+fn an_embedded_language_model_is_trained_under_the_names_of_the_whole() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let whole = tempfile::tempdir().unwrap();
+    common::embed_gemma3(whole.path());
+    let names = |file: &Path| {
+        let bytes = fs::read(file).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut names: Vec<String> = file.names().into_iter().map(str::to_owned).collect();
+        names.sort_unstable();
+        names
+    };
+    // a head of its own comes of it, and norms whose last names the other part has too
+    let run = Run::new(&[("lora_targets", "q_proj,up_proj"), ("modules_to_save", "lm_head,norm")]);
+    let output = run.start(whole.path());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found = names(&run.out().join("adapter_model.safetensors"));
+    let layers =
+        found.iter().filter(|name| name.starts_with("base_model.model.model.language_model.layers."));
+    assert_eq!((found.len(), layers.count()), (10, 8), "{found:?}");
+    for own in ["base_model.model.lm_head.weight", "base_model.model.model.language_model.norm.weight"] {
+        assert!(found.iter().any(|name| name == own), "{own} in {found:?}");
+    }
+    let config: Value =
+        serde_json::from_slice(&fs::read(run.out().join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["exclude_modules"], ".*vision_tower.*");
+    assert_eq!(config["target_modules"], json!(["q_proj", "up_proj"]));
+    assert_eq!(config["modules_to_save"], json!(["model.language_model.norm", "lm_head"]), "{config}");
+
+    // read back: for an answer, for a merge whose head is a weight of its own, and to go on
+    let out = run.out().display().to_string();
+    let known = *numbers(&run.metrics(), "val_loss").last().unwrap();
+    let data = run.folder.path().join("data.json").display().to_string();
+    let base = whole.path().to_str().unwrap();
+    let merged = run.folder.path().join("merged");
+    let output = engraft(&[
+        "merge_lora",
+        &out,
+        "--model_dir",
+        base,
+        "--out_dir",
+        merged.to_str().unwrap(),
+        "--dtype",
+        "f32",
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stored = names(&merged.join("model.safetensors"));
+    for own in ["language_model.lm_head.weight", "language_model.model.norm.weight", common::PROJECTOR] {
+        assert!(stored.iter().any(|name| name == own), "{own} in {stored:?}");
+    }
+    assert!(merged.join("preprocessor_config.json").is_file());
+    let config: Value = serde_json::from_slice(&fs::read(merged.join("config.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&config["tie_word_embeddings"], &config["text_config"]["tie_word_embeddings"]),
+        (&json!(false), &json!(false))
+    );
+    let words = [
+        "--data",
+        "JSON",
+        "--data.json_path",
+        &data,
+        "--data.shuffle",
+        "false",
+        "--data.val_split_fraction",
+        "0.2",
+    ];
+    let more = ["--max_seq_length", "100", "--micro_batch_size", "2", "--precision", "32-true", "--json"];
+    let output = engraft(&[&["evaluate", merged.to_str().unwrap()][..], &words, &more].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    close(report["loss"].as_f64().unwrap(), known, 1e-5, "validation loss of the merged model");
+
+    let mut run = Run::new(&[]);
+    run.command = "finetune_full";
+    check_refused(
+        &run,
+        whole.path(),
+        &["full training is of models that read text alone", "train an adapter"],
+    );
+    // under the configuration of one that stands alone, transformers would find none of the tensors
+    fs::copy(common::fixtures().join("models/gemma3/config.json"), whole.path().join("config.json")).unwrap();
+    run.command = "finetune";
+    check_refused(&run, whole.path(), &["language_model.", "fetch both from the same place"]);
+}
+
 #[test]
 fn full_training_makes_a_model_that_loads() {
     if common::gpu().is_none() {
@@ -867,6 +955,7 @@ fn losses_of_other_families_equal_pytorchs() {
     equals_pytorch("qwen2", "all-linear", "");
     equals_pytorch("qwen3", "q_proj,k_proj,down_proj", "k_norm");
     equals_pytorch("gemma2", "all-linear", "");
+    equals_pytorch("phi3", "qkv_proj,gate_up_proj", "");
     equals_pytorch("gemma3", "q_proj,k_proj,up_proj", "k_norm,post_attention_layernorm");
 }
 

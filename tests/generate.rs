@@ -45,7 +45,7 @@ fn text(length: usize) -> Vec<u32> {
 fn greedy_tokens_equal_pytorch() {
     let Some(gpu) = common::gpu() else { return };
     let llamas = ["llama", "llama_untied", "llama_sharded", "llama_biased"];
-    let others = ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"];
+    let others = ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"];
     for name in llamas.into_iter().chain(others) {
         let folder = model(name);
         let report = std::fs::read_to_string(folder.join("ref/reference.json")).unwrap();
@@ -72,22 +72,9 @@ fn greedy_tokens_equal_pytorch() {
 fn an_embedded_language_model_gives_the_same_tokens() {
     let Some(gpu) = common::gpu() else { return };
     let (alone, whole) = (model("gemma3"), tempfile::tempdir().unwrap());
+    common::embed_gemma3(whole.path());
     let report = std::fs::read_to_string(alone.join("ref/reference.json")).unwrap();
     let reference: serde_json::Value = serde_json::from_str(&report).unwrap();
-    let config = std::fs::read_to_string(alone.join("config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    let config = serde_json::json!({
-        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config,
-    });
-    std::fs::write(whole.path().join("config.json"), config.to_string()).unwrap();
-    let bytes = std::fs::read(alone.join("model.safetensors")).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: Vec<(String, safetensors::tensor::TensorView<'_>)> =
-        file.iter().map(|(name, view)| (format!("language_model.{name}"), view)).collect();
-    let projector = file.tensor("model.norm.weight").unwrap();
-    tensors.push(("multi_modal_projector.mm_soft_emb_norm.weight".into(), projector));
-    std::fs::write(whole.path().join("model.safetensors"), safetensors::serialize(tensors, None).unwrap())
-        .unwrap();
     let adapter = Adapter { embedded: true, ..Adapter::read(&alone.join("ref/adapter")).unwrap() };
     let run = whole.path().join("adapter");
     adapter.write(&run).unwrap();

@@ -573,6 +573,7 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
         ("gemma", plain("gemma"), true),
         ("gemma2", plain("gemma2"), true),
         ("gemma3", plain("gemma3"), true),
+        ("phi3", plain("phi3"), false),
     ]
     .into_iter()
     .enumerate()

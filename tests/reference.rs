@@ -345,12 +345,21 @@ fn gemma3_equals_pytorch() {
     }
 }
 
+/// One layer for queries, keys and values, one for gate and up; each pair's angle has a factor of its own; a window.
+#[test]
+fn phi3_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "phi3");
+    }
+}
+
 /// All parameters: embeddings, biases, norms of the stream and of heads, linear layers.
 #[test]
 fn full_gradients_equal_pytorchs() {
     let Some(gpu) = common::gpu() else { return };
     let scratch = tempfile::tempdir().unwrap();
-    for name in ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn", "gemma", "gemma2", "gemma3"]
+    for name in
+        ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn", "gemma", "gemma2", "gemma3", "phi3"]
     {
         let mut reference = Reference::read(name.split(' ').next().unwrap());
         if name.ends_with("yarn") {

@@ -32,6 +32,7 @@ SHAPES = {
     "gemma-2b": ("Gemma", 256000, 2048, 16384, 18, 8, 1, 256, True),
     "gemma-2-2b": ("Gemma2", 256000, 2304, 9216, 26, 8, 4, 256, True),
     "llama-3.2-3b": ("Llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
+    "phi-3.5-mini": ("Phi3", 32064, 3072, 8192, 32, 32, 32, 96, False),
     "qwen3-4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
     "llama-2-7b": ("Llama", 32000, 4096, 11008, 32, 32, 32, 128, False),
     "mistral-7b": ("Mistral", 32768, 4096, 14336, 32, 32, 8, 128, False),
@@ -39,8 +40,10 @@ SHAPES = {
     "llama-3.1-8b": ("Llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
     "qwen3-8b": ("Qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False),
     "gemma-2-9b": ("Gemma2", 256000, 3584, 14336, 42, 16, 8, 256, True),
+    "phi-4": ("Phi3", 100352, 5120, 17920, 40, 40, 10, 128, False),
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+JOINED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
 def attention(family):
@@ -57,7 +60,7 @@ def network(args, device, dtype):
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=head_dim,
+        **({} if family == "Phi3" else {"head_dim": head_dim}),
         tie_word_embeddings=tied,
         max_position_embeddings=131072,
         # sdpa has no soft caps
@@ -70,7 +73,7 @@ def network(args, device, dtype):
     with torch.device(device):
         base = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
     torch.set_default_dtype(torch.float32)
-    adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.targets or LINEAR)
+    adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.targets or (JOINED if family == "Phi3" else LINEAR))
     model = get_peft_model(base, adapter)
     if args.checkpointing:
         model.gradient_checkpointing_enable()

@@ -133,7 +133,11 @@ impl Adapter {
         write_safetensors(&dir.join(ADAPTER_WEIGHTS), tensors.chain(saved), &[("format", "pt")])?;
         let path = dir.join(ADAPTER_CONFIG);
         let json = match self.embedded {
-            true => embedded::settings_in_modules(&self.config).to_json(),
+            true => {
+                let layers: Vec<&str> = self.tensors.iter().map(|tensor| tensor.module.as_str()).collect();
+                let saved: Vec<&str> = self.saved.iter().map(|saved| saved.module.as_str()).collect();
+                embedded::settings_in_modules(&self.config, &layers, &saved).to_json()
+            }
             false => self.config.to_json(),
         };
         atomic::write_file(&path, |out| write!(out, "{json:#}")).map_err(CheckpointError::write(&path))

@@ -4,14 +4,17 @@ use super::{CheckpointError, atomic};
 use std::fs;
 use std::path::Path;
 
-/// Configuration, tokenizer and chat template, in every spelling that transformers reads.
-pub const COMPANIONS: [&str; 10] = [
+/// Configuration, tokenizer and chat template, in every spelling that transformers reads, and what makes images ready.
+pub const COMPANIONS: [&str; 13] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.model",
     "added_tokens.json",
     "vocab.json",

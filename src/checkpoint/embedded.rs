@@ -31,16 +31,22 @@ pub(super) fn in_modules(name: &str) -> String {
     }
 }
 
-/// The settings of an adapter of such a language model as PEFT has them in the whole.
-pub(super) fn settings_in_modules(config: &AdapterConfig) -> AdapterConfig {
-    let named = |names: &[String]| names.iter().map(|name| in_modules(name)).collect();
+/// The settings of an adapter of such a language model as PEFT has them in the whole: last names reach the layers of the part that
+/// sees too, which are left out, and modules that are trained in full need all of theirs, as nothing leaves those out.
+pub(super) fn settings_in_modules(config: &AdapterConfig, layers: &[&str], saved: &[&str]) -> AdapterConfig {
+    let named = |names: &[&str]| names.iter().map(|name| in_modules(name)).collect();
+    let (target_modules, exclude_modules) = match (&config.target_modules, &config.exclude_modules) {
+        (TargetModules::Names(names), None) => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            (TargetModules::Names(named(&names)), Some(TargetModules::Pattern(OTHERS.into())))
+        }
+        // what was given was for other names
+        _ => (TargetModules::Names(named(layers)), None),
+    };
     AdapterConfig {
-        target_modules: match &config.target_modules {
-            TargetModules::Names(names) => TargetModules::Names(named(names)),
-            other => other.clone(),
-        },
-        exclude_modules: config.exclude_modules.clone().or(Some(TargetModules::Pattern(OTHERS.into()))),
-        modules_to_save: config.modules_to_save.as_deref().map(named),
+        target_modules,
+        exclude_modules,
+        modules_to_save: config.modules_to_save.as_ref().map(|_| named(saved)),
         ..config.clone()
     }
 }

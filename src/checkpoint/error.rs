@@ -38,6 +38,12 @@ pub enum CheckpointError {
 
     #[error("{file}: tensor {tensor:?} has element type {found}; supported are F32, F16, BF16 and U32")]
     UnsupportedDType { file: PathBuf, tensor: String, found: String },
+    #[error(
+        "{}: {tensor} is of a language model within another model, but config.json is of one that stands alone; fetch both from \
+         the same place",
+        path.display()
+    )]
+    Embedded { path: PathBuf, tensor: String },
     #[error("{path}: tensor {tensor:?} not found{}", did_you_mean(nearest))]
     TensorMissing { path: PathBuf, tensor: String, nearest: Vec<String> },
     #[error(

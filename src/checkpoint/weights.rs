@@ -7,7 +7,7 @@ use super::{CheckpointError, embedded};
 use crate::graph::DType;
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -287,8 +287,9 @@ impl Checkpoint {
     /// The tensors of a language model that is a part of another are called as if it stood alone.
     fn of(path: PathBuf, files: Vec<MappedFile>, all: BTreeMap<String, Entry>) -> Self {
         let (mut tensors, mut stored_names) = (BTreeMap::new(), BTreeMap::new());
+        let taken: BTreeSet<String> = all.keys().cloned().collect();
         for (stored, entry) in all {
-            let name = embedded::alone(&stored).filter(|name| !tensors.contains_key(name));
+            let name = embedded::alone(&stored).filter(|name| !taken.contains(name));
             let name = match name {
                 Some(name) => {
                     stored_names.insert(name.clone(), stored);
@@ -299,6 +300,19 @@ impl Checkpoint {
             tensors.insert(name, entry);
         }
         Checkpoint { path, files, tensors, stored_names }
+    }
+
+    /// Refuses a language model within another where the configuration is of one that stands alone.
+    ///
+    /// # Errors
+    /// Names that say so: transformers would find none of them.
+    pub fn check_embedded(&self, embedded: bool) -> Result<(), CheckpointError> {
+        match self.stored_names.values().next().filter(|_| !embedded) {
+            Some(tensor) => {
+                Err(CheckpointError::Embedded { path: self.path.clone(), tensor: tensor.clone() })
+            }
+            None => Ok(()),
+        }
     }
 
     /// What a tensor is called in the files, or would be if it were there.

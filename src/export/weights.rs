@@ -118,6 +118,7 @@ impl ModelWeights {
             untied = (on_head || own_head) && config.tied_head;
         }
         let checkpoint = Checkpoint::open(model_dir)?;
+        checkpoint.check_embedded(config.embedded)?;
         let shapes = config.expected_shapes();
         checkpoint.check(shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         let stored = checkpoint.quantised()?;

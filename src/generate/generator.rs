@@ -33,7 +33,7 @@ pub enum GenerateError {
     NoPrompt,
     #[error(
         "the token {token} of the prompt is not in the model's vocabulary of {vocabulary}; tokenizer.json and \
-         config.json belong to different models"
+         config.json belong to different models, or the text has a token that was added for another one, as the place of an image"
     )]
     UnknownToken { token: u32, vocabulary: usize },
     #[error("{tokens} tokens do not fit the KV cache of {cache}; shorten the prompt or open a larger cache")]

@@ -196,7 +196,7 @@ fn wanted<'n>(names: &[&'n str]) -> Vec<&'n str> {
     names.iter().filter(wants).copied().collect()
 }
 
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 13] = [
     "config.json",
     "generation_config.json",
     "adapter_config.json",
@@ -205,6 +205,8 @@ const OTHERS: [&str; 11] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",

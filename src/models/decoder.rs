@@ -2,7 +2,8 @@
 //! grouped query heads, SwiGLU. Mistral (arXiv:2310.06825) has it with a sliding window, Qwen2 and 2.5 (arXiv:2407.10671) with biases
 //! on queries, keys and values, Qwen3 (arXiv:2505.09388) with norms on the heads of queries and keys. Gemma (arXiv:2403.08295) has
 //! GeGLU and scaled embeddings, Gemma 2 (arXiv:2408.00118) soft caps, norms behind attention and MLP too, and layers that see a window and
-//! layers that see all in turn, Gemma 3 (arXiv:2503.19786) norms on heads and rotary angles of their own in layers with a window.
+//! layers that see all in turn, Gemma 3 (arXiv:2503.19786) norms on heads and rotary angles of their own in layers with a window. Phi 3 (arXiv:2404.14219) has one layer for
+//! queries, keys and values, and one for gate and up.
 
 use super::{AttentionBias, CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource, View};
 use crate::graph::{GraphError, Value};
@@ -13,20 +14,30 @@ use crate::ops;
 pub(super) fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
     let (d, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let block = [
-        ("self_attn.q_proj", q, d),
-        ("self_attn.k_proj", kv, d),
-        ("self_attn.v_proj", kv, d),
-        ("self_attn.o_proj", d, q),
-        ("mlp.gate_proj", inner, d),
-        ("mlp.up_proj", inner, d),
-        ("mlp.down_proj", d, inner),
-    ];
-    (0..config.layers)
-        .flat_map(|l| {
-            block.map(|(name, outputs, inputs)| (format!("model.layers.{l}.{name}"), outputs, inputs))
-        })
-        .collect()
+    let block = match config.joined_layers {
+        true => vec![
+            ("self_attn.qkv_proj", q + 2 * kv, d),
+            ("self_attn.o_proj", d, q),
+            ("mlp.gate_up_proj", 2 * inner, d),
+            ("mlp.down_proj", d, inner),
+        ],
+        false => vec![
+            ("self_attn.q_proj", q, d),
+            ("self_attn.k_proj", kv, d),
+            ("self_attn.v_proj", kv, d),
+            ("self_attn.o_proj", d, q),
+            ("mlp.gate_proj", inner, d),
+            ("mlp.up_proj", inner, d),
+            ("mlp.down_proj", d, inner),
+        ],
+    };
+    let of_layer = |layer: usize| {
+        let named = move |(name, outputs, inputs): &(&str, usize, usize)| {
+            (format!("model.layers.{layer}.{name}"), *outputs, *inputs)
+        };
+        block.iter().map(named)
+    };
+    (0..config.layers).flat_map(of_layer).collect()
 }
 
 /// Hidden states `[T, d]` after the final norm.
@@ -69,9 +80,18 @@ fn block(
     let View { visibility, rope_table } = stream.view(config, layer)?;
 
     let normed = b.rms_norm(x, &name("input_layernorm"), d, norm)?;
-    let mut q = b.linear(normed, &name("self_attn.q_proj"), q_width, d)?;
-    let mut k = b.linear(normed, &name("self_attn.k_proj"), kv_width, d)?;
-    let mut v = b.linear(normed, &name("self_attn.v_proj"), kv_width, d)?;
+    let widths = [q_width, kv_width, kv_width];
+    let [mut q, mut k, mut v] = match config.joined_layers {
+        true => b.joined_linear(normed, &name("self_attn.qkv_proj"), widths, d)?,
+        false => {
+            let mut linear = |part: &str, width| b.linear(normed, &name(part), width, d);
+            [
+                linear("self_attn.q_proj", q_width)?,
+                linear("self_attn.k_proj", kv_width)?,
+                linear("self_attn.v_proj", kv_width)?,
+            ]
+        }
+    };
     if config.attention_bias != AttentionBias::None {
         q = b.bias(q, &name("self_attn.q_proj"), q_width)?;
         k = b.bias(k, &name("self_attn.k_proj"), kv_width)?;
@@ -99,7 +119,8 @@ fn block(
 
     b.in_chunks(x, |b, x| {
         let normed = b.rms_norm(x, &name(before_mlp), d, norm)?;
-        let mut mlp = b.gated_mlp(normed, &name("mlp"), (d, config.intermediate_size), config.activation)?;
+        let sizes = (d, config.intermediate_size);
+        let mut mlp = b.gated_mlp(normed, &name("mlp"), sizes, config.activation, config.joined_layers)?;
         if config.post_norms {
             mlp = b.rms_norm(mlp, &name("post_feedforward_layernorm"), d, norm)?;
         }

@@ -6,7 +6,7 @@ use super::{AttentionBias, Family, ModelConfig, Rope, RopeScaling};
 /// `config.json`; Mistral 7B is that of v0.3, without a window.
 type Row = (&'static str, Family, usize, usize, usize, usize, usize, usize, usize, bool);
 
-const SHAPES: [Row; 19] = [
+const SHAPES: [Row; 21] = [
     ("gemma-3-270m", Family::Gemma3, 262_144, 640, 2_048, 18, 4, 1, 256, true),
     ("smollm2-135m", Family::Llama, 49_152, 576, 1_536, 30, 9, 3, 64, true),
     ("qwen2.5-0.5b", Family::Qwen2, 151_936, 896, 4_864, 24, 14, 2, 64, true),
@@ -19,6 +19,7 @@ const SHAPES: [Row; 19] = [
     ("gemma-2b", Family::Gemma, 256_000, 2_048, 16_384, 18, 8, 1, 256, true),
     ("gemma-2-2b", Family::Gemma2, 256_000, 2_304, 9_216, 26, 8, 4, 256, true),
     ("llama-3.2-3b", Family::Llama, 128_256, 3_072, 8_192, 28, 24, 8, 128, true),
+    ("phi-3.5-mini", Family::Phi3, 32_064, 3_072, 8_192, 32, 32, 32, 96, false),
     ("qwen3-4b", Family::Qwen3, 151_936, 2_560, 9_728, 36, 32, 8, 128, true),
     ("llama-2-7b", Family::Llama, 32_000, 4_096, 11_008, 32, 32, 32, 128, false),
     ("mistral-7b", Family::Mistral, 32_768, 4_096, 14_336, 32, 32, 8, 128, false),
@@ -26,6 +27,7 @@ const SHAPES: [Row; 19] = [
     ("llama-3.1-8b", Family::Llama, 128_256, 4_096, 14_336, 32, 32, 8, 128, false),
     ("qwen3-8b", Family::Qwen3, 151_936, 4_096, 12_288, 36, 32, 8, 128, false),
     ("gemma-2-9b", Family::Gemma2, 256_000, 3_584, 14_336, 42, 16, 8, 256, true),
+    ("phi-4", Family::Phi3, 100_352, 5_120, 17_920, 40, 40, 10, 128, false),
 ];
 
 /// The shape of a model; `None` for a name that is not in [`shape_names`].
@@ -72,6 +74,7 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         attention_soft_cap: (family == Family::Gemma2).then_some(50.0),
         logit_soft_cap: (family == Family::Gemma2).then_some(30.0),
         attention_bias: if family == Family::Qwen2 { AttentionBias::Inputs } else { AttentionBias::None },
+        joined_layers: family == Family::Phi3,
         head_norms: family.head_norms(),
         sliding_window,
         full_layers,
@@ -93,7 +96,8 @@ mod tests {
     fn shapes_have_the_published_sizes() {
         let millions = [
             268.098, 134.515, 494.033, 596.050, 999.886, 1100.048, 1235.814, 1543.714, 1720.575, 2506.172,
-            2614.342, 3212.750, 4022.468, 6738.415, 7248.024, 7615.617, 8030.261, 8190.735, 9241.706,
+            2614.342, 3212.750, 3821.080, 4022.468, 6738.415, 7248.024, 7615.617, 8030.261, 8190.735,
+            9241.706, 14659.507,
         ];
         for (name, expected) in shape_names().zip(millions) {
             let count = shape(name).unwrap().parameter_count() as f64 / 1e6;

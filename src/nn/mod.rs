@@ -302,7 +302,23 @@ impl<'a> Builder<'a> {
         ops::bias::bias(&mut self.graph, x, bias)
     }
 
-    /// Gated MLP: `down(act(gate(x)) * up(x))`.
+    /// The parts, of these widths, of what one layer with the weight `{module}.weight` makes of x.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn joined_linear<const N: usize>(
+        &mut self,
+        x: Value,
+        module: &str,
+        widths: [usize; N],
+        inputs: usize,
+    ) -> Result<[Value; N], GraphError> {
+        let all = self.linear(x, module, widths.iter().sum(), inputs)?;
+        let parts = ops::split_columns::split_columns(&mut self.graph, all, &widths)?;
+        parts.try_into().map_err(|_| GraphError::invalid("split_columns", "gives a part for each width"))
+    }
+
+    /// Gated MLP: `down(act(gate(x)) * up(x))`; `joined`: gate and up are one layer.
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -312,9 +328,15 @@ impl<'a> Builder<'a> {
         module: &str,
         (width, inner): (usize, usize),
         activation: Activation,
+        joined: bool,
     ) -> Result<Value, GraphError> {
-        let gate = self.linear(x, &format!("{module}.gate_proj"), inner, width)?;
-        let up = self.linear(x, &format!("{module}.up_proj"), inner, width)?;
+        let [gate, up] = match joined {
+            true => self.joined_linear(x, &format!("{module}.gate_up_proj"), [inner; 2], width)?,
+            false => [
+                self.linear(x, &format!("{module}.gate_proj"), inner, width)?,
+                self.linear(x, &format!("{module}.up_proj"), inner, width)?,
+            ],
+        };
         let product = ops::glu::glu(&mut self.graph, activation, gate, up)?;
         self.linear(product, &format!("{module}.down_proj"), width, inner)
     }

@@ -24,6 +24,7 @@ pub mod rope;
 mod scaled_half;
 pub mod sgd;
 pub mod soft_cap;
+pub mod split_columns;
 pub mod split_rows;
 
 use crate::graph::{Case, Dispatch, GraphError, Launch, Operation, Shader, TensorType};
@@ -70,6 +71,8 @@ operations![
     sgd::Sgd,
     soft_cap::SoftCap,
     soft_cap::SoftCapGradient,
+    split_columns::SplitColumns,
+    split_columns::JoinColumns,
     split_rows::SplitRows,
     split_rows::JoinRows,
 ];

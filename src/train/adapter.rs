@@ -33,6 +33,11 @@ pub enum AdapterError {
     )]
     UnknownModule { module: String },
     #[error(
+        "the adapter has the module {module}, of the part that sees images, and engraft adapts the language model alone; train it with \
+             exclude_modules=\".*vision_tower.*\" in PEFT's LoraConfig, or with engraft"
+    )]
+    Sees { module: String },
+    #[error(
         "the adapter of {module} is for [{found_out}, {found_in}], the layer is [{outputs}, {inputs}]; \
              is it an adapter of another model?"
     )]
@@ -227,7 +232,10 @@ pub fn spec_of_adapter(config: &ModelConfig, adapter: &Adapter) -> Result<Adapte
     for tensor in &adapter.tensors {
         let module = tensor.module.clone();
         let &(outputs, inputs) =
-            known.get(&module).ok_or_else(|| AdapterError::UnknownModule { module: module.clone() })?;
+            known.get(&module).ok_or_else(|| match config.embedded && module.contains("vision_tower") {
+                true => AdapterError::Sees { module: module.clone() },
+                false => AdapterError::UnknownModule { module: module.clone() },
+            })?;
         if (tensor.outputs, tensor.inputs) != (outputs, inputs) {
             let (found_out, found_in) = (tensor.outputs, tensor.inputs);
             return Err(AdapterError::Shape { module, found_out, found_in, outputs, inputs });

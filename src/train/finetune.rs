@@ -23,8 +23,8 @@ use super::saver::Saver;
 use super::schedule::{Schedule, WarmupSchedule};
 use super::session::Session;
 use super::setup::{
-    check_validation, check_vocabulary, demand_by_size, longest, measured_size, network_of, open_data,
-    run_demand,
+    check_method, check_validation, check_vocabulary, demand_by_size, longest, measured_size, network_of,
+    open_data, run_demand,
 };
 use super::trainer::{Trainer, TrainerError, training_graph};
 use super::tuning::{Tuner, pipeline_folder};
@@ -184,6 +184,7 @@ impl<'a> Finetune<'a> {
             notes.push(format!("--micro_batch_size is cut to the --batch_size of {}", options.batch_size));
         }
         let config = ModelConfig::read(&options.model_dir)?;
+        check_method(options.method, &config, &options.model_dir)?;
         let random = options.method == Method::Full { init: WeightInit::Random };
         let source = match random {
             true => WeightSource::random(&config, options.seed),
@@ -196,12 +197,6 @@ impl<'a> Finetune<'a> {
                  number, take --precision bf16-true",
                 options.precision
             ));
-        }
-        if options.method != Method::Lora && config.embedded {
-            return Err(Error::input(format!(
-                "{}: full training is of models that read text alone, and this one sees images too; train an adapter (engraft finetune)",
-                options.model_dir.display()
-            )));
         }
         if let (Method::Full { .. }, WeightSource::Checkpoint(checkpoint)) = (options.method, &source)
             && let Some(dtype) = checkpoint.quantised()?

@@ -8,7 +8,8 @@ use super::plan::Demand;
 use super::quantize::Quantize;
 use super::sampler::Prompts;
 use super::setup::{
-    check_validation, check_vocabulary, demand_by_size, longest, network_of, open_data, run_demand,
+    check_method, check_validation, check_vocabulary, demand_by_size, longest, network_of, open_data,
+    run_demand,
 };
 use super::weights::WeightSource;
 use crate::autograd::Recompute;
@@ -100,6 +101,7 @@ pub fn check_without_weights(options: &FinetuneOptions) -> Result<(), Error> {
     options.resume = resume_from(&options);
     out_dir::check(&options, options.resume.as_deref())?;
     let config = ModelConfig::read(&options.model_dir)?;
+    check_method(options.method, &config, &options.model_dir)?;
     if options.method == (Method::Full { init: WeightInit::Checkpoint }) {
         Quantize::of_settings(&options.model_dir).check_full(&options.model_dir)?;
     }
@@ -119,6 +121,7 @@ fn planned<T>(
     device: &DeviceProfile,
     then: impl FnOnce(&Planner<'_>, &FinetuneOptions) -> Result<T, Error>,
 ) -> Result<T, Error> {
+    check_method(options.method, config, &options.model_dir)?;
     let cut = config.max_position_embeddings;
     let mut sampled = 0;
     let without = options.data.sources.is_empty() && options.data.json_path.as_os_str().is_empty();

@@ -202,10 +202,22 @@ pub fn check_vocabulary<'t>(
     match tokens.into_iter().max() {
         Some(&token) if token as usize >= config.vocab_size => Err(Error::input(format!(
             "the tokenizer gives the token {token}, but the model has {} (vocab_size in config.json); \
-             tokenizer.json and config.json belong to different models",
+             tokenizer.json and config.json belong to different models, or a text has a token that was added for another one, as the \
+             place of an image",
             config.vocab_size
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Refuses full training of a language model that is a part of another, whose other part would be lost.
+pub(super) fn check_method(method: Method, config: &ModelConfig, model_dir: &Path) -> Result<(), Error> {
+    match config.embedded && method != Method::Lora {
+        true => Err(Error::input(format!(
+            "{}: full training is of models that read text alone, and this one sees images too; train an adapter (engraft finetune)",
+            model_dir.display()
+        ))),
+        false => Ok(()),
     }
 }
 

@@ -70,6 +70,7 @@ impl WeightSource {
     /// The first weight that is missing or of another shape.
     pub fn check(&self, config: &ModelConfig) -> Result<(), WeightError> {
         if let WeightSource::Checkpoint(checkpoint) = self {
+            checkpoint.check_embedded(config.embedded)?;
             let expected = config.expected_shapes();
             checkpoint.check(expected.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         }
@@ -197,8 +198,8 @@ impl WeightSource {
             bindings.bind(leaf.name.clone(), buffer.whole());
             let config = &network.config;
             let rope = match leaf.name.as_str() {
-                ROPE_TABLE => Some(config.rope),
-                LOCAL_ROPE_TABLE => config.local_rope,
+                ROPE_TABLE => Some(&config.rope),
+                LOCAL_ROPE_TABLE => config.local_rope.as_ref(),
                 _ => None,
             };
             if let Some(rope) = rope {

@@ -37,7 +37,8 @@ pub(super) fn check_weights(
     let check = |(name, dims): &(String, Vec<usize>)| {
         checkpoint.check([(name.as_str(), dims.as_slice())]).err().map(|error| error.to_string())
     };
-    let problems: Vec<String> = shapes.iter().filter_map(check).collect();
+    let embedded = checkpoint.check_embedded(config.embedded).err().map(|error| error.to_string());
+    let problems: Vec<String> = embedded.into_iter().chain(shapes.iter().filter_map(check)).collect();
     for problem in problems.iter().take(LISTED) {
         all.add(name, Status::Failed, problem.clone(), None);
     }

@@ -82,6 +82,32 @@ pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
+/// Writes the fixture of Gemma 3 as the language model of one that sees images too, of whose other part one tensor is there.
+pub fn embed_gemma3(folder: &Path) {
+    let alone = fixtures().join("models/gemma3");
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        std::fs::copy(alone.join(name), folder.join(name)).unwrap();
+    }
+    let config = std::fs::read_to_string(alone.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let config = serde_json::json!({
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config,
+        "torch_dtype": "bfloat16",
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(folder.join("preprocessor_config.json"), "{}").unwrap();
+    let bytes = std::fs::read(alone.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<(String, safetensors::tensor::TensorView<'_>)> =
+        file.iter().map(|(name, view)| (format!("language_model.{name}"), view)).collect();
+    tensors.push((PROJECTOR.into(), file.tensor("model.norm.weight").unwrap()));
+    let bytes = safetensors::serialize(tensors, None).unwrap();
+    std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+}
+
+/// The tensor of the other part in [`embed_gemma3`].
+pub const PROJECTOR: &str = "multi_modal_projector.mm_soft_emb_norm.weight";
+
 /// Reproducible numbers in [-1, 1).
 pub struct Random(u64);
 

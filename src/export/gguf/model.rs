@@ -12,9 +12,6 @@ use crate::models::{Family, ModelConfig, Rope, RopeScaling};
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-/// What divides the frequencies of the rotary embedding.
-const ROPE_FREQS: &str = "rope_freqs.weight";
-
 /// Writes a model, with an adapter merged in where `weights` names one.
 ///
 /// # Errors
@@ -36,9 +33,9 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
 
     let mut tensors = Vec::new();
     let mut sources = HashMap::new();
-    let rope_factors = config.rope.llama3_factors(config.head_dim);
-    if let Some(factors) = &rope_factors {
-        tensors.push(GgufTensor { name: ROPE_FREQS.into(), ty: GgmlType::F32, shape: vec![factors.len()] });
+    let rope_factors = rope_factors(config);
+    for (name, factors) in &rope_factors {
+        tensors.push(GgufTensor { name: (*name).into(), ty: GgmlType::F32, shape: vec![factors.len()] });
     }
     for (weight, shape) in config.expected_shapes() {
         let name = gguf_name(config, &weight)?;
@@ -50,7 +47,8 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
         Some(weight) => write_tensor(&model, weight, tensor, out),
         None => {
             let mut bytes = Vec::new();
-            tensor.ty.encode(rope_factors.as_deref().unwrap_or_default(), &mut bytes);
+            let factors = rope_factors.iter().find(|(name, _)| *name == tensor.name);
+            tensor.ty.encode(factors.map_or(&[], |(_, factors)| factors), &mut bytes);
             out.write_all(&bytes)
         }
     })
@@ -103,6 +101,21 @@ fn write_tensor(
     })
 }
 
+/// What divides the frequencies of the rotary embedding, by the names of tensors.
+fn rope_factors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+    if let Some(factors) = config.rope.llama3_factors(config.head_dim) {
+        return vec![("rope_freqs.weight", factors)];
+    }
+    let RopeScaling::LongRope { short_factor, long_factor, .. } = &config.rope.scaling else {
+        return Vec::new();
+    };
+    let single = |factors: &[f64]| factors.iter().map(|factor| *factor as f32).collect();
+    vec![
+        ("rope_factors_long.weight", single(long_factor)),
+        ("rope_factors_short.weight", single(short_factor)),
+    ]
+}
+
 /// What llama.cpp does not do as such a model wants it: the constants of a family that are not in the file.
 fn lacking(config: &ModelConfig) -> Option<String> {
     if matches!(config.rope.scaling, RopeScaling::Yarn(yarn) if !yarn.has_usual_pairs()) {
@@ -138,7 +151,7 @@ fn lacking(config: &ModelConfig) -> Option<String> {
         ));
     }
     let usual = Rope { theta: 10_000.0, scaling: RopeScaling::None };
-    let local = config.local_rope.filter(|rope| *rope != usual);
+    let local = config.local_rope.as_ref().filter(|rope| **rope != usual);
     local.map(|_| "rotary angles of sliding_attention that are not those of rope_theta 10000".into())
 }
 
@@ -149,7 +162,7 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     let mut all = Vec::new();
     let mut add = |key: &str, value| all.push((format!("{architecture}.{key}"), value));
     add("block_count", count(config.layers));
-    add("context_length", count(config.max_position_embeddings));
+    add("context_length", count(config.rope.context().unwrap_or(config.max_position_embeddings)));
     add("embedding_length", count(config.hidden_size));
     add("feed_forward_length", count(config.intermediate_size));
     add("attention.head_count", count(config.heads));
@@ -169,7 +182,15 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     if let Some(cap) = config.logit_soft_cap {
         add("final_logit_softcapping", GgufValue::F32(cap as f32));
     }
+    if config.family == Family::Phi3 {
+        // llama.cpp tells the models of this family apart by it
+        add("attention.sliding_window", count(config.sliding_window.unwrap_or(0)));
+    }
     match config.rope.scaling {
+        RopeScaling::LongRope { original_max_position_embeddings, attention_factor, .. } => {
+            add("rope.scaling.original_context_length", count(original_max_position_embeddings));
+            add("rope.scaling.attn_factor", GgufValue::F32(attention_factor as f32));
+        }
         RopeScaling::Linear { factor } => {
             add("rope.scaling.type", GgufValue::Text("linear".into()));
             add("rope.scaling.factor", GgufValue::F32(factor as f32));

@@ -16,6 +16,8 @@ pub enum Family {
     /// Qwen 2 and 2.5.
     Qwen2,
     Qwen3,
+    /// Phi 3, 3.5 and 4, but for those that turn a part of their heads.
+    Phi3,
     Gemma,
     Gemma2,
     /// 270M and 1B, which read text alone, and the language models of the larger ones.
@@ -34,11 +36,12 @@ pub enum AttentionBias {
     All,
 }
 
-const FAMILIES: [Family; 7] = [
+const FAMILIES: [Family; 8] = [
     Family::Llama,
     Family::Mistral,
     Family::Qwen2,
     Family::Qwen3,
+    Family::Phi3,
     Family::Gemma,
     Family::Gemma2,
     Family::Gemma3,
@@ -63,6 +66,7 @@ impl Family {
             Family::Mistral => "MistralForCausalLM",
             Family::Qwen2 => "Qwen2ForCausalLM",
             Family::Qwen3 => "Qwen3ForCausalLM",
+            Family::Phi3 => "Phi3ForCausalLM",
             Family::Gemma => "GemmaForCausalLM",
             Family::Gemma2 => "Gemma2ForCausalLM",
             Family::Gemma3 => "Gemma3ForCausalLM",
@@ -75,6 +79,7 @@ impl Family {
             Family::Mistral => "mistral",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
+            Family::Phi3 => "phi3",
             Family::Gemma => "gemma",
             Family::Gemma2 => "gemma2",
             Family::Gemma3 => "gemma3_text",
@@ -106,13 +111,14 @@ impl Family {
             Family::Mistral | Family::Gemma3 => 131_072,
             Family::Qwen2 | Family::Qwen3 => 32_768,
             Family::Gemma | Family::Gemma2 => 8192,
+            Family::Phi3 => 4096,
         }
     }
 
     /// The size of a head where `config.json` says nothing; `None`: the hidden size in as many parts as there are heads.
     pub(super) fn default_head_dim(self) -> Option<usize> {
         match self {
-            Family::Llama | Family::Mistral | Family::Qwen2 => None,
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Phi3 => None,
             Family::Qwen3 => Some(128),
             Family::Gemma | Family::Gemma2 | Family::Gemma3 => Some(256),
         }
@@ -145,6 +151,11 @@ impl Family {
             Family::Gemma2 | Family::Gemma3 => &["gelu_pytorch_tanh"],
             _ => &["silu"],
         }
+    }
+
+    /// The norms' epsilon where `config.json` says nothing.
+    pub(super) fn default_eps(self) -> f64 {
+        if self == Family::Phi3 { 1e-5 } else { 1e-6 }
     }
 
     /// Where `config.json` says nothing.
@@ -185,7 +196,7 @@ impl Family {
         let said = keys.optional("attention_bias", Keys::flag)?.unwrap_or(false);
         match self {
             Family::Qwen2 => Ok(AttentionBias::Inputs),
-            Family::Mistral if said => {
+            Family::Mistral | Family::Phi3 if said => {
                 Err(keys.refused("attention_bias", &json!(true), "this family's linear layers have no bias"))
             }
             _ if said => Ok(AttentionBias::All),
@@ -198,7 +209,9 @@ impl Family {
     pub(super) fn read_kv_heads(self, keys: &Keys<'_>, heads: usize) -> Result<usize, ConfigError> {
         match keys.optional(KV_HEADS, Keys::size)? {
             Some(count) => Ok(count),
-            None if self == Family::Llama || keys.object.contains_key(KV_HEADS) => Ok(heads),
+            None if matches!(self, Family::Llama | Family::Phi3) || keys.object.contains_key(KV_HEADS) => {
+                Ok(heads)
+            }
             None => keys.size(KV_HEADS),
         }
     }
@@ -214,6 +227,10 @@ impl Family {
         let slides = match self {
             Family::Llama | Family::Gemma => return Ok(none()),
             Family::Mistral => return Ok(Window { tokens: tokens()?, full_layers: Vec::new() }),
+            Family::Phi3 => {
+                let tokens = keys.optional(KEY, Keys::size)?;
+                return Ok(Window { tokens, full_layers: Vec::new() });
+            }
             Family::Qwen2 | Family::Qwen3 => {
                 if keys.optional("use_sliding_window", Keys::flag)? != Some(true) {
                     return Ok(none());

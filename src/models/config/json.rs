@@ -29,7 +29,7 @@ impl ModelConfig {
             "hidden_act": activation,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
+            "max_position_embeddings": self.rope.context().unwrap_or(self.max_position_embeddings),
             "mlp_bias": false,
             "model_type": self.family.model_type(),
             "num_attention_heads": self.heads,
@@ -66,9 +66,9 @@ impl ModelConfig {
                 json["attn_logit_softcapping"] = json!(self.attention_soft_cap);
                 json["final_logit_softcapping"] = json!(self.logit_soft_cap);
             }
-            Family::Llama | Family::Mistral | Family::Gemma => {}
+            Family::Llama | Family::Mistral | Family::Phi3 | Family::Gemma => {}
         }
-        if let Some(local) = self.local_rope {
+        if let Some(local) = &self.local_rope {
             json["rope_local_base_freq"] = json!(local.theta);
             // the period that versions before `layer_types` know
             json["sliding_window_pattern"] =
@@ -90,7 +90,7 @@ fn parameters(rope: &Rope) -> Value {
 }
 
 fn scaling(rope: &Rope) -> Option<Value> {
-    match rope.scaling {
+    match &rope.scaling {
         RopeScaling::None => None,
         RopeScaling::Linear { factor } => Some(json!({ "rope_type": "linear", "factor": factor })),
         RopeScaling::Llama3 {
@@ -104,6 +104,19 @@ fn scaling(rope: &Rope) -> Option<Value> {
             "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_max_position_embeddings,
+        })),
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            context: _,
+            original_max_position_embeddings,
+            attention_factor,
+        } => Some(json!({
+            "rope_type": "longrope",
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "attention_factor": attention_factor,
         })),
         RopeScaling::Yarn(yarn) => Some(json!({
             "rope_type": "yarn",

@@ -11,7 +11,7 @@ pub(super) const MAX_SIZE: u64 = 1 << 31;
 pub(super) struct Keys<'a> {
     pub file: &'a Path,
     pub object: &'a Map<String, Value>,
-    pub prefix: &'static str,
+    pub prefix: String,
 }
 
 impl<'a> Keys<'a> {
@@ -69,11 +69,13 @@ impl<'a> Keys<'a> {
     }
 
     /// An object within; one without entries is the same as absent.
-    pub fn inner(&self, key: &str, prefix: &'static str) -> Result<Option<Keys<'a>>, ConfigError> {
+    pub fn inner(&self, key: &str, prefix: &str) -> Result<Option<Keys<'a>>, ConfigError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Object(object)) if object.is_empty() => Ok(None),
-            Some(Value::Object(object)) => Ok(Some(Keys { file: self.file, object, prefix })),
+            Some(Value::Object(object)) => {
+                Ok(Some(Keys { file: self.file, object, prefix: self.full(prefix) }))
+            }
             Some(value) => Err(self.wrong(key, value, "an object".into())),
         }
     }

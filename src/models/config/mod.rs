@@ -79,6 +79,8 @@ pub struct ModelConfig {
     /// The head uses the embedding matrix.
     pub tied_head: bool,
     pub attention_bias: AttentionBias,
+    /// Queries, keys and values come from one layer, `qkv_proj`, gate and up from another, `gate_up_proj`.
+    pub joined_layers: bool,
     /// Queries and keys are normalised head by head, before the rotary embedding.
     pub head_norms: bool,
     /// A token sees so many of the last ones, itself among them; `None`: all.
@@ -134,7 +136,7 @@ impl ModelConfig {
             // Without the position, which the message has already.
             reason: error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
         })?;
-        let whole = Keys { file: path, object: &object, prefix: "" };
+        let whole = Keys { file: path, object: &object, prefix: String::new() };
         let (family, embedded) = Family::read(&whole)?;
         refuse_quantisation(&whole)?;
         let keys = match embedded {
@@ -142,7 +144,7 @@ impl ModelConfig {
                 Some(text) => text,
                 None => return Err(ConfigError::KeyMissing { file: path.to_path_buf(), key: TEXT.into() }),
             },
-            false => Keys { file: path, object: &object, prefix: "" },
+            false => Keys { file: path, object: &object, prefix: String::new() },
         };
         refuse_unsupported(&keys, family)?;
         // the published files leave these of their language models to transformers
@@ -166,9 +168,13 @@ impl ModelConfig {
         let positions = keys.optional("max_position_embeddings", Keys::size)?;
         let positions = positions.unwrap_or(family.default_positions());
         let (rope, local_rope) = read_ropes(&keys, family, positions)?;
-        let max_position_embeddings = match rope.scaling {
+        let max_position_embeddings = match &rope.scaling {
             // who switches it on, as Qwen's cards say, leaves the old number beside it
             RopeScaling::Yarn(yarn) => positions.max(yarn.context()),
+            // beyond it the factors are others, for the whole of a text
+            RopeScaling::LongRope { original_max_position_embeddings, .. } => {
+                positions.min(*original_max_position_embeddings)
+            }
             _ => positions,
         };
         let Window { tokens: sliding_window, full_layers } = family.read_window(&keys, layers)?;
@@ -182,12 +188,17 @@ impl ModelConfig {
             heads,
             kv_heads: if embedded { size(KV_HEADS, 4)? } else { family.read_kv_heads(&keys, heads)? },
             head_dim,
-            rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(1e-6),
+            rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(family.default_eps()),
             rope,
             max_position_embeddings,
-            tied_head: whole.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.is_gemma()),
+            tied_head: match whole.optional("tie_word_embeddings", Keys::flag)? {
+                Some(tied) => tied,
+                // what transformers 4 writes of the whole leaves the default out
+                None => keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.is_gemma()),
+            },
             embedded,
             attention_bias: family.read_bias(&keys)?,
+            joined_layers: family == Family::Phi3,
             head_norms: family.head_norms(),
             sliding_window,
             full_layers,
@@ -270,17 +281,24 @@ impl ModelConfig {
     fn layer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
         let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut shapes = vec![
-            ("input_layernorm.weight", vec![hidden]),
-            ("self_attn.q_proj.weight", vec![queries, hidden]),
-            ("self_attn.k_proj.weight", vec![keys, hidden]),
-            ("self_attn.v_proj.weight", vec![keys, hidden]),
-            ("self_attn.o_proj.weight", vec![hidden, queries]),
-            ("post_attention_layernorm.weight", vec![hidden]),
-            ("mlp.gate_proj.weight", vec![ffn, hidden]),
-            ("mlp.up_proj.weight", vec![ffn, hidden]),
-            ("mlp.down_proj.weight", vec![hidden, ffn]),
-        ];
+        let mut shapes = vec![("input_layernorm.weight", vec![hidden])];
+        shapes.extend(match self.joined_layers {
+            true => vec![("self_attn.qkv_proj.weight", vec![queries + 2 * keys, hidden])],
+            false => vec![
+                ("self_attn.q_proj.weight", vec![queries, hidden]),
+                ("self_attn.k_proj.weight", vec![keys, hidden]),
+                ("self_attn.v_proj.weight", vec![keys, hidden]),
+            ],
+        });
+        shapes.push(("self_attn.o_proj.weight", vec![hidden, queries]));
+        shapes.push(("post_attention_layernorm.weight", vec![hidden]));
+        shapes.extend(match self.joined_layers {
+            true => vec![("mlp.gate_up_proj.weight", vec![2 * ffn, hidden])],
+            false => {
+                vec![("mlp.gate_proj.weight", vec![ffn, hidden]), ("mlp.up_proj.weight", vec![ffn, hidden])]
+            }
+        });
+        shapes.push(("mlp.down_proj.weight", vec![hidden, ffn]));
         if self.attention_bias != AttentionBias::None {
             shapes.push(("self_attn.q_proj.bias", vec![queries]));
             shapes.push(("self_attn.k_proj.bias", vec![keys]));
@@ -336,6 +354,8 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
     }
     let expected = [
         ("partial_rotary_factor", json!(1.0), "the rotary embedding turns whole heads"),
+        ("resid_pdrop", json!(0.0), "what blocks add is not dropped; set it to 0.0 to go on without"),
+        ("embd_pdrop", json!(0.0), "token embeddings are not dropped; set it to 0.0 to go on without"),
         (
             "attention_dropout",
             json!(0.0),

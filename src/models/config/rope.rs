@@ -3,18 +3,18 @@
 use super::keys::{Keys, same};
 use super::{ConfigError, Family};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::f64::consts::TAU;
 
 /// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rope {
     pub theta: f64,
     pub scaling: RopeScaling,
 }
 
 /// How the frequencies are stretched for contexts longer than those of the first training.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum RopeScaling {
     None,
@@ -31,6 +31,18 @@ pub enum RopeScaling {
     },
     /// YaRN (Peng et al. 2023, arXiv:2309.00071).
     Yarn(Yarn),
+    /// Each pair's frequency divided by a factor of its own (LongRoPE, Ding et al. 2024, arXiv:2402.13753). Those of texts within the
+    /// first training's context: longer ones have other factors, and are refused.
+    LongRope {
+        short_factor: Vec<f64>,
+        /// Those of longer texts.
+        long_factor: Vec<f64>,
+        /// The longest of these.
+        context: usize,
+        original_max_position_embeddings: usize,
+        /// Multiplies cosines and sines.
+        attention_factor: f64,
+    },
 }
 
 /// Pairs of elements that turn at least `beta_fast` times in the first training's context keep their frequencies, those that turn less than
@@ -51,7 +63,10 @@ impl Rope {
     /// Radians per position for each pair of elements, `[head_dim / 2]`.
     pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
         let unscaled = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
-        match self.scaling {
+        match &self.scaling {
+            RopeScaling::LongRope { short_factor, .. } => {
+                unscaled.zip(short_factor).map(|(frequency, factor)| (frequency / factor) as f32).collect()
+            }
             RopeScaling::Yarn(yarn) => {
                 let share = yarn.interpolated(self.theta, head_dim);
                 let scaled =
@@ -62,10 +77,19 @@ impl Rope {
         }
     }
 
+    /// The longest text of a model whose longer ones have other factors.
+    pub fn context(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::LongRope { context, .. } => Some(context),
+            _ => None,
+        }
+    }
+
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f64 {
-        match self.scaling {
+        match &self.scaling {
             RopeScaling::Yarn(yarn) => yarn.attention_factor,
+            RopeScaling::LongRope { attention_factor, .. } => *attention_factor,
             _ => 1.0,
         }
     }
@@ -157,10 +181,10 @@ impl Yarn {
 }
 
 impl RopeScaling {
-    fn apply(self, frequency: f64) -> f64 {
-        match self {
+    fn apply(&self, frequency: f64) -> f64 {
+        match *self {
             // by pairs, not by frequencies
-            RopeScaling::None | RopeScaling::Yarn(_) => frequency,
+            RopeScaling::None | RopeScaling::Yarn(_) | RopeScaling::LongRope { .. } => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
             RopeScaling::Llama3 {
                 factor,
@@ -188,18 +212,18 @@ pub(super) fn read_ropes(
     let newer = keys.inner("rope_parameters", "rope_parameters.")?;
     let read = |theta: &str, usual, rope: Option<&Keys<'_>>| {
         let theta = keys.optional(theta, Keys::positive)?;
-        read_rope(keys, theta, usual, rope, max_position_embeddings)
+        read_rope(keys, family, theta, usual, rope, max_position_embeddings)
     };
     let theta = family.default_theta();
     if family != Family::Gemma3 {
         return Ok((read("rope_theta", theta, older.or(newer).as_ref())?, None));
     }
-    let of = |kind: &str, prefix| match &newer {
+    let of = |kind: &str, prefix: &str| match &newer {
         Some(newer) => newer.inner(kind, prefix),
         None => Ok(None),
     };
-    let full = of("full_attention", "rope_parameters.full_attention.")?;
-    let sliding = of("sliding_attention", "rope_parameters.sliding_attention.")?;
+    let full = of("full_attention", "full_attention.")?;
+    let sliding = of("sliding_attention", "sliding_attention.")?;
     let stated = full.as_ref().map_or(Ok(None), |full| full.optional("rope_theta", Keys::positive))?;
     let global = read("rope_theta", stated.unwrap_or(theta), older.or(full).as_ref())?;
     let local = read("rope_local_base_freq", 1e4, sliding.as_ref())?;
@@ -209,6 +233,7 @@ pub(super) fn read_ropes(
 /// `theta` and `usual`: where the object says nothing, and where the file says nothing.
 fn read_rope(
     keys: &Keys<'_>,
+    family: Family,
     theta: Option<f64>,
     usual: f64,
     rope: Option<&Keys<'_>>,
@@ -218,11 +243,43 @@ fn read_rope(
         return Ok(Rope { theta: theta.unwrap_or(usual), scaling: RopeScaling::None });
     };
     let theta = rope.optional("rope_theta", Keys::positive)?.or(theta).unwrap_or(usual);
-    Ok(Rope { theta, scaling: read_scaling(keys, rope, theta, max_position_embeddings)? })
+    Ok(Rope { theta, scaling: read_scaling(keys, family, rope, theta, max_position_embeddings)? })
+}
+
+/// The factors of short texts, one for each pair of a head's elements.
+fn read_long_rope(
+    keys: &Keys<'_>,
+    rope: &Keys<'_>,
+    original: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeScaling, ConfigError> {
+    let pairs = keys.size("hidden_size")? / keys.size("num_attention_heads")? / 2;
+    let factors = |key: &str| {
+        let value = rope.required(key)?;
+        let numbers = |list: &Vec<Value>| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
+        let all = value.as_array().and_then(numbers);
+        all.filter(|all| all.len() == pairs && all.iter().all(|factor| *factor > 0.0)).ok_or_else(|| {
+            let expected = format!("{pairs} numbers above 0, one for each pair of a head's elements");
+            rope.wrong(key, value, expected)
+        })
+    };
+    let (short_factor, long_factor) = (factors("short_factor")?, factors("long_factor")?);
+    let ratio = max_position_embeddings as f64 / original as f64;
+    let factor = rope.optional("factor", Keys::positive)?.unwrap_or(ratio);
+    let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+    let attention_factor = rope.optional("attention_factor", Keys::positive)?.unwrap_or(usual);
+    Ok(RopeScaling::LongRope {
+        short_factor,
+        long_factor,
+        context: max_position_embeddings,
+        original_max_position_embeddings: original,
+        attention_factor,
+    })
 }
 
 fn read_scaling(
     keys: &Keys<'_>,
+    family: Family,
     rope: &Keys<'_>,
     theta: f64,
     max_position_embeddings: usize,
@@ -245,6 +302,10 @@ fn read_scaling(
     match rope.optional(key, Keys::text)?.unwrap_or("default") {
         "default" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: rope.positive("factor")? }),
+        // the first files of Phi 3 say su, or yarn, and mean this
+        "longrope" | "su" | "yarn" if family == Family::Phi3 => {
+            read_long_rope(keys, rope, original_positions()?, max_position_embeddings)
+        }
         "yarn" => {
             let yarn = Yarn::read(rope, original_positions()?, max_position_embeddings)?;
             if theta <= 1.0 {

@@ -61,6 +61,7 @@ fn both_spellings_of_transformers_are_equal() {
             max_position_embeddings: 128,
             tied_head: model == "llama",
             attention_bias: AttentionBias::None,
+            joined_layers: false,
             head_norms: false,
             sliding_window: None,
             full_layers: Vec::new(),
@@ -170,7 +171,7 @@ fn gemmas_are_what_their_files_say() {
         let scale = if model == "gemma2" { 24.0f64 } else { 32.0 };
         assert!((config.scoring().scale - 1.0 / scale.sqrt()).abs() < 1e-12);
         assert_eq!(config.embedding_scale(DType::F32), 8.0);
-        let local = config.local_rope.map(|rope| (rope.theta, rope.scaling));
+        let local = config.local_rope.clone().map(|rope| (rope.theta, rope.scaling));
         assert_eq!(local, (model == "gemma3").then_some((1e4, RopeScaling::None)));
         let written = config.to_json(DType::BF16).to_string();
         assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
@@ -210,6 +211,43 @@ fn gemmas_are_what_their_files_say() {
     ] {
         let text = of("Gemma3ForCausalLM", &[(key, value.clone())]).unwrap_err().to_string();
         assert!(text.starts_with(&format!("config.json: {key} = {value} is not supported")), "{text}");
+    }
+}
+
+#[test]
+fn phi3_is_what_its_files_say() {
+    let config = read_fixture("phi3", "config.json");
+    assert_eq!(config, read_fixture("phi3", "config.v4.json"));
+    assert!(config.joined_layers && !config.tied_head);
+    // texts within the first training's context
+    assert_eq!((config.max_position_embeddings, config.rope.context()), (64, Some(128)));
+    let factor = (1.0 + 2f64.ln() / 64f64.ln()).sqrt();
+    assert!((config.rope.attention_factor() - factor).abs() < 1e-12);
+    let written = config.to_json(DType::BF16).to_string();
+    assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    let path = fixture("phi3", "config.v4.json");
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let with = |key: &str, value: Value| {
+        let mut own = json.clone();
+        own[key] = value;
+        ModelConfig::parse(&own.to_string(), &path)
+    };
+    let mut older = json["rope_scaling"].clone();
+    older["type"] = "su".into();
+    older["rope_type"] = Value::Null;
+    assert_eq!(with("rope_scaling", older).unwrap(), config);
+    let plain = with("rope_scaling", Value::Null).unwrap();
+    assert_eq!((plain.rope.scaling, plain.max_position_embeddings), (RopeScaling::None, 128));
+    assert_eq!(with("sliding_window", Value::Null).unwrap().sliding_window, None);
+    let mut short = json["rope_scaling"].clone();
+    short["short_factor"] = json!([1.0, 2.0]);
+    for (key, value, part) in [
+        ("partial_rotary_factor", json!(0.75), "partial_rotary_factor = 0.75 is not supported"),
+        ("resid_pdrop", json!(0.1), "resid_pdrop = 0.1 is not supported"),
+        ("rope_scaling", short, "rope_scaling.short_factor is [1.0,2.0], expected 8 numbers"),
+    ] {
+        let text = with(key, value).unwrap_err().to_string();
+        assert!(text.contains(part), "{text}");
     }
 }
 
@@ -432,6 +470,7 @@ fn shapes_add_up_to_the_parameter_count() {
         ("qwen3", 144_320),
         ("llama_biased", 119_488),
         ("gemma", 135_488),
+        ("phi3", 151_872),
         ("gemma2", 143_936),
         ("gemma3", 135_872),
     ];
@@ -446,11 +485,11 @@ fn shapes_add_up_to_the_parameter_count() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    let text = message(&[("architectures", json!(["PhiForCausalLM"]))]);
+    let text = message(&[("architectures", json!(["GPTNeoXForCausalLM"]))]);
     assert_eq!(
         text,
-        "config.json: the architecture PhiForCausalLM is not supported; supported: LlamaForCausalLM, \
-         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, \
+        "config.json: the architecture GPTNeoXForCausalLM is not supported; supported: LlamaForCausalLM, \
+         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, \
          Gemma3ForConditionalGeneration"
     );
     assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
@@ -474,11 +513,11 @@ fn unsupported_settings_are_refused_by_key_and_value() {
         let text = message(&[(key, value.clone())]);
         assert!(text.starts_with(&format!("config.json: {key} = {value} is not supported")), "{text}");
     }
-    let long = json!({ "rope_type": "longrope", "factor": 4 });
+    let long = json!({ "rope_type": "dynamic", "factor": 4 });
     let text = message(&[("rope_scaling", long.clone())]);
-    assert!(text.contains("rope_scaling.rope_type = \"longrope\" is not supported"), "{text}");
+    assert!(text.contains("rope_scaling.rope_type = \"dynamic\" is not supported"), "{text}");
     let text = message(&[("rope_parameters", long)]);
-    assert!(text.contains("rope_parameters.rope_type = \"longrope\" is not supported"), "{text}");
+    assert!(text.contains("rope_parameters.rope_type = \"dynamic\" is not supported"), "{text}");
 }
 
 #[test]

@@ -102,6 +102,7 @@ pub fn small_config() -> ModelConfig {
         max_position_embeddings: 131_072,
         tied_head: false,
         attention_bias: AttentionBias::None,
+        joined_layers: false,
         head_norms: false,
         sliding_window: None,
         full_layers: Vec::new(),
