@@ -44,6 +44,9 @@ const SPLITS: [(&str, Option<&str>, Option<&str>); 3] = [
     ),
 ];
 
+/// Keys and values.
+pub(super) type Metadata = Vec<(String, GgufValue)>;
+
 /// `tokenizer.json` read for its parts.
 struct Parts {
     file: PathBuf,
@@ -59,7 +62,7 @@ pub(super) fn tokenizer_metadata(
     model_dir: &Path,
     vocab_size: usize,
     pre: Option<&str>,
-) -> Result<(Vec<(String, GgufValue)>, Option<String>), Error> {
+) -> Result<(Metadata, Option<String>), Error> {
     let tokenizer = Tokenizer::open(model_dir)?;
     let parts = Parts::read(model_dir.join("tokenizer.json"))?;
     let model = &parts.json["model"];
