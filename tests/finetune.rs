@@ -846,10 +846,11 @@ fn full_training_from_random_weights(model: &Path) {
     let saved = Checkpoint::open(&run.out()).unwrap();
     saved.check(shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))).unwrap();
     assert_eq!(saved.names().count(), shapes.len());
-    // biases begin at 0 and norms at 1
+    // biases begin at 0, and norms where they leave as it is what they normalise
+    let neutral = if config.unit_offset { 0.0 } else { 1.0 };
     for (name, _) in shapes.iter().filter(|(_, shape)| shape.len() == 1) {
         let values = saved.tensor(name).unwrap().to_f32();
-        let start = if name.ends_with("bias") { 0.0 } else { 1.0 };
+        let start = if name.ends_with("bias") { 0.0 } else { neutral };
         let learned = values.iter().filter(|value| **value != start).count();
         assert!(learned > 0, "{name} stays at {start}");
         assert!(values.iter().all(|value| (value - start).abs() < 0.3), "{name}: {values:?}");

@@ -126,6 +126,38 @@ fn no_policy_changes_a_bit_of_gated_products() {
     }
 }
 
+/// Layers that are one for queries, keys and values, and for gate and up: what is split of them is made again with the same bits, also
+/// of weights in blocks; and their parts are those of layers apart.
+#[test]
+fn joined_layers_are_made_again_with_the_same_bits() {
+    let Some(gpu) = common::gpu() else { return };
+    let batch = batch(2);
+    for kind in [Quantize::None, Quantize::Nf4] {
+        let base = network(Precision::BF16True, 0.1);
+        let config = ModelConfig { joined_layers: true, layers: 3, ..base.config.clone() };
+        let adapter = Some(spec_of_targets(&config, &[], 8, 16.0, 0.1).unwrap());
+        let weights = WeightMode::Frozen(QuantizeOptions { kind, head: false }.storage(Precision::BF16True));
+        let network = Network { config, adapter, weights, ..base };
+        let run = |recompute, mlp_chunks| {
+            let network = Network { mlp_chunks, ..network.clone() };
+            let (mut trainer, plan) = trainer(&gpu, &network, 2, recompute);
+            trainer.begin().unwrap();
+            trainer.accumulate(&batch, 1.0).unwrap();
+            let gradients = trainer.optimiser().gradients().unwrap();
+            let loss = trainer.evaluate([&batch]).unwrap();
+            assert_eq!(trainer.memory(), plan.memory, "{kind} {recompute}");
+            (loss, gradients)
+        };
+        let expected = run(Recompute::None, 1);
+        assert_eq!(expected.1.len(), 3 * 4 * 2);
+        assert!(expected.1.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)));
+        for recompute in [Recompute::Selective, Recompute::Layer, Recompute::every(2).unwrap()] {
+            assert!(expected == run(recompute, 1), "{kind} {recompute}");
+        }
+        assert!(expected.0 == run(Recompute::Layer, 3).0, "{kind}, in chunks");
+    }
+}
+
 /// An MLP in chunks sums its adapters' gradients in another order, and is otherwise the same; chunks are made again with the same
 /// bits, whatever else is.
 #[test]

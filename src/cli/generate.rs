@@ -92,7 +92,7 @@ fn room(prompt: usize, wanted: usize, limit: usize) -> Result<usize, Error> {
     match limit.saturating_sub(prompt) {
         0 => Err(Error::input(format!(
             "the prompt has {prompt} tokens, and the model takes {limit} with its answer (max_position_embeddings in \
-             config.json); shorten the prompt"
+             config.json, or the first context of its longrope); shorten the prompt"
         ))),
         left => Ok(wanted.min(left)),
     }

@@ -43,7 +43,9 @@ pub enum GenerateError {
         if context < limit { format!(", or raise --context up to the model's limit of {limit}") } else { String::new() }
     )]
     ContextFull { prompt: usize, context: usize, limit: usize },
-    #[error("a cache of {tokens} tokens is over the model's limit of {limit} (max_position_embeddings)")]
+    #[error(
+        "a cache of {tokens} tokens is over the model's limit of {limit} (max_position_embeddings, or the first context of its longrope)"
+    )]
     OverLimit { tokens: usize, limit: usize },
     #[error(transparent)]
     Options(#[from] OptionsError),

@@ -86,6 +86,7 @@ pub fn spec_of_targets(
         true => names(Network::linear_modules(config)).collect(),
         false => names(Network::adaptable_modules(config)).collect(),
     };
+    let targets = &joined(config, targets);
     for target in targets {
         if !all.iter().any(|m| is_called(m, target)) {
             let mut known: Vec<&str> = all.iter().filter_map(|m| m.rsplit('.').next()).collect();
@@ -97,6 +98,20 @@ pub fn spec_of_targets(
     let modules =
         all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| is_called(m, t))).collect();
     Ok(AdapterSpec { rank, scale: alpha / rank as f64, dropout, modules, saved: Vec::new() })
+}
+
+/// The names of layers that others have apart, all of those that are one here, stand for the one: LitGPT's switches know them so.
+fn joined(config: &ModelConfig, targets: &[String]) -> Vec<String> {
+    let mut all = targets.to_vec();
+    let parts: [(&str, &[&str]); 2] =
+        [("qkv_proj", &["q_proj", "k_proj", "v_proj"]), ("gate_up_proj", &["gate_proj", "up_proj"])];
+    for (whole, parts) in parts.into_iter().filter(|_| config.joined_layers) {
+        if parts.iter().all(|part| all.iter().any(|target| target == part)) {
+            all.retain(|target| !parts.contains(&target.as_str()));
+            all.push(whole.to_owned());
+        }
+    }
+    all
 }
 
 /// The same adapter beside modules that are trained in full (last parts or full names). They carry no adapter.

@@ -210,7 +210,10 @@ impl<'a> Finetune<'a> {
 
         let limit = config.max_position_embeddings;
         let cut = options.max_seq_length.is_some_and(|length| length > limit);
-        let cut = cut.then(|| format!("--max_seq_length is cut to the model's own limit of {limit} tokens"));
+        let longrope = config.rope.context().is_some_and(|context| context > limit);
+        let of = if longrope { " (its longrope turns longer texts by other angles)" } else { "" };
+        let cut =
+            cut.then(|| format!("--max_seq_length is cut to the model's own limit of {limit} tokens{of}"));
         if let Some(note) = &cut {
             self.on_event.as_mut()(&Event::Note(note.clone()));
         }

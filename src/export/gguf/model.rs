@@ -1,7 +1,7 @@
 //! A model as a GGUF file, laid out as llama.cpp's `convert_hf_to_gguf.py` does.
 
 use super::names::{architecture, gguf_name, permute_rows, permuted_heads};
-use super::tokenizer::tokenizer_metadata;
+use super::tokenizer::{phi3_name, tokenizer_metadata};
 use super::{GgufOptions, GgufReport, folder_name, general, written};
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, write_gguf};
 use crate::error::Error;
@@ -25,6 +25,7 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
         return Err(ExportError::LlamaCppLacks { what }.into());
     }
     let name = options.name.clone().unwrap_or_else(|| folder_name(model_dir));
+    let (name, renamed) = phi3_name(model_dir, name)?;
     let mut metadata = general(architecture(config), "model", &name, options.ty);
     metadata.extend(model_metadata(config));
     let (tokenizer, left_out) =
@@ -54,7 +55,10 @@ pub fn export_model(weights: &WeightOptions, options: &GgufOptions) -> Result<Gg
     })
     .map_err(written)?;
     let mut notes = model.notes;
-    notes.extend(left_out);
+    notes.extend(left_out.into_iter().chain(renamed));
+    if let RopeScaling::LongRope { original_max_position_embeddings: first, .. } = config.rope.scaling {
+        notes.push(format!("start llama.cpp with a context of at most {first} tokens: with more it turns all texts by other angles"));
+    }
     options.report(&tensors, &model.config, notes)
 }
 

@@ -127,6 +127,31 @@ pub(super) fn tokenizer_metadata(
     Ok((all, parts.left_out(vocab_size)))
 }
 
+/// A name by which llama.cpp reads special tokens as the tokenizer does, and what the user should know of another one: whether blanks
+/// behind them go away is in no key of the file, but follows from `phi-3` or `phi3` in its name; then it looks for some tokens, and does
+/// not load without them.
+///
+/// # Errors
+/// A `tokenizer.json` that cannot be read.
+pub(super) fn phi3_name(model_dir: &Path, name: String) -> Result<(String, Option<String>), Error> {
+    let parts = Parts::read(model_dir.join("tokenizer.json"))?;
+    let added = || parts.json["added_tokens"].as_array().into_iter().flatten();
+    let has = |text: &&str| {
+        added().any(|token| token["content"] == **text) || !parts.json["model"]["vocab"][*text].is_null()
+    };
+    let all = ["<unk>", "<s>", "</s>", "<|endoftext|>"].iter().all(has);
+    let strips = added().any(|token| token["special"] == true && token["rstrip"] == true);
+    let lower = name.to_lowercase();
+    let named = lower.contains("phi-3") || lower.contains("phi3");
+    let new = match (named, strips, all) {
+        (false, true, true) => format!("phi-3 {name}"),
+        (true, _, false) => "model".to_owned(),
+        _ => return Ok((name, None)),
+    };
+    let note = format!("general.name is {new:?}: llama.cpp tells from it how special tokens are read");
+    Ok((new, Some(note)))
+}
+
 impl Parts {
     fn read(file: PathBuf) -> Result<Self, ExportError> {
         let bad = |reason: String| ExportError::Tokenizer { file: file.clone(), reason };
@@ -335,6 +360,33 @@ mod tests {
         assert_eq!((score("▁t"), score("▁th")), (0.0, -2.0));
         assert!(score("t") < -169.0);
         assert_eq!(read("models/gemma", 512)["tokenizer.ggml.add_space_prefix"], GgufValue::Bool(false));
+    }
+
+    #[test]
+    fn a_name_tells_llama_cpp_of_blanks_behind_tags() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |tokens: &[&str], strips: bool, name: &str| {
+            let added: Vec<Value> = tokens
+                .iter()
+                .map(
+                    |text| serde_json::json!({ "content": text, "id": 1, "special": true, "rstrip": strips }),
+                )
+                .collect();
+            let json = serde_json::json!({ "added_tokens": added, "model": { "vocab": { "<s>": 0 } } });
+            std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+            let (name, note) = phi3_name(folder.path(), name.to_owned()).unwrap();
+            assert_eq!(
+                note.is_some_and(|note| note.contains(&name)),
+                name == "phi-3 merged" || name == "model"
+            );
+            name
+        };
+        let own = ["<unk>", "</s>", "<|endoftext|>"];
+        assert_eq!(name(&own, true, "merged"), "phi-3 merged");
+        assert_eq!(name(&own, true, "Phi-3.5-mini"), "Phi-3.5-mini");
+        assert_eq!(name(&own, false, "merged"), "merged");
+        assert_eq!(name(&own[..2], true, "my Phi3"), "model");
+        assert_eq!(name(&own[..2], false, "phi-4"), "phi-4");
     }
 
     #[test]

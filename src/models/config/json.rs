@@ -37,12 +37,15 @@ impl ModelConfig {
             "num_key_value_heads": self.kv_heads,
             "rms_norm_eps": self.rms_norm_eps,
             "rope_parameters": rope_parameters,
-            "rope_scaling": scaling(&self.rope),
+            "rope_scaling": older_scaling(&self.rope),
             "rope_theta": self.rope.theta,
             "tie_word_embeddings": self.tied_head,
             "torch_dtype": dtype,
             "vocab_size": self.vocab_size,
         });
+        if let RopeScaling::LongRope { original_max_position_embeddings, .. } = self.rope.scaling {
+            json["original_max_position_embeddings"] = json!(original_max_position_embeddings);
+        }
         let types = || {
             let kind = |layer| if self.slides(layer) { "sliding_attention" } else { "full_attention" };
             json!((0..self.layers).map(kind).collect::<Vec<_>>())
@@ -87,6 +90,16 @@ fn parameters(rope: &Rope) -> Value {
     let mut parameters = scaling(rope).unwrap_or_else(|| json!({ "rope_type": "default" }));
     parameters["rope_theta"] = json!(rope.theta);
     parameters
+}
+
+/// As transformers 4 wants it, which takes three fields of longrope and no others.
+fn older_scaling(rope: &Rope) -> Option<Value> {
+    match &rope.scaling {
+        RopeScaling::LongRope { short_factor, long_factor, .. } if rope.has_usual_attention_factor() => {
+            Some(json!({ "type": "longrope", "short_factor": short_factor, "long_factor": long_factor }))
+        }
+        _ => scaling(rope),
+    }
 }
 
 fn scaling(rope: &Rope) -> Option<Value> {

@@ -167,7 +167,7 @@ impl ModelConfig {
         };
         let positions = keys.optional("max_position_embeddings", Keys::size)?;
         let positions = positions.unwrap_or(family.default_positions());
-        let (rope, local_rope) = read_ropes(&keys, family, positions)?;
+        let (rope, local_rope) = read_ropes(&keys, family, (positions, head_dim))?;
         let max_position_embeddings = match &rope.scaling {
             // who switches it on, as Qwen's cards say, leaves the old number beside it
             RopeScaling::Yarn(yarn) => positions.max(yarn.context()),
@@ -337,6 +337,11 @@ impl ModelConfig {
             format!("head_dim {head_dim} is not a multiple of 8, which the attention kernels need")
         } else if !hidden_size.is_multiple_of(4) {
             format!("hidden_size {hidden_size} is not a multiple of 4, which the kernels need")
+        } else if self.joined_layers && !self.intermediate_size.is_multiple_of(4) {
+            format!(
+                "intermediate_size {} is not a multiple of 4, which the kernels need",
+                self.intermediate_size
+            )
         } else if (heads as u64).saturating_mul(head_dim as u64) > MAX_SIZE {
             format!("num_attention_heads {heads} times head_dim {head_dim} is more than {MAX_SIZE}")
         } else if layers > MAX_LAYERS {
@@ -354,15 +359,18 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
     }
     let expected = [
         ("partial_rotary_factor", json!(1.0), "the rotary embedding turns whole heads"),
-        ("resid_pdrop", json!(0.0), "what blocks add is not dropped; set it to 0.0 to go on without"),
-        ("embd_pdrop", json!(0.0), "token embeddings are not dropped; set it to 0.0 to go on without"),
         (
             "attention_dropout",
             json!(0.0),
             "attention weights are not dropped; set it to 0.0 to go on without",
         ),
     ];
-    for (key, expected, reason) in expected {
+    let dropped = [
+        ("resid_pdrop", json!(0.0), "what blocks add is not dropped; set it to 0.0 to go on without"),
+        ("embd_pdrop", json!(0.0), "token embeddings are not dropped; set it to 0.0 to go on without"),
+    ];
+    let dropped = dropped.into_iter().filter(|_| family == Family::Phi3);
+    for (key, expected, reason) in expected.into_iter().chain(dropped) {
         if let Some(value) = keys.get(key)
             && !same(value, &expected)
         {

@@ -85,6 +85,17 @@ impl Rope {
         }
     }
 
+    /// Whether longrope's attention factor follows from the contexts.
+    pub(super) fn has_usual_attention_factor(&self) -> bool {
+        match self.scaling {
+            RopeScaling::LongRope { context, original_max_position_embeddings, attention_factor, .. } => {
+                let ratio = context as f64 / original_max_position_embeddings as f64;
+                attention_factor == long_attention_factor(ratio, original_max_position_embeddings)
+            }
+            _ => false,
+        }
+    }
+
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f64 {
         match &self.scaling {
@@ -201,18 +212,18 @@ impl RopeScaling {
     }
 }
 
-/// The rotary embedding, and another one of layers with a window, which Gemma 3 has.
+/// The rotary embedding, and another one of layers with a window, which Gemma 3 has. `sizes`: the context and a head's.
 pub(super) fn read_ropes(
     keys: &Keys<'_>,
     family: Family,
-    max_position_embeddings: usize,
+    sizes: (usize, usize),
 ) -> Result<(Rope, Option<Rope>), ConfigError> {
     // `rope_scaling` is preferred where both spellings are there, as transformers does
     let older = keys.inner("rope_scaling", "rope_scaling.")?;
     let newer = keys.inner("rope_parameters", "rope_parameters.")?;
     let read = |theta: &str, usual, rope: Option<&Keys<'_>>| {
         let theta = keys.optional(theta, Keys::positive)?;
-        read_rope(keys, family, theta, usual, rope, max_position_embeddings)
+        read_rope(keys, family, theta, usual, rope, sizes)
     };
     let theta = family.default_theta();
     if family != Family::Gemma3 {
@@ -237,23 +248,28 @@ fn read_rope(
     theta: Option<f64>,
     usual: f64,
     rope: Option<&Keys<'_>>,
-    max_position_embeddings: usize,
+    sizes: (usize, usize),
 ) -> Result<Rope, ConfigError> {
     let Some(rope) = rope else {
         return Ok(Rope { theta: theta.unwrap_or(usual), scaling: RopeScaling::None });
     };
     let theta = rope.optional("rope_theta", Keys::positive)?.or(theta).unwrap_or(usual);
-    Ok(Rope { theta, scaling: read_scaling(keys, family, rope, theta, max_position_embeddings)? })
+    Ok(Rope { theta, scaling: read_scaling(keys, family, rope, theta, sizes)? })
+}
+
+/// What a context that is `factor` times the first training's multiplies cosines and sines by.
+fn long_attention_factor(factor: f64, original: usize) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() }
 }
 
 /// The factors of short texts, one for each pair of a head's elements.
 fn read_long_rope(
-    keys: &Keys<'_>,
     rope: &Keys<'_>,
     original: usize,
     max_position_embeddings: usize,
+    head_dim: usize,
 ) -> Result<RopeScaling, ConfigError> {
-    let pairs = keys.size("hidden_size")? / keys.size("num_attention_heads")? / 2;
+    let pairs = head_dim / 2;
     let factors = |key: &str| {
         let value = rope.required(key)?;
         let numbers = |list: &Vec<Value>| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
@@ -266,7 +282,7 @@ fn read_long_rope(
     let (short_factor, long_factor) = (factors("short_factor")?, factors("long_factor")?);
     let ratio = max_position_embeddings as f64 / original as f64;
     let factor = rope.optional("factor", Keys::positive)?.unwrap_or(ratio);
-    let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+    let usual = long_attention_factor(factor, original);
     let attention_factor = rope.optional("attention_factor", Keys::positive)?.unwrap_or(usual);
     Ok(RopeScaling::LongRope {
         short_factor,
@@ -282,7 +298,7 @@ fn read_scaling(
     family: Family,
     rope: &Keys<'_>,
     theta: f64,
-    max_position_embeddings: usize,
+    (max_position_embeddings, head_dim): (usize, usize),
 ) -> Result<RopeScaling, ConfigError> {
     if let Some(value) = rope.get("partial_rotary_factor")
         && !same(value, &json!(1.0))
@@ -292,6 +308,10 @@ fn read_scaling(
     // Stored beside the object by some exporters, which then counts; else as in the first training.
     let original_positions = || {
         const KEY: &str = "original_max_position_embeddings";
+        if family == Family::Phi3 {
+            // transformers looks nowhere else, and has a default
+            return Ok(keys.optional(KEY, Keys::size)?.unwrap_or(4096));
+        }
         let original = match keys.optional(KEY, Keys::size)? {
             Some(original) => Some(original),
             None => rope.optional(KEY, Keys::size)?,
@@ -304,7 +324,7 @@ fn read_scaling(
         "linear" => Ok(RopeScaling::Linear { factor: rope.positive("factor")? }),
         // the first files of Phi 3 say su, or yarn, and mean this
         "longrope" | "su" | "yarn" if family == Family::Phi3 => {
-            read_long_rope(keys, rope, original_positions()?, max_position_embeddings)
+            read_long_rope(rope, original_positions()?, max_position_embeddings, head_dim)
         }
         "yarn" => {
             let yarn = Yarn::read(rope, original_positions()?, max_position_embeddings)?;

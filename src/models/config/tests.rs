@@ -220,8 +220,8 @@ fn phi3_is_what_its_files_say() {
     assert_eq!(config, read_fixture("phi3", "config.v4.json"));
     assert!(config.joined_layers && !config.tied_head);
     // texts within the first training's context
-    assert_eq!((config.max_position_embeddings, config.rope.context()), (64, Some(128)));
-    let factor = (1.0 + 2f64.ln() / 64f64.ln()).sqrt();
+    assert_eq!((config.max_position_embeddings, config.rope.context()), (128, Some(256)));
+    let factor = (1.0 + 2f64.ln() / 128f64.ln()).sqrt();
     assert!((config.rope.attention_factor() - factor).abs() < 1e-12);
     let written = config.to_json(DType::BF16).to_string();
     assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
@@ -237,7 +237,7 @@ fn phi3_is_what_its_files_say() {
     older["rope_type"] = Value::Null;
     assert_eq!(with("rope_scaling", older).unwrap(), config);
     let plain = with("rope_scaling", Value::Null).unwrap();
-    assert_eq!((plain.rope.scaling, plain.max_position_embeddings), (RopeScaling::None, 128));
+    assert_eq!((plain.rope.scaling, plain.max_position_embeddings), (RopeScaling::None, 256));
     assert_eq!(with("sliding_window", Value::Null).unwrap().sliding_window, None);
     let mut short = json["rope_scaling"].clone();
     short["short_factor"] = json!([1.0, 2.0]);
