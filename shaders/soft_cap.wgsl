@@ -1,4 +1,4 @@
-// y = cap tanh(x / cap), or, GRADIENT, dx = dy (1 - tanh(x / cap)^2). An invocation owns one group of four.
+// y = cap tanh(x / cap), or, GRADIENT, gradient = dy (1 - tanh(x / cap)^2). An invocation owns one group of four.
 {% set CAPPED = true %}
 {% include "shared/soft_cap.wgsl" %}
 
@@ -12,7 +12,7 @@ fn main(
     if (i < params.count) {
         let y = {{ capped4("load_x(i)") }};
 {% if GRADIENT %}
-        store_dx(i, load_dy(i){{ sloped4("y") }});
+        store_gradient(i, load_dy(i){{ sloped4("y") }});
 {% else %}
         store_y(i, y);
 {% endif %}

@@ -97,7 +97,7 @@ impl Operation for SoftCapGradient {
             .param_f32("cap", self.cap)
             .read("x", Place::Input(0), ty.dtype)
             .read("dy", Place::Input(1), ty.dtype)
-            .write("dx", Place::Output(0), ty.dtype)
+            .write("gradient", Place::Output(0), ty.dtype)
             .cost(FLOPS * ty.shape.elements() as f64, launch.traffic())
             .into()
     }
