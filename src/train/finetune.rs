@@ -193,7 +193,7 @@ impl<'a> Finetune<'a> {
         source.check(&config)?;
         if config.post_norms && options.precision.activations() == DType::F16 {
             notes.push(format!(
-                "{} keeps activations in f16, which holds less than this family's models reach (65504): where the loss is no \
+                "{} keeps activations in f16, which holds no more than 65504, which this family's models may exceed: where the loss is no \
                  number, take --precision bf16-true",
                 options.precision
             ));

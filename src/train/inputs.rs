@@ -35,8 +35,8 @@ pub(super) fn write_batch(
 }
 
 /// Uploads a micro-batch padded to a size. `embedding` looks up its tokens where the graph does not; padding tokens are samples
-/// of their own without a label; in layers with a window each token sees the last `window` of its sample. Inputs that the bindings lack are those that the
-/// graph does not have.
+/// of their own without a label; in layers with a window each token sees the last `window` of its sample. Inputs that the
+/// bindings lack are those that the graph does not have.
 pub(super) fn write_padded(
     bindings: &Bindings,
     embedding: Option<&HostEmbedding>,
@@ -58,6 +58,10 @@ pub(super) fn write_padded(
     let at = || 0..real;
     write("ends", &(1..=tokens).collect::<Vec<_>>());
     for (prefix, window) in [("", u32::MAX), (WINDOW, window)] {
+        // no layer of most networks is of the one kind or of the other
+        if bindings.leaf(&format!("{prefix}starts")).is_none() {
+            continue;
+        }
         let starts =
             batch.segment_start.iter().zip(at()).map(|(&start, t)| start.max((t + 1).saturating_sub(window)));
         let query_ends =
