@@ -1,4 +1,4 @@
-// y[i, :] = x[index[i], :], or zeros where index[i] is 0xffffffff. An invocation owns one group of four of y.
+// y[i, :] = scale * x[index[i], :], or zeros where index[i] is 0xffffffff. An invocation owns one group of four of y.
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -10,7 +10,7 @@ fn main(
         let row = index[i / params.cols4];
         var v = vec4<f32>();
         if (row != 0xffffffffu) {
-            v = load_x(row * params.cols4 + i % params.cols4);
+            v = params.scale * load_x(row * params.cols4 + i % params.cols4);
         }
         store_y(i, v);
     }

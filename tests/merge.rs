@@ -574,6 +574,11 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
         ("gemma2", plain("gemma2"), true),
         ("gemma3", plain("gemma3"), true),
         ("phi3", plain("phi3"), false),
+        ("phi4_mini", plain("phi4_mini"), true),
+        ("olmo2", plain("olmo2"), false),
+        ("olmo3", plain("olmo3"), false),
+        ("smollm3", plain("smollm3"), true),
+        ("granite", plain("granite"), true),
     ]
     .into_iter()
     .enumerate()

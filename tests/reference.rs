@@ -353,14 +353,54 @@ fn phi3_equals_pytorch() {
     }
 }
 
+/// A part of each head is turned, and the head is the embedding.
+#[test]
+fn phi4_mini_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "phi4_mini");
+    }
+}
+
+/// Norms behind attention and MLP alone, and on whole queries and keys.
+#[test]
+fn olmo2_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "olmo2");
+    }
+}
+
+/// The same, and layers with a window, whose rotary angles are not stretched by yarn as the others' are.
+#[test]
+fn olmo3_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "olmo3");
+    }
+}
+
+/// A layer without a rotary embedding.
+#[test]
+fn smollm3_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "smollm3");
+    }
+}
+
+/// Multipliers of embeddings, of what is added to the stream, of scores and of logits.
+#[test]
+fn granite_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "granite");
+    }
+}
+
 /// All parameters: embeddings, biases, norms of the stream and of heads, linear layers.
 #[test]
 fn full_gradients_equal_pytorchs() {
     let Some(gpu) = common::gpu() else { return };
     let scratch = tempfile::tempdir().unwrap();
-    for name in
-        ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn", "gemma", "gemma2", "gemma3", "phi3"]
-    {
+    let older = ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn"];
+    let newer = ["gemma", "gemma2", "gemma3", "phi3", "phi4_mini", "olmo2", "olmo3", "smollm3", "granite"];
+    for name in older.into_iter().chain(newer) {
         let mut reference = Reference::read(name.split(' ').next().unwrap());
         if name.ends_with("yarn") {
             // positions beyond the context of the first training, and between its frequencies

@@ -27,12 +27,16 @@ SHAPES = {
     "gemma-3-1b": ("Gemma3Text", 262144, 1152, 6912, 26, 4, 1, 256, True),
     "tinyllama-1.1b": ("Llama", 32000, 2048, 5632, 22, 32, 4, 64, False),
     "llama-3.2-1b": ("Llama", 128256, 2048, 8192, 16, 32, 8, 64, True),
+    "olmo-2-1b": ("Olmo2", 100352, 2048, 8192, 16, 16, 16, 128, False),
     "qwen2.5-1.5b": ("Qwen2", 151936, 1536, 8960, 28, 12, 2, 128, True),
     "qwen3-1.7b": ("Qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True),
     "gemma-2b": ("Gemma", 256000, 2048, 16384, 18, 8, 1, 256, True),
+    "granite-3.3-2b": ("Granite", 49159, 2048, 8192, 40, 32, 8, 64, True),
     "gemma-2-2b": ("Gemma2", 256000, 2304, 9216, 26, 8, 4, 256, True),
+    "smollm3-3b": ("SmolLM3", 128256, 2048, 11008, 36, 16, 4, 128, True),
     "llama-3.2-3b": ("Llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
     "phi-3.5-mini": ("Phi3", 32064, 3072, 8192, 32, 32, 32, 96, False),
+    "phi-4-mini": ("Phi3", 200064, 3072, 8192, 32, 24, 8, 128, True),
     "qwen3-4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
     "llama-2-7b": ("Llama", 32000, 4096, 11008, 32, 32, 32, 128, False),
     "mistral-7b": ("Mistral", 32768, 4096, 14336, 32, 32, 8, 128, False),
@@ -42,6 +46,7 @@ SHAPES = {
     "gemma-2-9b": ("Gemma2", 256000, 3584, 14336, 42, 16, 8, 256, True),
     "phi-4": ("Phi3", 100352, 5120, 17920, 40, 40, 10, 128, False),
 }
+HEAD_DIM = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 JOINED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
@@ -52,7 +57,15 @@ def attention(family):
 
 def network(args, device, dtype):
     family, vocab, hidden, inner, layers, heads, kv_heads, head_dim, tied = SHAPES[args.shape]
-    window = {"Mistral": {"sliding_window": None}, "Gemma3Text": {"sliding_window": 512}}.get(family, {})
+    own = {
+        "Mistral": {"sliding_window": None},
+        "Gemma3Text": {"sliding_window": 512},
+        "Granite": {
+            "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 1 / 64, "logits_scaling": 8.0,
+        },
+    }.get(family, {})
+    if args.shape == "phi-4-mini":
+        own = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}}
     config = getattr(transformers, f"{family}Config")(
         vocab_size=vocab,
         hidden_size=hidden,
@@ -60,13 +73,13 @@ def network(args, device, dtype):
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        **({} if family == "Phi3" else {"head_dim": head_dim}),
+        **({"head_dim": head_dim} if family in HEAD_DIM else {}),
         tie_word_embeddings=tied,
         max_position_embeddings=131072,
         # sdpa has no soft caps
         attn_implementation=attention(family),
         use_cache=False,
-        **window,
+        **own,
     )
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)

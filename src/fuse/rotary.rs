@@ -1,6 +1,8 @@
 //! Rotary embeddings cost a launch and a pass over their tensor each: those of q and k become one launch, and the opposite turns
 //! of their gradients are made where attention's gradient stores dq and dk.
 //!
+//! Where a part of each head is turned, dq and dk are turned back in a launch of their own, together.
+//!
 //! The turn of q and k stays a launch: attention reads every row of them many times, for each tile of the other.
 
 use super::{kind, together};
@@ -26,7 +28,10 @@ fn turn_back_in_attention(graph: Graph) -> Result<Graph, GraphError> {
     // per attention gradient: its turns by the output that they turn
     let mut turns: HashMap<usize, HashMap<usize, usize>> = HashMap::new();
     for (n, node) in graph.nodes().iter().enumerate() {
-        let Some((x, _)) = turned(node, true) else { continue };
+        let Some((x, [_, table])) = turned(node, true) else { continue };
+        if kind::<Rope>(node).is_none_or(|op| op.head_dim != graph.shape_of(table).cols()) {
+            continue;
+        }
         let Some((from, output)) = graph.producer(x) else { continue };
         let made = &graph.nodes()[from];
         let plain = kind::<AttentionGradient>(made).is_some_and(|op| !op.turns_query && !op.turns_key);
@@ -72,6 +77,9 @@ fn turn_together(graph: Graph) -> Result<Graph, GraphError> {
         let Some(op) = kind::<Rope>(a) else { continue };
         let Some((x, angles)) = turned(a, op.inverse) else { continue };
         let Some((y, _)) = turned(b, op.inverse).filter(|(_, same)| *same == angles) else { continue };
+        if kind::<Rope>(b) != Some(op) {
+            continue;
+        }
         if y != x && y != a.outputs[0] && together(a, b) && !changes.contains_key(&first) {
             let inputs = [x, y].into_iter().chain(angles).collect();
             let outputs = vec![a.outputs[0], b.outputs[0]];
@@ -121,8 +129,8 @@ mod tests {
             true => graph.trainable("k", Shape::matrix(TOKENS, D)).unwrap(),
             false => graph.input("k", Shape::matrix(TOKENS, D), DType::F32).unwrap(),
         };
-        let turned = rope(&mut graph, q, positions, table).unwrap();
-        let key = rope(&mut graph, k, positions, table).unwrap();
+        let turned = rope(&mut graph, q, positions, table, D).unwrap();
+        let key = rope(&mut graph, k, positions, table, D).unwrap();
         let v = add(&mut graph, k, k).unwrap();
         let o = attention(&mut graph, (turned, key, v), &visibility, Scoring::of(D)).unwrap();
         let seed = graph.input("seed", Shape::matrix(TOKENS, 2 * D), DType::F32).unwrap();
@@ -172,13 +180,13 @@ mod tests {
         let others = graph.input("others", Shape::vector(TOKENS), DType::U32).unwrap();
         let x = graph.input("x", Shape::matrix(TOKENS, D), DType::F32).unwrap();
         let y = graph.input("y", Shape::matrix(TOKENS, 2 * D), DType::F32).unwrap();
-        let once = rope(&mut graph, x, positions, table).unwrap();
-        let twice = rope(&mut graph, once, positions, table).unwrap();
-        let elsewhere = rope(&mut graph, x, others, table).unwrap();
+        let once = rope(&mut graph, x, positions, table, D).unwrap();
+        let twice = rope(&mut graph, once, positions, table, D).unwrap();
+        let elsewhere = rope(&mut graph, x, others, table, D).unwrap();
         graph.output("twice", twice);
         graph.output("elsewhere", elsewhere);
         assert_eq!(names(&fuse(graph.clone()).unwrap()), ["rope", "rope", "rope"]);
-        let beside = rope(&mut graph, y, others, table).unwrap();
+        let beside = rope(&mut graph, y, others, table, D).unwrap();
         graph.output("beside", beside);
         assert_eq!(names(&fuse(graph).unwrap()), ["rope", "rope", "rope"]);
     }

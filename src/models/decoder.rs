@@ -3,12 +3,14 @@
 //! on queries, keys and values, Qwen3 (arXiv:2505.09388) with norms on the heads of queries and keys. Gemma (arXiv:2403.08295) has
 //! GeGLU and scaled embeddings, Gemma 2 (arXiv:2408.00118) soft caps, norms behind attention and MLP too, and layers that see a window and
 //! layers that see all in turn, Gemma 3 (arXiv:2503.19786) norms on heads and rotary angles of their own in layers with a window. Phi 3 (arXiv:2404.14219) has one layer for
-//! queries, keys and values, and one for gate and up.
+//! queries, keys and values, and one for gate and up, OLMo 2 (arXiv:2501.00656) norms behind attention and MLP alone, and on whole queries
+//! and keys, SmolLM 3 layers without a rotary embedding, Granite 3 multipliers.
 
 use super::{AttentionBias, CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource, View};
 use crate::graph::{GraphError, Value};
 use crate::nn::Builder;
 use crate::ops;
+use crate::ops::rms_norm::Norm;
 
 /// The names and `(outputs, inputs)` of a block's linear layers, all blocks.
 pub(super) fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
@@ -76,10 +78,14 @@ fn block(
     let (d, head_dim) = (config.hidden_size, config.head_dim);
     let (q_width, kv_width) = (config.heads * head_dim, config.kv_heads * head_dim);
     let name = |part: &str| format!("model.layers.{layer}.{part}");
-    let norm = config.norm();
+    let (norm, norms) = (config.norm(), config.block_norms);
+    let normalise = |b: &mut Builder<'_>, x: Value, part: Option<&str>| match part {
+        Some(part) => b.rms_norm(x, &name(part), d, norm),
+        None => Ok(x),
+    };
     let View { visibility, rope_table } = stream.view(config, layer)?;
 
-    let normed = b.rms_norm(x, &name("input_layernorm"), d, norm)?;
+    let normed = normalise(b, x, norms.before_attention())?;
     let widths = [q_width, kv_width, kv_width];
     let [mut q, mut k, mut v] = match config.joined_layers {
         true => b.joined_linear(normed, &name("self_attn.qkv_proj"), widths, d)?,
@@ -97,33 +103,29 @@ fn block(
         k = b.bias(k, &name("self_attn.k_proj"), kv_width)?;
         v = b.bias(v, &name("self_attn.v_proj"), kv_width)?;
     }
-    if config.head_norms {
-        q = b.rms_norm(q, &name("self_attn.q_norm"), head_dim, norm)?;
-        k = b.rms_norm(k, &name("self_attn.k_norm"), head_dim, norm)?;
+    if let Some([query, key]) = config.query_key_norm_widths() {
+        let norm = Norm { eps: config.rms_norm_eps, ..norm };
+        q = b.rms_norm(q, &name("self_attn.q_norm"), query, norm)?;
+        k = b.rms_norm(k, &name("self_attn.k_norm"), key, norm)?;
     }
-    let q = ops::rope::rope(&mut b.graph, q, stream.positions, rope_table)?;
-    let k = ops::rope::rope(&mut b.graph, k, stream.positions, rope_table)?;
+    if config.turns(layer) {
+        q = ops::rope::rope(&mut b.graph, q, stream.positions, rope_table, head_dim)?;
+        k = ops::rope::rope(&mut b.graph, k, stream.positions, rope_table, head_dim)?;
+    }
     let (k, v) = cache(&mut b.graph, layer, k, v)?;
     let attended = ops::attention::attention(&mut b.graph, (q, k, v), &visibility, config.scoring())?;
     let mut projected = b.linear(attended, &name("self_attn.o_proj"), d, q_width)?;
     if config.attention_bias == AttentionBias::All {
         projected = b.bias(projected, &name("self_attn.o_proj"), d)?;
     }
-    // the second norm of most is named after what lies before it, and of the others the second of four
-    let mut before_mlp = "post_attention_layernorm";
-    if config.post_norms {
-        projected = b.rms_norm(projected, &name(before_mlp), d, norm)?;
-        before_mlp = "pre_feedforward_layernorm";
-    }
+    let projected = normalise(b, projected, norms.after_attention())?;
     let x = ops::add::add(&mut b.graph, x, projected)?;
 
     b.in_chunks(x, |b, x| {
-        let normed = b.rms_norm(x, &name(before_mlp), d, norm)?;
+        let normed = normalise(b, x, norms.before_mlp())?;
         let sizes = (d, config.intermediate_size);
-        let mut mlp = b.gated_mlp(normed, &name("mlp"), sizes, config.activation, config.joined_layers)?;
-        if config.post_norms {
-            mlp = b.rms_norm(mlp, &name("post_feedforward_layernorm"), d, norm)?;
-        }
+        let mlp = b.gated_mlp(normed, &name("mlp"), sizes, config.activation, config.joined_layers)?;
+        let mlp = normalise(b, mlp, norms.after_mlp())?;
         ops::add::add(&mut b.graph, x, mlp)
     })
 }

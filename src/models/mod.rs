@@ -10,7 +10,10 @@ pub mod config;
 mod decoder;
 mod shapes;
 
-pub use config::{AttentionBias, ConfigError, Family, ModelConfig, Rope, RopeScaling, Yarn};
+pub use config::{
+    AttentionBias, BlockNorms, ConfigError, Family, ModelConfig, Multipliers, QueryKeyNorms, Rope,
+    RopeScaling, Yarn,
+};
 pub use shapes::{shape, shape_names};
 
 use crate::autograd::{Recompute, differentiate};
@@ -151,7 +154,8 @@ impl Network {
         let rows = b.graph.input("label_rows", Shape::vector(labels), DType::U32)?;
         let inverse = b.graph.input("label_inverse", Shape::vector(tokens), DType::U32)?;
         let targets = b.graph.input("targets", Shape::vector(labels), DType::U32)?;
-        let labelled = ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse)?;
+        let labelled =
+            ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse, self.config.logit_scale())?;
         let head = self.head(&mut b)?;
         let adapter = b.adapter_of(HEAD, labelled, self.config.vocab_size, self.config.hidden_size)?;
         let op = ops::cross_entropy::LinearCrossEntropy {
@@ -213,7 +217,8 @@ impl Network {
         let index = b.graph.input("rows", Shape::vector(rows), DType::U32)?;
         // only the gradient reads the inverse; the index stands in for it where the lengths agree
         let inverse = b.graph.input("rows_inverse", Shape::vector(tokens), DType::U32)?;
-        let picked = ops::gather_rows::gather_rows(&mut b.graph, hidden, index, inverse)?;
+        let picked =
+            ops::gather_rows::gather_rows(&mut b.graph, hidden, index, inverse, self.config.logit_scale())?;
         let head = self.head(&mut b)?;
         let adapter = b.adapter_of(HEAD, picked, self.config.vocab_size, self.config.hidden_size)?;
         let mut logits = matmul(&mut b.graph, Layout::NT, picked, head, 1.0, DType::F32)?;
@@ -289,7 +294,7 @@ impl Network {
             let rope_table = match tables.entry(table) {
                 Entry::Occupied(made) => *made.get(),
                 Entry::Vacant(place) => {
-                    let shape = Shape::matrix(self.positions, config.head_dim);
+                    let shape = Shape::matrix(self.positions, config.rotary_dim);
                     *place.insert(b.graph.frozen(table, shape, DType::F32)?)
                 }
             };

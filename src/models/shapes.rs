@@ -1,12 +1,12 @@
 //! Shapes of published models by name, for measuring and planning without their files.
 
-use super::{AttentionBias, Family, ModelConfig, Rope, RopeScaling};
+use super::{AttentionBias, Family, ModelConfig, Multipliers, Rope, RopeScaling};
 
 /// Name, family, then vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head. From the models'
 /// `config.json`; Mistral 7B is that of v0.3, without a window.
 type Row = (&'static str, Family, usize, usize, usize, usize, usize, usize, usize, bool);
 
-const SHAPES: [Row; 21] = [
+const SHAPES: [Row; 25] = [
     ("gemma-3-270m", Family::Gemma3, 262_144, 640, 2_048, 18, 4, 1, 256, true),
     ("smollm2-135m", Family::Llama, 49_152, 576, 1_536, 30, 9, 3, 64, true),
     ("qwen2.5-0.5b", Family::Qwen2, 151_936, 896, 4_864, 24, 14, 2, 64, true),
@@ -14,12 +14,16 @@ const SHAPES: [Row; 21] = [
     ("gemma-3-1b", Family::Gemma3, 262_144, 1_152, 6_912, 26, 4, 1, 256, true),
     ("tinyllama-1.1b", Family::Llama, 32_000, 2_048, 5_632, 22, 32, 4, 64, false),
     ("llama-3.2-1b", Family::Llama, 128_256, 2_048, 8_192, 16, 32, 8, 64, true),
+    ("olmo-2-1b", Family::Olmo2, 100_352, 2_048, 8_192, 16, 16, 16, 128, false),
     ("qwen2.5-1.5b", Family::Qwen2, 151_936, 1_536, 8_960, 28, 12, 2, 128, true),
     ("qwen3-1.7b", Family::Qwen3, 151_936, 2_048, 6_144, 28, 16, 8, 128, true),
     ("gemma-2b", Family::Gemma, 256_000, 2_048, 16_384, 18, 8, 1, 256, true),
+    ("granite-3.3-2b", Family::Granite, 49_159, 2_048, 8_192, 40, 32, 8, 64, true),
     ("gemma-2-2b", Family::Gemma2, 256_000, 2_304, 9_216, 26, 8, 4, 256, true),
+    ("smollm3-3b", Family::SmolLm3, 128_256, 2_048, 11_008, 36, 16, 4, 128, true),
     ("llama-3.2-3b", Family::Llama, 128_256, 3_072, 8_192, 28, 24, 8, 128, true),
     ("phi-3.5-mini", Family::Phi3, 32_064, 3_072, 8_192, 32, 32, 32, 96, false),
+    ("phi-4-mini", Family::Phi3, 200_064, 3_072, 8_192, 32, 24, 8, 128, true),
     ("qwen3-4b", Family::Qwen3, 151_936, 2_560, 9_728, 36, 32, 8, 128, true),
     ("llama-2-7b", Family::Llama, 32_000, 4_096, 11_008, 32, 32, 32, 128, false),
     ("mistral-7b", Family::Mistral, 32_768, 4_096, 14_336, 32, 32, 8, 128, false),
@@ -34,7 +38,7 @@ const SHAPES: [Row; 21] = [
 pub fn shape(name: &str) -> Option<ModelConfig> {
     let found = SHAPES.iter().find(|row| row.0.eq_ignore_ascii_case(name))?;
     let &(
-        _,
+        name,
         family,
         vocab_size,
         hidden_size,
@@ -64,22 +68,30 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         head_dim,
         rms_norm_eps: 1e-5,
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::None },
+        rotary_dim: if name == "phi-4-mini" { 96 } else { head_dim },
+        unturned_layers: (0..layers).filter(|l| family == Family::SmolLm3 && (l + 1) % 4 == 0).collect(),
         max_position_embeddings: 131_072,
         tied_head,
         activation: family.activation(),
         unit_offset: family.is_gemma(),
-        post_norms: family.post_norms(),
+        block_norms: family.block_norms(),
         scaled_embedding: family.is_gemma(),
-        query_pre_attn_scalar: family.post_norms().then_some(256.0),
+        query_pre_attn_scalar: matches!(family, Family::Gemma2 | Family::Gemma3).then_some(256.0),
         attention_soft_cap: (family == Family::Gemma2).then_some(50.0),
         logit_soft_cap: (family == Family::Gemma2).then_some(30.0),
         attention_bias: if family == Family::Qwen2 { AttentionBias::Inputs } else { AttentionBias::None },
         joined_layers: family == Family::Phi3,
-        head_norms: family.head_norms(),
+        query_key_norms: family.query_key_norms(),
         sliding_window,
         full_layers,
         local_rope: (family == Family::Gemma3)
             .then_some(Rope { theta: 10_000.0, scaling: RopeScaling::None }),
+        multipliers: (family == Family::Granite).then_some(Multipliers {
+            embedding: 12.0,
+            residual: 0.22,
+            attention: 1.0 / 64.0,
+            logits: 8.0,
+        }),
     })
 }
 
@@ -95,9 +107,9 @@ mod tests {
     #[test]
     fn shapes_have_the_published_sizes() {
         let millions = [
-            268.098, 134.515, 494.033, 596.050, 999.886, 1100.048, 1235.814, 1543.714, 1720.575, 2506.172,
-            2614.342, 3212.750, 3821.080, 4022.468, 6738.415, 7248.024, 7615.617, 8030.261, 8190.735,
-            9241.706, 14659.507,
+            268.098, 134.515, 494.033, 596.050, 999.886, 1100.048, 1235.814, 1484.917, 1543.714, 1720.575,
+            2506.172, 2533.540, 2614.342, 3075.099, 3212.750, 3821.080, 3836.022, 4022.468, 6738.415,
+            7248.024, 7615.617, 8030.261, 8190.735, 9241.706, 14659.507,
         ];
         for (name, expected) in shape_names().zip(millions) {
             let count = shape(name).unwrap().parameter_count() as f64 / 1e6;

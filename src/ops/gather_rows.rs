@@ -1,4 +1,4 @@
-//! Picks rows: `y[i] = x[index[i]]`, zeros where `index[i]` is [`NO_ROW`]. x `[T, d]`, index `[L]`, y `[L, d]`.
+//! Picks rows: `y[i] = scale x[index[i]]`, zeros where `index[i]` is [`NO_ROW`]. x `[T, d]`, index `[L]`, y `[L, d]`.
 //!
 //! The third input `inverse` `[T]` says which row of y each row of x went to (or [`NO_ROW`]); with it the gradient is
 //! the same operation the other way round, without atomics. No row of x may be picked twice.
@@ -15,11 +15,21 @@ const SHADER: Shader = crate::shader!("gather_rows");
 /// The index that stands for a row of zeros.
 pub const NO_ROW: u32 = u32::MAX;
 
+/// Inputs x, index, inverse.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GatherRows;
+pub struct GatherRows {
+    /// 1 where a model says nothing of its logits' scale.
+    pub scale: f64,
+}
 
-pub fn gather_rows(graph: &mut Graph, x: Value, index: Value, inverse: Value) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(GatherRows), &[x, index, inverse])
+pub fn gather_rows(
+    graph: &mut Graph,
+    x: Value,
+    index: Value,
+    inverse: Value,
+    scale: f64,
+) -> Result<Value, GraphError> {
+    graph.apply1(Arc::new(GatherRows { scale }), &[x, index, inverse])
 }
 
 impl Operation for GatherRows {
@@ -37,8 +47,9 @@ impl Operation for GatherRows {
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
+        let (index, inverse) = (node.inputs[1], node.inputs[2]);
         let dx =
-            node.gradients[0].map(|dy| gather_rows(graph, dy, node.inputs[2], node.inputs[1])).transpose()?;
+            node.gradients[0].map(|dy| gather_rows(graph, dy, inverse, index, self.scale)).transpose()?;
         Ok(vec![dx, None, None])
     }
 
@@ -46,6 +57,7 @@ impl Operation for GatherRows {
         let ty = launch.outputs[0];
         elementwise(SHADER, ty.rows() * ty.cols4())
             .param("cols4", ty.cols4())
+            .param_f32("scale", self.scale)
             .read("x", Place::Input(0), ty.dtype)
             .read_scalar("index", Place::Input(1), DType::U32)
             .write("y", Place::Output(0), ty.dtype)
@@ -57,7 +69,8 @@ impl Operation for GatherRows {
         let mut y = ReferenceTensor::zeros(outputs[0].shape);
         for i in 0..y.rows() {
             if inputs[1].data[i] != f64::from(NO_ROW) {
-                y.row_mut(i).copy_from_slice(inputs[0].row(inputs[1].index(i)));
+                let row = inputs[0].row(inputs[1].index(i));
+                y.row_mut(i).iter_mut().zip(row).for_each(|(y, x)| *y = self.scale * x);
             }
         }
         vec![y]
@@ -73,7 +86,12 @@ impl Operation for GatherRows {
         };
         [DType::F32, DType::F16, DType::BF16]
             .into_iter()
-            .map(|dtype| Case::new(dtype.name(), GatherRows, inputs(dtype)).gradients(&[0]))
+            .flat_map(|dtype| {
+                let case = |label: &str, scale| {
+                    Case::new(format!("{dtype}{label}"), GatherRows { scale }, inputs(dtype)).gradients(&[0])
+                };
+                [case("", 1.0), case(", scaled", 0.3)]
+            })
             .collect()
     }
 }

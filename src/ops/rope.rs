@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in the half-split form of Llama.
 //!
-//! x `[T, heads * head_dim]`, positions `[T]`, table `[positions, head_dim]` (cosines, then sines); pairs
-//! (j, j + head_dim/2) of each head turn by the position's angle. Gradient: the opposite turn of `dy`. Two tensors of the same
+//! x `[T, heads * head_dim]`, positions `[T]`, table `[positions, rotary_dim]` (cosines, then sines); of each head's first rotary_dim
+//! elements pairs (j, j + rotary_dim/2) turn by the position's angle, the others stay. Gradient: the opposite turn of `dy`. Two tensors of the same
 //! rows, with heads of their own, can be turned in one launch.
 
 use super::expect;
@@ -17,6 +17,7 @@ const SHADER: Shader = crate::shader!("rope");
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub inverse: bool,
+    pub head_dim: usize,
 }
 
 /// What the kernel names its tensors, and what it must know of them.
@@ -33,8 +34,14 @@ struct Names {
     items: &'static str,
 }
 
-pub fn rope(graph: &mut Graph, x: Value, positions: Value, table: Value) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Rope { inverse: false }), &[x, positions, table])
+pub fn rope(
+    graph: &mut Graph,
+    x: Value,
+    positions: Value,
+    table: Value,
+    head_dim: usize,
+) -> Result<Value, GraphError> {
+    graph.apply1(Arc::new(Rope { inverse: false, head_dim }), &[x, positions, table])
 }
 
 /// Cosines and sines of `positions` rows, row-major `[positions, 2 * inverse_frequencies.len()]`.
@@ -61,6 +68,7 @@ pub(super) struct Turned {
 pub(super) struct Angles {
     pub positions: Place,
     pub table: Place,
+    pub rotary_dim: usize,
     pub head_dim: usize,
 }
 
@@ -73,7 +81,8 @@ pub(super) fn dispatch(inverse: bool, angles: &Angles, turned: &[Turned]) -> Dis
     let bytes: f64 = turned.iter().map(|t| 2.0 * t.ty.bytes() as f64).sum();
     let mut dispatch = Dispatch::new(SHADER, groups.iter().sum())
         .flag("INVERSE", inverse)
-        .define("HALF4", (angles.head_dim / 8) as u32)
+        .define("HALF4", (angles.rotary_dim / 8) as u32)
+        .define("REST4", ((angles.head_dim - angles.rotary_dim) / 8) as u32)
         .define("PARTS", turned.len() as u32)
         .read_scalar("positions", angles.positions, DType::U32)
         .read("table", angles.table, DType::F32)
@@ -104,7 +113,10 @@ impl Operation for Rope {
         expect(self.name(), (1..=PARTS.len()).contains(&turned.len()), || {
             format!("turns one or two tensors, not {}", turned.len())
         })?;
-        let head_dim = table.cols();
+        let (head_dim, rotary_dim) = (self.head_dim, table.cols());
+        expect(self.name(), rotary_dim.is_multiple_of(8) && (8..=head_dim).contains(&rotary_dim), || {
+            format!("{rotary_dim} elements to turn are not a multiple of 8 within a head of {head_dim}")
+        })?;
         for x in turned {
             expect(self.name(), head_dim.is_multiple_of(8) && x.cols().is_multiple_of(head_dim), || {
                 format!("head dimension {head_dim} must be a multiple of 8 and divide the width {}", x.cols())
@@ -120,8 +132,8 @@ impl Operation for Rope {
         let parts = node.outputs.len();
         node.refuse(self.name(), &[parts, parts + 1])?;
         let (positions, table) = (node.inputs[parts], node.inputs[parts + 1]);
-        let mut turn_back =
-            |dy: Value| graph.apply1(Arc::new(Rope { inverse: !self.inverse }), &[dy, positions, table]);
+        let op = Arc::new(Rope { inverse: !self.inverse, ..self.clone() });
+        let mut turn_back = |dy: Value| graph.apply1(op.clone(), &[dy, positions, table]);
         let gradients = node.gradients.iter().map(|dy| dy.map(&mut turn_back).transpose());
         gradients.chain([Ok(None), Ok(None)]).collect()
     }
@@ -137,7 +149,8 @@ impl Operation for Rope {
         let angles = Angles {
             positions: Place::Input(count),
             table: Place::Input(count + 1),
-            head_dim: launch.inputs[count + 1].cols(),
+            rotary_dim: launch.inputs[count + 1].cols(),
+            head_dim: self.head_dim,
         };
         let buffers = |t: &Turned| launch.device.bindings(t.ty.bytes()) * (1 + usize::from(t.from.is_some()));
         let together = launch.device.binds(2 + all.iter().map(buffers).sum::<usize>());
@@ -153,7 +166,11 @@ impl Operation for Rope {
             for t in 0..y.rows() {
                 let (x, angle) = (x.row(t), table.row(positions.index(t)));
                 for (i, out) in y.row_mut(t).iter_mut().enumerate() {
-                    let (head, j) = (i - i % (2 * half), i % (2 * half));
+                    let (head, j) = (i - i % self.head_dim, i % self.head_dim);
+                    if j >= 2 * half {
+                        *out = x[i];
+                        continue;
+                    }
                     let sine = angle[half + j % half] * if self.inverse { -1.0 } else { 1.0 };
                     let partner = if j < half { -x[head + j + half] } else { x[head + j - half] };
                     *out = x[i] * angle[j % half] + partner * sine;
@@ -182,13 +199,17 @@ impl Operation for Rope {
             all.insert(1, CaseInput::random(&[5, wide], dtype));
             all
         };
+        let whole = |inverse| Rope { inverse, head_dim: 8 };
+        let part = |inverse| Rope { inverse, head_dim: 24 };
         vec![
-            Case::new("two", Rope { inverse: false }, two(DType::F32, 8)).gradients(&[0]),
-            Case::new("two, bf16", Rope { inverse: true }, two(DType::BF16, 1032)),
-            Case::new("f32", Rope { inverse: false }, inputs(DType::F32)).gradients(&[0]),
-            Case::new("inverse", Rope { inverse: true }, inputs(DType::F32)).gradients(&[0]),
-            Case::new("f16", Rope { inverse: false }, inputs(DType::F16)),
-            Case::new("bf16", Rope { inverse: false }, inputs(DType::BF16)),
+            Case::new("two", whole(false), two(DType::F32, 8)).gradients(&[0]),
+            Case::new("two, bf16", whole(true), two(DType::BF16, 1032)),
+            Case::new("f32", whole(false), inputs(DType::F32)).gradients(&[0]),
+            Case::new("inverse", whole(true), inputs(DType::F32)).gradients(&[0]),
+            Case::new("f16", whole(false), inputs(DType::F16)),
+            Case::new("bf16", whole(false), inputs(DType::BF16)),
+            Case::new("a part of heads", part(false), inputs(DType::F32)).gradients(&[0]),
+            Case::new("two, a part of heads, bf16", part(true), two(DType::BF16, 1032)),
         ]
     }
 }

@@ -35,7 +35,7 @@ use crate::disk::free_space;
 use crate::error::{Error, Failure};
 use crate::gpu::{Gpu, GpuError, GpuOptions};
 use crate::graph::DType;
-use crate::models::{ModelConfig, Network};
+use crate::models::{BlockNorms, ModelConfig, Network};
 use crate::plan::MemoryReport;
 use crate::stop::StopFlag;
 use std::path::{Path, PathBuf};
@@ -191,7 +191,7 @@ impl<'a> Finetune<'a> {
             false => WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?),
         };
         source.check(&config)?;
-        if config.post_norms && options.precision.activations() == DType::F16 {
+        if config.block_norms == BlockNorms::Around && options.precision.activations() == DType::F16 {
             notes.push(format!(
                 "{} keeps activations in f16, which holds no more than 65504, which this family's models may exceed: where the loss is no \
                  number, take --precision bf16-true",

@@ -203,7 +203,7 @@ impl WeightSource {
                 _ => None,
             };
             if let Some(rope) = rope {
-                let mut table = rope_table(&rope.inverse_frequencies(config.head_dim), ty.rows());
+                let mut table = rope_table(&rope.inverse_frequencies(config.rotary_dim), ty.rows());
                 let factor = rope.attention_factor() as f32;
                 table.iter_mut().for_each(|value| *value *= factor);
                 buffer.whole().write(&pack(ty, &table));

@@ -13,6 +13,7 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, MAGIC};
 use crate::error::Error;
 use crate::models::ModelConfig;
+use names::knows_window;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -59,8 +60,7 @@ impl GgufOptions {
         config: &ModelConfig,
         mut notes: Vec<String>,
     ) -> Result<GgufReport, Error> {
-        // of Gemma's it knows the windows
-        let unknown = |window: &usize| !config.post_norms && *window < config.max_position_embeddings;
+        let unknown = |window: &usize| !knows_window(config) && *window < config.max_position_embeddings;
         if let Some(window) = config.sliding_window.filter(unknown) {
             notes.push(format!(
                 "the model sees the last {window} tokens and llama.cpp all: in longer texts it goes on in another way there"

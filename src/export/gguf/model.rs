@@ -1,6 +1,6 @@
 //! A model as a GGUF file, laid out as llama.cpp's `convert_hf_to_gguf.py` does.
 
-use super::names::{architecture, gguf_name, permute_rows, permuted_heads};
+use super::names::{architecture, gguf_name, knows_window, permute_rows, permuted_heads};
 use super::tokenizer::{phi3_name, tokenizer_metadata};
 use super::{GgufOptions, GgufReport, folder_name, general, written};
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, write_gguf};
@@ -107,7 +107,7 @@ fn write_tensor(
 
 /// What divides the frequencies of the rotary embedding, by the names of tensors.
 fn rope_factors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
-    if let Some(factors) = config.rope.llama3_factors(config.head_dim) {
+    if let Some(factors) = config.rope.llama3_factors(config.rotary_dim) {
         return vec![("rope_freqs.weight", factors)];
     }
     let RopeScaling::LongRope { short_factor, long_factor, .. } = &config.rope.scaling else {
@@ -127,6 +127,19 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     }
     if matches!(config.rope.scaling, RopeScaling::Llama3 { .. }) && architecture(config) != "llama" {
         return Some("rope_scaling llama3".into());
+    }
+    if config.family == Family::SmolLm3
+        && (0..config.layers).any(|layer| config.turns(layer) == (layer + 1).is_multiple_of(4))
+    {
+        return Some("no_rope_layers other than every fourth layer".into());
+    }
+    if config.family == Family::Olmo3 && config.sliding_window.is_some() {
+        if (0..config.layers).any(|layer| config.slides(layer) == (layer + 1).is_multiple_of(4)) {
+            return Some("layer_types other than a full_attention for every 4 layers".into());
+        }
+        let usual = Rope { theta: config.rope.theta, scaling: RopeScaling::None };
+        let local = config.local_rope.as_ref().unwrap_or(&config.rope);
+        return (*local != usual).then(|| "a scaled rotary embedding of sliding_attention".into());
     }
     // the largest model of each scales scores in another way than the others
     let (largest, period) = match config.family {
@@ -175,9 +188,9 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     add("attention.value_length", count(config.head_dim));
     add("attention.layer_norm_rms_epsilon", GgufValue::F32(config.rms_norm_eps as f32));
     add("rope.freq_base", GgufValue::F32(config.rope.theta as f32));
-    add("rope.dimension_count", count(config.head_dim));
+    add("rope.dimension_count", count(config.rotary_dim));
     add("vocab_size", count(config.vocab_size));
-    if let Some(window) = config.sliding_window.filter(|_| config.post_norms) {
+    if let Some(window) = config.sliding_window.filter(|_| knows_window(config)) {
         add("attention.sliding_window", count(window));
     }
     if let Some(cap) = config.attention_soft_cap {
@@ -185,6 +198,12 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     }
     if let Some(cap) = config.logit_soft_cap {
         add("final_logit_softcapping", GgufValue::F32(cap as f32));
+    }
+    if let Some(multipliers) = config.multipliers {
+        add("embedding_scale", GgufValue::F32(multipliers.embedding as f32));
+        add("residual_scale", GgufValue::F32(multipliers.residual as f32));
+        add("attention.scale", GgufValue::F32(multipliers.attention as f32));
+        add("logit_scale", GgufValue::F32(multipliers.logits as f32));
     }
     if config.family == Family::Phi3 {
         // llama.cpp tells the models of this family apart by it

@@ -4,7 +4,7 @@
 //! k are put in that order.
 
 use super::ExportError;
-use crate::models::{Family, ModelConfig};
+use crate::models::{BlockNorms, Family, ModelConfig};
 
 /// llama.cpp's name of a family; Mistral has Llama's there.
 pub(super) fn architecture(config: &ModelConfig) -> &'static str {
@@ -16,7 +16,15 @@ pub(super) fn architecture(config: &ModelConfig) -> &'static str {
         Family::Gemma => "gemma",
         Family::Gemma2 => "gemma2",
         Family::Gemma3 => "gemma3",
+        Family::Olmo2 | Family::Olmo3 => "olmo2",
+        Family::SmolLm3 => "smollm3",
+        Family::Granite => "granite",
     }
+}
+
+/// Whether llama.cpp takes a window of this family, and for which layers.
+pub(super) fn knows_window(config: &ModelConfig) -> bool {
+    matches!(config.family, Family::Gemma2 | Family::Gemma3 | Family::Olmo3)
 }
 
 /// A weight's name in GGUF.
@@ -39,7 +47,9 @@ pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, Ex
                     "self_attn.q_norm" => "attn_q_norm",
                     "self_attn.k_norm" => "attn_k_norm",
                     "self_attn.o_proj" => "attn_output",
-                    "post_attention_layernorm" if config.post_norms => "post_attention_norm",
+                    "post_attention_layernorm" if config.block_norms != BlockNorms::Before => {
+                        "post_attention_norm"
+                    }
                     "pre_feedforward_layernorm" | "post_attention_layernorm" => "ffn_norm",
                     "post_feedforward_layernorm" => "post_ffw_norm",
                     "mlp.gate_proj" => "ffn_gate",
@@ -57,10 +67,10 @@ pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, Ex
     found.ok_or_else(|| ExportError::NoGgufName { tensor: weight.to_owned() })
 }
 
-/// The number of heads whose rows are put in another order; `None` for the weights that stay, as all but Llama's do: llama.cpp
-/// turns halves there.
+/// The number of heads whose rows are put in another order; `None` for the weights that stay: of most families llama.cpp turns halves
+/// too.
 pub(super) fn permuted_heads(config: &ModelConfig, weight: &str) -> Option<usize> {
-    if architecture(config) != "llama" {
+    if !matches!(architecture(config), "llama" | "smollm3" | "granite") {
         return None;
     }
     let module = weight.strip_suffix(".weight").or(weight.strip_suffix(".bias"))?;

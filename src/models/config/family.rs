@@ -16,12 +16,82 @@ pub enum Family {
     /// Qwen 2 and 2.5.
     Qwen2,
     Qwen3,
-    /// Phi 3, 3.5 and 4, but for those that turn a part of their heads.
+    /// Phi 3, 3.5 and 4, Phi 4 mini too.
     Phi3,
     Gemma,
     Gemma2,
     /// 270M and 1B, which read text alone, and the language models of the larger ones.
     Gemma3,
+    Olmo2,
+    Olmo3,
+    #[serde(rename = "smollm3")]
+    SmolLm3,
+    /// Granite 3 and what has its form, but for mixtures of experts.
+    Granite,
+}
+
+/// Where a block has norms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockNorms {
+    /// What attention and MLP read is normalised.
+    #[default]
+    Before,
+    /// That, and what they add to the stream.
+    Around,
+    /// What they add to the stream.
+    After,
+}
+
+impl BlockNorms {
+    /// The norm before attention.
+    pub(in crate::models) fn before_attention(self) -> Option<&'static str> {
+        (self != BlockNorms::After).then_some("input_layernorm")
+    }
+
+    /// The norm of what attention adds.
+    pub(in crate::models) fn after_attention(self) -> Option<&'static str> {
+        (self != BlockNorms::Before).then_some("post_attention_layernorm")
+    }
+
+    /// The norm before the MLP, which most name after what lies before it.
+    pub(in crate::models) fn before_mlp(self) -> Option<&'static str> {
+        match self {
+            BlockNorms::Before => Some("post_attention_layernorm"),
+            BlockNorms::Around => Some("pre_feedforward_layernorm"),
+            BlockNorms::After => None,
+        }
+    }
+
+    /// The norm of what the MLP adds.
+    pub(in crate::models) fn after_mlp(self) -> Option<&'static str> {
+        (self != BlockNorms::Before).then_some("post_feedforward_layernorm")
+    }
+}
+
+/// How queries and keys are normalised before the rotary embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryKeyNorms {
+    #[default]
+    None,
+    /// Head by head, by one weight for all.
+    ByHead,
+    /// All heads of a token together.
+    Whole,
+}
+
+/// What parts of a Granite are multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Multipliers {
+    /// Token embeddings.
+    pub embedding: f64,
+    /// What attention and MLP add to the stream.
+    pub residual: f64,
+    /// Attention's scores, in place of the inverse root of a head's size.
+    pub attention: f64,
+    /// Logits are divided by it.
+    pub logits: f64,
 }
 
 /// Which linear layers of attention have a bias.
@@ -36,7 +106,7 @@ pub enum AttentionBias {
     All,
 }
 
-const FAMILIES: [Family; 8] = [
+const FAMILIES: [Family; 12] = [
     Family::Llama,
     Family::Mistral,
     Family::Qwen2,
@@ -45,6 +115,10 @@ const FAMILIES: [Family; 8] = [
     Family::Gemma,
     Family::Gemma2,
     Family::Gemma3,
+    Family::Olmo2,
+    Family::Olmo3,
+    Family::SmolLm3,
+    Family::Granite,
 ];
 
 /// Gemma 3 from 4B on.
@@ -70,6 +144,10 @@ impl Family {
             Family::Gemma => "GemmaForCausalLM",
             Family::Gemma2 => "Gemma2ForCausalLM",
             Family::Gemma3 => "Gemma3ForCausalLM",
+            Family::Olmo2 => "Olmo2ForCausalLM",
+            Family::Olmo3 => "Olmo3ForCausalLM",
+            Family::SmolLm3 => "SmolLM3ForCausalLM",
+            Family::Granite => "GraniteForCausalLM",
         }
     }
 
@@ -83,6 +161,10 @@ impl Family {
             Family::Gemma => "gemma",
             Family::Gemma2 => "gemma2",
             Family::Gemma3 => "gemma3_text",
+            Family::Olmo2 => "olmo2",
+            Family::Olmo3 => "olmo3",
+            Family::SmolLm3 => "smollm3",
+            Family::Granite => "granite",
         }
     }
 
@@ -107,9 +189,9 @@ impl Family {
     /// What transformers takes for the context where `config.json` says nothing.
     pub(super) fn default_positions(self) -> usize {
         match self {
-            Family::Llama => 2048,
+            Family::Llama | Family::Olmo2 | Family::Olmo3 | Family::Granite => 2048,
             Family::Mistral | Family::Gemma3 => 131_072,
-            Family::Qwen2 | Family::Qwen3 => 32_768,
+            Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => 32_768,
             Family::Gemma | Family::Gemma2 => 8192,
             Family::Phi3 => 4096,
         }
@@ -118,15 +200,18 @@ impl Family {
     /// The size of a head where `config.json` says nothing; `None`: the hidden size in as many parts as there are heads.
     pub(super) fn default_head_dim(self) -> Option<usize> {
         match self {
-            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Phi3 => None,
             Family::Qwen3 => Some(128),
             Family::Gemma | Family::Gemma2 | Family::Gemma3 => Some(256),
+            _ => None,
         }
     }
 
-    /// Queries and keys are normalised by heads.
-    pub(in crate::models) fn head_norms(self) -> bool {
-        matches!(self, Family::Qwen3 | Family::Gemma3)
+    pub(in crate::models) fn query_key_norms(self) -> QueryKeyNorms {
+        match self {
+            Family::Qwen3 | Family::Gemma3 => QueryKeyNorms::ByHead,
+            Family::Olmo2 | Family::Olmo3 => QueryKeyNorms::Whole,
+            _ => QueryKeyNorms::None,
+        }
     }
 
     /// Gated by GELU, norms that multiply by 1 + weight, embeddings that are scaled; the head is the embedding.
@@ -134,9 +219,12 @@ impl Family {
         matches!(self, Family::Gemma | Family::Gemma2 | Family::Gemma3)
     }
 
-    /// What attention and MLP add to the stream is normalised first.
-    pub(in crate::models) fn post_norms(self) -> bool {
-        matches!(self, Family::Gemma2 | Family::Gemma3)
+    pub(in crate::models) fn block_norms(self) -> BlockNorms {
+        match self {
+            Family::Gemma2 | Family::Gemma3 => BlockNorms::Around,
+            Family::Olmo2 | Family::Olmo3 => BlockNorms::After,
+            _ => BlockNorms::Before,
+        }
     }
 
     pub(in crate::models) fn activation(self) -> Activation {
@@ -155,12 +243,57 @@ impl Family {
 
     /// The norms' epsilon where `config.json` says nothing.
     pub(super) fn default_eps(self) -> f64 {
-        if self == Family::Phi3 { 1e-5 } else { 1e-6 }
+        if matches!(self, Family::Phi3 | Family::Olmo2 | Family::Olmo3) { 1e-5 } else { 1e-6 }
     }
 
     /// Where `config.json` says nothing.
     pub(super) fn default_theta(self) -> f64 {
-        if self == Family::Gemma3 { 1e6 } else { 1e4 }
+        match self {
+            Family::Gemma3 => 1e6,
+            Family::Olmo3 => 5e5,
+            Family::SmolLm3 => 2e6,
+            _ => 1e4,
+        }
+    }
+
+    /// Whether the head is the embedding where `config.json` says nothing.
+    pub(super) fn default_tied(self) -> bool {
+        self.is_gemma() || self == Family::SmolLm3
+    }
+
+    pub(super) fn read_multipliers(self, keys: &Keys<'_>) -> Result<Option<Multipliers>, ConfigError> {
+        if self != Family::Granite {
+            return Ok(None);
+        }
+        let read = |key: &str| Ok(keys.optional(key, Keys::positive)?.unwrap_or(1.0));
+        Ok(Some(Multipliers {
+            embedding: read("embedding_multiplier")?,
+            residual: read("residual_multiplier")?,
+            attention: read("attention_multiplier")?,
+            logits: read("logits_scaling")?,
+        }))
+    }
+
+    /// Layers whose queries and keys are not turned, of SmolLM 3: every fourth, where the file says nothing.
+    pub(super) fn read_unturned(self, keys: &Keys<'_>, layers: usize) -> Result<Vec<usize>, ConfigError> {
+        if self != Family::SmolLm3 {
+            return Ok(Vec::new());
+        }
+        const LIST: &str = "no_rope_layers";
+        let Some(value) = keys.get(LIST) else {
+            let period = keys.optional("no_rope_layer_interval", Keys::size)?.unwrap_or(4);
+            return Ok((0..layers).filter(|layer| (layer + 1).is_multiple_of(period)).collect());
+        };
+        let turns = |flag: &Value| flag.as_u64().filter(|flag| *flag < 2);
+        let all: Option<Vec<u64>> = value.as_array().and_then(|flags| flags.iter().map(turns).collect());
+        let all = all.filter(|all| all.len() >= layers).ok_or_else(|| {
+            keys.wrong(
+                LIST,
+                value,
+                format!("1 or 0 for each of {layers} layers: 0 where it has no rotary embedding"),
+            )
+        })?;
+        Ok((0..layers).filter(|layer| all[*layer] == 0).collect())
     }
 
     /// The number whose inverse root scales attention's scores; `None`: the size of a head.
@@ -204,19 +337,26 @@ impl Family {
         }
     }
 
-    /// The number of heads of keys and values. A file that is silent means as many as of queries in Llama alone; the others' defaults
+    /// The number of heads of keys and values. A file that is silent means as many as of queries in some; the others' defaults
     /// belong to one size of theirs.
     pub(super) fn read_kv_heads(self, keys: &Keys<'_>, heads: usize) -> Result<usize, ConfigError> {
         match keys.optional(KV_HEADS, Keys::size)? {
             Some(count) => Ok(count),
-            None if matches!(self, Family::Llama | Family::Phi3) || keys.object.contains_key(KV_HEADS) => {
-                Ok(heads)
-            }
-            None => keys.size(KV_HEADS),
+            None if keys.object.contains_key(KV_HEADS) => Ok(heads),
+            None => match self {
+                Family::Llama | Family::Phi3 | Family::Olmo2 | Family::Olmo3 | Family::Granite => Ok(heads),
+                _ => keys.size(KV_HEADS),
+            },
         }
     }
 
-    pub(super) fn read_window(self, keys: &Keys<'_>, layers: usize) -> Result<Window, ConfigError> {
+    /// `unturned`: the layers that [`Family::read_unturned`] found.
+    pub(super) fn read_window(
+        self,
+        keys: &Keys<'_>,
+        layers: usize,
+        unturned: &[usize],
+    ) -> Result<Window, ConfigError> {
         const KEY: &str = "sliding_window";
         let none = || Window { tokens: None, full_layers: Vec::new() };
         // null is none; a file that is silent has transformers' default
@@ -225,7 +365,7 @@ impl Family {
             false => Ok(Some(4096)),
         };
         let slides = match self {
-            Family::Llama | Family::Gemma => return Ok(none()),
+            Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite => return Ok(none()),
             Family::Mistral => return Ok(Window { tokens: tokens()?, full_layers: Vec::new() }),
             Family::Phi3 => {
                 let tokens = keys.optional(KEY, Keys::size)?;
@@ -238,6 +378,13 @@ impl Family {
                 let from = keys.optional("max_window_layers", Keys::count)?.unwrap_or(28);
                 layers_with_window(keys, layers, |layer| layer >= from)?
             }
+            Family::SmolLm3 => {
+                if keys.optional("use_sliding_window", Keys::flag)? != Some(true) || keys.get(KEY).is_none() {
+                    return Ok(none());
+                }
+                layers_with_window(keys, layers, |layer| unturned.contains(&layer))?
+            }
+            Family::Olmo3 => layers_with_window(keys, layers, |layer| !(layer + 1).is_multiple_of(4))?,
             Family::Gemma2 => layers_with_window(keys, layers, |layer| layer.is_multiple_of(2))?,
             Family::Gemma3 => {
                 let named = ["sliding_window_pattern", "_sliding_window_pattern"];

@@ -12,13 +12,16 @@ impl ModelConfig {
             DType::BF16 => "bfloat16",
             _ => "float32",
         };
-        let rope_parameters = match self.family {
-            Family::Gemma3 => json!({
+        let mut rope_parameters = match self.family {
+            Family::Gemma3 | Family::Olmo3 => json!({
                 "full_attention": parameters(&self.rope),
                 "sliding_attention": parameters(self.local_rope.as_ref().unwrap_or(&self.rope)),
             }),
             _ => parameters(&self.rope),
         };
+        if self.rotary_dim < self.head_dim {
+            rope_parameters["partial_rotary_factor"] = json!(self.rotary_dim as f64 / self.head_dim as f64);
+        }
         let activation = self.family.activation_names()[0];
         let mut json = json!({
             "architectures": [self.family.architecture()],
@@ -50,7 +53,10 @@ impl ModelConfig {
             let kind = |layer| if self.slides(layer) { "sliding_attention" } else { "full_attention" };
             json!((0..self.layers).map(kind).collect::<Vec<_>>())
         };
-        if !matches!(self.family, Family::Llama | Family::Gemma) {
+        if self.rotary_dim < self.head_dim {
+            json["partial_rotary_factor"] = json["rope_parameters"]["partial_rotary_factor"].clone();
+        }
+        if !matches!(self.family, Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite) {
             json["sliding_window"] = json!(self.sliding_window);
         }
         if self.family.is_gemma() {
@@ -69,9 +75,24 @@ impl ModelConfig {
                 json["attn_logit_softcapping"] = json!(self.attention_soft_cap);
                 json["final_logit_softcapping"] = json!(self.logit_soft_cap);
             }
-            Family::Llama | Family::Mistral | Family::Phi3 | Family::Gemma => {}
+            Family::Olmo3 => json["layer_types"] = types(),
+            Family::SmolLm3 => {
+                json["use_sliding_window"] = json!(self.sliding_window.is_some());
+                json["layer_types"] = types();
+                let turns = |layer| u8::from(self.turns(layer));
+                json["no_rope_layers"] = json!((0..self.layers).map(turns).collect::<Vec<_>>());
+            }
+            Family::Granite => {
+                if let Some(multipliers) = self.multipliers {
+                    json["embedding_multiplier"] = json!(multipliers.embedding);
+                    json["residual_multiplier"] = json!(multipliers.residual);
+                    json["attention_multiplier"] = json!(multipliers.attention);
+                    json["logits_scaling"] = json!(multipliers.logits);
+                }
+            }
+            Family::Llama | Family::Mistral | Family::Phi3 | Family::Gemma | Family::Olmo2 => {}
         }
-        if let Some(local) = &self.local_rope {
+        if let Some(local) = self.local_rope.as_ref().filter(|_| self.family == Family::Gemma3) {
             json["rope_local_base_freq"] = json!(local.theta);
             // the period that versions before `layer_types` know
             json["sliding_window_pattern"] =

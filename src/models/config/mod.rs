@@ -11,7 +11,7 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-pub use family::{AttentionBias, Family};
+pub use family::{AttentionBias, BlockNorms, Family, Multipliers, QueryKeyNorms};
 pub use rope::{Rope, RopeScaling, Yarn};
 
 use crate::graph::DType;
@@ -21,7 +21,7 @@ use crate::ops::rms_norm::Norm;
 use family::Window;
 use half::{bf16, f16};
 use keys::{Keys, MAX_SIZE, same};
-use rope::read_ropes;
+use rope::{read_ropes, read_rotary_dim};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::io;
@@ -75,14 +75,17 @@ pub struct ModelConfig {
     pub head_dim: usize,
     pub rms_norm_eps: f64,
     pub rope: Rope,
+    /// Elements at the beginning of a head that the rotary embedding turns, a multiple of 8.
+    pub rotary_dim: usize,
+    /// Layers whose queries and keys it does not turn.
+    pub unturned_layers: Vec<usize>,
     pub max_position_embeddings: usize,
     /// The head uses the embedding matrix.
     pub tied_head: bool,
     pub attention_bias: AttentionBias,
     /// Queries, keys and values come from one layer, `qkv_proj`, gate and up from another, `gate_up_proj`.
     pub joined_layers: bool,
-    /// Queries and keys are normalised head by head, before the rotary embedding.
-    pub head_norms: bool,
+    pub query_key_norms: QueryKeyNorms,
     /// A token sees so many of the last ones, itself among them; `None`: all.
     pub sliding_window: Option<usize>,
     /// Layers in which it sees all nevertheless.
@@ -92,8 +95,7 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Norms multiply by 1 + weight.
     pub unit_offset: bool,
-    /// What attention and MLP add to the stream is normalised first.
-    pub post_norms: bool,
+    pub block_norms: BlockNorms,
     /// Token embeddings are multiplied by the root of the hidden size.
     pub scaled_embedding: bool,
     /// Its inverse root scales attention's scores; `None`: that of `head_dim`.
@@ -102,6 +104,7 @@ pub struct ModelConfig {
     pub attention_soft_cap: Option<f64>,
     /// The same of the logits.
     pub logit_soft_cap: Option<f64>,
+    pub multipliers: Option<Multipliers>,
 }
 
 impl ModelConfig {
@@ -167,7 +170,8 @@ impl ModelConfig {
         };
         let positions = keys.optional("max_position_embeddings", Keys::size)?;
         let positions = positions.unwrap_or(family.default_positions());
-        let (rope, local_rope) = read_ropes(&keys, family, (positions, head_dim))?;
+        let rotary_dim = read_rotary_dim(&keys, family, head_dim)?;
+        let (rope, local_rope) = read_ropes(&keys, family, (positions, rotary_dim))?;
         let max_position_embeddings = match &rope.scaling {
             // who switches it on, as Qwen's cards say, leaves the old number beside it
             RopeScaling::Yarn(yarn) => positions.max(yarn.context()),
@@ -177,7 +181,9 @@ impl ModelConfig {
             }
             _ => positions,
         };
-        let Window { tokens: sliding_window, full_layers } = family.read_window(&keys, layers)?;
+        let unturned_layers = family.read_unturned(&keys, layers)?;
+        let Window { tokens: sliding_window, full_layers } =
+            family.read_window(&keys, layers, &unturned_layers)?;
         let [attention_soft_cap, logit_soft_cap] = family.read_soft_caps(&keys)?;
         let config = ModelConfig {
             family,
@@ -190,26 +196,29 @@ impl ModelConfig {
             head_dim,
             rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(family.default_eps()),
             rope,
+            rotary_dim,
+            unturned_layers,
             max_position_embeddings,
             tied_head: match whole.optional("tie_word_embeddings", Keys::flag)? {
                 Some(tied) => tied,
                 // what transformers 4 writes of the whole leaves the default out
-                None => keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.is_gemma()),
+                None => keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.default_tied()),
             },
             embedded,
             attention_bias: family.read_bias(&keys)?,
             joined_layers: family == Family::Phi3,
-            head_norms: family.head_norms(),
+            query_key_norms: family.query_key_norms(),
             sliding_window,
             full_layers,
             local_rope,
             activation: family.activation(),
             unit_offset: family.is_gemma(),
-            post_norms: family.post_norms(),
+            block_norms: family.block_norms(),
             scaled_embedding: family.is_gemma(),
             query_pre_attn_scalar: family.read_score_scale(&keys)?,
             attention_soft_cap,
             logit_soft_cap,
+            multipliers: family.read_multipliers(&keys)?,
         };
         config.check(&keys)?;
         Ok(config)
@@ -230,20 +239,46 @@ impl ModelConfig {
         self.sliding_window.is_some() && !self.full_layers.contains(&layer)
     }
 
+    /// Whether the rotary embedding turns the queries and keys of a layer.
+    pub fn turns(&self, layer: usize) -> bool {
+        !self.unturned_layers.contains(&layer)
+    }
+
     /// The constants of its norms.
+    ///
+    /// Where what attention and MLP add is multiplied by m, the stream is kept divided by m instead: what they add is added as it is,
+    /// token embeddings are divided by m, and a norm of x / m with eps / m² is that of x with eps.
     pub fn norm(&self) -> Norm {
-        Norm { eps: self.rms_norm_eps, unit_offset: self.unit_offset }
+        let residual = self.residual_multiplier();
+        Norm { eps: self.rms_norm_eps / (residual * residual), unit_offset: self.unit_offset }
+    }
+
+    fn residual_multiplier(&self) -> f64 {
+        self.multipliers.map_or(1.0, |multipliers| multipliers.residual)
+    }
+
+    /// What the logits are multiplied by.
+    pub fn logit_scale(&self) -> f64 {
+        self.multipliers.map_or(1.0, |multipliers| 1.0 / multipliers.logits)
     }
 
     /// How attention's scores are made.
     pub fn scoring(&self) -> Scoring {
         let usual = Scoring::of(self.head_dim);
-        let scale = self.query_pre_attn_scalar.map_or(usual.scale, |scalar| 1.0 / scalar.sqrt());
+        let scale = match (self.multipliers, self.query_pre_attn_scalar) {
+            (Some(multipliers), _) => multipliers.attention,
+            (None, Some(scalar)) => 1.0 / scalar.sqrt(),
+            (None, None) => usual.scale,
+        };
         Scoring { scale, soft_cap: self.attention_soft_cap, ..usual }
     }
 
-    /// What token embeddings are multiplied by, in the type that the table is stored in, as transformers has it.
+    /// What token embeddings are multiplied by, in the type that the table is stored in where transformers has it so.
     pub fn embedding_scale(&self, dtype: DType) -> f64 {
+        if let Some(multipliers) = self.multipliers {
+            // see `norm`
+            return multipliers.embedding / multipliers.residual;
+        }
         let root = (self.hidden_size as f64).sqrt();
         match dtype {
             _ if !self.scaled_embedding => 1.0,
@@ -281,7 +316,11 @@ impl ModelConfig {
     fn layer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
         let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut shapes = vec![("input_layernorm.weight", vec![hidden])];
+        let mut shapes = Vec::new();
+        let norms = self.block_norms;
+        if norms.before_attention().is_some() {
+            shapes.push(("input_layernorm.weight", vec![hidden]));
+        }
         shapes.extend(match self.joined_layers {
             true => vec![("self_attn.qkv_proj.weight", vec![queries + 2 * keys, hidden])],
             false => vec![
@@ -307,15 +346,26 @@ impl ModelConfig {
         if self.attention_bias == AttentionBias::All {
             shapes.push(("self_attn.o_proj.bias", vec![hidden]));
         }
-        if self.post_norms {
+        if norms == BlockNorms::Around {
             shapes.push(("pre_feedforward_layernorm.weight", vec![hidden]));
+        }
+        if norms.after_mlp().is_some() {
             shapes.push(("post_feedforward_layernorm.weight", vec![hidden]));
         }
-        if self.head_norms {
-            shapes.push(("self_attn.q_norm.weight", vec![self.head_dim]));
-            shapes.push(("self_attn.k_norm.weight", vec![self.head_dim]));
+        if let Some([query, key]) = self.query_key_norm_widths() {
+            shapes.push(("self_attn.q_norm.weight", vec![query]));
+            shapes.push(("self_attn.k_norm.weight", vec![key]));
         }
         shapes
+    }
+
+    /// The widths of the norms of queries and of keys.
+    pub(in crate::models) fn query_key_norm_widths(&self) -> Option<[usize; 2]> {
+        match self.query_key_norms {
+            QueryKeyNorms::None => None,
+            QueryKeyNorms::ByHead => Some([self.head_dim; 2]),
+            QueryKeyNorms::Whole => Some([self.heads * self.head_dim, self.kv_heads * self.head_dim]),
+        }
     }
 
     fn outer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
@@ -357,14 +407,11 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
     if keys.optional("mlp_bias", Keys::flag)? == Some(true) {
         return Err(keys.refused("mlp_bias", &Value::Bool(true), "the linear layers of MLPs have no bias"));
     }
-    let expected = [
-        ("partial_rotary_factor", json!(1.0), "the rotary embedding turns whole heads"),
-        (
-            "attention_dropout",
-            json!(0.0),
-            "attention weights are not dropped; set it to 0.0 to go on without",
-        ),
-    ];
+    let expected = [(
+        "attention_dropout",
+        json!(0.0),
+        "attention weights are not dropped; set it to 0.0 to go on without",
+    )];
     let dropped = [
         ("resid_pdrop", json!(0.0), "what blocks add is not dropped; set it to 0.0 to go on without"),
         ("embd_pdrop", json!(0.0), "token embeddings are not dropped; set it to 0.0 to go on without"),

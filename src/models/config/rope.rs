@@ -60,15 +60,15 @@ pub struct Yarn {
 }
 
 impl Rope {
-    /// Radians per position for each pair of elements, `[head_dim / 2]`.
-    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
-        let unscaled = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
+    /// Radians per position for each pair of the elements of a head that are turned, `[rotary_dim / 2]`.
+    pub fn inverse_frequencies(&self, rotary_dim: usize) -> Vec<f32> {
+        let unscaled = (0..rotary_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / rotary_dim as f64));
         match &self.scaling {
             RopeScaling::LongRope { short_factor, .. } => {
                 unscaled.zip(short_factor).map(|(frequency, factor)| (frequency / factor) as f32).collect()
             }
             RopeScaling::Yarn(yarn) => {
-                let share = yarn.interpolated(self.theta, head_dim);
+                let share = yarn.interpolated(self.theta, rotary_dim);
                 let scaled =
                     unscaled.zip(share).map(|(f, share)| f / yarn.factor * share + f * (1.0 - share));
                 scaled.map(|frequency| frequency as f32).collect()
@@ -105,33 +105,33 @@ impl Rope {
         }
     }
 
-    /// What Llama 3.1's scaling divides each frequency by, `[head_dim / 2]`; `None` for other scalings.
-    pub fn llama3_factors(&self, head_dim: usize) -> Option<Vec<f32>> {
+    /// What Llama 3.1's scaling divides each frequency by, `[rotary_dim / 2]`; `None` for other scalings.
+    pub fn llama3_factors(&self, rotary_dim: usize) -> Option<Vec<f32>> {
         if !matches!(self.scaling, RopeScaling::Llama3 { .. }) {
             return None;
         }
-        let unscaled = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
+        let unscaled = (0..rotary_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / rotary_dim as f64));
         Some(unscaled.map(|frequency| (frequency / self.scaling.apply(frequency)) as f32).collect())
     }
 }
 
 impl Yarn {
     /// Of each pair's frequency the share that is divided.
-    fn interpolated(self, theta: f64, head_dim: usize) -> impl Iterator<Item = f64> {
+    fn interpolated(self, theta: f64, rotary_dim: usize) -> impl Iterator<Item = f64> {
         // the number of the pair that turns so often in the first context
         let pair = |turns: f64| {
             let context = self.original_max_position_embeddings as f64;
-            head_dim as f64 * (context / (turns * TAU)).ln() / (2.0 * theta.ln())
+            rotary_dim as f64 * (context / (turns * TAU)).ln() / (2.0 * theta.ln())
         };
         let (mut low, mut high) = (pair(self.beta_fast), pair(self.beta_slow));
         if self.truncate {
             (low, high) = (low.floor(), high.ceil());
         }
-        (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+        (low, high) = (low.max(0.0), high.min(rotary_dim as f64 - 1.0));
         if low == high {
             high += 0.001;
         }
-        (0..head_dim / 2).map(move |i| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0))
+        (0..rotary_dim / 2).map(move |i| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0))
     }
 
     /// The attention factor where a file names none: the paper's.
@@ -212,21 +212,52 @@ impl RopeScaling {
     }
 }
 
-/// The rotary embedding, and another one of layers with a window, which Gemma 3 has. `sizes`: the context and a head's.
+const PARTIAL: &str = "partial_rotary_factor";
+const WHOLE_HEADS: &str = "this family's rotary embedding turns whole heads";
+
+/// `rope_scaling` of transformers 4, which is preferred where both are there, and `rope_parameters` of transformers 5.
+fn rope_objects<'a>(keys: &Keys<'a>) -> Result<[Option<Keys<'a>>; 2], ConfigError> {
+    Ok([keys.inner("rope_scaling", "rope_scaling.")?, keys.inner("rope_parameters", "rope_parameters.")?])
+}
+
+/// Elements at the beginning of a head that are turned: a part of it in Phi 4 mini.
+pub(super) fn read_rotary_dim(
+    keys: &Keys<'_>,
+    family: Family,
+    head_dim: usize,
+) -> Result<usize, ConfigError> {
+    let [older, newer] = rope_objects(keys)?;
+    let within = older.or(newer).filter(|rope| rope.get(PARTIAL).is_some());
+    let keys = within.as_ref().unwrap_or(keys);
+    let Some(value) = keys.get(PARTIAL).filter(|value| !same(value, &json!(1.0))) else {
+        return Ok(head_dim);
+    };
+    if family != Family::Phi3 {
+        return Err(keys.refused(PARTIAL, value, WHOLE_HEADS));
+    }
+    let turned = (head_dim as f64 * keys.positive(PARTIAL)?) as usize;
+    if turned == 0 || turned > head_dim || !turned.is_multiple_of(8) {
+        let expected =
+            format!("a part of a head's {head_dim} elements that is a multiple of 8, as the kernels need it");
+        return Err(keys.wrong(PARTIAL, value, expected));
+    }
+    Ok(turned)
+}
+
+/// The rotary embedding, and another one of layers with a window, which Gemma 3 and OLMo 3 have. `sizes`: the context, and what of a head
+/// is turned.
 pub(super) fn read_ropes(
     keys: &Keys<'_>,
     family: Family,
     sizes: (usize, usize),
 ) -> Result<(Rope, Option<Rope>), ConfigError> {
-    // `rope_scaling` is preferred where both spellings are there, as transformers does
-    let older = keys.inner("rope_scaling", "rope_scaling.")?;
-    let newer = keys.inner("rope_parameters", "rope_parameters.")?;
+    let [older, newer] = rope_objects(keys)?;
     let read = |theta: &str, usual, rope: Option<&Keys<'_>>| {
         let theta = keys.optional(theta, Keys::positive)?;
         read_rope(keys, family, theta, usual, rope, sizes)
     };
     let theta = family.default_theta();
-    if family != Family::Gemma3 {
+    if !matches!(family, Family::Gemma3 | Family::Olmo3) {
         return Ok((read("rope_theta", theta, older.or(newer).as_ref())?, None));
     }
     let of = |kind: &str, prefix: &str| match &newer {
@@ -237,8 +268,15 @@ pub(super) fn read_ropes(
     let sliding = of("sliding_attention", "sliding_attention.")?;
     let stated = full.as_ref().map_or(Ok(None), |full| full.optional("rope_theta", Keys::positive))?;
     let global = read("rope_theta", stated.unwrap_or(theta), older.or(full).as_ref())?;
-    let local = read("rope_local_base_freq", 1e4, sliding.as_ref())?;
-    Ok((global, Some(local)))
+    let local = match family {
+        Family::Olmo3 => {
+            // by the same angles, but for the scaling
+            let local = read("rope_theta", theta, sliding.as_ref())?;
+            if local == global { None } else { Some(local) }
+        }
+        _ => Some(read("rope_local_base_freq", 1e4, sliding.as_ref())?),
+    };
+    Ok((global, local))
 }
 
 /// `theta` and `usual`: where the object says nothing, and where the file says nothing.
@@ -262,20 +300,20 @@ fn long_attention_factor(factor: f64, original: usize) -> f64 {
     if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() }
 }
 
-/// The factors of short texts, one for each pair of a head's elements.
+/// The factors of short and long texts, one for each pair of elements that are turned.
 fn read_long_rope(
     rope: &Keys<'_>,
     original: usize,
     max_position_embeddings: usize,
-    head_dim: usize,
+    rotary_dim: usize,
 ) -> Result<RopeScaling, ConfigError> {
-    let pairs = head_dim / 2;
+    let pairs = rotary_dim / 2;
     let factors = |key: &str| {
         let value = rope.required(key)?;
         let numbers = |list: &Vec<Value>| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
         let all = value.as_array().and_then(numbers);
         all.filter(|all| all.len() == pairs && all.iter().all(|factor| *factor > 0.0)).ok_or_else(|| {
-            let expected = format!("{pairs} numbers above 0, one for each pair of a head's elements");
+            let expected = format!("{pairs} numbers above 0, one for each pair of elements that are turned");
             rope.wrong(key, value, expected)
         })
     };
@@ -298,12 +336,12 @@ fn read_scaling(
     family: Family,
     rope: &Keys<'_>,
     theta: f64,
-    (max_position_embeddings, head_dim): (usize, usize),
+    (max_position_embeddings, rotary_dim): (usize, usize),
 ) -> Result<RopeScaling, ConfigError> {
-    if let Some(value) = rope.get("partial_rotary_factor")
-        && !same(value, &json!(1.0))
+    if family != Family::Phi3
+        && let Some(value) = rope.get(PARTIAL).filter(|value| !same(value, &json!(1.0)))
     {
-        return Err(rope.refused("partial_rotary_factor", value, "the rotary embedding turns whole heads"));
+        return Err(rope.refused(PARTIAL, value, WHOLE_HEADS));
     }
     // Stored beside the object by some exporters, which then counts; else as in the first training.
     let original_positions = || {
@@ -324,7 +362,7 @@ fn read_scaling(
         "linear" => Ok(RopeScaling::Linear { factor: rope.positive("factor")? }),
         // the first files of Phi 3 say su, or yarn, and mean this
         "longrope" | "su" | "yarn" if family == Family::Phi3 => {
-            read_long_rope(rope, original_positions()?, max_position_embeddings, head_dim)
+            read_long_rope(rope, original_positions()?, max_position_embeddings, rotary_dim)
         }
         "yarn" => {
             let yarn = Yarn::read(rope, original_positions()?, max_position_embeddings)?;

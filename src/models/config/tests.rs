@@ -58,21 +58,24 @@ fn both_spellings_of_transformers_are_equal() {
             head_dim: 16,
             rms_norm_eps: 1e-5,
             rope: Rope { theta: 10_000.0, scaling },
+            rotary_dim: 16,
+            unturned_layers: Vec::new(),
             max_position_embeddings: 128,
             tied_head: model == "llama",
             attention_bias: AttentionBias::None,
             joined_layers: false,
-            head_norms: false,
+            query_key_norms: QueryKeyNorms::None,
             sliding_window: None,
             full_layers: Vec::new(),
             local_rope: None,
             activation: Activation::Silu,
             unit_offset: false,
-            post_norms: false,
+            block_norms: BlockNorms::Before,
             scaled_embedding: false,
             query_pre_attn_scalar: None,
             attention_soft_cap: None,
             logit_soft_cap: None,
+            multipliers: None,
         };
         assert_eq!(config, expected, "{model}");
     }
@@ -83,13 +86,18 @@ fn families_differ_as_their_files_say() {
     for model in ["mistral", "qwen2", "qwen3", "llama_biased"] {
         let config = read_fixture(model, "config.json");
         assert_eq!(config, read_fixture(model, "config.v4.json"), "{model}");
-        let own =
-            (config.family, config.attention_bias, config.head_norms, config.sliding_window, config.head_dim);
+        let own = (
+            config.family,
+            config.attention_bias,
+            config.query_key_norms,
+            config.sliding_window,
+            config.head_dim,
+        );
         let expected = match model {
-            "mistral" => (Family::Mistral, AttentionBias::None, false, Some(8), 16),
-            "qwen2" => (Family::Qwen2, AttentionBias::Inputs, false, None, 16),
-            "qwen3" => (Family::Qwen3, AttentionBias::None, true, None, 32),
-            _ => (Family::Llama, AttentionBias::All, false, None, 16),
+            "mistral" => (Family::Mistral, AttentionBias::None, QueryKeyNorms::None, Some(8), 16),
+            "qwen2" => (Family::Qwen2, AttentionBias::Inputs, QueryKeyNorms::None, None, 16),
+            "qwen3" => (Family::Qwen3, AttentionBias::None, QueryKeyNorms::ByHead, None, 32),
+            _ => (Family::Llama, AttentionBias::All, QueryKeyNorms::None, None, 16),
         };
         assert_eq!(own, expected);
         let written = config.to_json(DType::BF16).to_string();
@@ -165,7 +173,9 @@ fn gemmas_are_what_their_files_say() {
         let two = model != "gemma";
         let full: &[usize] = if two { &[1] } else { &[] };
         assert_eq!((config.sliding_window, &config.full_layers[..]), (two.then_some(8), full), "{model}");
-        assert_eq!((config.post_norms, config.head_norms), (two, model == "gemma3"));
+        let norms = if two { BlockNorms::Around } else { BlockNorms::Before };
+        let by_head = if model == "gemma3" { QueryKeyNorms::ByHead } else { QueryKeyNorms::None };
+        assert_eq!((config.block_norms, config.query_key_norms), (norms, by_head));
         let caps = (config.attention_soft_cap, config.logit_soft_cap);
         assert_eq!(caps, if model == "gemma2" { (Some(3.0), Some(4.0)) } else { (None, None) });
         let scale = if model == "gemma2" { 24.0f64 } else { 32.0 };
@@ -242,13 +252,118 @@ fn phi3_is_what_its_files_say() {
     let mut short = json["rope_scaling"].clone();
     short["short_factor"] = json!([1.0, 2.0]);
     for (key, value, part) in [
-        ("partial_rotary_factor", json!(0.75), "partial_rotary_factor = 0.75 is not supported"),
+        (
+            "partial_rotary_factor",
+            json!(0.75),
+            "partial_rotary_factor is 0.75, expected a part of a head's 16",
+        ),
+        (
+            "partial_rotary_factor",
+            json!(0.5),
+            "rope_scaling.short_factor is [1.0,1.0,1.1,1.25,1.5,1.75,2.0,2.5], expected 4",
+        ),
         ("resid_pdrop", json!(0.1), "resid_pdrop = 0.1 is not supported"),
         ("rope_scaling", short, "rope_scaling.short_factor is [1.0,2.0], expected 8 numbers"),
     ] {
         let text = with(key, value).unwrap_err().to_string();
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[test]
+fn a_part_of_each_head_is_turned_where_the_file_says_so() {
+    let config = read_fixture("phi4_mini", "config.json");
+    assert_eq!(config, read_fixture("phi4_mini", "config.v4.json"));
+    assert_eq!((config.head_dim, config.rotary_dim, config.tied_head), (16, 8, true));
+    assert_eq!(config.rope.inverse_frequencies(config.rotary_dim).len(), 4);
+    let written = config.to_json(DType::BF16).to_string();
+    assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    for family in ["LlamaForCausalLM", "GraniteForCausalLM"] {
+        let own = ("architectures", json!([family]));
+        let text = message(&[own.clone(), ("partial_rotary_factor", json!(0.5))]);
+        assert!(text.contains("partial_rotary_factor = 0.5 is not supported"), "{text}");
+        let within = json!({ "rope_type": "default", "partial_rotary_factor": 0.5 });
+        let text = message(&[own, ("rope_parameters", within)]);
+        assert!(text.contains("rope_parameters.partial_rotary_factor = 0.5 is not supported"), "{text}");
+    }
+}
+
+#[test]
+fn olmos_are_what_their_files_say() {
+    for model in ["olmo2", "olmo3"] {
+        let config = read_fixture(model, "config.json");
+        assert_eq!(config, read_fixture(model, "config.v4.json"), "{model}");
+        assert_eq!((config.block_norms, config.query_key_norms), (BlockNorms::After, QueryKeyNorms::Whole));
+        let written = config.to_json(DType::BF16).to_string();
+        assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+        let names: Vec<String> = config.expected_shapes().into_iter().map(|(name, _)| name).collect();
+        let first = |part: &str| names.contains(&format!("model.layers.0.{part}.weight"));
+        assert!(!first("input_layernorm") && !first("pre_feedforward_layernorm"));
+        assert!(first("post_attention_layernorm") && first("post_feedforward_layernorm"));
+    }
+    let third = read_fixture("olmo3", "config.json");
+    assert_eq!((third.sliding_window, &third.full_layers[..]), (Some(8), &[3][..]));
+    assert!(matches!(third.rope.scaling, RopeScaling::Yarn(_)));
+    assert_eq!(third.local_rope, Some(Rope { theta: 5e5, scaling: RopeScaling::None }));
+    // what a file leaves to transformers
+    let of = |architecture: &str| {
+        parse_with(&[("architectures", json!([architecture])), ("num_hidden_layers", json!(9))]).unwrap()
+    };
+    let (second, third) = (of("Olmo2ForCausalLM"), of("Olmo3ForCausalLM"));
+    assert_eq!((second.rope.theta, second.rms_norm_eps, second.sliding_window), (1e4, 1e-5, None));
+    assert_eq!((third.rope.theta, third.local_rope, third.kv_heads), (5e5, None, 4));
+    assert_eq!((third.sliding_window, third.full_layers), (Some(4096), vec![3, 7]));
+}
+
+#[test]
+fn smollm3_has_layers_without_a_rotary_embedding() {
+    let config = read_fixture("smollm3", "config.json");
+    assert_eq!(config, read_fixture("smollm3", "config.v4.json"));
+    assert_eq!((&config.unturned_layers[..], config.tied_head), (&[3][..], true));
+    let written = config.to_json(DType::BF16).to_string();
+    assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    let with = |changes: &[(&str, Value)]| {
+        let own = [
+            ("architectures", json!(["SmolLM3ForCausalLM"])),
+            ("num_key_value_heads", json!(2)),
+            ("num_hidden_layers", json!(4)),
+        ];
+        parse_with(&[&own[..], changes].concat())
+    };
+    let usual = with(&[]).unwrap();
+    assert_eq!((usual.unturned_layers, usual.tied_head, usual.rope.theta), (vec![3], true, 2e6));
+    assert_eq!(with(&[("no_rope_layer_interval", json!(2))]).unwrap().unturned_layers, [1, 3]);
+    // longer lists are of models that were cut
+    let listed = with(&[("no_rope_layers", json!([0, 1, 1, 1, 0]))]).unwrap();
+    assert_eq!(listed.unturned_layers, [0]);
+    let window = [("sliding_window", json!(9)), ("use_sliding_window", json!(true))];
+    let windowed = with(&window).unwrap();
+    assert_eq!((windowed.sliding_window, windowed.full_layers), (Some(9), vec![0, 1, 2]));
+    assert_eq!(with(&window[..1]).unwrap().sliding_window, None);
+    assert_eq!(with(&window[1..]).unwrap().sliding_window, None);
+    for wrong in [json!([1, 1, 0]), json!([1, 1, 1, 2]), json!(4)] {
+        let text = with(&[("no_rope_layers", wrong)]).unwrap_err().to_string();
+        assert!(text.contains("no_rope_layers is") && text.contains("each of 4 layers"), "{text}");
+    }
+}
+
+#[test]
+fn granite_has_multipliers() {
+    let config = read_fixture("granite", "config.json");
+    assert_eq!(config, read_fixture("granite", "config.v4.json"));
+    let multipliers = Multipliers { embedding: 3.0, residual: 0.22, attention: 0.0625, logits: 4.0 };
+    assert_eq!(config.multipliers, Some(multipliers));
+    assert_eq!((config.scoring().scale, config.logit_scale()), (0.0625, 0.25));
+    let written = config.to_json(DType::BF16).to_string();
+    assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    let plain = parse_with(&[("architectures", json!(["GraniteForCausalLM"]))]).unwrap();
+    let ones = Multipliers { embedding: 1.0, residual: 1.0, attention: 1.0, logits: 1.0 };
+    assert_eq!((plain.multipliers, plain.scoring().scale), (Some(ones), 1.0));
+    let text =
+        message(&[("architectures", json!(["GraniteForCausalLM"])), ("residual_multiplier", json!(0))]);
+    assert!(text.contains("residual_multiplier is 0, expected a number above 0"), "{text}");
+    // nobody else reads them
+    assert_eq!(parse_with(&[("residual_multiplier", json!(0.5))]).unwrap().multipliers, None);
 }
 
 #[test]
@@ -490,7 +605,7 @@ fn other_architectures_are_refused_by_name() {
         text,
         "config.json: the architecture GPTNeoXForCausalLM is not supported; supported: LlamaForCausalLM, \
          MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, \
-         Gemma3ForConditionalGeneration"
+         Olmo2ForCausalLM, Olmo3ForCausalLM, SmolLM3ForCausalLM, GraniteForCausalLM, Gemma3ForConditionalGeneration"
     );
     assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
     assert!(message(&[("architectures", json!("Llama"))]).contains("architectures is \"Llama\""));

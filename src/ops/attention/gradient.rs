@@ -40,6 +40,10 @@ impl AttentionGradient {
         self.turns_query || self.turns_key
     }
 
+    fn turn(&self) -> Rope {
+        Rope { inverse: true, head_dim: self.scoring.head_dim }
+    }
+
     /// Turns a gradient back where that is asked for.
     fn turn_back(
         &self,
@@ -50,7 +54,7 @@ impl AttentionGradient {
     ) {
         if asked {
             let operands = [gradient.clone(), inputs[9].clone(), inputs[10].clone()];
-            *gradient = Rope { inverse: true }.reference(&operands, &[ty]).swap_remove(0);
+            *gradient = self.turn().reference(&operands, &[ty]).swap_remove(0);
         }
     }
 }
@@ -68,7 +72,7 @@ impl Operation for AttentionGradient {
         })?;
         if self.turns() {
             let (positions, table) = (inputs[9], inputs[10]);
-            Rope { inverse: true }.infer(&[q, positions, table])?;
+            self.turn().infer(&[q, positions, table])?;
             expect(self.name(), table.cols() == self.scoring.head_dim, || {
                 format!("angles {table} are not of heads of {}", self.scoring.head_dim)
             })?;
@@ -133,6 +137,7 @@ impl Operation for AttentionGradient {
             let angles = Angles {
                 positions: Place::Input(9),
                 table: Place::Input(10),
+                rotary_dim: self.scoring.head_dim,
                 head_dim: self.scoring.head_dim,
             };
             for (output, asked) in [self.turns_query, self.turns_key].into_iter().enumerate() {

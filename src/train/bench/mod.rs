@@ -9,7 +9,9 @@ use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
-use crate::models::{AttentionBias, Family, ModelConfig, Network, Rope, RopeScaling};
+use crate::models::{
+    AttentionBias, BlockNorms, Family, ModelConfig, Network, QueryKeyNorms, Rope, RopeScaling,
+};
 use crate::nn::{PlainLayers, Storage, WeightMode};
 use crate::ops::adamw::Hyper;
 use crate::ops::glu::Activation;
@@ -99,21 +101,24 @@ pub fn small_config() -> ModelConfig {
         head_dim: 64,
         rms_norm_eps: 1e-5,
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        rotary_dim: 64,
+        unturned_layers: Vec::new(),
         max_position_embeddings: 131_072,
         tied_head: false,
         attention_bias: AttentionBias::None,
         joined_layers: false,
-        head_norms: false,
+        query_key_norms: QueryKeyNorms::None,
         sliding_window: None,
         full_layers: Vec::new(),
         local_rope: None,
         activation: Activation::Silu,
         unit_offset: false,
-        post_norms: false,
+        block_norms: BlockNorms::Before,
         scaled_embedding: false,
         query_pre_attn_scalar: None,
         attention_soft_cap: None,
         logit_soft_cap: None,
+        multipliers: None,
     }
 }
 
