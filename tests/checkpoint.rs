@@ -99,6 +99,33 @@ fn a_missing_tensor_names_the_nearest() {
     assert!(text.contains("model.safetensors"), "{text}");
 }
 
+/// A head in the files of a model whose configuration says that it is the embedding: a copy is none.
+#[test]
+fn a_head_that_is_not_the_embedding_is_refused_where_it_should_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = fs::read(fixture("llama").join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let embedding = file.tensor("model.embed_tokens.weight").unwrap();
+    let mut other = embedding.data().to_vec();
+    // one number of one row
+    other[4096 * 3] ^= 1;
+    let with_head = |head: &[u8]| {
+        let view = safetensors::tensor::TensorView::new(embedding.dtype(), embedding.shape().to_vec(), head)
+            .unwrap();
+        let mut tensors: Vec<_> = file.iter().collect();
+        tensors.push(("lm_head.weight", view));
+        fs::write(folder.path().join("model.safetensors"), safetensors::serialize(tensors, None).unwrap())
+            .unwrap();
+        Checkpoint::open(folder.path()).unwrap()
+    };
+    with_head(embedding.data()).check_tied(true).unwrap();
+    let different = with_head(&other);
+    different.check_tied(false).unwrap();
+    let text = different.check_tied(true).unwrap_err().to_string();
+    assert!(text.contains("lm_head.weight is not model.embed_tokens.weight"), "{text}");
+    assert!(text.contains("tie_word_embeddings"), "{text}");
+}
+
 #[test]
 fn a_wrong_shape_says_what_was_expected() {
     let checkpoint = Checkpoint::open(&fixture("llama")).unwrap();

@@ -962,6 +962,7 @@ fn losses_of_other_families_equal_pytorchs() {
     equals_pytorch("olmo3", "all-linear", "q_norm,post_feedforward_layernorm");
     equals_pytorch("smollm3", "q_proj,down_proj", "");
     equals_pytorch("granite", "all-linear", "");
+    equals_pytorch("ministral3", "q_proj,v_proj", "");
 }
 
 /// The head's weight is the token embedding here, and its adapter changes the logits alone.

@@ -11,7 +11,7 @@ use engraft::fuse::Fusions;
 use engraft::generate::{CacheSize, Generator};
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
 use engraft::graph::{Choices, DType, DeviceProfile, Leaf, LeafKind};
-use engraft::models::{ModelConfig, Network};
+use engraft::models::{ModelConfig, Multipliers, Network};
 use engraft::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
 use engraft::ops::matmul::{Extents, Variant};
@@ -265,9 +265,9 @@ fn scaled_embeddings_in_host_memory_change_no_bit() {
         (Precision::F16True, Quantize::Int8),
     ] {
         let resident = QuantizeOptions { kind, head: kind != Quantize::None }.storage(precision);
-        let run = |host_embedding: bool, scaled_embedding: bool| {
+        let run = |host_embedding: bool, scaled_embedding: bool, multipliers: Option<Multipliers>| {
             let base = network(precision, 0.0);
-            let config = ModelConfig { scaled_embedding, layers: 2, ..base.config.clone() };
+            let config = ModelConfig { scaled_embedding, multipliers, layers: 2, ..base.config.clone() };
             let adapter = Some(spec_of_targets(&config, &[], 8, 16.0, 0.0).unwrap());
             let weights = WeightMode::Frozen(Storage { host_embedding, ..resident });
             let network = Network { config, adapter, weights, ..base };
@@ -277,9 +277,14 @@ fn scaled_embeddings_in_host_memory_change_no_bit() {
             trainer.accumulate(&batch, 1.0).unwrap();
             (trainer.evaluate([&batch]).unwrap(), trainer.optimiser().gradients().unwrap())
         };
-        let expected = run(false, true);
-        assert!(expected == run(true, true), "{precision:?} {kind}");
-        assert!(expected.0 != run(true, false).0, "{precision:?} {kind}: the scale counts");
+        let granite = Some(Multipliers { embedding: 12.0, residual: 0.22, attention: 0.125, logits: 4.0 });
+        let mut losses = vec![run(true, false, None).0];
+        for (scaled_embedding, multipliers) in [(true, None), (false, granite)] {
+            let expected = run(false, scaled_embedding, multipliers);
+            assert!(expected == run(true, scaled_embedding, multipliers), "{precision:?} {kind}");
+            assert!(!losses.contains(&expected.0), "{precision:?} {kind}: the scale counts");
+            losses.push(expected.0);
+        }
     }
 }
 

@@ -579,6 +579,7 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
         ("olmo3", plain("olmo3"), false),
         ("smollm3", plain("smollm3"), true),
         ("granite", plain("granite"), true),
+        ("ministral3", plain("ministral3"), true),
     ]
     .into_iter()
     .enumerate()
@@ -603,16 +604,22 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
     }
 }
 
-/// A Gemma 3 within one that sees images too: PEFT finds the adapter's layers and no others, transformers all weights.
+/// A Gemma 3 and a Ministral 3 within one that sees images too: PEFT finds the adapter's layers and no others, transformers all weights.
 #[test]
 fn an_embedded_language_model_keeps_the_names_of_the_whole() {
+    for name in ["gemma3", "ministral3"] {
+        keeps_the_names_of_the_whole(name);
+    }
+}
+
+fn keeps_the_names_of_the_whole(name: &str) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (base, run, out) = (path("base"), path("adapter"), path("merged"));
-    if python("make_embedded.py", &[model("gemma3").to_str().unwrap(), &base]).is_none() {
+    if python("make_embedded.py", &[model(name).to_str().unwrap(), &base]).is_none() {
         return;
     }
-    let plain = Adapter::read(&model("gemma3").join("ref/adapter")).unwrap();
+    let plain = Adapter::read(&model(name).join("ref/adapter")).unwrap();
     let adapter = Adapter { embedded: true, ..plain };
     adapter.write(Path::new(&run)).unwrap();
     assert_eq!(Adapter::read(Path::new(&run)).unwrap(), adapter);

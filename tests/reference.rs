@@ -385,6 +385,14 @@ fn smollm3_equals_pytorch() {
     }
 }
 
+/// Queries that are scaled by their positions, beyond the first context of yarn.
+#[test]
+fn ministral3_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "ministral3");
+    }
+}
+
 /// Multipliers of embeddings, of what is added to the stream, of scores and of logits.
 #[test]
 fn granite_equals_pytorch() {
@@ -399,7 +407,18 @@ fn full_gradients_equal_pytorchs() {
     let Some(gpu) = common::gpu() else { return };
     let scratch = tempfile::tempdir().unwrap();
     let older = ["llama_biased", "mistral", "qwen2", "qwen3", "qwen3 with yarn"];
-    let newer = ["gemma", "gemma2", "gemma3", "phi3", "phi4_mini", "olmo2", "olmo3", "smollm3", "granite"];
+    let newer = [
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi4_mini",
+        "olmo2",
+        "olmo3",
+        "smollm3",
+        "granite",
+        "ministral3",
+    ];
     for name in older.into_iter().chain(newer) {
         let mut reference = Reference::read(name.split(' ').next().unwrap());
         if name.ends_with("yarn") {

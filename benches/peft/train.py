@@ -35,6 +35,7 @@ SHAPES = {
     "gemma-2-2b": ("Gemma2", 256000, 2304, 9216, 26, 8, 4, 256, True),
     "smollm3-3b": ("SmolLM3", 128256, 2048, 11008, 36, 16, 4, 128, True),
     "llama-3.2-3b": ("Llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
+    "ministral-3-3b": ("Ministral3", 131072, 3072, 9216, 26, 32, 8, 128, True),
     "phi-3.5-mini": ("Phi3", 32064, 3072, 8192, 32, 32, 32, 96, False),
     "phi-4-mini": ("Phi3", 200064, 3072, 8192, 32, 24, 8, 128, True),
     "qwen3-4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
@@ -46,7 +47,7 @@ SHAPES = {
     "gemma-2-9b": ("Gemma2", 256000, 3584, 14336, 42, 16, 8, 256, True),
     "phi-4": ("Phi3", 100352, 5120, 17920, 40, 40, 10, 128, False),
 }
-HEAD_DIM = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text"]
+HEAD_DIM = ["Llama", "Mistral", "Ministral3", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 JOINED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 

@@ -44,6 +44,12 @@ pub enum CheckpointError {
         path.display()
     )]
     Embedded { path: PathBuf, tensor: String },
+    #[error(
+        "{}: lm_head.weight is not model.embed_tokens.weight, but config.json has tie_word_embeddings true (or says nothing, which means it \
+         for this family); set it to false there if the head is the model's, or remove lm_head.weight",
+        path.display()
+    )]
+    HeadOfItsOwn { path: PathBuf },
     #[error("{path}: tensor {tensor:?} not found{}", did_you_mean(nearest))]
     TensorMissing { path: PathBuf, tensor: String, nearest: Vec<String> },
     #[error(

@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 /// A model's weights in one file.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
 const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The weights of a model, memory-mapped: opening costs the headers only. Whole models are read with
@@ -313,6 +314,29 @@ impl Checkpoint {
             }
             None => Ok(()),
         }
+    }
+
+    /// Refuses a head of its own beside a configuration that says the head is the token embedding. Some exporters store a copy of that,
+    /// which is none; parts of both are compared.
+    ///
+    /// # Errors
+    /// A head that differs from the embedding: transformers 4 would take the embedding, transformers 5 the head.
+    pub fn check_tied(&self, tied: bool) -> Result<(), CheckpointError> {
+        const PARTS: usize = 64;
+        const PART: usize = 4096;
+        if !tied || !self.contains(HEAD) || !self.contains(EMBEDDING) {
+            return Ok(());
+        }
+        let ((head_type, head), (embedding_type, embedding)) = (self.raw(HEAD)?, self.raw(EMBEDDING)?);
+        if head_type != embedding_type || head.len() != embedding.len() {
+            return Ok(());
+        }
+        let step = (head.len() / PARTS).max(PART);
+        let same = head.chunks(step).zip(embedding.chunks(step)).all(|(a, b)| {
+            let part = a.len().min(PART);
+            a[..part] == b[..part]
+        });
+        if same { Ok(()) } else { Err(CheckpointError::HeadOfItsOwn { path: self.path.clone() }) }
     }
 
     /// What a tensor is called in the files, or would be if it were there.

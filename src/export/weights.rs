@@ -119,6 +119,7 @@ impl ModelWeights {
         }
         let checkpoint = Checkpoint::open(model_dir)?;
         checkpoint.check_embedded(config.embedded)?;
+        checkpoint.check_tied(config.tied_head)?;
         let shapes = config.expected_shapes();
         checkpoint.check(shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         let stored = checkpoint.quantised()?;

@@ -102,7 +102,7 @@ mod tests {
     use crate::ops::rope::rope;
 
     const TOKENS: usize = 3;
-    const D: usize = 8;
+    const D: usize = 16;
 
     struct Sketch {
         graph: Graph,
@@ -111,28 +111,30 @@ mod tests {
         visibility: Visibility,
     }
 
-    fn sketch() -> Sketch {
+    fn sketch(turned: usize) -> Sketch {
         let mut graph = Graph::new();
         let mut rows = |name: &str| graph.input(name, Shape::vector(TOKENS), DType::U32).unwrap();
         let positions = rows("positions");
         let visibility =
             Visibility { starts: rows("starts"), ends: rows("ends"), query_ends: rows("query_ends") };
-        let table = graph.input("table", Shape::matrix(TOKENS, D), DType::F32).unwrap();
+        let table = graph.input("table", Shape::matrix(TOKENS, turned), DType::F32).unwrap();
         Sketch { graph, positions, table, visibility }
     }
 
-    /// Gradients of what attends after q and k were turned, with k's trained as well or not.
-    fn attended(train_key: bool) -> Graph {
-        let Sketch { mut graph, positions, table, visibility } = sketch();
+    /// Gradients of what attends after q and k were turned, so many elements of each head, with k's trained as well or not.
+    fn attended(train_key: bool, turned: usize) -> Graph {
+        let Sketch { mut graph, positions, table, visibility } = sketch(turned);
         let q = graph.trainable("q", Shape::matrix(TOKENS, 2 * D)).unwrap();
         let k = match train_key {
             true => graph.trainable("k", Shape::matrix(TOKENS, D)).unwrap(),
             false => graph.input("k", Shape::matrix(TOKENS, D), DType::F32).unwrap(),
         };
-        let turned = rope(&mut graph, q, positions, table, D).unwrap();
+        // as both come from products, before one is turned
+        let (q, k) = (add(&mut graph, q, q).unwrap(), add(&mut graph, k, k).unwrap());
+        let query = rope(&mut graph, q, positions, table, D).unwrap();
         let key = rope(&mut graph, k, positions, table, D).unwrap();
-        let v = add(&mut graph, k, k).unwrap();
-        let o = attention(&mut graph, (turned, key, v), &visibility, Scoring::of(D)).unwrap();
+        let v = graph.input("v", Shape::matrix(TOKENS, D), DType::F32).unwrap();
+        let o = attention(&mut graph, (query, key, v), &visibility, Scoring::of(D)).unwrap();
         let seed = graph.input("seed", Shape::matrix(TOKENS, 2 * D), DType::F32).unwrap();
         differentiate(&mut graph, o, seed, Recompute::None).unwrap();
         graph
@@ -160,7 +162,7 @@ mod tests {
 
     #[test]
     fn four_turns_around_attention_become_one() {
-        let graph = attended(true);
+        let graph = attended(true, D);
         let fused = fuse(graph.clone()).unwrap();
         assert_eq!((count(&graph, "rope"), count(&fused, "rope")), (4, 1));
         assert_eq!(gradients(&fused), gradients(&graph));
@@ -168,25 +170,46 @@ mod tests {
 
     #[test]
     fn a_gradient_that_nobody_wants_is_not_turned() {
-        let graph = attended(false);
+        let graph = attended(false, D);
         let fused = fuse(graph.clone()).unwrap();
         assert_eq!((count(&graph, "rope"), count(&fused, "rope")), (3, 1));
         assert_eq!(gradients(&fused), gradients(&graph));
     }
 
+    /// Attention turns whole heads back.
+    #[test]
+    fn turns_of_a_part_of_each_head_become_two() {
+        let graph = attended(true, 8);
+        let fused = fuse(graph.clone()).unwrap();
+        assert_eq!((count(&graph, "rope"), count(&fused, "rope")), (4, 2));
+        assert_eq!(gradients(&fused), gradients(&graph));
+    }
+
+    #[test]
+    fn turns_of_heads_of_other_sizes_stay() {
+        let Sketch { mut graph, positions, table, .. } = sketch(8);
+        let x = graph.input("x", Shape::matrix(TOKENS, 2 * D), DType::F32).unwrap();
+        let y = graph.input("y", Shape::matrix(TOKENS, D), DType::F32).unwrap();
+        for (name, x, head_dim) in [("x", x, D), ("y", y, 8)] {
+            let turned = rope(&mut graph, x, positions, table, head_dim).unwrap();
+            graph.output(format!("{name} turned"), turned);
+        }
+        assert_eq!(names(&fuse(graph).unwrap()), ["rope", "rope"]);
+    }
+
     #[test]
     fn turns_that_read_one_another_or_other_angles_stay() {
-        let Sketch { mut graph, positions, table, .. } = sketch();
+        let Sketch { mut graph, positions, table, .. } = sketch(8);
         let others = graph.input("others", Shape::vector(TOKENS), DType::U32).unwrap();
-        let x = graph.input("x", Shape::matrix(TOKENS, D), DType::F32).unwrap();
-        let y = graph.input("y", Shape::matrix(TOKENS, 2 * D), DType::F32).unwrap();
-        let once = rope(&mut graph, x, positions, table, D).unwrap();
-        let twice = rope(&mut graph, once, positions, table, D).unwrap();
-        let elsewhere = rope(&mut graph, x, others, table, D).unwrap();
+        let x = graph.input("x", Shape::matrix(TOKENS, 8), DType::F32).unwrap();
+        let y = graph.input("y", Shape::matrix(TOKENS, 16), DType::F32).unwrap();
+        let once = rope(&mut graph, x, positions, table, 8).unwrap();
+        let twice = rope(&mut graph, once, positions, table, 8).unwrap();
+        let elsewhere = rope(&mut graph, x, others, table, 8).unwrap();
         graph.output("twice", twice);
         graph.output("elsewhere", elsewhere);
         assert_eq!(names(&fuse(graph.clone()).unwrap()), ["rope", "rope", "rope"]);
-        let beside = rope(&mut graph, y, others, table, D).unwrap();
+        let beside = rope(&mut graph, y, others, table, 8).unwrap();
         graph.output("beside", beside);
         assert_eq!(names(&fuse(graph).unwrap()), ["rope", "rope", "rope"]);
     }

@@ -83,7 +83,7 @@ fn block(
         Some(part) => b.rms_norm(x, &name(part), d, norm),
         None => Ok(x),
     };
-    let View { visibility, rope_table } = stream.view(config, layer)?;
+    let View { visibility, rope_table, query_table } = stream.view(config, layer)?;
 
     let normed = normalise(b, x, norms.before_attention())?;
     let widths = [q_width, kv_width, kv_width];
@@ -109,7 +109,7 @@ fn block(
         k = b.rms_norm(k, &name("self_attn.k_norm"), key, norm)?;
     }
     if config.turns(layer) {
-        q = ops::rope::rope(&mut b.graph, q, stream.positions, rope_table, head_dim)?;
+        q = ops::rope::rope(&mut b.graph, q, stream.positions, query_table, head_dim)?;
         k = ops::rope::rope(&mut b.graph, k, stream.positions, rope_table, head_dim)?;
     }
     let (k, v) = cache(&mut b.graph, layer, k, v)?;

@@ -11,8 +11,8 @@ mod decoder;
 mod shapes;
 
 pub use config::{
-    AttentionBias, BlockNorms, ConfigError, Family, ModelConfig, Multipliers, QueryKeyNorms, Rope,
-    RopeScaling, Yarn,
+    AttentionBias, BlockNorms, ConfigError, Family, ModelConfig, Multipliers, QueryKeyNorms, QueryScaling,
+    Rope, RopeScaling, Yarn,
 };
 pub use shapes::{shape, shape_names};
 
@@ -61,6 +61,8 @@ pub(crate) struct Stream {
 pub(crate) struct View {
     pub visibility: Visibility,
     pub rope_table: Value,
+    /// That of queries, which may be scaled by their positions.
+    pub query_table: Value,
 }
 
 impl Stream {
@@ -96,6 +98,8 @@ pub const HEAD: &str = "lm_head";
 pub const ROPE_TABLE: &str = "rope_table";
 /// Name of the same of layers with a window, where theirs are others.
 pub const LOCAL_ROPE_TABLE: &str = "local_rope_table";
+/// Name of the same of queries, where these are scaled.
+pub const QUERY_ROPE_TABLE: &str = "query_rope_table";
 /// Name of the state that losses are added to.
 pub const LOSS_SUM: &str = "loss_sum";
 
@@ -290,15 +294,20 @@ impl Network {
             let mut rows = |name| b.graph.input(format!("{prefix}{name}"), Shape::vector(tokens), DType::U32);
             let visibility = Visibility { starts: rows("starts")?, ends, query_ends: rows("query_ends")? };
             let local = windowed && config.local_rope.is_some();
-            let table = if local { LOCAL_ROPE_TABLE } else { ROPE_TABLE };
-            let rope_table = match tables.entry(table) {
-                Entry::Occupied(made) => *made.get(),
+            let mut table = |name| match tables.entry(name) {
+                Entry::Occupied(made) => Ok(*made.get()),
                 Entry::Vacant(place) => {
                     let shape = Shape::matrix(self.positions, config.rotary_dim);
-                    *place.insert(b.graph.frozen(table, shape, DType::F32)?)
+                    Ok(*place.insert(b.graph.frozen(name, shape, DType::F32)?))
                 }
             };
-            Ok(Some(View { visibility, rope_table }))
+            let rope_table = table(if local { LOCAL_ROPE_TABLE } else { ROPE_TABLE })?;
+            let reaches = |scaling: QueryScaling| self.positions > scaling.original_max_position_embeddings;
+            let query_table = match config.query_scaling.is_some_and(reaches) {
+                true => table(QUERY_ROPE_TABLE)?,
+                false => rope_table,
+            };
+            Ok(Some(View { visibility, rope_table, query_table }))
         };
         Ok(Stream { source, positions, views: [view(false)?, view(true)?] })
     }

@@ -1,12 +1,12 @@
 //! Shapes of published models by name, for measuring and planning without their files.
 
-use super::{AttentionBias, Family, ModelConfig, Multipliers, Rope, RopeScaling};
+use super::{AttentionBias, Family, ModelConfig, Multipliers, QueryScaling, Rope, RopeScaling};
 
 /// Name, family, then vocabulary, hidden size, MLP size, layers, heads, KV heads, head dimension, tied head. From the models'
 /// `config.json`; Mistral 7B is that of v0.3, without a window.
 type Row = (&'static str, Family, usize, usize, usize, usize, usize, usize, usize, bool);
 
-const SHAPES: [Row; 25] = [
+const SHAPES: [Row; 26] = [
     ("gemma-3-270m", Family::Gemma3, 262_144, 640, 2_048, 18, 4, 1, 256, true),
     ("smollm2-135m", Family::Llama, 49_152, 576, 1_536, 30, 9, 3, 64, true),
     ("qwen2.5-0.5b", Family::Qwen2, 151_936, 896, 4_864, 24, 14, 2, 64, true),
@@ -22,6 +22,7 @@ const SHAPES: [Row; 25] = [
     ("gemma-2-2b", Family::Gemma2, 256_000, 2_304, 9_216, 26, 8, 4, 256, true),
     ("smollm3-3b", Family::SmolLm3, 128_256, 2_048, 11_008, 36, 16, 4, 128, true),
     ("llama-3.2-3b", Family::Llama, 128_256, 3_072, 8_192, 28, 24, 8, 128, true),
+    ("ministral-3-3b", Family::Ministral3, 131_072, 3_072, 9_216, 26, 32, 8, 128, true),
     ("phi-3.5-mini", Family::Phi3, 32_064, 3_072, 8_192, 32, 32, 32, 96, false),
     ("phi-4-mini", Family::Phi3, 200_064, 3_072, 8_192, 32, 24, 8, 128, true),
     ("qwen3-4b", Family::Qwen3, 151_936, 2_560, 9_728, 36, 32, 8, 128, true),
@@ -92,6 +93,9 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
             attention: 1.0 / 64.0,
             logits: 8.0,
         }),
+        query_scaling: (family == Family::Ministral3)
+            .then_some(QueryScaling { beta: 0.1, original_max_position_embeddings: 16_384 }),
+        dropouts: Vec::new(),
     })
 }
 
@@ -108,8 +112,8 @@ mod tests {
     fn shapes_have_the_published_sizes() {
         let millions = [
             268.098, 134.515, 494.033, 596.050, 999.886, 1100.048, 1235.814, 1484.917, 1543.714, 1720.575,
-            2506.172, 2533.540, 2614.342, 3075.099, 3212.750, 3821.080, 3836.022, 4022.468, 6738.415,
-            7248.024, 7615.617, 8030.261, 8190.735, 9241.706, 14659.507,
+            2506.172, 2533.540, 2614.342, 3075.099, 3212.750, 3429.006, 3821.080, 3836.022, 4022.468,
+            6738.415, 7248.024, 7615.617, 8030.261, 8190.735, 9241.706, 14659.507,
         ];
         for (name, expected) in shape_names().zip(millions) {
             let count = shape(name).unwrap().parameter_count() as f64 / 1e6;

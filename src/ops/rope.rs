@@ -199,6 +199,15 @@ impl Operation for Rope {
             all.insert(1, CaseInput::random(&[5, wide], dtype));
             all
         };
+        let wide = || {
+            let frequencies: Vec<f32> = (0..24).map(|i| 0.9f32.powi(i)).collect();
+            let table = rope_table(&frequencies, 9).into_iter().map(f64::from).collect();
+            vec![
+                CaseInput::random(&[5, 128], DType::F32),
+                CaseInput::indices([0, 1, 8, 0, 3]),
+                CaseInput::values(&[9, 48], DType::F32, table),
+            ]
+        };
         let whole = |inverse| Rope { inverse, head_dim: 8 };
         let part = |inverse| Rope { inverse, head_dim: 24 };
         vec![
@@ -210,6 +219,8 @@ impl Operation for Rope {
             Case::new("bf16", whole(false), inputs(DType::BF16)),
             Case::new("a part of heads", part(false), inputs(DType::F32)).gradients(&[0]),
             Case::new("two, a part of heads, bf16", part(true), two(DType::BF16, 1032)),
+            Case::new("three quarters of heads", Rope { inverse: false, head_dim: 64 }, wide())
+                .gradients(&[0]),
         ]
     }
 }

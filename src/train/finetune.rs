@@ -191,7 +191,14 @@ impl<'a> Finetune<'a> {
             false => WeightSource::Checkpoint(Checkpoint::open(&options.model_dir)?),
         };
         source.check(&config)?;
-        if config.block_norms == BlockNorms::Around && options.precision.activations() == DType::F16 {
+        for (key, p) in &config.dropouts {
+            notes.push(format!(
+                "{} has {key} {p}: nothing of the model is dropped here; --lora_dropout is for the adapter's input",
+                options.model_dir.join("config.json").display()
+            ));
+        }
+        let large = config.block_norms != BlockNorms::Before || config.multipliers.is_some();
+        if large && options.precision.activations() == DType::F16 {
             notes.push(format!(
                 "{} keeps activations in f16, which holds no more than 65504, which this family's models may exceed: where the loss is no \
                  number, take --precision bf16-true",

@@ -56,10 +56,11 @@ impl HostEmbedding {
                 };
                 rows.flat_map(row).collect()
             }
-            WeightMode::Frozen(storage) if network.config.scaled_embedding => {
-                scaled(source, ty, storage.outer, network.config.embedding_scale(storage.outer))?
-            }
-            _ => packed(source, EMBEDDING, ty)?,
+            WeightMode::Frozen(storage) => match network.config.embedding_scale(storage.outer) {
+                1.0 => packed(source, EMBEDDING, ty)?,
+                scale => scaled(source, ty, storage.outer, scale)?,
+            },
+            WeightMode::Trainable => packed(source, EMBEDDING, ty)?,
         };
         Ok(Some(HostEmbedding { row_bytes: bytes.len() / ty.rows(), bytes }))
     }

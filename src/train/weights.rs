@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, StoredBlocks, encode};
 use crate::gpu::{Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
-use crate::models::{EMBEDDING, LOCAL_ROPE_TABLE, ModelConfig, Network, ROPE_TABLE};
+use crate::models::{EMBEDDING, LOCAL_ROPE_TABLE, ModelConfig, Network, QUERY_ROPE_TABLE, ROPE_TABLE};
 use crate::nn::PlainLayers;
 use crate::ops::rope::rope_table;
 use crate::plan::{Bindings, StreamLayout, Streamed};
@@ -71,6 +71,7 @@ impl WeightSource {
     pub fn check(&self, config: &ModelConfig) -> Result<(), WeightError> {
         if let WeightSource::Checkpoint(checkpoint) = self {
             checkpoint.check_embedded(config.embedded)?;
+            checkpoint.check_tied(config.tied_head)?;
             let expected = config.expected_shapes();
             checkpoint.check(expected.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         }
@@ -198,7 +199,7 @@ impl WeightSource {
             bindings.bind(leaf.name.clone(), buffer.whole());
             let config = &network.config;
             let rope = match leaf.name.as_str() {
-                ROPE_TABLE => Some(&config.rope),
+                ROPE_TABLE | QUERY_ROPE_TABLE => Some(&config.rope),
                 LOCAL_ROPE_TABLE => config.local_rope.as_ref(),
                 _ => None,
             };
@@ -206,6 +207,12 @@ impl WeightSource {
                 let mut table = rope_table(&rope.inverse_frequencies(config.rotary_dim), ty.rows());
                 let factor = rope.attention_factor() as f32;
                 table.iter_mut().for_each(|value| *value *= factor);
+                if let Some(scaling) = config.query_scaling.filter(|_| leaf.name == QUERY_ROPE_TABLE) {
+                    for (position, row) in table.chunks_mut(config.rotary_dim).enumerate() {
+                        let scale = scaling.at(position) as f32;
+                        row.iter_mut().for_each(|value| *value *= scale);
+                    }
+                }
                 buffer.whole().write(&pack(ty, &table));
             } else {
                 targets.push(Target { name: leaf.name.clone(), ty, slice: buffer.whole() });

@@ -112,8 +112,8 @@ fn describe(config: &ModelConfig) -> String {
     let count = config.parameter_count() as f64;
     let count = if count < 1e9 { format!("{:.1} M", count / 1e6) } else { format!("{:.2} B", count / 1e9) };
     format!(
-        "{:?}, {count} parameters: {} layers of {}, {} heads of {} ({} for keys and values), vocabulary {}{}, {} positions",
-        config.family,
+        "{}, {count} parameters: {} layers of {}, {} heads of {} ({} for keys and values), vocabulary {}{}, {} positions",
+        config.family.name(),
         config.layers,
         config.hidden_size,
         config.heads,

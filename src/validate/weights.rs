@@ -37,8 +37,9 @@ pub(super) fn check_weights(
     let check = |(name, dims): &(String, Vec<usize>)| {
         checkpoint.check([(name.as_str(), dims.as_slice())]).err().map(|error| error.to_string())
     };
-    let embedded = checkpoint.check_embedded(config.embedded).err().map(|error| error.to_string());
-    let problems: Vec<String> = embedded.into_iter().chain(shapes.iter().filter_map(check)).collect();
+    let whole = [checkpoint.check_embedded(config.embedded), checkpoint.check_tied(config.tied_head)];
+    let whole = whole.into_iter().filter_map(|checked| checked.err().map(|error| error.to_string()));
+    let problems: Vec<String> = whole.chain(shapes.iter().filter_map(check)).collect();
     for problem in problems.iter().take(LISTED) {
         all.add(name, Status::Failed, problem.clone(), None);
     }

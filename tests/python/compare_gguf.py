@@ -43,7 +43,7 @@ def main(path, model_dir, adapter_dir=None):
                     if key.endswith(f".lora_{matrix}.weight"):
                         weight = key.removeprefix("base_model.model.").replace(f".lora_{matrix}", "")
                         part = f".lora_{matrix.lower()}"
-                if part != ".lora_a" and architecture in ("llama", "smollm3", "granite"):
+                if part != ".lora_a" and architecture in ("llama", "mistral3", "smollm3", "granite"):
                     if weight.endswith(("q_proj.weight", "q_proj.bias")):
                         values = permuted(values, heads)
                     elif weight.endswith(("k_proj.weight", "k_proj.bias")):

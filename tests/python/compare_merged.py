@@ -11,8 +11,9 @@ import sys
 
 try:
     import torch
+    import transformers
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 except ImportError as error:
     print(f"cannot import: {error}", file=sys.stderr)
     sys.exit(77)
@@ -20,12 +21,14 @@ except ImportError as error:
 
 def main(base_dir, adapter_dir, merged_dir):
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    base = AutoModelForCausalLM.from_pretrained(base_dir, **options)
+    # also of models that see images
+    kind = getattr(transformers, AutoConfig.from_pretrained(base_dir).architectures[0])
+    base = kind.from_pretrained(base_dir, **options)
     vocab = base.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(vocab, (2, 24), generator=generator)
     adapted = PeftModel.from_pretrained(base, adapter_dir).eval()
-    merged, info = AutoModelForCausalLM.from_pretrained(merged_dir, output_loading_info=True, **options)
+    merged, info = kind.from_pretrained(merged_dir, output_loading_info=True, **options)
     text = "Say the word."
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (base_dir, merged_dir)]
     with torch.no_grad():

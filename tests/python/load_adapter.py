@@ -15,7 +15,7 @@ try:
     import torch
     from peft import PeftModel
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM
+    import transformers
 except ImportError as error:
     print(f"cannot import: {error}", file=sys.stderr)
     sys.exit(77)
@@ -24,7 +24,8 @@ except ImportError as error:
 def main(model_dir, adapter_dir, input_json):
     with open(input_json, encoding="utf-8") as file:
         batch = {key: torch.tensor(value) for key, value in json.load(file).items()}
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
+    kind = getattr(transformers, transformers.AutoConfig.from_pretrained(model_dir).architectures[0])
+    base = kind.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
     with warnings.catch_warnings():
         # PEFT only warns about keys that are missing or left over; here that is a failure.
         warnings.simplefilter("error", UserWarning)

@@ -1,4 +1,4 @@
-"""Put a Gemma 3 that reads text alone into one that sees images too, as a folder that transformers writes.
+"""Put a Gemma 3 or Ministral 3 that reads text alone into one that sees images too, as a folder that transformers writes.
 
     make_embedded.py MODEL_DIR OUT_DIR
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 try:
     import torch
-    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+    from transformers import (AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration, Mistral3Config,
+                              Mistral3ForConditionalGeneration)
 except ImportError as error:
     print(f"cannot import: {error}", file=sys.stderr)
     sys.exit(77)
@@ -20,10 +21,15 @@ def main(model_dir, out_dir):
     text = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     last = text.config.vocab_size - 1
-    config = Gemma3Config(text_config=text.config.to_dict(), vision_config=vision, mm_tokens_per_image=4,
-                          image_token_index=last, boi_token_index=last - 1, eoi_token_index=last - 2)
+    parts = dict(text_config=text.config.to_dict(), vision_config=vision)
+    kind = Mistral3ForConditionalGeneration if text.config.model_type == "ministral3" else Gemma3ForConditionalGeneration
+    if kind is Gemma3ForConditionalGeneration:
+        config = Gemma3Config(**parts, mm_tokens_per_image=4, image_token_index=last, boi_token_index=last - 1,
+                              eoi_token_index=last - 2)
+    else:
+        config = Mistral3Config(**parts, image_token_index=last, tie_word_embeddings=text.config.tie_word_embeddings)
     torch.manual_seed(0)
-    whole = Gemma3ForConditionalGeneration(config)
+    whole = kind(config)
     whole.model.language_model.load_state_dict(text.model.state_dict())
     whole.to(torch.bfloat16).save_pretrained(out_dir)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):

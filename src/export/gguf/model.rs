@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::export::ExportError;
 use crate::export::weights::check_range;
 use crate::export::{ModelWeights, WeightOptions};
-use crate::models::{Family, ModelConfig, Rope, RopeScaling};
+use crate::models::{Family, ModelConfig, QueryScaling, Rope, RopeScaling};
 use std::collections::HashMap;
 use std::io::{self, Write};
 
@@ -128,6 +128,12 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     if matches!(config.rope.scaling, RopeScaling::Llama3 { .. }) && architecture(config) != "llama" {
         return Some("rope_scaling llama3".into());
     }
+    if architecture(config) == "olmo2" && config.tied_head {
+        return Some("tie_word_embeddings true".into());
+    }
+    if architecture(config) == "olmo2" && config.heads * config.head_dim != config.hidden_size {
+        return Some(format!("head_dim {} of {} heads", config.head_dim, config.heads));
+    }
     if config.family == Family::SmolLm3
         && (0..config.layers).any(|layer| config.turns(layer) == (layer + 1).is_multiple_of(4))
     {
@@ -205,6 +211,9 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
         add("attention.scale", GgufValue::F32(multipliers.attention as f32));
         add("logit_scale", GgufValue::F32(multipliers.logits as f32));
     }
+    if let Some(QueryScaling { beta, .. }) = config.query_scaling {
+        add("attention.temperature_scale", GgufValue::F32(beta as f32));
+    }
     if config.family == Family::Phi3 {
         // llama.cpp tells the models of this family apart by it
         add("attention.sliding_window", count(config.sliding_window.unwrap_or(0)));
@@ -228,4 +237,33 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
         RopeScaling::None | RopeScaling::Llama3 { .. } => {}
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn read(name: &str) -> ModelConfig {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+        ModelConfig::read(&models.join(name)).unwrap()
+    }
+
+    #[test]
+    fn what_is_a_constant_of_llama_cpp_is_refused_where_it_is_another() {
+        let of = |name: &str, change: fn(&mut ModelConfig)| {
+            let mut config = read(name);
+            assert_eq!(lacking(&config), None, "{name}");
+            change(&mut config);
+            lacking(&config).unwrap()
+        };
+        assert_eq!(of("olmo2", |config| config.tied_head = true), "tie_word_embeddings true");
+        assert_eq!(of("olmo2", |config| config.head_dim = 32), "head_dim 32 of 4 heads");
+        let layers = "layer_types other than a full_attention for every 4 layers";
+        assert_eq!(of("olmo3", |config| config.full_layers = vec![0]), layers);
+        let scaled = of("olmo3", |config| config.local_rope = None);
+        assert_eq!(scaled, "a scaled rotary embedding of sliding_attention");
+        let unturned = of("smollm3", |config| config.unturned_layers.clear());
+        assert_eq!(unturned, "no_rope_layers other than every fourth layer");
+    }
 }

@@ -10,6 +10,7 @@ use crate::models::{BlockNorms, Family, ModelConfig};
 pub(super) fn architecture(config: &ModelConfig) -> &'static str {
     match config.family {
         Family::Llama | Family::Mistral => "llama",
+        Family::Ministral3 => "mistral3",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
         Family::Phi3 => "phi3",
@@ -22,7 +23,7 @@ pub(super) fn architecture(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// Whether llama.cpp takes a window of this family, and for which layers.
+/// Whether llama.cpp has the windows of this family; which layers see one is a constant of its.
 pub(super) fn knows_window(config: &ModelConfig) -> bool {
     matches!(config.family, Family::Gemma2 | Family::Gemma3 | Family::Olmo3)
 }
@@ -70,7 +71,7 @@ pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, Ex
 /// The number of heads whose rows are put in another order; `None` for the weights that stay: of most families llama.cpp turns halves
 /// too.
 pub(super) fn permuted_heads(config: &ModelConfig, weight: &str) -> Option<usize> {
-    if !matches!(architecture(config), "llama" | "smollm3" | "granite") {
+    if !matches!(architecture(config), "llama" | "mistral3" | "smollm3" | "granite") {
         return None;
     }
     let module = weight.strip_suffix(".weight").or(weight.strip_suffix(".bias"))?;

@@ -151,6 +151,10 @@ pub(super) fn phi3_name(model_dir: &Path, name: String) -> Result<(String, Optio
     let new = match (named, strips, all) {
         (false, true, true) => format!("phi-3 {name}"),
         (true, _, false) => "model".to_owned(),
+        (false, true, false) => {
+            let note = "the tokenizer takes blanks behind some special tokens away, and llama.cpp does not: write none there";
+            return Ok((name, Some(note.to_owned())));
+        }
         _ => return Ok((name, None)),
     };
     let note = format!("general.name is {new:?}: llama.cpp tells from it how special tokens are read");
@@ -381,9 +385,10 @@ mod tests {
             std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
             let (name, note) = phi3_name(folder.path(), name.to_owned()).unwrap();
             assert_eq!(
-                note.is_some_and(|note| note.contains(&name)),
+                note.as_ref().is_some_and(|note| note.contains(&name)),
                 name == "phi-3 merged" || name == "model"
             );
+            assert_eq!(note.is_some_and(|note| note.contains("blanks")), name == "phi-4-mini");
             name
         };
         let own = ["<unk>", "</s>", "<|endoftext|>"];
@@ -392,6 +397,7 @@ mod tests {
         assert_eq!(name(&own, false, "merged"), "merged");
         assert_eq!(name(&own[..2], true, "my Phi3"), "model");
         assert_eq!(name(&own[..2], false, "phi-4"), "phi-4");
+        assert_eq!(name(&own[2..], true, "phi-4-mini"), "phi-4-mini");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The families of networks, and what their configurations say each in its own way.
 
 use super::keys::Keys;
-use super::{ConfigError, KV_HEADS};
+use super::{ConfigError, KV_HEADS, TEXT};
 use crate::ops::glu::Activation;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 pub enum Family {
     /// Llama 2, 3, 3.1, 3.2, and what has its form: TinyLlama, SmolLM 1 and 2, Yi, distillations.
     Llama,
+    /// 7B, Nemo and Small, which sees images too from 3.1 on.
     Mistral,
+    /// The language models of Ministral 3.
+    Ministral3,
     /// Qwen 2 and 2.5.
     Qwen2,
     Qwen3,
@@ -106,9 +109,10 @@ pub enum AttentionBias {
     All,
 }
 
-const FAMILIES: [Family; 12] = [
+const FAMILIES: [Family; 13] = [
     Family::Llama,
     Family::Mistral,
+    Family::Ministral3,
     Family::Qwen2,
     Family::Qwen3,
     Family::Phi3,
@@ -121,8 +125,9 @@ const FAMILIES: [Family; 12] = [
     Family::Granite,
 ];
 
-/// Gemma 3 from 4B on.
-const EMBEDDED_GEMMA3: &str = "Gemma3ForConditionalGeneration";
+/// Models that see images too: Gemma 3 from 4B on, Mistral Small 3.1 and Ministral 3.
+const GEMMA3_WITH_IMAGES: &str = "Gemma3ForConditionalGeneration";
+const MISTRAL3_WITH_IMAGES: &str = "Mistral3ForConditionalGeneration";
 
 /// The layers that a window is for.
 pub(super) struct Window {
@@ -133,11 +138,31 @@ pub(super) struct Window {
 }
 
 impl Family {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "Llama",
+            Family::Mistral => "Mistral",
+            Family::Ministral3 => "Ministral 3",
+            Family::Qwen2 => "Qwen2",
+            Family::Qwen3 => "Qwen3",
+            Family::Phi3 => "Phi 3",
+            Family::Gemma => "Gemma",
+            Family::Gemma2 => "Gemma 2",
+            Family::Gemma3 => "Gemma 3",
+            Family::Olmo2 => "OLMo 2",
+            Family::Olmo3 => "OLMo 3",
+            Family::SmolLm3 => "SmolLM 3",
+            Family::Granite => "Granite",
+        }
+    }
+
     /// As `architectures` has it.
     pub(super) fn architecture(self) -> &'static str {
         match self {
             Family::Llama => "LlamaForCausalLM",
             Family::Mistral => "MistralForCausalLM",
+            Family::Ministral3 => "Ministral3ForCausalLM",
             Family::Qwen2 => "Qwen2ForCausalLM",
             Family::Qwen3 => "Qwen3ForCausalLM",
             Family::Phi3 => "Phi3ForCausalLM",
@@ -155,6 +180,7 @@ impl Family {
         match self {
             Family::Llama => "llama",
             Family::Mistral => "mistral",
+            Family::Ministral3 => "ministral3",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
             Family::Phi3 => "phi3",
@@ -174,15 +200,33 @@ impl Family {
             Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
             value => return Err(keys.wrong("architectures", value, "a list of names".into())),
         };
-        if found.contains(&EMBEDDED_GEMMA3) {
+        if found.contains(&GEMMA3_WITH_IMAGES) {
             return Ok((Family::Gemma3, true));
+        }
+        if found.contains(&MISTRAL3_WITH_IMAGES) {
+            let text = keys.inner(TEXT, "text_config.")?;
+            let Some(text) = text else { return Ok((Family::Mistral, true)) };
+            return match text.optional("model_type", Keys::text)? {
+                None | Some("mistral") => Ok((Family::Mistral, true)),
+                Some("ministral3") => Ok((Family::Ministral3, true)),
+                Some(other) => Err(text.refused(
+                    "model_type",
+                    &json!(other),
+                    "known within it are mistral and ministral3",
+                )),
+            };
         }
         let known =
             found.iter().find_map(|name| FAMILIES.iter().find(|family| family.architecture() == *name));
         known.map(|family| (*family, false)).ok_or_else(|| ConfigError::Architecture {
             file: keys.file.to_path_buf(),
             found: if found.is_empty() { "(none named)".to_owned() } else { found.join(", ") },
-            supported: FAMILIES.map(Family::architecture).join(", ") + ", " + EMBEDDED_GEMMA3,
+            supported: FAMILIES
+                .map(Family::architecture)
+                .into_iter()
+                .chain([GEMMA3_WITH_IMAGES, MISTRAL3_WITH_IMAGES])
+                .collect::<Vec<_>>()
+                .join(", "),
         })
     }
 
@@ -191,6 +235,7 @@ impl Family {
         match self {
             Family::Llama | Family::Olmo2 | Family::Olmo3 | Family::Granite => 2048,
             Family::Mistral | Family::Gemma3 => 131_072,
+            Family::Ministral3 => 262_144,
             Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => 32_768,
             Family::Gemma | Family::Gemma2 => 8192,
             Family::Phi3 => 4096,
@@ -200,7 +245,7 @@ impl Family {
     /// The size of a head where `config.json` says nothing; `None`: the hidden size in as many parts as there are heads.
     pub(super) fn default_head_dim(self) -> Option<usize> {
         match self {
-            Family::Qwen3 => Some(128),
+            Family::Qwen3 | Family::Ministral3 => Some(128),
             Family::Gemma | Family::Gemma2 | Family::Gemma3 => Some(256),
             _ => None,
         }
@@ -243,7 +288,10 @@ impl Family {
 
     /// The norms' epsilon where `config.json` says nothing.
     pub(super) fn default_eps(self) -> f64 {
-        if matches!(self, Family::Phi3 | Family::Olmo2 | Family::Olmo3) { 1e-5 } else { 1e-6 }
+        match self {
+            Family::Phi3 | Family::Olmo2 | Family::Olmo3 | Family::Ministral3 => 1e-5,
+            _ => 1e-6,
+        }
     }
 
     /// Where `config.json` says nothing.
@@ -329,7 +377,7 @@ impl Family {
         let said = keys.optional("attention_bias", Keys::flag)?.unwrap_or(false);
         match self {
             Family::Qwen2 => Ok(AttentionBias::Inputs),
-            Family::Mistral | Family::Phi3 if said => {
+            Family::Mistral | Family::Ministral3 | Family::Phi3 if said => {
                 Err(keys.refused("attention_bias", &json!(true), "this family's linear layers have no bias"))
             }
             _ if said => Ok(AttentionBias::All),
@@ -367,7 +415,7 @@ impl Family {
         let slides = match self {
             Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite => return Ok(none()),
             Family::Mistral => return Ok(Window { tokens: tokens()?, full_layers: Vec::new() }),
-            Family::Phi3 => {
+            Family::Phi3 | Family::Ministral3 => {
                 let tokens = keys.optional(KEY, Keys::size)?;
                 return Ok(Window { tokens, full_layers: Vec::new() });
             }

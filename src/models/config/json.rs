@@ -1,6 +1,6 @@
 //! A configuration as the text of a `config.json`.
 
-use super::{AttentionBias, Family, ModelConfig, Rope, RopeScaling};
+use super::{AttentionBias, Family, ModelConfig, QueryScaling, Rope, RopeScaling};
 use crate::graph::DType;
 use serde_json::{Value, json};
 
@@ -19,8 +19,15 @@ impl ModelConfig {
             }),
             _ => parameters(&self.rope),
         };
+        if let Some(QueryScaling { beta, original_max_position_embeddings: original }) = self.query_scaling {
+            rope_parameters["llama_4_scaling_beta"] = json!(beta);
+            rope_parameters["original_max_position_embeddings"] = json!(original);
+        }
         if self.rotary_dim < self.head_dim {
-            rope_parameters["partial_rotary_factor"] = json!(self.rotary_dim as f64 / self.head_dim as f64);
+            // readers take the whole part of the product
+            let factor = self.rotary_dim as f64 / self.head_dim as f64;
+            let lost = ((self.head_dim as f64 * factor) as usize) < self.rotary_dim;
+            rope_parameters["partial_rotary_factor"] = json!(if lost { factor.next_up() } else { factor });
         }
         let activation = self.family.activation_names()[0];
         let mut json = json!({
@@ -40,7 +47,10 @@ impl ModelConfig {
             "num_key_value_heads": self.kv_heads,
             "rms_norm_eps": self.rms_norm_eps,
             "rope_parameters": rope_parameters,
-            "rope_scaling": older_scaling(&self.rope),
+            "rope_scaling": match self.query_scaling {
+                Some(_) => Value::Null,
+                None => json!(older_scaling(&self.rope)),
+            },
             "rope_theta": self.rope.theta,
             "tie_word_embeddings": self.tied_head,
             "torch_dtype": dtype,
@@ -90,7 +100,12 @@ impl ModelConfig {
                     json["logits_scaling"] = json!(multipliers.logits);
                 }
             }
-            Family::Llama | Family::Mistral | Family::Phi3 | Family::Gemma | Family::Olmo2 => {}
+            Family::Llama
+            | Family::Mistral
+            | Family::Ministral3
+            | Family::Phi3
+            | Family::Gemma
+            | Family::Olmo2 => {}
         }
         if let Some(local) = self.local_rope.as_ref().filter(|_| self.family == Family::Gemma3) {
             json["rope_local_base_freq"] = json!(local.theta);

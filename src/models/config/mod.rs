@@ -2,7 +2,8 @@
 //!
 //! transformers 4 and 5 spell the same settings differently (`rope_theta` and `rope_scaling` against
 //! `rope_parameters`, `torch_dtype` against `dtype`); both give equal values here. A setting that
-//! changes the mathematics is either understood or refused: none is passed over.
+//! changes the mathematics is either understood or refused: none is passed over, but for dropouts, which are named
+//! where somebody trains.
 
 mod family;
 mod json;
@@ -12,7 +13,7 @@ mod rope;
 mod tests;
 
 pub use family::{AttentionBias, BlockNorms, Family, Multipliers, QueryKeyNorms};
-pub use rope::{Rope, RopeScaling, Yarn};
+pub use rope::{QueryScaling, Rope, RopeScaling, Yarn};
 
 use crate::graph::DType;
 use crate::ops::attention::Scoring;
@@ -20,7 +21,7 @@ use crate::ops::glu::Activation;
 use crate::ops::rms_norm::Norm;
 use family::Window;
 use half::{bf16, f16};
-use keys::{Keys, MAX_SIZE, same};
+use keys::{Keys, MAX_SIZE};
 use rope::{read_ropes, read_rotary_dim};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -104,7 +105,11 @@ pub struct ModelConfig {
     pub attention_soft_cap: Option<f64>,
     /// The same of the logits.
     pub logit_soft_cap: Option<f64>,
+    /// They take the places of `scaled_embedding` and `query_pre_attn_scalar`.
     pub multipliers: Option<Multipliers>,
+    pub query_scaling: Option<QueryScaling>,
+    /// What the file asks to drop in training, by key, and with which probability: nothing of it is dropped here.
+    pub dropouts: Vec<(&'static str, f64)>,
 }
 
 impl ModelConfig {
@@ -150,10 +155,11 @@ impl ModelConfig {
             false => Keys { file: path, object: &object, prefix: String::new() },
         };
         refuse_unsupported(&keys, family)?;
-        // the published files leave these of their language models to transformers
+        // the published files of Gemma 3 leave these of their language models to transformers
+        let left_out = embedded && family == Family::Gemma3;
         let size = |key: &str, usual: usize| match keys.optional(key, Keys::size)? {
             Some(size) => Ok(size),
-            None if embedded => Ok(usual),
+            None if left_out => Ok(usual),
             None => keys.size(key),
         };
 
@@ -172,6 +178,7 @@ impl ModelConfig {
         let positions = positions.unwrap_or(family.default_positions());
         let rotary_dim = read_rotary_dim(&keys, family, head_dim)?;
         let (rope, local_rope) = read_ropes(&keys, family, (positions, rotary_dim))?;
+        let query_scaling = QueryScaling::read(&keys, family)?;
         let max_position_embeddings = match &rope.scaling {
             // who switches it on, as Qwen's cards say, leaves the old number beside it
             RopeScaling::Yarn(yarn) => positions.max(yarn.context()),
@@ -192,7 +199,7 @@ impl ModelConfig {
             intermediate_size: size("intermediate_size", 9216)?,
             layers,
             heads,
-            kv_heads: if embedded { size(KV_HEADS, 4)? } else { family.read_kv_heads(&keys, heads)? },
+            kv_heads: if left_out { size(KV_HEADS, 4)? } else { family.read_kv_heads(&keys, heads)? },
             head_dim,
             rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(family.default_eps()),
             rope,
@@ -219,6 +226,8 @@ impl ModelConfig {
             attention_soft_cap,
             logit_soft_cap,
             multipliers: family.read_multipliers(&keys)?,
+            query_scaling,
+            dropouts: read_dropouts(&keys)?,
         };
         config.check(&keys)?;
         Ok(config)
@@ -407,23 +416,6 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
     if keys.optional("mlp_bias", Keys::flag)? == Some(true) {
         return Err(keys.refused("mlp_bias", &Value::Bool(true), "the linear layers of MLPs have no bias"));
     }
-    let expected = [(
-        "attention_dropout",
-        json!(0.0),
-        "attention weights are not dropped; set it to 0.0 to go on without",
-    )];
-    let dropped = [
-        ("resid_pdrop", json!(0.0), "what blocks add is not dropped; set it to 0.0 to go on without"),
-        ("embd_pdrop", json!(0.0), "token embeddings are not dropped; set it to 0.0 to go on without"),
-    ];
-    let dropped = dropped.into_iter().filter(|_| family == Family::Phi3);
-    for (key, expected, reason) in expected.into_iter().chain(dropped) {
-        if let Some(value) = keys.get(key)
-            && !same(value, &expected)
-        {
-            return Err(keys.refused(key, value, reason));
-        }
-    }
     // Gemma's files have the second, where the first is an older name of it
     let activation = ["hidden_activation", "hidden_act"].into_iter().find(|key| keys.get(key).is_some());
     if let Some((key, value)) = activation.and_then(|key| Some((key, keys.get(key)?)))
@@ -441,6 +433,18 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
         return Err(keys.refused("use_bidirectional_attention", &Value::Bool(true), reason));
     }
     Ok(())
+}
+
+fn read_dropouts(keys: &Keys<'_>) -> Result<Vec<(&'static str, f64)>, ConfigError> {
+    let mut found = Vec::new();
+    for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
+        match keys.optional(key, Keys::number)? {
+            None => {}
+            Some(p) if (0.0..1.0).contains(&p) => found.extend((p > 0.0).then_some((key, p))),
+            Some(p) => return Err(keys.wrong(key, &json!(p), "a number from 0 to 1".into())),
+        }
+    }
+    Ok(found)
 }
 
 fn refuse_quantisation(keys: &Keys<'_>) -> Result<(), ConfigError> {

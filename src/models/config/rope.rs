@@ -59,6 +59,44 @@ pub struct Yarn {
     pub attention_factor: f64,
 }
 
+/// Queries at position p are multiplied by `1 + beta ln(1 + floor(p / original))`, as in Ministral 3.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct QueryScaling {
+    pub beta: f64,
+    /// Up to it nothing changes.
+    pub original_max_position_embeddings: usize,
+}
+
+impl QueryScaling {
+    /// What the query at a position is multiplied by.
+    pub fn at(&self, position: usize) -> f64 {
+        let contexts = (position / self.original_max_position_embeddings) as f64;
+        1.0 + self.beta * contexts.ln_1p()
+    }
+
+    pub(super) fn read(keys: &Keys<'_>, family: Family) -> Result<Option<Self>, ConfigError> {
+        const BETA: &str = "llama_4_scaling_beta";
+        let [older, newer] = rope_objects(keys)?;
+        match (family, older.or(newer)) {
+            (Family::Ministral3, Some(rope)) => match rope.optional(BETA, Keys::number)? {
+                Some(beta) if beta >= 0.0 => {
+                    let original_max_position_embeddings = rope.size("original_max_position_embeddings")?;
+                    Ok(Some(QueryScaling { beta, original_max_position_embeddings }))
+                }
+                Some(beta) => Err(rope.wrong(BETA, &json!(beta), "a number from 0 on".into())),
+                None => Ok(None),
+            },
+            (Family::Ministral3, None) => {
+                Ok(Some(QueryScaling { beta: 0.1, original_max_position_embeddings: 16_384 }))
+            }
+            (_, Some(rope)) if rope.get(BETA).is_some() => {
+                Err(rope.refused(BETA, &rope.object[BETA], "this family's queries are not scaled"))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Rope {
     /// Radians per position for each pair of the elements of a head that are turned, `[rotary_dim / 2]`.
     pub fn inverse_frequencies(&self, rotary_dim: usize) -> Vec<f32> {
@@ -116,6 +154,16 @@ impl Rope {
 }
 
 impl Yarn {
+    /// What transformers takes for a Ministral 3 whose file says nothing.
+    const MINISTRAL3: Yarn = Yarn {
+        factor: 16.0,
+        original_max_position_embeddings: 16_384,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor: 1.0,
+    };
+
     /// Of each pair's frequency the share that is divided.
     fn interpolated(self, theta: f64, rotary_dim: usize) -> impl Iterator<Item = f64> {
         // the number of the pair that turns so often in the first context
@@ -260,6 +308,12 @@ pub(super) fn read_ropes(
     if !matches!(family, Family::Gemma3 | Family::Olmo3) {
         return Ok((read("rope_theta", theta, older.or(newer).as_ref())?, None));
     }
+    for key in ["rope_theta", "rope_type"] {
+        if let Some(value) = newer.as_ref().and_then(|newer| newer.get(key)) {
+            let reason = "this family has full_attention and sliding_attention there, each with its own";
+            return Err(keys.refused(&format!("rope_parameters.{key}"), value, reason));
+        }
+    }
     let of = |kind: &str, prefix: &str| match &newer {
         Some(newer) => newer.inner(kind, prefix),
         None => Ok(None),
@@ -270,7 +324,8 @@ pub(super) fn read_ropes(
     let global = read("rope_theta", stated.unwrap_or(theta), older.or(full).as_ref())?;
     let local = match family {
         Family::Olmo3 => {
-            // by the same angles, but for the scaling
+            // by the same angles, but for the scaling, as transformers 4 has it; 5 has the default theta there, which all published
+            // files have too
             let local = read("rope_theta", theta, sliding.as_ref())?;
             if local == global { None } else { Some(local) }
         }
@@ -289,7 +344,11 @@ fn read_rope(
     sizes: (usize, usize),
 ) -> Result<Rope, ConfigError> {
     let Some(rope) = rope else {
-        return Ok(Rope { theta: theta.unwrap_or(usual), scaling: RopeScaling::None });
+        let (theta, scaling) = match family {
+            Family::Ministral3 => (1e6, RopeScaling::Yarn(Yarn::MINISTRAL3)),
+            _ => (theta.unwrap_or(usual), RopeScaling::None),
+        };
+        return Ok(Rope { theta, scaling });
     };
     let theta = rope.optional("rope_theta", Keys::positive)?.or(theta).unwrap_or(usual);
     Ok(Rope { theta, scaling: read_scaling(keys, family, rope, theta, sizes)? })

@@ -76,6 +76,8 @@ fn both_spellings_of_transformers_are_equal() {
             attention_soft_cap: None,
             logit_soft_cap: None,
             multipliers: None,
+            query_scaling: None,
+            dropouts: Vec::new(),
         };
         assert_eq!(config, expected, "{model}");
     }
@@ -262,11 +264,23 @@ fn phi3_is_what_its_files_say() {
             json!(0.5),
             "rope_scaling.short_factor is [1.0,1.0,1.1,1.25,1.5,1.75,2.0,2.5], expected 4",
         ),
-        ("resid_pdrop", json!(0.1), "resid_pdrop = 0.1 is not supported"),
+        ("resid_pdrop", json!(1.5), "resid_pdrop is 1.5, expected a number from 0 to 1"),
         ("rope_scaling", short, "rope_scaling.short_factor is [1.0,2.0], expected 8 numbers"),
     ] {
         let text = with(key, value).unwrap_err().to_string();
         assert!(text.contains(part), "{text}");
+    }
+}
+
+/// They are for training, and files that have them serve everything else as well.
+#[test]
+fn dropouts_are_kept_for_who_trains() {
+    let with = |key: &str, value: Value| parse_with(&[(key, value)]);
+    assert_eq!(with("attention_dropout", json!(0.1)).unwrap().dropouts, [("attention_dropout", 0.1)]);
+    assert_eq!(with("embd_pdrop", json!(0)).unwrap().dropouts, []);
+    for wrong in [json!(-0.1), json!(1), json!("0.1")] {
+        let text = with("attention_dropout", wrong).unwrap_err().to_string();
+        assert!(text.starts_with("config.json: attention_dropout is "), "{text}");
     }
 }
 
@@ -305,6 +319,9 @@ fn olmos_are_what_their_files_say() {
     assert_eq!((third.sliding_window, &third.full_layers[..]), (Some(8), &[3][..]));
     assert!(matches!(third.rope.scaling, RopeScaling::Yarn(_)));
     assert_eq!(third.local_rope, Some(Rope { theta: 5e5, scaling: RopeScaling::None }));
+    let flat = json!({ "rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0 });
+    let text = message(&[("architectures", json!(["Olmo3ForCausalLM"])), ("rope_parameters", flat)]);
+    assert!(text.contains("rope_parameters.rope_theta = 500000.0 is not supported"), "{text}");
     // what a file leaves to transformers
     let of = |architecture: &str| {
         parse_with(&[("architectures", json!([architecture])), ("num_hidden_layers", json!(9))]).unwrap()
@@ -345,6 +362,55 @@ fn smollm3_has_layers_without_a_rotary_embedding() {
         let text = with(&[("no_rope_layers", wrong)]).unwrap_err().to_string();
         assert!(text.contains("no_rope_layers is") && text.contains("each of 4 layers"), "{text}");
     }
+}
+
+#[test]
+fn ministral3_scales_its_queries() {
+    let config = read_fixture("ministral3", "config.json");
+    assert_eq!(config, read_fixture("ministral3", "config.v4.json"));
+    let scaling = QueryScaling { beta: 0.1, original_max_position_embeddings: 8 };
+    assert_eq!(config.query_scaling, Some(scaling));
+    assert_eq!((scaling.at(0), scaling.at(7)), (1.0, 1.0));
+    assert!((scaling.at(8) - (1.0 + 0.1 * 2f64.ln())).abs() < 1e-15 && scaling.at(15) == scaling.at(8));
+    assert!((scaling.at(16) - (1.0 + 0.1 * 3f64.ln())).abs() < 1e-15);
+    let written = config.to_json(DType::BF16).to_string();
+    assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+    // what a file leaves to transformers
+    let own = [("architectures", json!(["Ministral3ForCausalLM"])), ("num_key_value_heads", json!(2))];
+    let silent = parse_with(&own).unwrap();
+    assert_eq!((silent.rope.theta, silent.rope.attention_factor()), (1e6, 1.0));
+    assert_eq!(silent.query_scaling.unwrap().original_max_position_embeddings, 16_384);
+    assert!(matches!(silent.rope.scaling, RopeScaling::Yarn(yarn) if yarn.context() == 262_144));
+    let rope = json!({ "rope_type": "default", "rope_theta": 5.0, "llama_4_scaling_beta": 0.1 });
+    let text =
+        parse_with(&[&own[..], &[("rope_parameters", rope.clone())]].concat()).unwrap_err().to_string();
+    assert!(text.contains("\"rope_parameters.original_max_position_embeddings\" is missing"), "{text}");
+    let text = message(&[("rope_parameters", rope)]);
+    assert!(text.contains("rope_parameters.llama_4_scaling_beta = 0.1 is not supported"), "{text}");
+}
+
+#[test]
+fn a_mistral_within_another_is_one_or_a_ministral3() {
+    let whole = |text: Value| json!({ "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": text });
+    let parse = |text: Value| ModelConfig::parse(&whole(text).to_string(), Path::new("config.json"));
+    let mut text = minimal();
+    for (key, value) in [("num_key_value_heads", json!(2)), ("model_type", json!("mistral"))] {
+        text[key] = value;
+    }
+    text["sliding_window"] = Value::Null;
+    let small = parse(text.clone()).unwrap();
+    assert_eq!((small.family, small.embedded, small.tied_head), (Family::Mistral, true, false));
+    text["model_type"] = json!("ministral3");
+    text["tie_word_embeddings"] = json!(true);
+    let third = parse(text.clone()).unwrap();
+    assert_eq!((third.family, third.embedded, third.tied_head), (Family::Ministral3, true, true));
+    assert_eq!(third.head_dim, 128);
+    text["hidden_size"] = Value::Null;
+    let message = parse(text.clone()).unwrap_err().to_string();
+    assert_eq!(message, "config.json: the key \"text_config.hidden_size\" is missing");
+    text["model_type"] = json!("mistral4");
+    let message = parse(text).unwrap_err().to_string();
+    assert!(message.contains("text_config.model_type = \"mistral4\" is not supported"), "{message}");
 }
 
 #[test]
@@ -604,8 +670,9 @@ fn other_architectures_are_refused_by_name() {
     assert_eq!(
         text,
         "config.json: the architecture GPTNeoXForCausalLM is not supported; supported: LlamaForCausalLM, \
-         MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, \
-         Olmo2ForCausalLM, Olmo3ForCausalLM, SmolLM3ForCausalLM, GraniteForCausalLM, Gemma3ForConditionalGeneration"
+         MistralForCausalLM, Ministral3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, \
+         Olmo2ForCausalLM, Olmo3ForCausalLM, SmolLM3ForCausalLM, GraniteForCausalLM, Gemma3ForConditionalGeneration, \
+         Mistral3ForConditionalGeneration"
     );
     assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
     assert!(message(&[("architectures", json!("Llama"))]).contains("architectures is \"Llama\""));
@@ -618,7 +685,6 @@ fn unsupported_settings_are_refused_by_key_and_value() {
         ("mlp_bias", json!(true)),
         ("hidden_act", json!("gelu")),
         ("partial_rotary_factor", json!(0.5)),
-        ("attention_dropout", json!(0.1)),
         ("quantization_config", json!({ "quant_method": "gptq" })),
         (
             "quantization_config",

@@ -137,12 +137,25 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
     };
     let rows = height as u32;
     // as many turns between barriers, whatever a turn takes
-    let workgroup =
-        |subgroups, unroll| Variant::Workgroup { rows, lanes, subgroups, depth: 32 * unroll, unroll };
+    let workgroup = |subgroups, unroll: u32| Variant::Workgroup {
+        rows,
+        lanes,
+        subgroups,
+        depth: (32 * unroll).min(64),
+        unroll,
+    };
     let widest: Vec<u32> = [8, 4, 2, 1].into_iter().filter(suits).take(2).collect();
-    // two groups of four per turn gain little, and not in every product: for the widest alone
     let shared = widest.iter().map(|&subgroups| workgroup(subgroups, 1));
-    let shared = shared.chain(widest.first().map(|&subgroups| workgroup(subgroups, 2)));
+    // more groups of four per turn write a row's sums less often, taller tiles load columns less often; which helps, if any, depends on the
+    // processor and the product: for the widest alone
+    let deeper = widest.first().into_iter().flat_map(|&subgroups| {
+        let unrolled = if rows == 32 { &[2, 4][..] } else { &[2] };
+        let tall = Variant::Workgroup { rows: 64, lanes, subgroups, depth: 32, unroll: 2 };
+        let four_tiles = extents.rows.div_ceil(64) * cols.div_ceil(4 * (lanes * subgroups) as usize) >= 4;
+        let tall = (rows == 32 && four_tiles).then_some(tall);
+        unrolled.iter().map(move |&unroll| workgroup(subgroups, unroll)).chain(tall)
+    });
+    let shared = shared.chain(deeper);
     let uniform = [2, 4, 1].map(|unroll| Variant::Lanes { rows, lanes, uniform: true, unroll });
     let broadcast = Variant::Lanes { rows: rows.next_multiple_of(lanes), lanes, uniform: false, unroll: 1 };
     // unrolled by four, taller tiles outgrow the processor's cache of instructions

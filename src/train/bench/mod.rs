@@ -119,6 +119,8 @@ pub fn small_config() -> ModelConfig {
         attention_soft_cap: None,
         logit_soft_cap: None,
         multipliers: None,
+        query_scaling: None,
+        dropouts: Vec::new(),
     }
 }
 
