@@ -297,7 +297,7 @@ impl Network {
             let mut table = |name| match tables.entry(name) {
                 Entry::Occupied(made) => Ok(*made.get()),
                 Entry::Vacant(place) => {
-                    let shape = Shape::matrix(self.positions, config.rotary_dim);
+                    let shape = Shape::matrix(self.positions, config.rotary_dim());
                     Ok(*place.insert(b.graph.frozen(name, shape, DType::F32)?))
                 }
             };

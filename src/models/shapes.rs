@@ -69,7 +69,7 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         head_dim,
         rms_norm_eps: 1e-5,
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::None },
-        rotary_dim: if name == "phi-4-mini" { 96 } else { head_dim },
+        partial_rotary_dim: (name == "phi-4-mini").then_some(96),
         unturned_layers: (0..layers).filter(|l| family == Family::SmolLm3 && (l + 1) % 4 == 0).collect(),
         max_position_embeddings: 131_072,
         tied_head,

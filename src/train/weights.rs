@@ -204,11 +204,11 @@ impl WeightSource {
                 _ => None,
             };
             if let Some(rope) = rope {
-                let mut table = rope_table(&rope.inverse_frequencies(config.rotary_dim), ty.rows());
+                let mut table = rope_table(&rope.inverse_frequencies(config.rotary_dim()), ty.rows());
                 let factor = rope.attention_factor() as f32;
                 table.iter_mut().for_each(|value| *value *= factor);
                 if let Some(scaling) = config.query_scaling.filter(|_| leaf.name == QUERY_ROPE_TABLE) {
-                    for (position, row) in table.chunks_mut(config.rotary_dim).enumerate() {
+                    for (position, row) in table.chunks_mut(config.rotary_dim()).enumerate() {
                         let scale = scaling.at(position) as f32;
                         row.iter_mut().for_each(|value| *value *= scale);
                     }

@@ -388,7 +388,6 @@ impl BenchTrainArgs {
             heads: self.heads,
             kv_heads: self.kv_heads(),
             head_dim: self.hidden / self.heads,
-            rotary_dim: self.hidden / self.heads,
             ..small_config()
         })
     }

@@ -107,7 +107,7 @@ fn write_tensor(
 
 /// What divides the frequencies of the rotary embedding, by the names of tensors.
 fn rope_factors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
-    if let Some(factors) = config.rope.llama3_factors(config.rotary_dim) {
+    if let Some(factors) = config.rope.llama3_factors(config.rotary_dim()) {
         return vec![("rope_freqs.weight", factors)];
     }
     let RopeScaling::LongRope { short_factor, long_factor, .. } = &config.rope.scaling else {
@@ -194,7 +194,7 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     add("attention.value_length", count(config.head_dim));
     add("attention.layer_norm_rms_epsilon", GgufValue::F32(config.rms_norm_eps as f32));
     add("rope.freq_base", GgufValue::F32(config.rope.theta as f32));
-    add("rope.dimension_count", count(config.rotary_dim));
+    add("rope.dimension_count", count(config.rotary_dim()));
     add("vocab_size", count(config.vocab_size));
     if let Some(window) = config.sliding_window.filter(|_| knows_window(config)) {
         add("attention.sliding_window", count(window));

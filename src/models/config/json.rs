@@ -23,10 +23,10 @@ impl ModelConfig {
             rope_parameters["llama_4_scaling_beta"] = json!(beta);
             rope_parameters["original_max_position_embeddings"] = json!(original);
         }
-        if self.rotary_dim < self.head_dim {
+        if let Some(turned) = self.partial_rotary_dim {
             // readers take the whole part of the product
-            let factor = self.rotary_dim as f64 / self.head_dim as f64;
-            let lost = ((self.head_dim as f64 * factor) as usize) < self.rotary_dim;
+            let factor = turned as f64 / self.head_dim as f64;
+            let lost = ((self.head_dim as f64 * factor) as usize) < turned;
             rope_parameters["partial_rotary_factor"] = json!(if lost { factor.next_up() } else { factor });
         }
         let activation = self.family.activation_names()[0];
@@ -63,7 +63,7 @@ impl ModelConfig {
             let kind = |layer| if self.slides(layer) { "sliding_attention" } else { "full_attention" };
             json!((0..self.layers).map(kind).collect::<Vec<_>>())
         };
-        if self.rotary_dim < self.head_dim {
+        if self.partial_rotary_dim.is_some() {
             json["partial_rotary_factor"] = json["rope_parameters"]["partial_rotary_factor"].clone();
         }
         if !matches!(self.family, Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite) {

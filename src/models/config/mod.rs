@@ -76,8 +76,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     pub rms_norm_eps: f64,
     pub rope: Rope,
-    /// Elements at the beginning of a head that the rotary embedding turns, a multiple of 8.
-    pub rotary_dim: usize,
+    /// Elements at the beginning of a head that the rotary embedding turns, a multiple of 8; `None`: all.
+    pub partial_rotary_dim: Option<usize>,
     /// Layers whose queries and keys it does not turn.
     pub unturned_layers: Vec<usize>,
     pub max_position_embeddings: usize,
@@ -176,8 +176,9 @@ impl ModelConfig {
         };
         let positions = keys.optional("max_position_embeddings", Keys::size)?;
         let positions = positions.unwrap_or(family.default_positions());
-        let rotary_dim = read_rotary_dim(&keys, family, head_dim)?;
-        let (rope, local_rope) = read_ropes(&keys, family, (positions, rotary_dim))?;
+        let partial_rotary_dim = read_rotary_dim(&keys, family, head_dim)?;
+        let sizes = (positions, partial_rotary_dim.unwrap_or(head_dim));
+        let (rope, local_rope) = read_ropes(&keys, family, sizes)?;
         let query_scaling = QueryScaling::read(&keys, family)?;
         let max_position_embeddings = match &rope.scaling {
             // who switches it on, as Qwen's cards say, leaves the old number beside it
@@ -203,7 +204,7 @@ impl ModelConfig {
             head_dim,
             rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(family.default_eps()),
             rope,
-            rotary_dim,
+            partial_rotary_dim,
             unturned_layers,
             max_position_embeddings,
             tied_head: match whole.optional("tie_word_embeddings", Keys::flag)? {
@@ -246,6 +247,11 @@ impl ModelConfig {
     /// Whether a layer sees a window.
     pub fn slides(&self, layer: usize) -> bool {
         self.sliding_window.is_some() && !self.full_layers.contains(&layer)
+    }
+
+    /// Elements of a head that the rotary embedding turns.
+    pub fn rotary_dim(&self) -> usize {
+        self.partial_rotary_dim.unwrap_or(self.head_dim)
     }
 
     /// Whether the rotary embedding turns the queries and keys of a layer.

@@ -268,17 +268,17 @@ fn rope_objects<'a>(keys: &Keys<'a>) -> Result<[Option<Keys<'a>>; 2], ConfigErro
     Ok([keys.inner("rope_scaling", "rope_scaling.")?, keys.inner("rope_parameters", "rope_parameters.")?])
 }
 
-/// Elements at the beginning of a head that are turned: a part of it in Phi 4 mini.
+/// Elements at the beginning of a head that are turned, where these are a part of it, as in Phi 4 mini.
 pub(super) fn read_rotary_dim(
     keys: &Keys<'_>,
     family: Family,
     head_dim: usize,
-) -> Result<usize, ConfigError> {
+) -> Result<Option<usize>, ConfigError> {
     let [older, newer] = rope_objects(keys)?;
     let within = older.or(newer).filter(|rope| rope.get(PARTIAL).is_some());
     let keys = within.as_ref().unwrap_or(keys);
     let Some(value) = keys.get(PARTIAL).filter(|value| !same(value, &json!(1.0))) else {
-        return Ok(head_dim);
+        return Ok(None);
     };
     if family != Family::Phi3 {
         return Err(keys.refused(PARTIAL, value, WHOLE_HEADS));
@@ -289,7 +289,7 @@ pub(super) fn read_rotary_dim(
             format!("a part of a head's {head_dim} elements that is a multiple of 8, as the kernels need it");
         return Err(keys.wrong(PARTIAL, value, expected));
     }
-    Ok(turned)
+    Ok(Some(turned))
 }
 
 /// The rotary embedding, and another one of layers with a window, which Gemma 3 and OLMo 3 have. `sizes`: the context, and what of a head

@@ -58,7 +58,7 @@ fn both_spellings_of_transformers_are_equal() {
             head_dim: 16,
             rms_norm_eps: 1e-5,
             rope: Rope { theta: 10_000.0, scaling },
-            rotary_dim: 16,
+            partial_rotary_dim: None,
             unturned_layers: Vec::new(),
             max_position_embeddings: 128,
             tied_head: model == "llama",
@@ -288,8 +288,8 @@ fn dropouts_are_kept_for_who_trains() {
 fn a_part_of_each_head_is_turned_where_the_file_says_so() {
     let config = read_fixture("phi4_mini", "config.json");
     assert_eq!(config, read_fixture("phi4_mini", "config.v4.json"));
-    assert_eq!((config.head_dim, config.rotary_dim, config.tied_head), (16, 8, true));
-    assert_eq!(config.rope.inverse_frequencies(config.rotary_dim).len(), 4);
+    assert_eq!((config.head_dim, config.rotary_dim(), config.tied_head), (16, 8, true));
+    assert_eq!(config.rope.inverse_frequencies(config.rotary_dim()).len(), 4);
     let written = config.to_json(DType::BF16).to_string();
     assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
     for family in ["LlamaForCausalLM", "GraniteForCausalLM"] {

@@ -101,7 +101,7 @@ pub fn small_config() -> ModelConfig {
         head_dim: 64,
         rms_norm_eps: 1e-5,
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-        rotary_dim: 64,
+        partial_rotary_dim: None,
         unturned_layers: Vec::new(),
         max_position_embeddings: 131_072,
         tied_head: false,
