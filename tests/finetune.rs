@@ -735,7 +735,7 @@ fn an_embedded_language_model_is_trained_under_the_names_of_the_whole() {
         return;
     }
     let whole = tempfile::tempdir().unwrap();
-    common::embed_gemma3(whole.path());
+    common::embed("gemma3", whole.path());
     let names = |file: &Path| {
         let bytes = fs::read(file).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -72,20 +72,22 @@ fn greedy_tokens_equal_pytorch() {
 #[test]
 fn an_embedded_language_model_gives_the_same_tokens() {
     let Some(gpu) = common::gpu() else { return };
-    let (alone, whole) = (model("gemma3"), tempfile::tempdir().unwrap());
-    common::embed_gemma3(whole.path());
-    let report = std::fs::read_to_string(alone.join("ref/reference.json")).unwrap();
-    let reference: serde_json::Value = serde_json::from_str(&report).unwrap();
-    let adapter = Adapter { embedded: true, ..Adapter::read(&alone.join("ref/adapter")).unwrap() };
-    let run = whole.path().join("adapter");
-    adapter.write(&run).unwrap();
+    for name in ["gemma3", "mistral", "ministral3"] {
+        let (alone, whole) = (model(name), tempfile::tempdir().unwrap());
+        common::embed(name, whole.path());
+        let report = std::fs::read_to_string(alone.join("ref/reference.json")).unwrap();
+        let reference: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let adapter = Adapter { embedded: true, ..Adapter::read(&alone.join("ref/adapter")).unwrap() };
+        let run = whole.path().join("adapter");
+        adapter.write(&run).unwrap();
 
-    let prompt = ids(&reference["prompt_ids"]);
-    for (key, adapter) in [("base_greedy", None), ("lora_greedy", Some(run.as_path()))] {
-        let expected = ids(&reference[key]["tokens"]);
-        let mut generator = Generator::open(&gpu, whole.path(), adapter, Precision::F32True, 64).unwrap();
-        let generated = generator.generate(&prompt, &greedy(expected.len()), &mut keep_going).unwrap();
-        assert_eq!(generated.tokens, expected, "{key}");
+        let prompt = ids(&reference["prompt_ids"]);
+        for (key, adapter) in [("base_greedy", None), ("lora_greedy", Some(run.as_path()))] {
+            let expected = ids(&reference[key]["tokens"]);
+            let mut generator = Generator::open(&gpu, whole.path(), adapter, Precision::F32True, 64).unwrap();
+            let generated = generator.generate(&prompt, &greedy(expected.len()), &mut keep_going).unwrap();
+            assert_eq!(generated.tokens, expected, "{name}: {key}");
+        }
     }
 }
 

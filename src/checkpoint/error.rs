@@ -45,11 +45,11 @@ pub enum CheckpointError {
     )]
     Embedded { path: PathBuf, tensor: String },
     #[error(
-        "{}: lm_head.weight is not model.embed_tokens.weight, but config.json has tie_word_embeddings true (or says nothing, which means it \
-         for this family); set it to false there if the head is the model's, or remove lm_head.weight",
+        "{}: {head} is not {embedding}, but config.json makes the token embedding the head (tie_word_embeddings true, in text_config of a \
+         model that sees images too, or nothing where that means it); set it to false there if the head is the model's, or remove {head}",
         path.display()
     )]
-    HeadOfItsOwn { path: PathBuf },
+    HeadOfItsOwn { path: PathBuf, head: String, embedding: String },
     #[error("{path}: tensor {tensor:?} not found{}", did_you_mean(nearest))]
     TensorMissing { path: PathBuf, tensor: String, nearest: Vec<String> },
     #[error(

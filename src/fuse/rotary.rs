@@ -1,7 +1,8 @@
 //! Rotary embeddings cost a launch and a pass over their tensor each: those of q and k become one launch, and the opposite turns
 //! of their gradients are made where attention's gradient stores dq and dk.
 //!
-//! Where a part of each head is turned, dq and dk are turned back in a launch of their own, together.
+//! Where a part of each head is turned, dq and dk are turned back in a launch of their own, together. Where queries are turned by angles of
+//! their own, as they are when they are scaled beyond the first context, nothing is joined.
 //!
 //! The turn of q and k stays a launch: attention reads every row of them many times, for each tile of the other.
 
@@ -182,6 +183,24 @@ mod tests {
         let graph = attended(true, 8);
         let fused = fuse(graph.clone()).unwrap();
         assert_eq!((count(&graph, "rope"), count(&fused, "rope")), (4, 2));
+        assert_eq!(gradients(&fused), gradients(&graph));
+    }
+
+    /// Queries that are scaled by their positions.
+    #[test]
+    fn turns_by_two_tables_around_attention_stay() {
+        let Sketch { mut graph, positions, table, visibility } = sketch(D);
+        let q = graph.trainable("q", Shape::matrix(TOKENS, 2 * D)).unwrap();
+        let k = graph.trainable("k", Shape::matrix(TOKENS, D)).unwrap();
+        let v = graph.input("v", Shape::matrix(TOKENS, D), DType::F32).unwrap();
+        let other = graph.input("other table", Shape::matrix(TOKENS, D), DType::F32).unwrap();
+        let query = rope(&mut graph, q, positions, other, D).unwrap();
+        let key = rope(&mut graph, k, positions, table, D).unwrap();
+        let o = attention(&mut graph, (query, key, v), &visibility, Scoring::of(D)).unwrap();
+        let seed = graph.input("seed", Shape::matrix(TOKENS, 2 * D), DType::F32).unwrap();
+        differentiate(&mut graph, o, seed, Recompute::None).unwrap();
+        let fused = fuse(graph.clone()).unwrap();
+        assert_eq!((count(&graph, "rope"), count(&fused, "rope")), (4, 4));
         assert_eq!(gradients(&fused), gradients(&graph));
     }
 

@@ -135,29 +135,43 @@ mod tests {
     use crate::autograd::Recompute;
     use crate::fuse::Fusions;
     use crate::graph::DType;
-    use crate::models::{ModelConfig, Network, shape};
+    use crate::models::{ModelConfig, Network, QUERY_ROPE_TABLE, shape};
     use crate::nn::{PlainLayers, Storage, WeightMode};
     use crate::ops::embedding::Embedding;
     use std::any::Any;
+
+    /// Up to the first context queries have the table of the keys.
+    #[test]
+    fn queries_have_a_table_of_their_own_where_they_are_scaled() {
+        let scaled = |positions: usize| {
+            let network = Network { positions, ..network("ministral-3-3b", DType::BF16, DType::BF16) };
+            let graph = network.evaluation(32, 32).unwrap();
+            graph.leaves().iter().any(|leaf| leaf.name == QUERY_ROPE_TABLE)
+        };
+        assert_eq!([32, 16_384, 16_385].map(scaled), [false, false, true]);
+    }
+
+    fn network(name: &str, table: DType, activations: DType) -> Network {
+        Network {
+            config: ModelConfig { layers: 1, ..shape(name).unwrap() },
+            weights: WeightMode::Frozen(Storage { outer: table, ..Storage::from(table) }),
+            plain_layers: PlainLayers::default(),
+            activations,
+            adapter: None,
+            recompute: Recompute::None,
+            positions: 32,
+            fusions: Fusions::default(),
+            host_activations: false,
+            mlp_chunks: 1,
+            frozen: Vec::new(),
+        }
+    }
 
     /// bf16 has neither 25.3 nor 33.94, the roots of Gemma 3's widths.
     #[test]
     fn embeddings_are_scaled_in_the_type_of_their_table() {
         let scale = |name: &str, table: DType, activations: DType| {
-            let network = Network {
-                config: ModelConfig { layers: 1, ..shape(name).unwrap() },
-                weights: WeightMode::Frozen(Storage { outer: table, ..Storage::from(table) }),
-                plain_layers: PlainLayers::default(),
-                activations,
-                adapter: None,
-                recompute: Recompute::None,
-                positions: 32,
-                fusions: Fusions::default(),
-                host_activations: false,
-                mlp_chunks: 1,
-                frozen: Vec::new(),
-            };
-            let graph = network.evaluation(32, 32).unwrap();
+            let graph = network(name, table, activations).evaluation(32, 32).unwrap();
             let found = graph.nodes().iter().find_map(|node| {
                 let op: &dyn Any = &*node.op;
                 op.downcast_ref::<Embedding>().map(|op| op.scale)

@@ -192,9 +192,14 @@ impl<'a> Finetune<'a> {
         };
         source.check(&config)?;
         for (key, p) in &config.dropouts {
+            let file = options.model_dir.join("config.json");
+            let adapter = match options.method {
+                Method::Lora => "; --lora_dropout is for the adapter's input",
+                Method::Full { .. } => "",
+            };
             notes.push(format!(
-                "{} has {key} {p}: nothing of the model is dropped here; --lora_dropout is for the adapter's input",
-                options.model_dir.join("config.json").display()
+                "{} has {key} {p}: nothing of the model is dropped here{adapter}",
+                file.display()
             ));
         }
         let large = config.block_norms != BlockNorms::Before || config.multipliers.is_some();

@@ -82,17 +82,21 @@ pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Writes the fixture of Gemma 3 as the language model of one that sees images too, of whose other part one tensor is there.
-pub fn embed_gemma3(folder: &Path) {
-    let alone = fixtures().join("models/gemma3");
+/// Writes a fixture (a Gemma 3, Mistral or Ministral 3) as the language model of one that sees images too, of whose other part one tensor is
+/// there.
+pub fn embed(name: &str, folder: &Path) {
+    let alone = fixtures().join("models").join(name);
     for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
         std::fs::copy(alone.join(name), folder.join(name)).unwrap();
     }
     let config = std::fs::read_to_string(alone.join("config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let (architecture, kind) = match name {
+        "gemma3" => ("Gemma3ForConditionalGeneration", "gemma3"),
+        _ => ("Mistral3ForConditionalGeneration", "mistral3"),
+    };
     let config = serde_json::json!({
-        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config,
-        "torch_dtype": "bfloat16",
+        "architectures": [architecture], "model_type": kind, "text_config": config, "torch_dtype": "bfloat16",
     });
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     std::fs::write(folder.join("preprocessor_config.json"), "{}").unwrap();
@@ -105,7 +109,7 @@ pub fn embed_gemma3(folder: &Path) {
     std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
 }
 
-/// The tensor of the other part in [`embed_gemma3`].
+/// The tensor of the other part in [`embed`].
 pub const PROJECTOR: &str = "multi_modal_projector.mm_soft_emb_norm.weight";
 
 /// Reproducible numbers in [-1, 1).

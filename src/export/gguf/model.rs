@@ -128,6 +128,15 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     if matches!(config.rope.scaling, RopeScaling::Llama3 { .. }) && architecture(config) != "llama" {
         return Some("rope_scaling llama3".into());
     }
+    // llama.cpp has one context for both
+    let stretched = match config.rope.scaling {
+        RopeScaling::Yarn(yarn) => Some(yarn.original_max_position_embeddings),
+        _ => None,
+    };
+    if config.query_scaling.is_some_and(|scaling| stretched != Some(scaling.original_max_position_embeddings))
+    {
+        return Some("llama_4_scaling_beta without yarn of the same original_max_position_embeddings".into());
+    }
     if architecture(config) == "olmo2" && config.tied_head {
         return Some("tie_word_embeddings true".into());
     }
@@ -259,6 +268,8 @@ mod tests {
         };
         assert_eq!(of("olmo2", |config| config.tied_head = true), "tie_word_embeddings true");
         assert_eq!(of("olmo2", |config| config.head_dim = 32), "head_dim 32 of 4 heads");
+        let plain = of("ministral3", |config| config.rope.scaling = RopeScaling::None);
+        assert!(plain.starts_with("llama_4_scaling_beta without yarn"), "{plain}");
         let layers = "layer_types other than a full_attention for every 4 layers";
         assert_eq!(of("olmo3", |config| config.full_layers = vec![0]), layers);
         let scaled = of("olmo3", |config| config.local_rope = None);

@@ -1,7 +1,7 @@
 //! The families of networks, and what their configurations say each in its own way.
 
 use super::keys::Keys;
-use super::{ConfigError, KV_HEADS, TEXT};
+use super::{BlockNorms, ConfigError, KV_HEADS, QueryKeyNorms, TEXT};
 use crate::ops::glu::Activation;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -31,70 +31,6 @@ pub enum Family {
     SmolLm3,
     /// Granite 3 and what has its form, but for mixtures of experts.
     Granite,
-}
-
-/// Where a block has norms.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BlockNorms {
-    /// What attention and MLP read is normalised.
-    #[default]
-    Before,
-    /// That, and what they add to the stream.
-    Around,
-    /// What they add to the stream.
-    After,
-}
-
-impl BlockNorms {
-    /// The norm before attention.
-    pub(in crate::models) fn before_attention(self) -> Option<&'static str> {
-        (self != BlockNorms::After).then_some("input_layernorm")
-    }
-
-    /// The norm of what attention adds.
-    pub(in crate::models) fn after_attention(self) -> Option<&'static str> {
-        (self != BlockNorms::Before).then_some("post_attention_layernorm")
-    }
-
-    /// The norm before the MLP, which most name after what lies before it.
-    pub(in crate::models) fn before_mlp(self) -> Option<&'static str> {
-        match self {
-            BlockNorms::Before => Some("post_attention_layernorm"),
-            BlockNorms::Around => Some("pre_feedforward_layernorm"),
-            BlockNorms::After => None,
-        }
-    }
-
-    /// The norm of what the MLP adds.
-    pub(in crate::models) fn after_mlp(self) -> Option<&'static str> {
-        (self != BlockNorms::Before).then_some("post_feedforward_layernorm")
-    }
-}
-
-/// How queries and keys are normalised before the rotary embedding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QueryKeyNorms {
-    #[default]
-    None,
-    /// Head by head, by one weight for all.
-    ByHead,
-    /// All heads of a token together.
-    Whole,
-}
-
-/// What parts of a Granite are multiplied by.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Multipliers {
-    /// Token embeddings.
-    pub embedding: f64,
-    /// What attention and MLP add to the stream.
-    pub residual: f64,
-    /// Attention's scores, in place of the inverse root of a head's size.
-    pub attention: f64,
-    /// Logits are divided by it.
-    pub logits: f64,
 }
 
 /// Which linear layers of attention have a bias.
@@ -307,19 +243,6 @@ impl Family {
     /// Whether the head is the embedding where `config.json` says nothing.
     pub(super) fn default_tied(self) -> bool {
         self.is_gemma() || self == Family::SmolLm3
-    }
-
-    pub(super) fn read_multipliers(self, keys: &Keys<'_>) -> Result<Option<Multipliers>, ConfigError> {
-        if self != Family::Granite {
-            return Ok(None);
-        }
-        let read = |key: &str| Ok(keys.optional(key, Keys::positive)?.unwrap_or(1.0));
-        Ok(Some(Multipliers {
-            embedding: read("embedding_multiplier")?,
-            residual: read("residual_multiplier")?,
-            attention: read("attention_multiplier")?,
-            logits: read("logits_scaling")?,
-        }))
     }
 
     /// Layers whose queries and keys are not turned, of SmolLM 3: every fourth, where the file says nothing.

@@ -8,19 +8,20 @@
 mod family;
 mod json;
 mod keys;
+mod norms;
 mod rope;
+mod scales;
 #[cfg(test)]
 mod tests;
+mod weights;
 
-pub use family::{AttentionBias, BlockNorms, Family, Multipliers, QueryKeyNorms};
+pub use family::{AttentionBias, Family};
+pub use norms::{BlockNorms, QueryKeyNorms};
 pub use rope::{QueryScaling, Rope, RopeScaling, Yarn};
+pub use scales::Multipliers;
 
-use crate::graph::DType;
-use crate::ops::attention::Scoring;
 use crate::ops::glu::Activation;
-use crate::ops::rms_norm::Norm;
 use family::Window;
-use half::{bf16, f16};
 use keys::{Keys, MAX_SIZE};
 use rope::{read_ropes, read_rotary_dim};
 use serde::Serialize;
@@ -179,7 +180,7 @@ impl ModelConfig {
         let partial_rotary_dim = read_rotary_dim(&keys, family, head_dim)?;
         let sizes = (positions, partial_rotary_dim.unwrap_or(head_dim));
         let (rope, local_rope) = read_ropes(&keys, family, sizes)?;
-        let query_scaling = QueryScaling::read(&keys, family)?;
+        let query_scaling = QueryScaling::read(&keys, family, positions)?;
         let max_position_embeddings = match &rope.scaling {
             // who switches it on, as Qwen's cards say, leaves the old number beside it
             RopeScaling::Yarn(yarn) => positions.max(yarn.context()),
@@ -207,11 +208,7 @@ impl ModelConfig {
             partial_rotary_dim,
             unturned_layers,
             max_position_embeddings,
-            tied_head: match whole.optional("tie_word_embeddings", Keys::flag)? {
-                Some(tied) => tied,
-                // what transformers 4 writes of the whole leaves the default out
-                None => keys.optional("tie_word_embeddings", Keys::flag)?.unwrap_or(family.default_tied()),
-            },
+            tied_head: read_tied(&whole, &keys, family)?,
             embedded,
             attention_bias: family.read_bias(&keys)?,
             joined_layers: family == Family::Phi3,
@@ -226,22 +223,12 @@ impl ModelConfig {
             query_pre_attn_scalar: family.read_score_scale(&keys)?,
             attention_soft_cap,
             logit_soft_cap,
-            multipliers: family.read_multipliers(&keys)?,
+            multipliers: Multipliers::read(&keys, family)?,
             query_scaling,
             dropouts: read_dropouts(&keys)?,
         };
         config.check(&keys)?;
         Ok(config)
-    }
-
-    /// Whether a linear layer has a bias.
-    pub fn has_bias(&self, module: &str) -> bool {
-        let part = module.rsplit_once('.').map_or(module, |(_, part)| part);
-        match self.attention_bias {
-            AttentionBias::None => false,
-            AttentionBias::Inputs => matches!(part, "q_proj" | "k_proj" | "v_proj"),
-            AttentionBias::All => matches!(part, "q_proj" | "k_proj" | "v_proj" | "o_proj"),
-        }
     }
 
     /// Whether a layer sees a window.
@@ -259,139 +246,9 @@ impl ModelConfig {
         !self.unturned_layers.contains(&layer)
     }
 
-    /// The constants of its norms.
-    ///
-    /// Where what attention and MLP add is multiplied by m, the stream is kept divided by m instead: what they add is added as it is,
-    /// token embeddings are divided by m, and a norm of x / m with eps / m² is that of x with eps.
-    pub fn norm(&self) -> Norm {
-        let residual = self.residual_multiplier();
-        Norm { eps: self.rms_norm_eps / (residual * residual), unit_offset: self.unit_offset }
-    }
-
-    fn residual_multiplier(&self) -> f64 {
-        self.multipliers.map_or(1.0, |multipliers| multipliers.residual)
-    }
-
-    /// What the logits are multiplied by.
-    pub fn logit_scale(&self) -> f64 {
-        self.multipliers.map_or(1.0, |multipliers| 1.0 / multipliers.logits)
-    }
-
-    /// How attention's scores are made.
-    pub fn scoring(&self) -> Scoring {
-        let usual = Scoring::of(self.head_dim);
-        let scale = match (self.multipliers, self.query_pre_attn_scalar) {
-            (Some(multipliers), _) => multipliers.attention,
-            (None, Some(scalar)) => 1.0 / scalar.sqrt(),
-            (None, None) => usual.scale,
-        };
-        Scoring { scale, soft_cap: self.attention_soft_cap, ..usual }
-    }
-
-    /// What token embeddings are multiplied by, in the type that the table is stored in where transformers has it so.
-    pub fn embedding_scale(&self, dtype: DType) -> f64 {
-        if let Some(multipliers) = self.multipliers {
-            // see `norm`
-            return multipliers.embedding / multipliers.residual;
-        }
-        let root = (self.hidden_size as f64).sqrt();
-        match dtype {
-            _ if !self.scaled_embedding => 1.0,
-            DType::BF16 => f64::from(bf16::from_f64(root)),
-            DType::F16 => f64::from(f16::from_f64(root)),
-            _ => root,
-        }
-    }
-
     /// Tokens that each token sees at most in layers with a window, itself among them.
     pub fn window(&self) -> u32 {
         self.sliding_window.and_then(|window| u32::try_from(window).ok()).unwrap_or(u32::MAX)
-    }
-
-    /// Parameters of the whole model; a tied head counts once.
-    pub fn parameter_count(&self) -> u64 {
-        let product = |shape: &[usize]| shape.iter().fold(1u64, |n, &dim| n.saturating_mul(dim as u64));
-        let total = |shapes: &[(&str, Vec<usize>)]| {
-            shapes.iter().fold(0u64, |sum, (_, shape)| sum.saturating_add(product(shape)))
-        };
-        let layers = total(&self.layer_shapes()).saturating_mul(self.layers as u64);
-        layers.saturating_add(total(&self.outer_shapes()))
-    }
-
-    /// Every weight of the model as it is named in the checkpoint, with its shape.
-    pub fn expected_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let layer = self.layer_shapes();
-        let layers = (0..self.layers).flat_map(|i| {
-            layer.iter().map(move |(name, shape)| (format!("model.layers.{i}.{name}"), shape.clone()))
-        });
-        let outer = self.outer_shapes().into_iter().map(|(name, shape)| (name.to_owned(), shape));
-        layers.chain(outer).collect()
-    }
-
-    fn layer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
-        let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
-        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut shapes = Vec::new();
-        let norms = self.block_norms;
-        if norms.before_attention().is_some() {
-            shapes.push(("input_layernorm.weight", vec![hidden]));
-        }
-        shapes.extend(match self.joined_layers {
-            true => vec![("self_attn.qkv_proj.weight", vec![queries + 2 * keys, hidden])],
-            false => vec![
-                ("self_attn.q_proj.weight", vec![queries, hidden]),
-                ("self_attn.k_proj.weight", vec![keys, hidden]),
-                ("self_attn.v_proj.weight", vec![keys, hidden]),
-            ],
-        });
-        shapes.push(("self_attn.o_proj.weight", vec![hidden, queries]));
-        shapes.push(("post_attention_layernorm.weight", vec![hidden]));
-        shapes.extend(match self.joined_layers {
-            true => vec![("mlp.gate_up_proj.weight", vec![2 * ffn, hidden])],
-            false => {
-                vec![("mlp.gate_proj.weight", vec![ffn, hidden]), ("mlp.up_proj.weight", vec![ffn, hidden])]
-            }
-        });
-        shapes.push(("mlp.down_proj.weight", vec![hidden, ffn]));
-        if self.attention_bias != AttentionBias::None {
-            shapes.push(("self_attn.q_proj.bias", vec![queries]));
-            shapes.push(("self_attn.k_proj.bias", vec![keys]));
-            shapes.push(("self_attn.v_proj.bias", vec![keys]));
-        }
-        if self.attention_bias == AttentionBias::All {
-            shapes.push(("self_attn.o_proj.bias", vec![hidden]));
-        }
-        if norms == BlockNorms::Around {
-            shapes.push(("pre_feedforward_layernorm.weight", vec![hidden]));
-        }
-        if norms.after_mlp().is_some() {
-            shapes.push(("post_feedforward_layernorm.weight", vec![hidden]));
-        }
-        if let Some([query, key]) = self.query_key_norm_widths() {
-            shapes.push(("self_attn.q_norm.weight", vec![query]));
-            shapes.push(("self_attn.k_norm.weight", vec![key]));
-        }
-        shapes
-    }
-
-    /// The widths of the norms of queries and of keys.
-    pub(in crate::models) fn query_key_norm_widths(&self) -> Option<[usize; 2]> {
-        match self.query_key_norms {
-            QueryKeyNorms::None => None,
-            QueryKeyNorms::ByHead => Some([self.head_dim; 2]),
-            QueryKeyNorms::Whole => Some([self.heads * self.head_dim, self.kv_heads * self.head_dim]),
-        }
-    }
-
-    fn outer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
-        let mut shapes = vec![
-            ("model.embed_tokens.weight", vec![self.vocab_size, self.hidden_size]),
-            ("model.norm.weight", vec![self.hidden_size]),
-        ];
-        if !self.tied_head {
-            shapes.push(("lm_head.weight", vec![self.vocab_size, self.hidden_size]));
-        }
-        shapes
     }
 
     fn check(&self, keys: &Keys<'_>) -> Result<(), ConfigError> {
@@ -441,13 +298,29 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
     Ok(())
 }
 
+/// `whole` and `keys` are one object where a model stands alone.
+fn read_tied(whole: &Keys<'_>, keys: &Keys<'_>, family: Family) -> Result<bool, ConfigError> {
+    const KEY: &str = "tie_word_embeddings";
+    // transformers 4 leaves the default of a whole out, and 5 writes its own of Mistral 3, whatever the text says
+    let order = match family {
+        Family::Mistral | Family::Ministral3 => [keys, whole],
+        _ => [whole, keys],
+    };
+    for object in order {
+        if let Some(tied) = object.optional(KEY, Keys::flag)? {
+            return Ok(tied);
+        }
+    }
+    Ok(family.default_tied())
+}
+
 fn read_dropouts(keys: &Keys<'_>) -> Result<Vec<(&'static str, f64)>, ConfigError> {
     let mut found = Vec::new();
     for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
         match keys.optional(key, Keys::number)? {
             None => {}
             Some(p) if (0.0..1.0).contains(&p) => found.extend((p > 0.0).then_some((key, p))),
-            Some(p) => return Err(keys.wrong(key, &json!(p), "a number from 0 to 1".into())),
+            Some(p) => return Err(keys.wrong(key, &json!(p), "a number from 0 on, below 1".into())),
         }
     }
     Ok(found)

@@ -74,13 +74,18 @@ impl QueryScaling {
         1.0 + self.beta * contexts.ln_1p()
     }
 
-    pub(super) fn read(keys: &Keys<'_>, family: Family) -> Result<Option<Self>, ConfigError> {
+    /// `positions`: the model's context.
+    pub(super) fn read(
+        keys: &Keys<'_>,
+        family: Family,
+        positions: usize,
+    ) -> Result<Option<Self>, ConfigError> {
         const BETA: &str = "llama_4_scaling_beta";
         let [older, newer] = rope_objects(keys)?;
         match (family, older.or(newer)) {
             (Family::Ministral3, Some(rope)) => match rope.optional(BETA, Keys::number)? {
                 Some(beta) if beta >= 0.0 => {
-                    let original_max_position_embeddings = rope.size("original_max_position_embeddings")?;
+                    let original_max_position_embeddings = original_positions(keys, &rope, positions)?;
                     Ok(Some(QueryScaling { beta, original_max_position_embeddings }))
                 }
                 Some(beta) => Err(rope.wrong(BETA, &json!(beta), "a number from 0 on".into())),
@@ -260,6 +265,7 @@ impl RopeScaling {
     }
 }
 
+const ORIGINAL: &str = "original_max_position_embeddings";
 const PARTIAL: &str = "partial_rotary_factor";
 const WHOLE_HEADS: &str = "this family's rotary embedding turns whole heads";
 
@@ -308,9 +314,10 @@ pub(super) fn read_ropes(
     if !matches!(family, Family::Gemma3 | Family::Olmo3) {
         return Ok((read("rope_theta", theta, older.or(newer).as_ref())?, None));
     }
+    let flat = newer.as_ref().filter(|newer| newer.get("full_attention").is_none());
     for key in ["rope_theta", "rope_type"] {
-        if let Some(value) = newer.as_ref().and_then(|newer| newer.get(key)) {
-            let reason = "this family has full_attention and sliding_attention there, each with its own";
+        if let Some(value) = flat.and_then(|flat| flat.get(key)) {
+            let reason = "put what is there within full_attention, and the same without scaling within sliding_attention";
             return Err(keys.refused(&format!("rope_parameters.{key}"), value, reason));
         }
     }
@@ -390,6 +397,15 @@ fn read_long_rope(
     })
 }
 
+/// The context of the first training. It is stored beside the object by some exporters, which then counts.
+fn original_positions(keys: &Keys<'_>, rope: &Keys<'_>, positions: usize) -> Result<usize, ConfigError> {
+    let original = match keys.optional(ORIGINAL, Keys::size)? {
+        Some(original) => Some(original),
+        None => rope.optional(ORIGINAL, Keys::size)?,
+    };
+    Ok(original.unwrap_or(positions))
+}
+
 fn read_scaling(
     keys: &Keys<'_>,
     family: Family,
@@ -402,18 +418,10 @@ fn read_scaling(
     {
         return Err(rope.refused(PARTIAL, value, WHOLE_HEADS));
     }
-    // Stored beside the object by some exporters, which then counts; else as in the first training.
-    let original_positions = || {
-        const KEY: &str = "original_max_position_embeddings";
-        if family == Family::Phi3 {
-            // transformers looks nowhere else, and has a default
-            return Ok(keys.optional(KEY, Keys::size)?.unwrap_or(4096));
-        }
-        let original = match keys.optional(KEY, Keys::size)? {
-            Some(original) => Some(original),
-            None => rope.optional(KEY, Keys::size)?,
-        };
-        Ok(original.unwrap_or(max_position_embeddings))
+    let original_positions = || match family {
+        // transformers looks nowhere else, and has a default
+        Family::Phi3 => Ok(keys.optional(ORIGINAL, Keys::size)?.unwrap_or(4096)),
+        _ => original_positions(keys, rope, max_position_embeddings),
     };
     let key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
     match rope.optional(key, Keys::text)?.unwrap_or("default") {

@@ -136,18 +136,15 @@ fn on_wide_cpu(lanes: u32, extents: &Extents) -> Vec<Variant> {
         subgroups == 1 || (cols.next_multiple_of(tile) * 7 <= cols * 8 && tiles >= 4)
     };
     let rows = height as u32;
-    // as many turns between barriers, whatever a turn takes
-    let workgroup = |subgroups, unroll: u32| Variant::Workgroup {
-        rows,
-        lanes,
-        subgroups,
-        depth: (32 * unroll).min(64),
-        unroll,
+    let workgroup = |subgroups, unroll| {
+        // as many turns between barriers whatever a turn takes, as far as 32 rows of f32 fit
+        let depth = if unroll == 1 { 32 } else { 64 };
+        Variant::Workgroup { rows, lanes, subgroups, depth, unroll }
     };
     let widest: Vec<u32> = [8, 4, 2, 1].into_iter().filter(suits).take(2).collect();
     let shared = widest.iter().map(|&subgroups| workgroup(subgroups, 1));
-    // more groups of four per turn write a row's sums less often, taller tiles load columns less often; which helps, if any, depends on the
-    // processor and the product: for the widest alone
+    // more groups of four per turn write a row's sums less often, taller tiles load columns less often; what that gains, if anything, is
+    // the processor's and the product's: for the widest alone
     let deeper = widest.first().into_iter().flat_map(|&subgroups| {
         let unrolled = if rows == 32 { &[2, 4][..] } else { &[2] };
         let tall = Variant::Workgroup { rows: 64, lanes, subgroups, depth: 32, unroll: 2 };
