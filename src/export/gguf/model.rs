@@ -148,9 +148,15 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     {
         return Some("no_rope_layers other than every fourth layer".into());
     }
+    // of so many layers the last sees all, the others a window
+    let windows_differ = |period: usize| {
+        let differs =
+            (0..config.layers).any(|layer| config.slides(layer) == (layer + 1).is_multiple_of(period));
+        differs.then(|| format!("layer_types other than a full_attention for every {period} layers"))
+    };
     if config.family == Family::Olmo3 && config.sliding_window.is_some() {
-        if (0..config.layers).any(|layer| config.slides(layer) == (layer + 1).is_multiple_of(4)) {
-            return Some("layer_types other than a full_attention for every 4 layers".into());
+        if let Some(differs) = windows_differ(4) {
+            return Some(differs);
         }
         let usual = Rope { theta: config.rope.theta, scaling: RopeScaling::None };
         let local = config.local_rope.as_ref().unwrap_or(&config.rope);
@@ -169,8 +175,8 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     if config.sliding_window.is_none() {
         return Some("sliding_window null".into());
     }
-    if (0..config.layers).any(|layer| config.slides(layer) == (layer + 1).is_multiple_of(period)) {
-        return Some(format!("layer_types other than a full_attention for every {period} layers"));
+    if let Some(differs) = windows_differ(period) {
+        return Some(differs);
     }
     let caps = [config.attention_soft_cap, config.logit_soft_cap].map(|cap| cap.is_some());
     if caps != [config.family == Family::Gemma2; 2] {

@@ -33,6 +33,7 @@ impl ModelConfig {
         let mut json = json!({
             "architectures": [self.family.architecture()],
             "attention_bias": self.attention_bias == AttentionBias::All,
+            "attention_dropout": 0.0,
             "dtype": dtype,
             "head_dim": self.head_dim,
             "hidden_act": activation,
@@ -55,7 +56,6 @@ impl ModelConfig {
             "torch_dtype": dtype,
             "vocab_size": self.vocab_size,
         });
-        json["attention_dropout"] = json!(0.0);
         for (key, p) in &self.dropouts {
             json[*key] = json!(p);
         }

@@ -225,7 +225,7 @@ impl ModelConfig {
             logit_soft_cap,
             multipliers: Multipliers::read(&keys, family)?,
             query_scaling,
-            dropouts: read_dropouts(&keys)?,
+            dropouts: read_dropouts(&keys, family)?,
         };
         config.check(&keys)?;
         Ok(config)
@@ -314,12 +314,14 @@ fn read_tied(whole: &Keys<'_>, keys: &Keys<'_>, family: Family) -> Result<bool, 
     Ok(family.default_tied())
 }
 
-fn read_dropouts(keys: &Keys<'_>) -> Result<Vec<(&'static str, f64)>, ConfigError> {
+fn read_dropouts(keys: &Keys<'_>, family: Family) -> Result<Vec<(&'static str, f64)>, ConfigError> {
     let mut found = Vec::new();
-    for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
+    // the others do not read the second and third
+    let all = ["attention_dropout", "resid_pdrop", "embd_pdrop"];
+    for key in if family == Family::Phi3 { &all[..] } else { &all[..1] } {
         match keys.optional(key, Keys::number)? {
             None => {}
-            Some(p) if (0.0..1.0).contains(&p) => found.extend((p > 0.0).then_some((key, p))),
+            Some(p) if (0.0..1.0).contains(&p) => found.extend((p > 0.0).then_some((*key, p))),
             Some(p) => return Err(keys.wrong(key, &json!(p), "a number from 0 on, below 1".into())),
         }
     }
