@@ -423,6 +423,10 @@ fn the_gguf_package_reads_the_same_tensors() {
         ("granite", "q8_0"),
         ("ministral3", "bf16"),
         ("olmo3", "f32"),
+        ("gpt_neox", "f32"),
+        ("gpt_neox", "q8_0"),
+        ("stablelm", "bf16"),
+        ("starcoder2", "f16"),
     ] {
         let base = model(name);
         let report = export(&[base.to_str().unwrap(), "--gguf", file, "--type", ty]);
@@ -447,7 +451,8 @@ fn the_gguf_package_reads_the_same_tensors() {
                 (json!(["rope_factors_long.weight", "rope_factors_short.weight"]), "phi3", json!("gpt-4o"))
             }
             "smollm3" => (empty, "smollm3", json!("llama-bpe")),
-            "olmo2" | "granite" => (empty, name, json!("gpt-2")),
+            "olmo2" | "granite" | "stablelm" | "starcoder2" => (empty, name, json!("gpt-2")),
+            "gpt_neox" => (empty, "gptneox", json!("gpt-2")),
             "olmo3" => (empty, "olmo2", json!("gpt-2")),
             other => (empty, other, json!("qwen2")),
         };
@@ -467,6 +472,10 @@ fn the_gguf_package_reads_the_same_tensors() {
                 ("mistral3.rope.scaling.original_context_length", 8.0),
             ],
             "phi4_mini" => &[("phi3.rope.dimension_count", 8.0)],
+            "gpt_neox" => {
+                &[("gptneox.rope.dimension_count", 4.0), ("gptneox.attention.layer_norm_epsilon", 1e-5)]
+            }
+            "stablelm" => &[("stablelm.rope.dimension_count", 8.0)],
             "olmo3" => &[("olmo2.attention.sliding_window", 8.0)],
             _ => &[],
         };
@@ -484,6 +493,8 @@ fn the_gguf_package_reads_the_same_tensors() {
         ("smollm3", 56),
         ("phi4_mini", 16),
         ("olmo2", 28),
+        ("gpt_neox", 16),
+        ("starcoder2", 24),
     ] {
         let (base, adapter) = (model(name), model(name).join("ref/adapter"));
         let (base, adapter) = (base.to_str().unwrap(), adapter.to_str().unwrap());
@@ -692,6 +703,9 @@ fn llama_cpp_generates_what_engraft_does_with_other_families() {
         ("smollm3", vec![], None),
         ("granite", vec![], None),
         ("ministral3", vec![], None),
+        ("gpt_neox", vec![], None),
+        ("stablelm", vec![], None),
+        ("starcoder2", vec![("sliding_window", Value::Null)], None),
     ] {
         // llama.cpp looks for tokens of its own in what is called phi3
         let folder = scratch.path().join(name.replace("phi", "model"));

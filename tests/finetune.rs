@@ -970,6 +970,14 @@ fn losses_of_newer_families_equal_pytorchs() {
     equals_pytorch("ministral3", "q_proj,v_proj", "");
 }
 
+/// LayerNorm and biases; the layers of GPT-NeoX, with the name that its head has in files, by Llama's names.
+#[test]
+fn losses_of_families_with_layer_norms_equal_pytorchs() {
+    equals_pytorch("gpt_neox", "all-linear", "");
+    equals_pytorch("stablelm", "q_proj,down_proj", "lm_head");
+    equals_pytorch("starcoder2", "k_proj,c_fc,c_proj", "");
+}
+
 /// The head's weight is the token embedding here, and its adapter changes the logits alone.
 #[test]
 fn an_adapter_on_the_head_equals_pytorchs() {

@@ -46,7 +46,8 @@ fn greedy_tokens_equal_pytorch() {
     let Some(gpu) = common::gpu() else { return };
     let llamas = ["llama", "llama_untied", "llama_sharded", "llama_biased"];
     let others = ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "phi4_mini"];
-    let further = ["olmo2", "olmo3", "smollm3", "granite", "ministral3"];
+    let further =
+        ["olmo2", "olmo3", "smollm3", "granite", "ministral3", "gpt_neox", "stablelm", "starcoder2"];
     for name in llamas.into_iter().chain(others).chain(further) {
         let folder = model(name);
         let report = std::fs::read_to_string(folder.join("ref/reference.json")).unwrap();

@@ -11,7 +11,7 @@ use engraft::fuse::Fusions;
 use engraft::generate::{CacheSize, Generator};
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
 use engraft::graph::{Choices, DType, DeviceProfile, Leaf, LeafKind};
-use engraft::models::{ModelConfig, Multipliers, Network};
+use engraft::models::{JoinedLayers, ModelConfig, Multipliers, Network};
 use engraft::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
 use engraft::ops::adamw::Hyper;
 use engraft::ops::matmul::{Extents, Variant};
@@ -134,7 +134,7 @@ fn joined_layers_are_made_again_with_the_same_bits() {
     let batch = batch(2);
     for kind in [Quantize::None, Quantize::Nf4] {
         let base = network(Precision::BF16True, 0.1);
-        let config = ModelConfig { joined_layers: true, layers: 3, ..base.config.clone() };
+        let config = ModelConfig { joined_layers: JoinedLayers::Whole, layers: 3, ..base.config.clone() };
         let adapter = Some(spec_of_targets(&config, &[], 8, 16.0, 0.1).unwrap());
         let weights = WeightMode::Frozen(QuantizeOptions { kind, head: false }.storage(Precision::BF16True));
         let network = Network { config, adapter, weights, ..base };

@@ -580,6 +580,9 @@ fn transformers_loads_it_and_gives_what_peft_gives() {
         ("smollm3", plain("smollm3"), true),
         ("granite", plain("granite"), true),
         ("ministral3", plain("ministral3"), true),
+        ("gpt_neox", plain("gpt_neox"), false),
+        ("stablelm", plain("stablelm"), false),
+        ("starcoder2", plain("starcoder2"), true),
     ]
     .into_iter()
     .enumerate()

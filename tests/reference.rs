@@ -401,6 +401,31 @@ fn granite_equals_pytorch() {
     }
 }
 
+/// LayerNorm, biases everywhere, an MLP without a gate beside attention, a quarter of each head turned, and one layer for queries, keys
+/// and values, head by head.
+#[test]
+fn gpt_neox_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "gpt_neox");
+    }
+}
+
+/// LayerNorm before a gated MLP.
+#[test]
+fn stablelm_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "stablelm");
+    }
+}
+
+/// An MLP without a gate behind attention with a window.
+#[test]
+fn starcoder2_equals_pytorch() {
+    if let Some(gpu) = common::gpu() {
+        check_model(&gpu, "starcoder2");
+    }
+}
+
 /// All parameters: embeddings, biases, norms of the stream and of heads, linear layers.
 #[test]
 fn full_gradients_equal_pytorchs() {
@@ -418,6 +443,9 @@ fn full_gradients_equal_pytorchs() {
         "smollm3",
         "granite",
         "ministral3",
+        "gpt_neox",
+        "stablelm",
+        "starcoder2",
     ];
     for name in older.into_iter().chain(newer) {
         let mut reference = Reference::read(name.split(' ').next().unwrap());

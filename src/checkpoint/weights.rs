@@ -14,7 +14,6 @@ use std::path::{Component, Path, PathBuf};
 /// A model's weights in one file.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
 const HEAD: &str = "lm_head.weight";
-const EMBEDDING: &str = "model.embed_tokens.weight";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The weights of a model, memory-mapped: opening costs the headers only. Whole models are read with
@@ -317,22 +316,20 @@ impl Checkpoint {
     }
 
     /// Refuses a head of its own beside a configuration that says the head is the token embedding. Some exporters store a copy of that,
-    /// which is none.
+    /// which is none. `tied`: names of the head and of the embedding that is said to be it.
     ///
     /// # Errors
     /// A head that differs from the embedding: transformers 4 would take the embedding, transformers 5 the head.
-    pub fn check_tied(&self, tied: bool) -> Result<(), CheckpointError> {
-        if !tied
-            || !self.contains(HEAD)
-            || !self.contains(EMBEDDING)
-            || self.raw(HEAD)? == self.raw(EMBEDDING)?
-        {
+    pub fn check_tied(&self, tied: Option<[&str; 2]>) -> Result<(), CheckpointError> {
+        let there = tied.filter(|names| names.iter().all(|name| self.contains(name)));
+        let Some([head, embedding]) = there else { return Ok(()) };
+        if self.raw(head)? == self.raw(embedding)? {
             return Ok(());
         }
         Err(CheckpointError::HeadOfItsOwn {
             path: self.path.clone(),
-            head: self.stored_name(HEAD),
-            embedding: self.stored_name(EMBEDDING),
+            head: self.stored_name(head),
+            embedding: self.stored_name(embedding),
         })
     }
 

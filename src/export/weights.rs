@@ -7,7 +7,7 @@ use crate::checkpoint::{
 use crate::error::Error;
 use crate::graph::blocks::{Quantiser, fits};
 use crate::graph::{DType, Shape, TensorType};
-use crate::models::{EMBEDDING, ModelConfig, Network};
+use crate::models::{ModelConfig, Network};
 use crate::train::adapter::spec_of_adapter;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::save::stored_dtype;
@@ -20,7 +20,6 @@ use thiserror::Error;
 
 /// Values that are worked on at once: 16 MiB of f32.
 const CHUNK: usize = 1 << 22;
-const HEAD: &str = "lm_head.weight";
 
 /// What an adapter is added to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,12 +113,12 @@ impl ModelWeights {
         if let Some(folder) = &options.adapter {
             notes.clone_from(&folder.notes);
             let (blocks, on_head) = folder.without_head(&config)?;
-            let own_head = spec_of_adapter(&config, &blocks)?.saves(HEAD);
+            let own_head = spec_of_adapter(&config, &blocks)?.saves(config.names().head_weight);
             untied = (on_head || own_head) && config.tied_head;
         }
         let checkpoint = Checkpoint::open(model_dir)?;
         checkpoint.check_embedded(config.embedded)?;
-        checkpoint.check_tied(config.tied_head)?;
+        checkpoint.check_tied(config.tied_names())?;
         let shapes = config.expected_shapes();
         checkpoint.check(shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         let stored = checkpoint.quantised()?;
@@ -166,7 +165,7 @@ impl ModelWeights {
     pub fn specs(&self, dtype: Option<DType>) -> Result<Vec<TensorSpec>, CheckpointError> {
         let parts: HashSet<&str> = self.checkpoint.block_parts().collect();
         let names = self.checkpoint.names().filter(|name| !parts.contains(name));
-        let own_head = self.untied.then_some(HEAD);
+        let own_head = self.untied.then_some(self.config.names().head_weight);
         let mut specs = Vec::new();
         for name in names.filter(|name| Some(*name) != own_head).chain(own_head) {
             let source = self.source(name);
@@ -272,7 +271,11 @@ impl ModelWeights {
 
     /// The tensor of the checkpoint that a weight is made of.
     fn source<'n>(&self, name: &'n str) -> &'n str {
-        if self.untied && name == HEAD { EMBEDDING } else { name }
+        if self.untied && name == self.config.names().head_weight {
+            self.config.names().embedding
+        } else {
+            name
+        }
     }
 
     fn copy(&self, name: &str, bytes: usize, out: &mut dyn Write) -> io::Result<()> {

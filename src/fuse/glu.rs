@@ -60,7 +60,8 @@ mod tests {
     use crate::autograd::{Recompute, differentiate};
     use crate::fuse::tests::{names, outputs, values};
     use crate::graph::{DType, Shape, Value};
-    use crate::ops::glu::{Activation, glu};
+    use crate::ops::activation::Activation;
+    use crate::ops::glu::glu;
     use crate::ops::lora_linear::{Dropped, lora_linear};
     use crate::ops::matmul::matmul;
 

@@ -15,7 +15,7 @@ const COMMON: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/
 const WIDE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/wide.wgsl"));
 const QUANTISED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/quantised.wgsl"));
 /// A text comes before those that it includes.
-const SHARED: [(&str, &str); 17] = [
+const SHARED: [(&str, &str); 18] = [
     (
         "shared/operands.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/operands.wgsl")),
@@ -38,6 +38,10 @@ const SHARED: [(&str, &str); 17] = [
     (
         "shared/column_sum.wgsl",
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/column_sum.wgsl")),
+    ),
+    (
+        "shared/whole_row.wgsl",
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/whole_row.wgsl")),
     ),
     ("shared/rows.wgsl", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/shared/rows.wgsl"))),
     (

@@ -4,42 +4,25 @@
 //! GeGLU and scaled embeddings, Gemma 2 (arXiv:2408.00118) soft caps, norms behind attention and MLP too, and layers that see a window and
 //! layers that see all in turn, Gemma 3 (arXiv:2503.19786) norms on heads and rotary angles of their own in layers with a window. Phi 3 (arXiv:2404.14219) has one layer for
 //! queries, keys and values, and one for gate and up, OLMo 2 (arXiv:2501.00656) norms behind attention and MLP alone, and on whole queries
-//! and keys, SmolLM 3 layers without a rotary embedding, Granite 3 multipliers.
+//! and keys, SmolLM 3 layers without a rotary embedding, Granite 3 multipliers. GPT-NeoX (arXiv:2204.06745) has LayerNorm, biases, an MLP without a gate that
+//! sees what attention sees, and one layer for queries, keys and values head by head; StableLM 2 (arXiv:2402.17834) LayerNorm, StarCoder2
+//! (arXiv:2402.19173) that, biases and such an MLP behind attention.
 
-use super::{AttentionBias, CacheHook, EMBEDDING, ModelConfig, Stream, TokenSource, View};
+use super::{AttentionBias, CacheHook, JoinedLayers, ModelConfig, Stream, TokenSource, View};
 use crate::graph::{GraphError, Value};
 use crate::nn::Builder;
 use crate::ops;
 use crate::ops::rms_norm::Norm;
 
-/// The names and `(outputs, inputs)` of a block's linear layers, all blocks.
+/// The names and `(outputs, inputs)` of the blocks' linear layers.
 pub(super) fn linear_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
-    let (d, inner) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let block = match config.joined_layers {
-        true => vec![
-            ("self_attn.qkv_proj", q + 2 * kv, d),
-            ("self_attn.o_proj", d, q),
-            ("mlp.gate_up_proj", 2 * inner, d),
-            ("mlp.down_proj", d, inner),
-        ],
-        false => vec![
-            ("self_attn.q_proj", q, d),
-            ("self_attn.k_proj", kv, d),
-            ("self_attn.v_proj", kv, d),
-            ("self_attn.o_proj", d, q),
-            ("mlp.gate_proj", inner, d),
-            ("mlp.up_proj", inner, d),
-            ("mlp.down_proj", d, inner),
-        ],
+    let (blocks, layers) = (config.names().blocks, config.linear_layers());
+    let of_block = |block: usize| {
+        layers
+            .iter()
+            .map(move |layer| (format!("{blocks}.{block}.{}", layer.name), layer.outputs, layer.inputs))
     };
-    let of_layer = |layer: usize| {
-        let named = move |(name, outputs, inputs): &(&str, usize, usize)| {
-            (format!("model.layers.{layer}.{name}"), *outputs, *inputs)
-        };
-        block.iter().map(named)
-    };
-    (0..config.layers).flat_map(of_layer).collect()
+    (0..config.layers).flat_map(of_block).collect()
 }
 
 /// Hidden states `[T, d]` after the final norm.
@@ -49,11 +32,11 @@ pub(super) fn hidden(
     stream: &Stream,
     cache: &mut CacheHook<'_>,
 ) -> Result<Value, GraphError> {
-    let d = config.hidden_size;
+    let names = config.names();
     let mut x = match stream.source {
         TokenSource::Embedded(embedded) => embedded,
         TokenSource::Tokens(tokens, order) => {
-            let table = b.weight(EMBEDDING, &[config.vocab_size, d])?;
+            let table = b.weight(names.embedding, &[config.vocab_size, config.hidden_size])?;
             let scale = config.embedding_scale(b.graph.type_of(table).dtype);
             ops::embedding::embedding(&mut b.graph, table, tokens, order, scale, b.activations)?
         }
@@ -61,73 +44,158 @@ pub(super) fn hidden(
     for layer in 0..config.layers {
         b.keep(layer, x)?;
         b.graph.begin_block();
-        x = block(b, config, stream, cache, layer, x)?;
+        x = Block { config, layer }.append(b, stream, cache, x)?;
         b.graph.end_block();
     }
-    b.rms_norm(x, "model.norm", d, config.norm())
+    normalise(b, config, x, names.norm)
 }
 
-fn block(
-    b: &mut Builder<'_>,
-    config: &ModelConfig,
-    stream: &Stream,
-    cache: &mut CacheHook<'_>,
+fn normalise(b: &mut Builder<'_>, config: &ModelConfig, x: Value, module: &str) -> Result<Value, GraphError> {
+    let norm = config.norm();
+    match config.layer_norms {
+        true => b.layer_norm(x, module, config.hidden_size, norm.eps),
+        false => b.rms_norm(x, module, config.hidden_size, norm),
+    }
+}
+
+struct Block<'a> {
+    config: &'a ModelConfig,
     layer: usize,
-    x: Value,
-) -> Result<Value, GraphError> {
-    let (d, head_dim) = (config.hidden_size, config.head_dim);
-    let (q_width, kv_width) = (config.heads * head_dim, config.kv_heads * head_dim);
-    let name = |part: &str| format!("model.layers.{layer}.{part}");
-    let (norm, norms) = (config.norm(), config.block_norms);
-    let normalise = |b: &mut Builder<'_>, x: Value, part: Option<&str>| match part {
-        Some(part) => b.rms_norm(x, &name(part), d, norm),
-        None => Ok(x),
-    };
-    let View { visibility, rope_table, query_table } = stream.view(config, layer)?;
+}
 
-    let normed = normalise(b, x, norms.before_attention())?;
-    let widths = [q_width, kv_width, kv_width];
-    let [mut q, mut k, mut v] = match config.joined_layers {
-        true => b.joined_linear(normed, &name("self_attn.qkv_proj"), widths, d)?,
-        false => {
-            let mut linear = |part: &str, width| b.linear(normed, &name(part), width, d);
-            [
-                linear("self_attn.q_proj", q_width)?,
-                linear("self_attn.k_proj", kv_width)?,
-                linear("self_attn.v_proj", kv_width)?,
-            ]
+impl Block<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("{}.{}.{part}", self.config.names().blocks, self.layer)
+    }
+
+    /// The norm of that name in the block, where there is one.
+    fn normalise(&self, b: &mut Builder<'_>, x: Value, part: Option<&str>) -> Result<Value, GraphError> {
+        part.map_or(Ok(x), |part| normalise(b, self.config, x, &self.name(part)))
+    }
+
+    fn append(
+        &self,
+        b: &mut Builder<'_>,
+        stream: &Stream,
+        cache: &mut CacheHook<'_>,
+        x: Value,
+    ) -> Result<Value, GraphError> {
+        let norms = self.config.block_norms;
+        let normed = self.normalise(b, x, norms.before_attention())?;
+        let attended = self.attention(b, stream, cache, normed)?;
+        let output = self.config.attention_bias == AttentionBias::All;
+        let output = output.then_some(self.config.names().output);
+        let after = self.added(b, (x, attended), output, norms.after_attention())?;
+        if !self.config.parallel_residual {
+            return b.in_chunks(after, |b, x| {
+                let mlp = self.mlp(b, x)?;
+                self.add_mlp(b, x, mlp)
+            });
         }
-    };
-    if config.attention_bias != AttentionBias::None {
-        q = b.bias(q, &name("self_attn.q_proj"), q_width)?;
-        k = b.bias(k, &name("self_attn.k_proj"), kv_width)?;
-        v = b.bias(v, &name("self_attn.v_proj"), kv_width)?;
+        // attention and MLP both see what enters the block
+        let mlp = b.in_chunks(x, |b, x| self.mlp(b, x))?;
+        self.add_mlp(b, after, mlp)
     }
-    if let Some([query, key]) = config.query_key_norm_widths() {
-        let norm = Norm { eps: config.rms_norm_eps, ..norm };
-        q = b.rms_norm(q, &name("self_attn.q_norm"), query, norm)?;
-        k = b.rms_norm(k, &name("self_attn.k_norm"), key, norm)?;
-    }
-    if config.turns(layer) {
-        q = ops::rope::rope(&mut b.graph, q, stream.positions, query_table, head_dim)?;
-        k = ops::rope::rope(&mut b.graph, k, stream.positions, rope_table, head_dim)?;
-    }
-    let (k, v) = cache(&mut b.graph, layer, k, v)?;
-    let attended = ops::attention::attention(&mut b.graph, (q, k, v), &visibility, config.scoring())?;
-    let mut projected = b.linear(attended, &name("self_attn.o_proj"), d, q_width)?;
-    if config.attention_bias == AttentionBias::All {
-        projected = b.bias(projected, &name("self_attn.o_proj"), d)?;
-    }
-    let projected = normalise(b, projected, norms.after_attention())?;
-    let x = ops::add::add(&mut b.graph, x, projected)?;
 
-    b.in_chunks(x, |b, x| {
-        let normed = normalise(b, x, norms.before_mlp())?;
-        let sizes = (d, config.intermediate_size);
-        let mlp = b.gated_mlp(normed, &name("mlp"), sizes, config.activation, config.joined_layers)?;
-        let mlp = normalise(b, mlp, norms.after_mlp())?;
-        ops::add::add(&mut b.graph, x, mlp)
-    })
+    /// The stream with what attention or MLP, without the last bias, adds to it.
+    fn added(
+        &self,
+        b: &mut Builder<'_>,
+        (x, made): (Value, Value),
+        bias: Option<&str>,
+        norm: Option<&str>,
+    ) -> Result<Value, GraphError> {
+        let d = self.config.hidden_size;
+        let biased =
+            |b: &mut Builder<'_>, x: Value| bias.map_or(Ok(x), |name| b.bias(x, &self.name(name), d));
+        if norm.is_none() {
+            // the sum can be made with the product
+            let sum = ops::add::add(&mut b.graph, x, made)?;
+            return biased(b, sum);
+        }
+        let made = biased(b, made)?;
+        let normed = self.normalise(b, made, norm)?;
+        ops::add::add(&mut b.graph, x, normed)
+    }
+
+    /// What attention makes of its normalised input, without the output's bias.
+    fn attention(
+        &self,
+        b: &mut Builder<'_>,
+        stream: &Stream,
+        cache: &mut CacheHook<'_>,
+        normed: Value,
+    ) -> Result<Value, GraphError> {
+        let Block { config, layer } = *self;
+        let (d, head_dim) = (config.hidden_size, config.head_dim);
+        let View { visibility, rope_table, query_table } = stream.view(config, layer)?;
+        let [mut q, mut k, v] = self.queries_keys_values(b, normed)?;
+        if let Some([query, key]) = config.query_key_norm_widths() {
+            let norm = Norm { eps: config.norm_eps, ..config.norm() };
+            q = b.rms_norm(q, &self.name("self_attn.q_norm"), query, norm)?;
+            k = b.rms_norm(k, &self.name("self_attn.k_norm"), key, norm)?;
+        }
+        if config.turns(layer) {
+            q = ops::rope::rope(&mut b.graph, q, stream.positions, query_table, head_dim)?;
+            k = ops::rope::rope(&mut b.graph, k, stream.positions, rope_table, head_dim)?;
+        }
+        let (k, v) = cache(&mut b.graph, layer, k, v)?;
+        let attended = ops::attention::attention(&mut b.graph, (q, k, v), &visibility, config.scoring())?;
+        b.linear(attended, &self.name(config.names().output), d, config.heads * head_dim)
+    }
+
+    fn queries_keys_values(&self, b: &mut Builder<'_>, normed: Value) -> Result<[Value; 3], GraphError> {
+        let (config, names) = (self.config, self.config.names());
+        let biased = config.attention_bias != AttentionBias::None;
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let mut linear = |name: &str, width: usize| {
+            let module = self.name(name);
+            let x = b.linear(normed, &module, width, config.hidden_size)?;
+            if biased { b.bias(x, &module, width) } else { Ok(x) }
+        };
+        if config.joined_layers == JoinedLayers::None {
+            return Ok([linear(names.query, q)?, linear(names.key, kv)?, linear(names.value, kv)?]);
+        }
+        let all = linear(names.query_key_value, q + 2 * kv)?;
+        match config.joined_layers {
+            JoinedLayers::ByHead => b.parts(all, [config.head_dim; 3], config.heads),
+            _ => b.parts(all, [q, kv, kv], 1),
+        }
+    }
+
+    /// `x` with what the MLP made, without the last bias.
+    fn add_mlp(&self, b: &mut Builder<'_>, x: Value, mlp: Value) -> Result<Value, GraphError> {
+        let bias = self.config.mlp_bias.then_some(self.config.names().down);
+        self.added(b, (x, mlp), bias, self.config.block_norms.after_mlp())
+    }
+
+    /// What the MLP makes of the stream, without the last bias.
+    fn mlp(&self, b: &mut Builder<'_>, x: Value) -> Result<Value, GraphError> {
+        let normed = self.normalise(b, x, self.config.block_norms.before_mlp())?;
+        let (config, names) = (self.config, self.config.names());
+        let (d, inner) = (config.hidden_size, config.intermediate_size);
+        let inner_values = match (config.gated_mlp, config.joined_layers) {
+            (true, JoinedLayers::Whole) => {
+                let both = b.linear(normed, &self.name(names.gate_up), 2 * inner, d)?;
+                let [gate, up] = b.parts(both, [inner; 2], 1)?;
+                ops::glu::glu(&mut b.graph, config.activation, gate, up)?
+            }
+            (true, _) => {
+                let gate = b.linear(normed, &self.name(names.gate), inner, d)?;
+                let up = b.linear(normed, &self.name(names.up), inner, d)?;
+                ops::glu::glu(&mut b.graph, config.activation, gate, up)?
+            }
+            (false, _) => {
+                let module = self.name(names.up);
+                let mut up = b.linear(normed, &module, inner, d)?;
+                if config.mlp_bias {
+                    up = b.bias(up, &module, inner)?;
+                }
+                ops::activation::activate(&mut b.graph, config.activation, up)?
+            }
+        };
+        b.linear(inner_values, &self.name(names.down), d, inner)
+    }
 }
 
 #[cfg(test)]

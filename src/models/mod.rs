@@ -11,8 +11,8 @@ mod decoder;
 mod shapes;
 
 pub use config::{
-    AttentionBias, BlockNorms, ConfigError, Family, ModelConfig, Multipliers, QueryKeyNorms, QueryScaling,
-    Rope, RopeScaling, Yarn,
+    AttentionBias, BlockNorms, ConfigError, Family, JoinedLayers, LinearLayer, ModelConfig, Multipliers,
+    Names, QueryKeyNorms, QueryScaling, Rope, RopeScaling, Yarn,
 };
 pub use shapes::{shape, shape_names};
 
@@ -90,10 +90,6 @@ pub(crate) type CacheHook<'h> =
 pub const EMBEDDED: &str = "embedded";
 /// What the names of inputs begin with that are for layers with a window.
 pub const WINDOW: &str = "window_";
-/// Name of the token embedding.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the module that gives the logits.
-pub const HEAD: &str = "lm_head";
 /// Name of the leaf with the rotary angles.
 pub const ROPE_TABLE: &str = "rope_table";
 /// Name of the same of layers with a window, where theirs are others.
@@ -111,7 +107,7 @@ impl Network {
 
     /// Modules that can carry an adapter: the linear layers of the blocks, and the head.
     pub fn adaptable_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
-        let head = (HEAD.to_owned(), config.vocab_size, config.hidden_size);
+        let head = (config.names().head.to_owned(), config.vocab_size, config.hidden_size);
         Network::linear_modules(config).into_iter().chain([head]).collect()
     }
 
@@ -120,8 +116,10 @@ impl Network {
     /// bias cannot: it would have to be trained with them.
     pub fn savable_modules(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         let tied = config.tied_head;
-        let head = tied.then(|| (HEAD.to_owned(), vec![config.vocab_size, config.hidden_size]));
-        let weights = config.expected_shapes().into_iter().filter(|(name, _)| !(tied && name == EMBEDDING));
+        let names = config.names();
+        let head = tied.then(|| (names.head.to_owned(), vec![config.vocab_size, config.hidden_size]));
+        let is_head = |name: &str| tied && name == names.embedding;
+        let weights = config.expected_shapes().into_iter().filter(|(name, _)| !is_head(name));
         let module =
             |(name, dims): (String, Vec<usize>)| Some((name.strip_suffix(".weight")?.to_owned(), dims));
         weights.filter_map(module).filter(|(module, _)| !config.has_bias(module)).chain(head).collect()
@@ -161,7 +159,12 @@ impl Network {
         let labelled =
             ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse, self.config.logit_scale())?;
         let head = self.head(&mut b)?;
-        let adapter = b.adapter_of(HEAD, labelled, self.config.vocab_size, self.config.hidden_size)?;
+        let adapter = b.adapter_of(
+            self.config.names().head,
+            labelled,
+            self.config.vocab_size,
+            self.config.hidden_size,
+        )?;
         let op = ops::cross_entropy::LinearCrossEntropy {
             whole: !self.fusions.head,
             soft_cap: self.config.logit_soft_cap,
@@ -224,7 +227,8 @@ impl Network {
         let picked =
             ops::gather_rows::gather_rows(&mut b.graph, hidden, index, inverse, self.config.logit_scale())?;
         let head = self.head(&mut b)?;
-        let adapter = b.adapter_of(HEAD, picked, self.config.vocab_size, self.config.hidden_size)?;
+        let adapter =
+            b.adapter_of(self.config.names().head, picked, self.config.vocab_size, self.config.hidden_size)?;
         let mut logits = matmul(&mut b.graph, Layout::NT, picked, head, 1.0, DType::F32)?;
         if let Some((u, low)) = adapter {
             let delta = matmul(&mut b.graph, Layout::NT, u, low, 1.0, DType::F32)?;
@@ -252,7 +256,7 @@ impl Network {
     /// Whether the token embedding stays in host memory in training and evaluation.
     pub fn embeds_on_host(&self) -> bool {
         let asked = matches!(self.weights, WeightMode::Frozen(Storage { host_embedding: true, .. }));
-        asked && !self.config.tied_head && !self.trains(EMBEDDING)
+        asked && !self.config.tied_head && !self.trains(self.config.names().embedding)
     }
 
     /// Whether a weight of the base is trained.
@@ -264,8 +268,7 @@ impl Network {
     /// The block of a weight that stays in host memory.
     pub fn offloaded(&self, weight: &str) -> Option<usize> {
         let WeightMode::Frozen(Storage { offload, .. }) = self.weights else { return None };
-        let (block, _) = weight.strip_prefix("model.layers.")?.split_once('.')?;
-        block.parse().ok().filter(|block| *block < offload)
+        self.config.block_of(weight).filter(|block| *block < offload)
     }
 
     fn stream(&self, b: &mut Builder<'_>, tokens: usize, embedded: bool) -> Result<Stream, GraphError> {
@@ -277,7 +280,7 @@ impl Network {
             false => {
                 let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
                 let ids = input("tokens")?;
-                let trained = self.trains(EMBEDDING);
+                let trained = self.trains(self.config.names().embedding);
                 TokenSource::Tokens(ids, trained.then(|| input("order")).transpose()?)
             }
         };
@@ -322,10 +325,11 @@ impl Network {
     }
 
     fn head(&self, b: &mut Builder<'_>) -> Result<Value, GraphError> {
-        let own = format!("{HEAD}.weight");
+        let names = self.config.names();
         // a head that is trained alone is no longer the embedding
-        let tied = self.config.tied_head && !self.adapter.as_ref().is_some_and(|a| a.saves(&own));
-        let name = if tied { EMBEDDING.to_owned() } else { own };
-        b.weight(&name, &[self.config.vocab_size, self.config.hidden_size])
+        let tied =
+            self.config.tied_head && !self.adapter.as_ref().is_some_and(|a| a.saves(names.head_weight));
+        let name = if tied { names.embedding } else { names.head_weight };
+        b.weight(name, &[self.config.vocab_size, self.config.hidden_size])
     }
 }

@@ -4,7 +4,6 @@
 use crate::graph::{DType, Graph, GraphError, Shape, TensorType, Value, blocks};
 use crate::ops;
 use crate::ops::dropout::Dropout;
-use crate::ops::glu::Activation;
 use crate::ops::lora_linear::{Dropped, lora_linear};
 use crate::ops::matmul::{Layout, matmul};
 use crate::ops::rms_norm::Norm;
@@ -302,42 +301,33 @@ impl<'a> Builder<'a> {
         ops::bias::bias(&mut self.graph, x, bias)
     }
 
-    /// The parts, of these widths, of what one layer with the weight `{module}.weight` makes of x.
+    /// Layer normalisation with the weight `{module}.weight` and the bias `{module}.bias` `[width]`.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn joined_linear<const N: usize>(
+    pub fn layer_norm(
         &mut self,
         x: Value,
         module: &str,
-        widths: [usize; N],
-        inputs: usize,
-    ) -> Result<[Value; N], GraphError> {
-        let all = self.linear(x, module, widths.iter().sum(), inputs)?;
-        let parts = ops::split_columns::split_columns(&mut self.graph, all, &widths)?;
-        parts.try_into().map_err(|_| GraphError::invalid("split_columns", "gives a part for each width"))
+        width: usize,
+        eps: f64,
+    ) -> Result<Value, GraphError> {
+        let weight = self.weight(&format!("{module}.weight"), &[width])?;
+        let bias = self.weight(&format!("{module}.bias"), &[width])?;
+        ops::layer_norm::layer_norm(&mut self.graph, x, weight, bias, eps)
     }
 
-    /// Gated MLP: `down(act(gate(x)) * up(x))`; `joined`: gate and up are one layer.
+    /// The parts, of these widths, of each of x's heads.
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn gated_mlp(
+    pub fn parts<const N: usize>(
         &mut self,
         x: Value,
-        module: &str,
-        (width, inner): (usize, usize),
-        activation: Activation,
-        joined: bool,
-    ) -> Result<Value, GraphError> {
-        let [gate, up] = match joined {
-            true => self.joined_linear(x, &format!("{module}.gate_up_proj"), [inner; 2], width)?,
-            false => [
-                self.linear(x, &format!("{module}.gate_proj"), inner, width)?,
-                self.linear(x, &format!("{module}.up_proj"), inner, width)?,
-            ],
-        };
-        let product = ops::glu::glu(&mut self.graph, activation, gate, up)?;
-        self.linear(product, &format!("{module}.down_proj"), width, inner)
+        widths: [usize; N],
+        heads: usize,
+    ) -> Result<[Value; N], GraphError> {
+        let parts = ops::split_columns::split_columns(&mut self.graph, x, &widths, heads)?;
+        parts.try_into().map_err(|_| GraphError::invalid("split_columns", "gives a part for each width"))
     }
 }

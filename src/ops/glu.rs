@@ -1,15 +1,13 @@
 //! Gated activation `y = act(gate) * up` (Shazeer 2020, arXiv:2002.05202), all `[T, d]`: SwiGLU and GeGLU.
 //!
-//! Both activations are `gate s`, s = sigmoid(v(gate)), so that with v' its slope `dgate = dy up (s + gate v' s (1 - s))` and
-//! `dup = dy gate s`; both overwrite.
+//! Activations are `gate s(gate)`, so that `dgate = dy up (s + gate s')` and `dup = dy gate s`; both overwrite.
 
+use super::activation::Activation;
 use super::{elementwise, expect, expect_inputs};
 use crate::graph::{
     Binding, Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, TensorType, Value, View,
 };
-use serde::Serialize;
-use std::f64::consts::PI;
 use std::sync::Arc;
 
 pub(super) const SHADER: Shader = crate::shader!("glu");
@@ -17,18 +15,6 @@ pub(super) const SHADER: Shader = crate::shader!("glu");
 pub(super) const FLOPS: f64 = 6.0;
 pub(super) const GRADIENT_FLOPS: f64 = 12.0;
 const GRADIENT: Shader = crate::shader!("glu_gradient");
-
-/// What the gate passes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `g sigmoid(g)`.
-    #[default]
-    Silu,
-    /// The approximation of GELU by tanh (Hendrycks & Gimpel 2016, arXiv:1606.08415):
-    /// `g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2`.
-    GeluTanh,
-}
 
 /// Inputs gate, up.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,25 +30,6 @@ pub struct GluGradient {
 
 pub fn glu(graph: &mut Graph, activation: Activation, gate: Value, up: Value) -> Result<Value, GraphError> {
     graph.apply1(Arc::new(Glu { activation }), &[gate, up])
-}
-
-impl Activation {
-    /// Tells `shared/glu.wgsl`.
-    pub(super) fn define(self, dispatch: Dispatch) -> Dispatch {
-        dispatch.flag("GELU", self == Activation::GeluTanh)
-    }
-
-    /// s of a gate and the slope of what it is the sigmoid of, in f64.
-    fn passing(self, gate: f64) -> (f64, f64) {
-        let (v, slope) = match self {
-            Activation::Silu => (gate, 1.0),
-            Activation::GeluTanh => {
-                let twice = 2.0 * (2.0 / PI).sqrt();
-                (twice * (gate + 0.044715 * gate.powi(3)), twice * (1.0 + 3.0 * 0.044715 * gate * gate))
-            }
-        };
-        (1.0 / (1.0 + (-v).exp()), slope)
-    }
 }
 
 /// Adds what `shared/glu_gradient.wgsl` must know of gate and up: bindings, but for those that their gradients replace.
@@ -141,7 +108,7 @@ impl Operation for Glu {
                 case("large values", extreme.clone()),
             ]
         };
-        [Activation::Silu, Activation::GeluTanh].into_iter().flat_map(all).collect()
+        Activation::ALL.into_iter().flat_map(all).collect()
     }
 }
 
@@ -181,7 +148,7 @@ impl Operation for GluGradient {
         let shape = outputs[0].shape;
         let dgate = ReferenceTensor::from_fn(shape, |i| {
             let (s, slope) = self.activation.passing(gate[i]);
-            dy[i] * up[i] * (s + gate[i] * slope * s * (1.0 - s))
+            dy[i] * up[i] * (s + gate[i] * slope)
         });
         let dup = ReferenceTensor::from_fn(shape, |i| dy[i] * gate[i] * self.activation.passing(gate[i]).0);
         vec![dgate, dup]
@@ -200,6 +167,6 @@ impl Operation for GluGradient {
                 Case::new(format!("{activation:?} {dtype}"), GluGradient { activation }, inputs)
             })
         };
-        [Activation::Silu, Activation::GeluTanh].into_iter().flat_map(all).collect()
+        Activation::ALL.into_iter().flat_map(all).collect()
     }
 }

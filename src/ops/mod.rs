@@ -3,6 +3,7 @@
 //! To add one: a file here, its shader of the same name in `shaders/`, and a line in [`operations!`] below. The
 //! tests find it through that line.
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
@@ -16,6 +17,7 @@ pub mod embedding;
 pub mod gather_rows;
 pub mod glu;
 pub mod keep;
+pub mod layer_norm;
 pub mod lora_linear;
 pub mod matmul;
 pub mod norm_squared;
@@ -41,6 +43,8 @@ macro_rules! operations {
 }
 
 operations![
+    activation::Activate,
+    activation::ActivateGradient,
     adamw::AdamW,
     add::Add,
     attention::Attention,
@@ -57,6 +61,9 @@ operations![
     glu::Glu,
     glu::GluGradient,
     keep::Keep,
+    layer_norm::LayerNorm,
+    layer_norm::LayerNormGradient,
+    layer_norm::LayerNormWeightGradient,
     lora_linear::LoraLinear,
     matmul::Matmul,
     matmul::gate_gradient::GateGradient,

@@ -6,7 +6,7 @@
 
 use super::expect;
 use crate::graph::{
-    Case, CaseInput, DType, Dispatch, Graph, GraphError, Launch, LaunchPlan, Operation, Place,
+    Case, CaseInput, DType, Dispatch, Graph, GraphError, LANE, Launch, LaunchPlan, Operation, Place,
     ReferenceTensor, ReverseNode, Shader, TensorType, Value,
 };
 use std::sync::Arc;
@@ -74,14 +74,17 @@ pub(super) struct Angles {
 
 /// Turns one or two tensors of the same rows.
 pub(super) fn dispatch(inverse: bool, angles: &Angles, turned: &[Turned]) -> Dispatch {
-    let items = |t: &Turned| t.ty.rows() * t.ty.cols() / 8;
+    // pairs of groups of four, where these are not split by the half
+    let in_item = if angles.rotary_dim.is_multiple_of(2 * LANE) { 2 * LANE } else { angles.head_dim };
+    let items = |t: &Turned| t.ty.rows() * t.ty.cols() / in_item;
     // a workgroup has items of one tensor
     let groups: Vec<usize> = turned.iter().map(|t| items(t).div_ceil(256)).collect();
     let elements: usize = turned.iter().map(|t| t.ty.shape.elements()).sum();
     let bytes: f64 = turned.iter().map(|t| 2.0 * t.ty.bytes() as f64).sum();
     let mut dispatch = Dispatch::new(SHADER, groups.iter().sum())
         .flag("INVERSE", inverse)
-        .define("HALF4", (angles.rotary_dim / 8) as u32)
+        .define("HALF", (angles.rotary_dim / 2) as u32)
+        .define("HEAD4", (angles.head_dim / LANE) as u32)
         .define("REST4", ((angles.head_dim - angles.rotary_dim) / 8) as u32)
         .define("PARTS", turned.len() as u32)
         .read_scalar("positions", angles.positions, DType::U32)
@@ -114,8 +117,8 @@ impl Operation for Rope {
             format!("turns one or two tensors, not {}", turned.len())
         })?;
         let (head_dim, rotary_dim) = (self.head_dim, table.cols());
-        expect(self.name(), rotary_dim.is_multiple_of(8) && (8..=head_dim).contains(&rotary_dim), || {
-            format!("{rotary_dim} elements to turn are not a multiple of 8 within a head of {head_dim}")
+        expect(self.name(), rotary_dim.is_multiple_of(4) && (4..=head_dim).contains(&rotary_dim), || {
+            format!("{rotary_dim} elements to turn are not a multiple of 4 within a head of {head_dim}")
         })?;
         for x in turned {
             expect(self.name(), head_dim.is_multiple_of(8) && x.cols().is_multiple_of(head_dim), || {
@@ -208,6 +211,16 @@ impl Operation for Rope {
                 CaseInput::values(&[9, 48], DType::F32, table),
             ]
         };
+        // 20 of 32, whose halves are no whole groups of four
+        let odd = |dtype, parts: usize| {
+            let frequencies: Vec<f32> = (0..10).map(|i| 0.7f32.powi(i)).collect();
+            let table = rope_table(&frequencies, 9).into_iter().map(f64::from).collect();
+            let turned = (1..=parts).map(|part| CaseInput::random(&[5, 64 * part], dtype));
+            let angles =
+                [CaseInput::indices([0, 1, 8, 0, 3]), CaseInput::values(&[9, 20], DType::F32, table)];
+            turned.chain(angles).collect()
+        };
+        let by_heads = |inverse| Rope { inverse, head_dim: 32 };
         let whole = |inverse| Rope { inverse, head_dim: 8 };
         let part = |inverse| Rope { inverse, head_dim: 24 };
         vec![
@@ -219,6 +232,8 @@ impl Operation for Rope {
             Case::new("bf16", whole(false), inputs(DType::BF16)),
             Case::new("a part of heads", part(false), inputs(DType::F32)).gradients(&[0]),
             Case::new("two, a part of heads, bf16", part(true), two(DType::BF16, 1032)),
+            Case::new("halves that split groups", by_heads(false), odd(DType::F32, 1)).gradients(&[0]),
+            Case::new("two, halves that split groups, bf16", by_heads(true), odd(DType::BF16, 2)),
             Case::new("three quarters of heads", Rope { inverse: false, head_dim: 64 }, wide())
                 .gradients(&[0]),
         ]

@@ -3,7 +3,7 @@
 use super::optimiser::{Optimiser, OptimiserError};
 use super::options::LayerRange;
 use crate::checkpoint::{Adapter, AdapterConfig, AdapterTensor, SavedModule, TargetModules};
-use crate::models::{EMBEDDING, ModelConfig, Network};
+use crate::models::{ModelConfig, Network};
 use crate::nn::AdapterSpec;
 use globset::Glob;
 use std::collections::{HashMap, HashSet};
@@ -86,7 +86,7 @@ pub fn spec_of_targets(
         true => names(Network::linear_modules(config)).collect(),
         false => names(Network::adaptable_modules(config)).collect(),
     };
-    let targets = &joined(config, targets);
+    let targets = &config.own_names(targets);
     for target in targets {
         if !all.iter().any(|m| is_called(m, target)) {
             let mut known: Vec<&str> = all.iter().filter_map(|m| m.rsplit('.').next()).collect();
@@ -98,20 +98,6 @@ pub fn spec_of_targets(
     let modules =
         all.into_iter().filter(|m| targets.is_empty() || targets.iter().any(|t| is_called(m, t))).collect();
     Ok(AdapterSpec { rank, scale: alpha / rank as f64, dropout, modules, saved: Vec::new() })
-}
-
-/// The names of layers that others have apart, all of those that are one here, stand for the one: LitGPT's switches know them so.
-fn joined(config: &ModelConfig, targets: &[String]) -> Vec<String> {
-    let mut all = targets.to_vec();
-    let parts: [(&str, &[&str]); 2] =
-        [("qkv_proj", &["q_proj", "k_proj", "v_proj"]), ("gate_up_proj", &["gate_proj", "up_proj"])];
-    for (whole, parts) in parts.into_iter().filter(|_| config.joined_layers) {
-        if parts.iter().all(|part| all.iter().any(|target| target == part)) {
-            all.retain(|target| !parts.contains(&target.as_str()));
-            all.push(whole.to_owned());
-        }
-    }
-    all
 }
 
 /// The same adapter beside modules that are trained in full (last parts or full names). They carry no adapter.
@@ -132,7 +118,8 @@ pub fn with_saved(
         if spec.saved.len() > before {
             continue;
         }
-        let embedding = EMBEDDING.strip_suffix(".weight").unwrap_or(EMBEDDING);
+        let embedding = config.names().embedding;
+        let embedding = embedding.strip_suffix(".weight").unwrap_or(embedding);
         let reason = if config.tied_head && is_called(embedding, name) {
             "in this model it is the head as well, and both would come apart; lm_head can be trained alone"
                 .into()
@@ -180,7 +167,7 @@ pub fn restricted(
     let mut modules = spec.modules;
     if let Some(layers) = layers {
         let kept = layers.of(config.layers).ok_or(AdapterError::NoLayer { layers, count: config.layers })?;
-        modules.retain(|module| layer_of(module).is_none_or(|layer| kept.contains(&layer)));
+        modules.retain(|module| config.block_of(module).is_none_or(|layer| kept.contains(&layer)));
     }
     let all = Network::adaptable_modules(config);
     for pattern in freeze {
@@ -230,11 +217,6 @@ fn hits<'m>(
         return Err(said(format!("matches no {what}; they have names such as {example}")));
     }
     Ok(found)
-}
-
-/// The layer that a module belongs to; `None` for those outside of the blocks.
-fn layer_of(module: &str) -> Option<usize> {
-    module.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
 }
 
 /// The adapter that a PEFT folder holds, checked against the model.
@@ -412,7 +394,10 @@ mod tests {
         assert_eq!(modules(Some("first-3"), &["*.o_proj"]).unwrap().len(), 3);
         assert_eq!(modules(Some("4-5"), &[]).unwrap().len(), 4);
         let upper = modules(None, &["model.layers.[0-7].*"]).unwrap();
-        assert!(upper.len() == 8 && upper.iter().all(|m| layer_of(m).unwrap() > 7), "{upper:?}");
+        assert!(
+            upper.len() == 8 && upper.iter().all(|m| small_config().block_of(m).unwrap() > 7),
+            "{upper:?}"
+        );
         assert_eq!(modules(None, &["model.layers.?.self_attn.q_proj.weight"]).unwrap().len(), 14);
     }
 

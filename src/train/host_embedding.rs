@@ -5,7 +5,7 @@ use super::weights::{WeightError, WeightSource};
 use crate::gpu::GpuError;
 use crate::graph::layout::{pack, unpack};
 use crate::graph::{DType, Shape, TensorType};
-use crate::models::{EMBEDDING, Network};
+use crate::models::Network;
 use crate::nn::WeightMode;
 
 /// The table `[vocab, hidden size]` in the storage type of activations, scaled where the network does that, rows padded as the
@@ -37,14 +37,14 @@ impl HostEmbedding {
             return Ok(None);
         }
         let ty = table_type(network);
+        let name = network.config.names().embedding;
         let bytes = match network.weights {
             // the values that a device would read from blocks
             WeightMode::Frozen(storage) if storage.outer.is_quantised() => {
                 let blocks_type = TensorType::new(ty.shape, storage.outer);
-                let blocks = match source.stored_blocks(EMBEDDING)?.filter(|stored| stored.ty == blocks_type)
-                {
+                let blocks = match source.stored_blocks(name)?.filter(|stored| stored.ty == blocks_type) {
                     Some(stored) => stored.blocks,
-                    None => quantised(source, EMBEDDING, blocks_type)?,
+                    None => quantised(source, name, blocks_type)?,
                 };
                 let rows = (0..ty.rows()).map(|row| row * ty.cols()..(row + 1) * ty.cols());
                 let one = TensorType::new(Shape::matrix(1, ty.cols()), ty.dtype);
@@ -57,10 +57,10 @@ impl HostEmbedding {
                 rows.flat_map(row).collect()
             }
             WeightMode::Frozen(storage) => match network.config.embedding_scale(storage.outer) {
-                1.0 => packed(source, EMBEDDING, ty)?,
-                scale => scaled(source, ty, storage.outer, scale)?,
+                1.0 => packed(source, name, ty)?,
+                scale => scaled(source, (name, ty), storage.outer, scale)?,
             },
-            WeightMode::Trainable => packed(source, EMBEDDING, ty)?,
+            WeightMode::Trainable => packed(source, name, ty)?,
         };
         Ok(Some(HostEmbedding { row_bytes: bytes.len() / ty.rows(), bytes }))
     }
@@ -73,20 +73,25 @@ impl HostEmbedding {
 }
 
 /// The table times `scale`, rounded once from what a device would have stored.
-fn scaled(source: &WeightSource, ty: TensorType, stored: DType, scale: f64) -> Result<Vec<u8>, WeightError> {
+fn scaled(
+    source: &WeightSource,
+    (name, ty): (&str, TensorType),
+    stored: DType,
+    scale: f64,
+) -> Result<Vec<u8>, WeightError> {
     const ROWS: usize = 1024;
     let mut table = Vec::new();
     let bytes = ty.bytes();
     table
         .try_reserve_exact(bytes as usize)
-        .map_err(|_| GpuError::OutOfHostMemory { what: EMBEDDING.to_owned(), bytes })?;
+        .map_err(|_| GpuError::OutOfHostMemory { what: name.to_owned(), bytes })?;
     let (mut raw, mut some) = (Vec::new(), Vec::new());
     for first in (0..ty.rows()).step_by(ROWS) {
         let rows = first..(first + ROWS).min(ty.rows());
         let of = |dtype| TensorType::new(Shape::matrix(rows.len(), ty.cols()), dtype);
         some.clear();
         let elements = rows.start * ty.cols()..rows.end * ty.cols();
-        source.write_elements(EMBEDDING, ty.shape.dims(), elements, stored, &mut raw, &mut some)?;
+        source.write_elements(name, ty.shape.dims(), elements, stored, &mut raw, &mut some)?;
         let values: Vec<f32> = unpack(of(stored), &some).into_iter().map(|v| v * scale as f32).collect();
         table.extend(pack(of(ty.dtype), &values));
     }

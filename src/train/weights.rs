@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, StoredBlocks, encode};
 use crate::gpu::{Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
-use crate::models::{EMBEDDING, LOCAL_ROPE_TABLE, ModelConfig, Network, QUERY_ROPE_TABLE, ROPE_TABLE};
+use crate::models::{LOCAL_ROPE_TABLE, ModelConfig, Names, Network, QUERY_ROPE_TABLE, ROPE_TABLE};
 use crate::nn::PlainLayers;
 use crate::ops::rope::rope_table;
 use crate::plan::{Bindings, StreamLayout, Streamed};
@@ -15,9 +15,6 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
-
-/// Name of a head's own weight.
-const OWN_HEAD: &str = "lm_head.weight";
 
 #[derive(Debug, Error)]
 pub enum WeightError {
@@ -71,7 +68,7 @@ impl WeightSource {
     pub fn check(&self, config: &ModelConfig) -> Result<(), WeightError> {
         if let WeightSource::Checkpoint(checkpoint) = self {
             checkpoint.check_embedded(config.embedded)?;
-            checkpoint.check_tied(config.tied_head)?;
+            checkpoint.check_tied(config.tied_names())?;
             let expected = config.expected_shapes();
             checkpoint.check(expected.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())))?;
         }
@@ -124,8 +121,8 @@ impl WeightSource {
         let (seed, norms) = match self {
             WeightSource::Checkpoint(checkpoint) => {
                 // a head that is trained by itself begins as the embedding that it is tied to
-                let tied = name == OWN_HEAD && !checkpoint.contains(name);
-                let name = if tied { EMBEDDING } else { name };
+                let tied = Names::of_head(name).filter(|_| !checkpoint.contains(name));
+                let name = tied.map_or(name, |names| names.embedding);
                 if let Some(stored) = checkpoint.blocks(name)? {
                     encode(&stored.blocks.dequantise_range(stored.ty, elements), dtype, out);
                     return Ok(());

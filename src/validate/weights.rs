@@ -3,7 +3,7 @@
 use super::{Status, Validation};
 use crate::checkpoint::Checkpoint;
 use crate::memory_size::memory_text;
-use crate::models::ModelConfig;
+use crate::models::{JoinedLayers, ModelConfig};
 use crate::nn::PlainLayers;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::weights::WeightSource;
@@ -37,7 +37,7 @@ pub(super) fn check_weights(
     let check = |(name, dims): &(String, Vec<usize>)| {
         checkpoint.check([(name.as_str(), dims.as_slice())]).err().map(|error| error.to_string())
     };
-    let whole = [checkpoint.check_embedded(config.embedded), checkpoint.check_tied(config.tied_head)];
+    let whole = [checkpoint.check_embedded(config.embedded), checkpoint.check_tied(config.tied_names())];
     let whole = whole.into_iter().filter_map(|checked| checked.err().map(|error| error.to_string()));
     let problems: Vec<String> = whole.chain(shapes.iter().filter_map(check)).collect();
     for problem in problems.iter().take(LISTED) {
@@ -82,8 +82,12 @@ pub(super) fn check_weights(
             config.embedded
                 && ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.contains(part))
         };
-        let usual =
-            |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight" || sees(name);
+        let buffer = |name: &str| {
+            let masks = config.joined_layers == JoinedLayers::ByHead
+                && ["attention.bias", "attention.masked_bias"].iter().any(|mask| name.ends_with(mask));
+            masks || name.ends_with("rotary_emb.inv_freq")
+        };
+        let usual = |name: &str| buffer(name) || name == config.names().head_weight || sees(name);
         let extra: Vec<&str> = checkpoint.names().filter(|n| !known.contains(n) && !usual(n)).collect();
         if let Some(first) = extra.first() {
             let found = format!("{} tensors have no place in this model, such as {first}", extra.len());

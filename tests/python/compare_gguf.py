@@ -2,8 +2,8 @@
 
     compare_gguf.py FILE MODEL_DIR [ADAPTER_DIR]
 
-Without ADAPTER_DIR the file is the model, with it the adapter. Names come from gguf's map of tensor names, rows of q and k are
-put in llama.cpp's order, 1 is added to norms of Gemma, and values are quantised by gguf: `different` are the tensors whose bytes are not the same, `missing`
+Without ADAPTER_DIR the file is the model, with it the adapter. Names come from gguf's map of tensor names, rows of q and k, and of what
+GPT-NeoX has head by head, are put in llama.cpp's order, 1 is added to norms of Gemma, and values are quantised by gguf: `different` are the tensors whose bytes are not the same, `missing`
 and `further` those that only one of the two has. `fields` is the metadata without the lists.
 Exit code 77 means that gguf, numpy or safetensors is not installed.
 """
@@ -27,7 +27,8 @@ def permuted(rows, heads):
 
 def main(path, model_dir, adapter_dir=None):
     config = json.loads((Path(model_dir) / "config.json").read_text())
-    layers, heads, kv_heads = (config[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads"))
+    layers, heads = (config[f"num_{name}"] for name in ("hidden_layers", "attention_heads"))
+    kv_heads = config.get("num_key_value_heads", heads)
     reader = gguf.GGUFReader(path)
     found = {tensor.name: tensor for tensor in reader.tensors}
     architecture = reader.fields["general.architecture"].contents()
@@ -48,6 +49,9 @@ def main(path, model_dir, adapter_dir=None):
                         values = permuted(values, heads)
                     elif weight.endswith(("k_proj.weight", "k_proj.bias")):
                         values = permuted(values, kv_heads)
+                if part != ".lora_a" and ".query_key_value." in weight:
+                    by_head = values.reshape(heads, 3, -1, *values.shape[1:])
+                    values = by_head.swapaxes(0, 1).reshape(values.shape)
                 if architecture.startswith("gemma") and weight.endswith("norm.weight"):
                     values = values + 1
                 expected[names.get_name(weight, (".weight", ".bias")) + part] = values

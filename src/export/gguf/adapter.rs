@@ -1,6 +1,6 @@
 //! An adapter as a GGUF file, laid out as llama.cpp's `convert_lora_to_gguf.py` does.
 
-use super::names::{architecture, gguf_name, permute_rows, permuted_heads};
+use super::names::{architecture, gguf_name, reordered, row_order};
 use super::{ExportError, GgufOptions, GgufReport, folder_name, general, written};
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, write_gguf};
 use crate::error::Error;
@@ -43,10 +43,7 @@ pub fn export_adapter(
     for tensor in &folder.adapter.tensors {
         let weight = format!("{}.weight", tensor.module);
         let name = gguf_name(&config, &weight)?;
-        let b = match permuted_heads(&config, &weight) {
-            Some(heads) => permute_rows(&tensor.b, heads, tensor.r),
-            None => tensor.b.clone(),
-        };
+        let b = reordered(&tensor.b, row_order(&config, &weight), tensor.r);
         for (part, rows, columns, data) in
             [("lora_a", tensor.r, tensor.inputs, tensor.a.clone()), ("lora_b", tensor.outputs, tensor.r, b)]
         {

@@ -1,6 +1,6 @@
 //! A model as a GGUF file, laid out as llama.cpp's `convert_hf_to_gguf.py` does.
 
-use super::names::{architecture, gguf_name, knows_window, permute_rows, permuted_heads};
+use super::names::{RowOrder, architecture, gguf_name, knows_window, permute_rows, row_order};
 use super::tokenizer::{phi3_name, tokenizer_metadata};
 use super::{GgufOptions, GgufReport, folder_name, general, written};
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, write_gguf};
@@ -8,7 +8,8 @@ use crate::error::Error;
 use crate::export::ExportError;
 use crate::export::weights::check_range;
 use crate::export::{ModelWeights, WeightOptions};
-use crate::models::{Family, ModelConfig, QueryScaling, Rope, RopeScaling};
+use crate::models::{AttentionBias, Family, ModelConfig, QueryScaling, Rope, RopeScaling};
+use crate::ops::activation::Activation;
 use std::collections::HashMap;
 use std::io::{self, Write};
 
@@ -88,10 +89,18 @@ fn write_tensor(
         tensor.ty.encode(values, &mut bytes);
         out.write_all(&bytes)
     };
-    let Some(heads) = permuted_heads(&model.config, weight) else {
-        return model.rows(weight, &mut write);
+    let elements = tensor.shape.iter().product::<usize>();
+    let heads = match row_order(&model.config, weight) {
+        RowOrder::Same => return model.rows(weight, &mut write),
+        RowOrder::Parts { heads, parts } => {
+            // one part after the other, for a weight may be larger than memory has room for
+            let size = elements / (heads * parts);
+            return (0..parts)
+                .try_for_each(|part| write_part(model, weight, (size, parts, part), &mut write));
+        }
+        RowOrder::Pairs { heads } => heads,
     };
-    let head = tensor.shape.iter().product::<usize>() / heads;
+    let head = elements / heads;
     let columns = tensor.shape.get(1).copied().unwrap_or(1);
     let mut waiting = Vec::new();
     model.rows(weight, &mut |values| {
@@ -100,6 +109,29 @@ fn write_tensor(
         if whole > 0 {
             write(&permute_rows(&waiting[..whole * head], whole, columns))?;
             waiting.drain(..whole * head);
+        }
+        Ok(())
+    })
+}
+
+/// Writes, of a weight in pieces of `size` elements, every `parts`-th from `part` on.
+fn write_part(
+    model: &ModelWeights,
+    weight: &str,
+    (size, parts, part): (usize, usize, usize),
+    write: &mut dyn FnMut(&[f32]) -> io::Result<()>,
+) -> io::Result<()> {
+    let (mut at, mut piece) = (0, Vec::with_capacity(size));
+    model.rows(weight, &mut |values| {
+        for value in values {
+            if at / size % parts == part {
+                piece.push(*value);
+            }
+            at += 1;
+            if piece.len() == size {
+                write(&piece)?;
+                piece.clear();
+            }
         }
         Ok(())
     })
@@ -136,6 +168,9 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     if config.query_scaling.is_some_and(|scaling| stretched != Some(scaling.original_max_position_embeddings))
     {
         return Some("llama_4_scaling_beta without yarn of the same original_max_position_embeddings".into());
+    }
+    if config.layer_norms {
+        return lacking_with_layer_norms(config);
     }
     if architecture(config) == "olmo2" && config.tied_head {
         return Some("tie_word_embeddings true".into());
@@ -193,6 +228,19 @@ fn lacking(config: &ModelConfig) -> Option<String> {
     local.map(|_| "rotary angles of sliding_attention that are not those of rope_theta 10000".into())
 }
 
+/// The same of GPT-NeoX, StableLM and StarCoder2.
+fn lacking_with_layer_norms(config: &ModelConfig) -> Option<String> {
+    if !config.gated_mlp && config.activation == Activation::Silu {
+        return Some("hidden_act silu".into());
+    }
+    match config.family {
+        Family::GptNeoX if config.attention_bias != AttentionBias::All => Some("attention_bias false".into()),
+        Family::GptNeoX if config.tied_head => Some("tie_word_embeddings true".into()),
+        Family::Starcoder2 if !config.mlp_bias => Some("use_bias false".into()),
+        _ => None,
+    }
+}
+
 /// The keys of the architecture.
 fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     let architecture = architecture(config);
@@ -207,7 +255,11 @@ fn model_metadata(config: &ModelConfig) -> Vec<(String, GgufValue)> {
     add("attention.head_count_kv", count(config.kv_heads));
     add("attention.key_length", count(config.head_dim));
     add("attention.value_length", count(config.head_dim));
-    add("attention.layer_norm_rms_epsilon", GgufValue::F32(config.rms_norm_eps as f32));
+    let norm = if config.layer_norms { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
+    add(&format!("attention.{norm}"), GgufValue::F32(config.norm_eps as f32));
+    if matches!(config.family, Family::GptNeoX | Family::StableLm) {
+        add("use_parallel_residual", GgufValue::Bool(config.parallel_residual));
+    }
     add("rope.freq_base", GgufValue::F32(config.rope.theta as f32));
     add("rope.dimension_count", count(config.rotary_dim()));
     add("vocab_size", count(config.vocab_size));

@@ -2,7 +2,6 @@
 
 use super::keys::Keys;
 use super::{BlockNorms, ConfigError, KV_HEADS, QueryKeyNorms, TEXT};
-use crate::ops::glu::Activation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -31,21 +30,16 @@ pub enum Family {
     SmolLm3,
     /// Granite 3 and what has its form, but for mixtures of experts.
     Granite,
+    /// Pythia, and what else has the form of GPT-NeoX-20B: Dolly 2, RedPajama-INCITE.
+    #[serde(rename = "gpt_neox")]
+    GptNeoX,
+    /// StableLM 2, but for 12B; StableCode.
+    #[serde(rename = "stablelm")]
+    StableLm,
+    Starcoder2,
 }
 
-/// Which linear layers of attention have a bias.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionBias {
-    #[default]
-    None,
-    /// Those of queries, keys and values.
-    Inputs,
-    /// These and that of the output.
-    All,
-}
-
-const FAMILIES: [Family; 13] = [
+const FAMILIES: [Family; 16] = [
     Family::Llama,
     Family::Mistral,
     Family::Ministral3,
@@ -59,6 +53,9 @@ const FAMILIES: [Family; 13] = [
     Family::Olmo3,
     Family::SmolLm3,
     Family::Granite,
+    Family::GptNeoX,
+    Family::StableLm,
+    Family::Starcoder2,
 ];
 
 /// Models that see images too: Gemma 3 from 4B on, Mistral Small 3.1 and Ministral 3.
@@ -90,6 +87,9 @@ impl Family {
             Family::Olmo3 => "OLMo 3",
             Family::SmolLm3 => "SmolLM 3",
             Family::Granite => "Granite",
+            Family::GptNeoX => "GPT-NeoX",
+            Family::StableLm => "StableLM",
+            Family::Starcoder2 => "StarCoder2",
         }
     }
 
@@ -109,6 +109,9 @@ impl Family {
             Family::Olmo3 => "Olmo3ForCausalLM",
             Family::SmolLm3 => "SmolLM3ForCausalLM",
             Family::Granite => "GraniteForCausalLM",
+            Family::GptNeoX => "GPTNeoXForCausalLM",
+            Family::StableLm => "StableLmForCausalLM",
+            Family::Starcoder2 => "Starcoder2ForCausalLM",
         }
     }
 
@@ -127,6 +130,9 @@ impl Family {
             Family::Olmo3 => "olmo3",
             Family::SmolLm3 => "smollm3",
             Family::Granite => "granite",
+            Family::GptNeoX => "gpt_neox",
+            Family::StableLm => "stablelm",
+            Family::Starcoder2 => "starcoder2",
         }
     }
 
@@ -169,12 +175,12 @@ impl Family {
     /// What transformers takes for the context where `config.json` says nothing.
     pub(super) fn default_positions(self) -> usize {
         match self {
-            Family::Llama | Family::Olmo2 | Family::Olmo3 | Family::Granite => 2048,
+            Family::Llama | Family::Olmo2 | Family::Olmo3 | Family::Granite | Family::GptNeoX => 2048,
             Family::Mistral | Family::Gemma3 => 131_072,
             Family::Ministral3 => 262_144,
             Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 => 32_768,
             Family::Gemma | Family::Gemma2 => 8192,
-            Family::Phi3 => 4096,
+            Family::Phi3 | Family::StableLm | Family::Starcoder2 => 4096,
         }
     }
 
@@ -208,26 +214,25 @@ impl Family {
         }
     }
 
-    pub(in crate::models) fn activation(self) -> Activation {
-        if self.is_gemma() { Activation::GeluTanh } else { Activation::Silu }
-    }
-
-    /// The names of the activation in `config.json`. Gemma's first files say gelu and mean its approximation, as transformers
-    /// takes it.
-    pub(super) fn activation_names(self) -> &'static [&'static str] {
-        match self {
-            Family::Gemma => &["gelu_pytorch_tanh", "gelu"],
-            Family::Gemma2 | Family::Gemma3 => &["gelu_pytorch_tanh"],
-            _ => &["silu"],
-        }
-    }
-
     /// The norms' epsilon where `config.json` says nothing.
     pub(super) fn default_eps(self) -> f64 {
         match self {
             Family::Phi3 | Family::Olmo2 | Family::Olmo3 | Family::Ministral3 => 1e-5,
+            _ if self.has_layer_norms() => 1e-5,
             _ => 1e-6,
         }
+    }
+
+    pub(super) fn eps_key(self) -> &'static str {
+        match self {
+            Family::GptNeoX | Family::StableLm => "layer_norm_eps",
+            Family::Starcoder2 => "norm_epsilon",
+            _ => "rms_norm_eps",
+        }
+    }
+
+    pub(in crate::models) fn has_layer_norms(self) -> bool {
+        matches!(self, Family::GptNeoX | Family::StableLm | Family::Starcoder2)
     }
 
     /// Where `config.json` says nothing.
@@ -242,7 +247,12 @@ impl Family {
 
     /// Whether the head is the embedding where `config.json` says nothing.
     pub(super) fn default_tied(self) -> bool {
-        self.is_gemma() || self == Family::SmolLm3
+        self.is_gemma() || matches!(self, Family::SmolLm3 | Family::Starcoder2)
+    }
+
+    /// Whether the rotary embedding may turn a part of each head alone.
+    pub(super) fn turns_parts(self) -> bool {
+        matches!(self, Family::Phi3 | Family::GptNeoX | Family::StableLm)
     }
 
     /// Layers whose queries and keys are not turned, of SmolLM 3: every fourth, where the file says nothing.
@@ -296,21 +306,12 @@ impl Family {
         }
     }
 
-    pub(super) fn read_bias(self, keys: &Keys<'_>) -> Result<AttentionBias, ConfigError> {
-        let said = keys.optional("attention_bias", Keys::flag)?.unwrap_or(false);
-        match self {
-            Family::Qwen2 => Ok(AttentionBias::Inputs),
-            Family::Mistral | Family::Ministral3 | Family::Phi3 if said => {
-                Err(keys.refused("attention_bias", &json!(true), "this family's linear layers have no bias"))
-            }
-            _ if said => Ok(AttentionBias::All),
-            _ => Ok(AttentionBias::None),
-        }
-    }
-
     /// The number of heads of keys and values. A file that is silent means as many as of queries in some; the others' defaults
     /// belong to one size of theirs.
     pub(super) fn read_kv_heads(self, keys: &Keys<'_>, heads: usize) -> Result<usize, ConfigError> {
+        if self == Family::GptNeoX {
+            return Ok(heads);
+        }
         match keys.optional(KV_HEADS, Keys::size)? {
             Some(count) => Ok(count),
             None if keys.object.contains_key(KV_HEADS) => Ok(heads),
@@ -336,9 +337,14 @@ impl Family {
             false => Ok(Some(4096)),
         };
         let slides = match self {
-            Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite => return Ok(none()),
+            Family::Llama
+            | Family::Gemma
+            | Family::Olmo2
+            | Family::Granite
+            | Family::GptNeoX
+            | Family::StableLm => return Ok(none()),
             Family::Mistral => return Ok(Window { tokens: tokens()?, full_layers: Vec::new() }),
-            Family::Phi3 | Family::Ministral3 => {
+            Family::Phi3 | Family::Ministral3 | Family::Starcoder2 => {
                 let tokens = keys.optional(KEY, Keys::size)?;
                 return Ok(Window { tokens, full_layers: Vec::new() });
             }

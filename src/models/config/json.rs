@@ -2,6 +2,7 @@
 
 use super::{AttentionBias, Family, ModelConfig, QueryScaling, Rope, RopeScaling};
 use crate::graph::DType;
+use crate::ops::activation::Activation;
 use serde_json::{Value, json};
 
 impl ModelConfig {
@@ -29,7 +30,11 @@ impl ModelConfig {
             let lost = ((self.head_dim as f64 * factor) as usize) < turned;
             rope_parameters["partial_rotary_factor"] = json!(if lost { factor.next_up() } else { factor });
         }
-        let activation = self.family.activation_names()[0];
+        let activation = match self.activation {
+            Activation::Silu => "silu",
+            Activation::GeluTanh => "gelu_pytorch_tanh",
+            Activation::Gelu => "gelu",
+        };
         let mut json = json!({
             "architectures": [self.family.architecture()],
             "attention_bias": self.attention_bias == AttentionBias::All,
@@ -40,12 +45,10 @@ impl ModelConfig {
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.rope.context().unwrap_or(self.max_position_embeddings),
-            "mlp_bias": false,
             "model_type": self.family.model_type(),
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
             "num_key_value_heads": self.kv_heads,
-            "rms_norm_eps": self.rms_norm_eps,
             "rope_parameters": rope_parameters,
             "rope_scaling": match self.query_scaling {
                 Some(_) => Value::Null,
@@ -56,6 +59,12 @@ impl ModelConfig {
             "torch_dtype": dtype,
             "vocab_size": self.vocab_size,
         });
+        json[self.family.eps_key()] = json!(self.norm_eps);
+        if self.family.has_layer_norms() {
+            self.add_layer_norm_family(&mut json);
+        } else {
+            json["mlp_bias"] = json!(false);
+        }
         for (key, p) in &self.dropouts {
             json[*key] = json!(p);
         }
@@ -69,7 +78,9 @@ impl ModelConfig {
         if self.partial_rotary_dim.is_some() {
             json["partial_rotary_factor"] = json["rope_parameters"]["partial_rotary_factor"].clone();
         }
-        if !matches!(self.family, Family::Llama | Family::Gemma | Family::Olmo2 | Family::Granite) {
+        let windowless =
+            [Family::Llama, Family::Gemma, Family::Olmo2, Family::Granite, Family::GptNeoX, Family::StableLm];
+        if !windowless.contains(&self.family) {
             json["sliding_window"] = json!(self.sliding_window);
         }
         if self.family.is_gemma() {
@@ -108,7 +119,10 @@ impl ModelConfig {
             | Family::Ministral3
             | Family::Phi3
             | Family::Gemma
-            | Family::Olmo2 => {}
+            | Family::Olmo2
+            | Family::GptNeoX
+            | Family::StableLm
+            | Family::Starcoder2 => {}
         }
         if let Some(local) = self.local_rope.as_ref().filter(|_| self.family == Family::Gemma3) {
             json["rope_local_base_freq"] = json!(local.theta);
@@ -117,6 +131,26 @@ impl ModelConfig {
                 json!(self.full_layers.first().map_or(self.layers + 1, |first| first + 1));
         }
         json
+    }
+
+    /// The keys of GPT-NeoX, StableLM and StarCoder2.
+    fn add_layer_norm_family(&self, json: &mut Value) {
+        if self.family == Family::Starcoder2 {
+            json["use_bias"] = json!(self.mlp_bias);
+            return;
+        }
+        // transformers takes a quarter where it is not said
+        let part = json["rope_parameters"].get("partial_rotary_factor").cloned().unwrap_or(json!(1.0));
+        json["rope_parameters"]["partial_rotary_factor"] = part.clone();
+        json["use_parallel_residual"] = json!(self.parallel_residual);
+        if self.family == Family::GptNeoX {
+            json["rotary_emb_base"] = json!(self.rope.theta);
+            json["rotary_pct"] = part;
+        } else {
+            json["partial_rotary_factor"] = part;
+            json["use_qkv_bias"] = json!(self.attention_bias == AttentionBias::Inputs);
+            json["qk_layernorm"] = json!(false);
+        }
     }
 }
 

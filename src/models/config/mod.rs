@@ -5,9 +5,11 @@
 //! changes the mathematics is either understood or refused: none is passed over, but for dropouts, which are named
 //! where somebody trains.
 
+mod blocks;
 mod family;
 mod json;
 mod keys;
+mod names;
 mod norms;
 mod rope;
 mod scales;
@@ -15,12 +17,15 @@ mod scales;
 mod tests;
 mod weights;
 
-pub use family::{AttentionBias, Family};
+pub use blocks::{AttentionBias, JoinedLayers};
+pub use family::Family;
+pub use names::Names;
 pub use norms::{BlockNorms, QueryKeyNorms};
 pub use rope::{QueryScaling, Rope, RopeScaling, Yarn};
 pub use scales::Multipliers;
+pub use weights::LinearLayer;
 
-use crate::ops::glu::Activation;
+use crate::ops::activation::Activation;
 use family::Window;
 use keys::{Keys, MAX_SIZE};
 use rope::{read_ropes, read_rotary_dim};
@@ -75,9 +80,11 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// A multiple of 8.
     pub head_dim: usize,
-    pub rms_norm_eps: f64,
+    pub norm_eps: f64,
+    /// Norms take the mean away as well, and have a bias.
+    pub layer_norms: bool,
     pub rope: Rope,
-    /// Elements at the beginning of a head that the rotary embedding turns, a multiple of 8; `None`: all.
+    /// Elements at the beginning of a head that the rotary embedding turns, a multiple of 4; `None`: all.
     pub partial_rotary_dim: Option<usize>,
     /// Layers whose queries and keys it does not turn.
     pub unturned_layers: Vec<usize>,
@@ -85,8 +92,9 @@ pub struct ModelConfig {
     /// The head uses the embedding matrix.
     pub tied_head: bool,
     pub attention_bias: AttentionBias,
-    /// Queries, keys and values come from one layer, `qkv_proj`, gate and up from another, `gate_up_proj`.
-    pub joined_layers: bool,
+    /// Both layers of an MLP have one; not of a gated one.
+    pub mlp_bias: bool,
+    pub joined_layers: JoinedLayers,
     pub query_key_norms: QueryKeyNorms,
     /// A token sees so many of the last ones, itself among them; `None`: all.
     pub sliding_window: Option<usize>,
@@ -95,6 +103,10 @@ pub struct ModelConfig {
     /// Rotary embedding of layers with a window, where it is another.
     pub local_rope: Option<Rope>,
     pub activation: Activation,
+    /// The activation of one layer gates another's output; otherwise an MLP is a layer, the activation, and a layer.
+    pub gated_mlp: bool,
+    /// The MLP sees what enters the block, as attention does, instead of what attention added to it.
+    pub parallel_residual: bool,
     /// Norms multiply by 1 + weight.
     pub unit_offset: bool,
     pub block_norms: BlockNorms,
@@ -155,7 +167,7 @@ impl ModelConfig {
             },
             false => Keys { file: path, object: &object, prefix: String::new() },
         };
-        refuse_unsupported(&keys, family)?;
+        refuse_unsupported(&keys)?;
         // the published files of Gemma 3 leave these of their language models to transformers
         let left_out = embedded && family == Family::Gemma3;
         let size = |key: &str, usual: usize| match keys.optional(key, Keys::size)? {
@@ -203,7 +215,8 @@ impl ModelConfig {
             heads,
             kv_heads: if left_out { size(KV_HEADS, 4)? } else { family.read_kv_heads(&keys, heads)? },
             head_dim,
-            rms_norm_eps: keys.optional("rms_norm_eps", Keys::positive)?.unwrap_or(family.default_eps()),
+            norm_eps: keys.optional(family.eps_key(), Keys::positive)?.unwrap_or(family.default_eps()),
+            layer_norms: family.has_layer_norms(),
             rope,
             partial_rotary_dim,
             unturned_layers,
@@ -211,12 +224,15 @@ impl ModelConfig {
             tied_head: read_tied(&whole, &keys, family)?,
             embedded,
             attention_bias: family.read_bias(&keys)?,
-            joined_layers: family == Family::Phi3,
+            mlp_bias: family.read_mlp_bias(&keys)?,
+            joined_layers: family.joined_layers(),
             query_key_norms: family.query_key_norms(),
             sliding_window,
             full_layers,
             local_rope,
-            activation: family.activation(),
+            activation: family.read_activation(&keys)?,
+            gated_mlp: family.gated_mlp(),
+            parallel_residual: family.read_parallel_residual(&keys)?,
             unit_offset: family.is_gemma(),
             block_norms: family.block_norms(),
             scaled_embedding: family.is_gemma(),
@@ -259,7 +275,7 @@ impl ModelConfig {
             format!("head_dim {head_dim} is not a multiple of 8, which the attention kernels need")
         } else if !hidden_size.is_multiple_of(4) {
             format!("hidden_size {hidden_size} is not a multiple of 4, which the kernels need")
-        } else if self.joined_layers && !self.intermediate_size.is_multiple_of(4) {
+        } else if self.joined_layers == JoinedLayers::Whole && !self.intermediate_size.is_multiple_of(4) {
             format!(
                 "intermediate_size {} is not a multiple of 4, which the kernels need",
                 self.intermediate_size
@@ -275,21 +291,13 @@ impl ModelConfig {
     }
 }
 
-fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError> {
+fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
     if keys.optional("mlp_bias", Keys::flag)? == Some(true) {
         return Err(keys.refused("mlp_bias", &Value::Bool(true), "the linear layers of MLPs have no bias"));
     }
-    // Gemma's files have the second, where the first is an older name of it
-    let activation = ["hidden_activation", "hidden_act"].into_iter().find(|key| keys.get(key).is_some());
-    if let Some((key, value)) = activation.and_then(|key| Some((key, keys.get(key)?)))
-        && !family.activation_names().iter().any(|name| value == name)
-    {
-        let reason = if family.is_gemma() {
-            "the gated MLP uses gelu_pytorch_tanh"
-        } else {
-            "the gated MLP uses silu"
-        };
-        return Err(keys.refused(key, value, reason));
+    if let Some(true) = keys.optional("qk_layernorm", Keys::flag)? {
+        let reason = "queries and keys with a LayerNorm for each head are not built";
+        return Err(keys.refused("qk_layernorm", &Value::Bool(true), reason));
     }
     if keys.optional("use_bidirectional_attention", Keys::flag)? == Some(true) {
         let reason = "the model sees later tokens: it gives embeddings of texts, and cannot be trained to go on with them";
@@ -316,9 +324,13 @@ fn read_tied(whole: &Keys<'_>, keys: &Keys<'_>, family: Family) -> Result<bool, 
 
 fn read_dropouts(keys: &Keys<'_>, family: Family) -> Result<Vec<(&'static str, f64)>, ConfigError> {
     let mut found = Vec::new();
-    // the others do not read the second and third
-    let all = ["attention_dropout", "resid_pdrop", "embd_pdrop"];
-    for key in if family == Family::Phi3 { &all[..] } else { &all[..1] } {
+    let own: &[&str] = match family {
+        Family::Phi3 => &["resid_pdrop", "embd_pdrop"],
+        Family::GptNeoX | Family::StableLm => &["hidden_dropout"],
+        Family::Starcoder2 => &["residual_dropout", "embedding_dropout"],
+        _ => &[],
+    };
+    for key in ["attention_dropout"].iter().chain(own) {
         match keys.optional(key, Keys::number)? {
             None => {}
             Some(p) if (0.0..1.0).contains(&p) => found.extend((p > 0.0).then_some((*key, p))),

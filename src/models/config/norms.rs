@@ -62,7 +62,7 @@ impl ModelConfig {
     /// token embeddings are divided by m, and a norm of x / m with eps / m² is that of x with eps.
     pub fn norm(&self) -> Norm {
         let residual = self.residual_multiplier();
-        Norm { eps: self.rms_norm_eps / (residual * residual), unit_offset: self.unit_offset }
+        Norm { eps: self.norm_eps / (residual * residual), unit_offset: self.unit_offset }
     }
 
     /// The widths of the norms of queries and of keys.

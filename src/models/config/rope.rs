@@ -274,7 +274,7 @@ fn rope_objects<'a>(keys: &Keys<'a>) -> Result<[Option<Keys<'a>>; 2], ConfigErro
     Ok([keys.inner("rope_scaling", "rope_scaling.")?, keys.inner("rope_parameters", "rope_parameters.")?])
 }
 
-/// Elements at the beginning of a head that are turned, where these are a part of it, as in Phi 4 mini.
+/// Elements at the beginning of a head that are turned, where these are a part of it, as in Phi 4 mini and Pythia.
 pub(super) fn read_rotary_dim(
     keys: &Keys<'_>,
     family: Family,
@@ -282,20 +282,26 @@ pub(super) fn read_rotary_dim(
 ) -> Result<Option<usize>, ConfigError> {
     let [older, newer] = rope_objects(keys)?;
     let within = older.or(newer).filter(|rope| rope.get(PARTIAL).is_some());
+    // as files of transformers 4 have it
+    let key = if family == Family::GptNeoX && within.is_none() { "rotary_pct" } else { PARTIAL };
     let keys = within.as_ref().unwrap_or(keys);
-    let Some(value) = keys.get(PARTIAL).filter(|value| !same(value, &json!(1.0))) else {
+    let usual = matches!(family, Family::GptNeoX | Family::StableLm).then_some(0.25);
+    let part = keys.optional(key, Keys::positive)?.or(usual).unwrap_or(1.0);
+    let value = json!(part);
+    if part == 1.0 {
         return Ok(None);
-    };
-    if family != Family::Phi3 {
-        return Err(keys.refused(PARTIAL, value, WHOLE_HEADS));
     }
-    let turned = (head_dim as f64 * keys.positive(PARTIAL)?) as usize;
-    if turned == 0 || turned > head_dim || !turned.is_multiple_of(8) {
+    if !family.turns_parts() {
+        return Err(keys.refused(key, &value, WHOLE_HEADS));
+    }
+    let turned = (head_dim as f64 * part) as usize;
+    if turned == 0 || turned > head_dim || !turned.is_multiple_of(4) {
         let expected =
-            format!("a part of a head's {head_dim} elements that is a multiple of 8, as the kernels need it");
-        return Err(keys.wrong(PARTIAL, value, expected));
+            format!("a part of a head's {head_dim} elements that is a multiple of 4, as the kernels need it");
+        return Err(keys.wrong(key, &value, expected));
     }
-    Ok(Some(turned))
+    // all of a head, in other words
+    Ok(Some(turned).filter(|turned| *turned < head_dim))
 }
 
 /// The rotary embedding, and another one of layers with a window, which Gemma 3 and OLMo 3 have. `sizes`: the context, and what of a head
@@ -312,7 +318,8 @@ pub(super) fn read_ropes(
     };
     let theta = family.default_theta();
     if !matches!(family, Family::Gemma3 | Family::Olmo3) {
-        return Ok((read("rope_theta", theta, older.or(newer).as_ref())?, None));
+        let key = if family == Family::GptNeoX { "rotary_emb_base" } else { "rope_theta" };
+        return Ok((read(key, theta, older.or(newer).as_ref())?, None));
     }
     let flat = newer.as_ref().filter(|newer| newer.get("full_attention").is_none());
     for key in ["rope_theta", "rope_type"] {
@@ -413,7 +420,7 @@ fn read_scaling(
     theta: f64,
     (max_position_embeddings, rotary_dim): (usize, usize),
 ) -> Result<RopeScaling, ConfigError> {
-    if family != Family::Phi3
+    if !family.turns_parts()
         && let Some(value) = rope.get(PARTIAL).filter(|value| !same(value, &json!(1.0)))
     {
         return Err(rope.refused(PARTIAL, value, WHOLE_HEADS));

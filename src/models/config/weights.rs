@@ -1,12 +1,22 @@
 //! The weights that such a model has, by name and shape.
 
-use super::{AttentionBias, BlockNorms, ModelConfig};
+use super::{AttentionBias, JoinedLayers, ModelConfig};
+
+/// A linear layer of each block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearLayer {
+    /// Within the block.
+    pub name: &'static str,
+    pub outputs: usize,
+    pub inputs: usize,
+    pub bias: bool,
+}
 
 impl ModelConfig {
     /// Parameters of the whole model; a tied head counts once.
     pub fn parameter_count(&self) -> u64 {
         let product = |shape: &[usize]| shape.iter().fold(1u64, |n, &dim| n.saturating_mul(dim as u64));
-        let total = |shapes: &[(&str, Vec<usize>)]| {
+        let total = |shapes: &[(String, Vec<usize>)]| {
             shapes.iter().fold(0u64, |sum, (_, shape)| sum.saturating_add(product(shape)))
         };
         let layers = total(&self.layer_shapes()).saturating_mul(self.layers as u64);
@@ -17,76 +27,88 @@ impl ModelConfig {
     pub fn expected_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let layer = self.layer_shapes();
         let layers = (0..self.layers).flat_map(|i| {
-            layer.iter().map(move |(name, shape)| (format!("model.layers.{i}.{name}"), shape.clone()))
+            let blocks = self.names().blocks;
+            layer.iter().map(move |(name, shape)| (format!("{blocks}.{i}.{name}"), shape.clone()))
         });
-        let outer = self.outer_shapes().into_iter().map(|(name, shape)| (name.to_owned(), shape));
-        layers.chain(outer).collect()
+        layers.chain(self.outer_shapes()).collect()
     }
 
-    fn layer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
-        let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
+    /// The linear layers of a block, by their names within it.
+    pub fn linear_layers(&self) -> Vec<LinearLayer> {
+        let names = self.names();
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut shapes = Vec::new();
-        let norms = self.block_norms;
-        if norms.before_attention().is_some() {
-            shapes.push(("input_layernorm.weight", vec![hidden]));
-        }
-        shapes.extend(match self.joined_layers {
-            true => vec![("self_attn.qkv_proj.weight", vec![queries + 2 * keys, hidden])],
-            false => vec![
-                ("self_attn.q_proj.weight", vec![queries, hidden]),
-                ("self_attn.k_proj.weight", vec![keys, hidden]),
-                ("self_attn.v_proj.weight", vec![keys, hidden]),
+        let inputs = self.attention_bias != AttentionBias::None;
+        let layer = |name, outputs, inputs, bias| LinearLayer { name, outputs, inputs, bias };
+        let mut layers = match self.joined_layers {
+            JoinedLayers::None => vec![
+                layer(names.query, queries, hidden, inputs),
+                layer(names.key, keys, hidden, inputs),
+                layer(names.value, keys, hidden, inputs),
             ],
-        });
-        shapes.push(("self_attn.o_proj.weight", vec![hidden, queries]));
-        shapes.push(("post_attention_layernorm.weight", vec![hidden]));
-        shapes.extend(match self.joined_layers {
-            true => vec![("mlp.gate_up_proj.weight", vec![2 * ffn, hidden])],
-            false => {
-                vec![("mlp.gate_proj.weight", vec![ffn, hidden]), ("mlp.up_proj.weight", vec![ffn, hidden])]
+            JoinedLayers::Whole | JoinedLayers::ByHead => {
+                vec![layer(names.query_key_value, queries + 2 * keys, hidden, inputs)]
             }
+        };
+        layers.push(layer(names.output, hidden, queries, self.attention_bias == AttentionBias::All));
+        match (self.gated_mlp, self.joined_layers) {
+            (true, JoinedLayers::Whole) => layers.push(layer(names.gate_up, 2 * inner, hidden, false)),
+            (true, _) => {
+                let gate_and_up = [names.gate, names.up];
+                layers.extend(gate_and_up.map(|name| layer(name, inner, hidden, self.mlp_bias)));
+            }
+            (false, _) => layers.push(layer(names.up, inner, hidden, self.mlp_bias)),
+        }
+        layers.push(layer(names.down, hidden, inner, self.mlp_bias));
+        layers
+    }
+
+    /// The norms of a block, by their names within it, with their widths.
+    fn norms(&self) -> Vec<(&'static str, usize)> {
+        let norms = self.block_norms;
+        let hidden =
+            [norms.before_attention(), norms.after_attention(), norms.before_mlp(), norms.after_mlp()]
+                .into_iter()
+                .flatten();
+        let of_heads = self.query_key_norm_widths();
+        let of_heads =
+            of_heads.into_iter().flat_map(|[q, k]| [("self_attn.q_norm", q), ("self_attn.k_norm", k)]);
+        hidden.map(|name| (name, self.hidden_size)).chain(of_heads).collect()
+    }
+
+    fn layer_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let linear = self.linear_layers().into_iter().flat_map(|layer| {
+            let weight = (format!("{}.weight", layer.name), vec![layer.outputs, layer.inputs]);
+            let bias = layer.bias.then(|| (format!("{}.bias", layer.name), vec![layer.outputs]));
+            [Some(weight), bias].into_iter().flatten()
         });
-        shapes.push(("mlp.down_proj.weight", vec![hidden, ffn]));
-        if self.attention_bias != AttentionBias::None {
-            shapes.push(("self_attn.q_proj.bias", vec![queries]));
-            shapes.push(("self_attn.k_proj.bias", vec![keys]));
-            shapes.push(("self_attn.v_proj.bias", vec![keys]));
-        }
-        if self.attention_bias == AttentionBias::All {
-            shapes.push(("self_attn.o_proj.bias", vec![hidden]));
-        }
-        if norms == BlockNorms::Around {
-            shapes.push(("pre_feedforward_layernorm.weight", vec![hidden]));
-        }
-        if norms.after_mlp().is_some() {
-            shapes.push(("post_feedforward_layernorm.weight", vec![hidden]));
-        }
-        if let Some([query, key]) = self.query_key_norm_widths() {
-            shapes.push(("self_attn.q_norm.weight", vec![query]));
-            shapes.push(("self_attn.k_norm.weight", vec![key]));
-        }
-        shapes
+        let norms = self.norms().into_iter().flat_map(|(name, width)| self.norm_shapes(name, width));
+        norms.chain(linear).collect()
     }
 
-    fn outer_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
-        let mut shapes = vec![
-            ("model.embed_tokens.weight", vec![self.vocab_size, self.hidden_size]),
-            ("model.norm.weight", vec![self.hidden_size]),
-        ];
-        if !self.tied_head {
-            shapes.push(("lm_head.weight", vec![self.vocab_size, self.hidden_size]));
-        }
-        shapes
+    /// The weight of a norm, and its bias, should it have one.
+    fn norm_shapes(&self, module: &str, width: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let kinds = ["weight", "bias"].into_iter().take(if self.layer_norms { 2 } else { 1 });
+        kinds.map(move |kind| (format!("{module}.{kind}"), vec![width]))
     }
 
-    /// Whether a linear layer has a bias.
+    fn outer_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let names = self.names();
+        let matrix = || vec![self.vocab_size, self.hidden_size];
+        let embedding = (names.embedding.to_owned(), matrix());
+        let head = (!self.tied_head).then(|| (names.head_weight.to_owned(), matrix()));
+        [embedding].into_iter().chain(self.norm_shapes(names.norm, self.hidden_size)).chain(head).collect()
+    }
+
+    /// Whether a module has a bias.
     pub fn has_bias(&self, module: &str) -> bool {
-        let part = module.rsplit_once('.').map_or(module, |(_, part)| part);
-        match self.attention_bias {
-            AttentionBias::None => false,
-            AttentionBias::Inputs => matches!(part, "q_proj" | "k_proj" | "v_proj"),
-            AttentionBias::All => matches!(part, "q_proj" | "k_proj" | "v_proj" | "o_proj"),
+        let within = self
+            .block_of(module)
+            .map(|block| module.split_at(format!("{}.{block}.", self.names().blocks).len()).1);
+        match within {
+            Some(name) if self.norms().iter().any(|(norm, _)| *norm == name) => self.layer_norms,
+            Some(name) => self.linear_layers().iter().any(|layer| layer.bias && layer.name == name),
+            None => self.layer_norms && module == self.names().norm,
         }
     }
 }

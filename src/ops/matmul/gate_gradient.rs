@@ -7,9 +7,10 @@ use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, TensorType, Value,
 };
+use crate::ops::activation::Activation;
 use crate::ops::dropout::Dropout;
 use crate::ops::expect;
-use crate::ops::glu::{Activation, GluGradient};
+use crate::ops::glu::GluGradient;
 
 /// Inputs gate, up, and those of the product; outputs dgate, dup.
 #[derive(Clone, Debug, PartialEq)]

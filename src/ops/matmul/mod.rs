@@ -27,9 +27,10 @@ pub use operand::{Gate, MaskOn, Masked, Operand, Terms};
 pub use product::Product;
 pub use variant::Variant;
 
+use super::activation::Activation;
 use super::dropout::Dropout;
 use super::expect;
-use super::glu::{Activation, gated};
+use super::glu::gated;
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
     ReverseNode, Shape, TensorType, Value,

@@ -2,8 +2,8 @@
 
 use super::candidates::{Extents, Running};
 use crate::graph::{Binding, DType, DeviceProfile, Launch, Place, Shape, TensorType, View};
+use crate::ops::activation::Activation;
 use crate::ops::dropout::Dropout;
-use crate::ops::glu::Activation;
 
 /// One operand of a launch: where it lies and how it is stored. Of several tensors of one type, the place of the first; the
 /// others follow.

@@ -10,11 +10,11 @@ use crate::fuse::Fusions;
 use crate::gpu::{DispatchTime, Gpu};
 use crate::graph::Cost;
 use crate::models::{
-    AttentionBias, BlockNorms, Family, ModelConfig, Network, QueryKeyNorms, Rope, RopeScaling,
+    AttentionBias, BlockNorms, Family, JoinedLayers, ModelConfig, Network, QueryKeyNorms, Rope, RopeScaling,
 };
 use crate::nn::{PlainLayers, Storage, WeightMode};
+use crate::ops::activation::Activation;
 use crate::ops::adamw::Hyper;
-use crate::ops::glu::Activation;
 use crate::train::adapter::spec_of_targets;
 use crate::train::memory::{MemoryLimit, Planner};
 use crate::train::options::TuneMode;
@@ -99,19 +99,23 @@ pub fn small_config() -> ModelConfig {
         heads: 4,
         kv_heads: 4,
         head_dim: 64,
-        rms_norm_eps: 1e-5,
+        norm_eps: 1e-5,
+        layer_norms: false,
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
         partial_rotary_dim: None,
         unturned_layers: Vec::new(),
         max_position_embeddings: 131_072,
         tied_head: false,
         attention_bias: AttentionBias::None,
-        joined_layers: false,
+        mlp_bias: false,
+        joined_layers: JoinedLayers::None,
         query_key_norms: QueryKeyNorms::None,
         sliding_window: None,
         full_layers: Vec::new(),
         local_rope: None,
         activation: Activation::Silu,
+        gated_mlp: true,
+        parallel_residual: false,
         unit_offset: false,
         block_norms: BlockNorms::Before,
         scaled_embedding: false,

@@ -149,7 +149,7 @@ fn gemmas_are_what_their_files_say() {
 fn phi3_is_what_its_files_say() {
     let config = read_fixture("phi3", "config.json");
     assert_eq!(config, read_fixture("phi3", "config.v4.json"));
-    assert!(config.joined_layers && !config.tied_head);
+    assert!(config.joined_layers == JoinedLayers::Whole && !config.tied_head);
     // texts within the first training's context
     assert_eq!((config.max_position_embeddings, config.rope.context()), (128, Some(256)));
     let factor = (1.0 + 2f64.ln() / 128f64.ln()).sqrt();
@@ -173,11 +173,7 @@ fn phi3_is_what_its_files_say() {
     let mut short = json["rope_scaling"].clone();
     short["short_factor"] = json!([1.0, 2.0]);
     for (key, value, part) in [
-        (
-            "partial_rotary_factor",
-            json!(0.75),
-            "partial_rotary_factor is 0.75, expected a part of a head's 16",
-        ),
+        ("partial_rotary_factor", json!(0.7), "partial_rotary_factor is 0.7, expected a part of a head's 16"),
         (
             "partial_rotary_factor",
             json!(0.5),
@@ -234,7 +230,7 @@ fn olmos_are_what_their_files_say() {
         parse_with(&[("architectures", json!([architecture])), ("num_hidden_layers", json!(9))]).unwrap()
     };
     let (second, third) = (of("Olmo2ForCausalLM"), of("Olmo3ForCausalLM"));
-    assert_eq!((second.rope.theta, second.rms_norm_eps, second.sliding_window), (1e4, 1e-5, None));
+    assert_eq!((second.rope.theta, second.norm_eps, second.sliding_window), (1e4, 1e-5, None));
     assert_eq!((third.rope.theta, third.local_rope, third.kv_heads), (5e5, None, 4));
     assert_eq!((third.sliding_window, third.full_layers), (Some(4096), vec![3, 7]));
 }
@@ -381,4 +377,95 @@ fn a_language_model_within_another_is_read_from_its_part() {
     let mut quantised = whole;
     quantised["quantization_config"] = json!({ "quant_method": "gptq" });
     assert!(parse(&quantised).unwrap_err().to_string().contains("quantization_config"));
+}
+
+/// Every spelling, and what is written, which transformers 4 and 5 read.
+#[test]
+fn families_with_layer_norms_are_what_their_files_say() {
+    let known = ["gpt_neox", "stablelm", "starcoder2"].map(|model| {
+        let config = read_fixture(model, "config.json");
+        assert_eq!(config, read_fixture(model, "config.v4.json"), "{model}");
+        let written = config.to_json(DType::F16).to_string();
+        assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), config);
+        config
+    });
+    let [neox, stable, star] = &known;
+    assert_eq!((neox.activation, neox.gated_mlp, neox.parallel_residual), (Activation::Gelu, false, true));
+    assert_eq!((neox.joined_layers, neox.rotary_dim(), neox.kv_heads), (JoinedLayers::ByHead, 4, 4));
+    assert_eq!((neox.attention_bias, neox.mlp_bias, neox.tied_head), (AttentionBias::All, true, false));
+    assert_eq!((stable.activation, stable.gated_mlp, stable.rotary_dim()), (Activation::Silu, true, 8));
+    assert_eq!((stable.attention_bias, stable.mlp_bias), (AttentionBias::Inputs, false));
+    assert_eq!((star.activation, star.gated_mlp, star.tied_head), (Activation::GeluTanh, false, true));
+    assert_eq!((star.sliding_window, star.rope.theta), (Some(12), 999_999.442_035_881_3));
+    assert!(known.iter().all(|config| config.layer_norms && config.norm_eps == 1e-5));
+    assert!(
+        !neox.names().embedding.starts_with("model.") && neox.block_of("gpt_neox.layers.1.mlp.x") == Some(1)
+    );
+}
+
+#[test]
+fn families_with_layer_norms_have_the_defaults_of_transformers() {
+    let of = |architecture: &str, changes: &[(&str, Value)]| {
+        let own = [("architectures", json!([architecture])), ("num_key_value_heads", json!(2))];
+        parse_with(&[&own[..], changes].concat())
+    };
+    let neox = of("GPTNeoXForCausalLM", &[]).unwrap();
+    // it has no groups of heads, whatever the file says
+    assert_eq!((neox.kv_heads, neox.rotary_dim(), neox.max_position_embeddings), (4, 4, 2048));
+    assert!(neox.parallel_residual && neox.attention_bias == AttentionBias::All);
+    let older = [
+        ("use_parallel_residual", json!(false)),
+        ("attention_bias", json!(false)),
+        ("rotary_pct", json!(1.0)),
+        ("rotary_emb_base", json!(25_000)),
+        ("hidden_act", json!("gelu_fast")),
+    ];
+    let older = of("GPTNeoXForCausalLM", &older).unwrap();
+    assert_eq!((older.partial_rotary_dim, older.rope.theta), (None, 25_000.0));
+    assert_eq!((older.activation, older.attention_bias), (Activation::GeluTanh, AttentionBias::None));
+    assert!(!older.parallel_residual && older.mlp_bias);
+    let written = older.to_json(DType::F16).to_string();
+    assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), older);
+    let star = of("Starcoder2ForCausalLM", &[("use_bias", json!(false))]).unwrap();
+    assert_eq!((star.attention_bias, star.mlp_bias, star.sliding_window), (AttentionBias::None, false, None));
+    for (architecture, change, part) in [
+        (
+            "GPTNeoXForCausalLM",
+            ("hidden_act", json!("relu")),
+            "hidden_act = \"relu\" is not supported: known here are gelu",
+        ),
+        (
+            "GPTNeoXForCausalLM",
+            ("rotary_pct", json!(0.1)),
+            "rotary_pct is 0.1, expected a part of a head's 16",
+        ),
+        ("StableLmForCausalLM", ("use_parallel_residual", json!(true)), "that share a norm are not built"),
+        ("StableLmForCausalLM", ("qk_layernorm", json!(true)), "qk_layernorm = true"),
+        ("StableLmForCausalLM", ("hidden_act", json!("gelu")), "the gated MLP uses silu"),
+        ("Starcoder2ForCausalLM", ("residual_dropout", json!(2)), "residual_dropout is 2"),
+        ("Starcoder2ForCausalLM", ("partial_rotary_factor", json!(0.5)), "turns whole heads"),
+    ] {
+        let text = of(architecture, &[change]).unwrap_err().to_string();
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+/// LitGPT's switches name Llama's layers.
+#[test]
+fn layers_are_found_by_llamas_names() {
+    let names = |model: &str, given: &[&str]| {
+        let given: Vec<String> = given.iter().map(|name| (*name).to_owned()).collect();
+        read_fixture(model, "config.json").own_names(&given)
+    };
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"];
+    let own = ["query_key_value", "dense_h_to_4h", "dense", "dense_4h_to_h", "embed_out"];
+    assert_eq!(names("gpt_neox", &all), own);
+    let own = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head", "c_fc", "c_proj"];
+    assert_eq!(names("starcoder2", &all), own);
+    assert_eq!(names("phi3", &all), ["o_proj", "down_proj", "lm_head", "qkv_proj", "gate_up_proj"]);
+    for same in ["stablelm", "llama"] {
+        assert_eq!(names(same, &all), all);
+    }
+    // some of what is one layer is none
+    assert_eq!(names("gpt_neox", &["q_proj", "v_proj"]), ["q_proj", "v_proj"]);
 }

@@ -60,19 +60,23 @@ fn both_spellings_of_transformers_are_equal() {
             heads: 4,
             kv_heads: 2,
             head_dim: 16,
-            rms_norm_eps: 1e-5,
+            norm_eps: 1e-5,
+            layer_norms: false,
             rope: Rope { theta: 10_000.0, scaling },
             partial_rotary_dim: None,
             unturned_layers: Vec::new(),
             max_position_embeddings: 128,
             tied_head: model == "llama",
             attention_bias: AttentionBias::None,
-            joined_layers: false,
+            mlp_bias: false,
+            joined_layers: JoinedLayers::None,
             query_key_norms: QueryKeyNorms::None,
             sliding_window: None,
             full_layers: Vec::new(),
             local_rope: None,
             activation: Activation::Silu,
+            gated_mlp: true,
+            parallel_residual: false,
             unit_offset: false,
             block_norms: BlockNorms::Before,
             scaled_embedding: false,
@@ -107,7 +111,7 @@ fn dropouts_are_kept_for_who_trains() {
 fn absent_keys_have_the_defaults_of_transformers() {
     let config = parse_with(&[]).unwrap();
     assert_eq!((config.kv_heads, config.head_dim, config.tied_head), (4, 16, false));
-    assert_eq!((config.rms_norm_eps, config.max_position_embeddings), (1e-6, 2048));
+    assert_eq!((config.norm_eps, config.max_position_embeddings), (1e-6, 2048));
     assert_eq!(config.rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
     let nulls = ["head_dim", "num_key_value_heads", "rope_scaling", "quantization_config"];
     assert_eq!(parse_with(&nulls.map(|key| (key, Value::Null))).unwrap(), config);
@@ -164,12 +168,12 @@ fn shapes_add_up_to_the_parameter_count() {
 
 #[test]
 fn other_architectures_are_refused_by_name() {
-    let text = message(&[("architectures", json!(["GPTNeoXForCausalLM"]))]);
+    let text = message(&[("architectures", json!(["FalconForCausalLM"]))]);
     assert_eq!(
         text,
-        "config.json: the architecture GPTNeoXForCausalLM is not supported; supported: LlamaForCausalLM, \
+        "config.json: the architecture FalconForCausalLM is not supported; supported: LlamaForCausalLM, \
          MistralForCausalLM, Ministral3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, \
-         Olmo2ForCausalLM, Olmo3ForCausalLM, SmolLM3ForCausalLM, GraniteForCausalLM, Gemma3ForConditionalGeneration, \
+         Olmo2ForCausalLM, Olmo3ForCausalLM, SmolLM3ForCausalLM, GraniteForCausalLM, GPTNeoXForCausalLM, StableLmForCausalLM, Starcoder2ForCausalLM, Gemma3ForConditionalGeneration, \
          Mistral3ForConditionalGeneration"
     );
     assert!(message(&[("architectures", json!([]))]).contains("(none named)"));
