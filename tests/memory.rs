@@ -11,8 +11,9 @@ use engraft::fuse::Fusions;
 use engraft::generate::{CacheSize, Generator};
 use engraft::gpu::{Gpu, GpuError, GpuOptions};
 use engraft::graph::{Choices, DType, DeviceProfile, Leaf, LeafKind};
-use engraft::models::{JoinedLayers, ModelConfig, Multipliers, Network};
+use engraft::models::{AttentionBias, JoinedLayers, ModelConfig, Multipliers, Network};
 use engraft::nn::{AdapterSpec, PlainLayers, Storage, WeightMode};
+use engraft::ops::activation::Activation;
 use engraft::ops::adamw::Hyper;
 use engraft::ops::matmul::{Extents, Variant};
 use engraft::plan::Layout;
@@ -126,15 +127,31 @@ fn no_policy_changes_a_bit_of_gated_products() {
     }
 }
 
-/// Layers that are one for queries, keys and values, and for gate and up: what is split of them is made again with the same bits, also
-/// of weights in blocks; and their parts are those of layers apart.
+/// Layers that are one for queries, keys and values, and for gate and up, or head by head, beside an MLP without a gate: what is split of them is made
+/// again with the same bits, also of weights in blocks.
 #[test]
 fn joined_layers_are_made_again_with_the_same_bits() {
     let Some(gpu) = common::gpu() else { return };
     let batch = batch(2);
-    for kind in [Quantize::None, Quantize::Nf4] {
+    let config = network(Precision::BF16True, 0.1).config;
+    let whole = ModelConfig { joined_layers: JoinedLayers::Whole, layers: 3, ..config };
+    // as in GPT-NeoX
+    let by_head = ModelConfig {
+        joined_layers: JoinedLayers::ByHead,
+        layer_norms: true,
+        attention_bias: AttentionBias::All,
+        mlp_bias: true,
+        gated_mlp: false,
+        activation: Activation::Gelu,
+        parallel_residual: true,
+        kv_heads: whole.heads,
+        partial_rotary_dim: Some(20),
+        ..whole.clone()
+    };
+    let kinds = [Quantize::None, Quantize::Nf4];
+    let forms = [whole, by_head].into_iter().flat_map(|form| kinds.map(|kind| (form.clone(), kind)));
+    for (config, kind) in forms {
         let base = network(Precision::BF16True, 0.1);
-        let config = ModelConfig { joined_layers: JoinedLayers::Whole, layers: 3, ..base.config.clone() };
         let adapter = Some(spec_of_targets(&config, &[], 8, 16.0, 0.1).unwrap());
         let weights = WeightMode::Frozen(QuantizeOptions { kind, head: false }.storage(Precision::BF16True));
         let network = Network { config, adapter, weights, ..base };

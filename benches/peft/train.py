@@ -22,17 +22,23 @@ SHAPES = {
     "small": ("Llama", 2048, 256, 768, 4, 4, 4, 64, False),
     "gemma-3-270m": ("Gemma3Text", 262144, 640, 2048, 18, 4, 1, 256, True),
     "smollm2-135m": ("Llama", 49152, 576, 1536, 30, 9, 3, 64, True),
+    "pythia-160m": ("GPTNeoX", 50304, 768, 3072, 12, 12, 12, 64, False),
+    "pythia-410m": ("GPTNeoX", 50304, 1024, 4096, 24, 16, 16, 64, False),
     "qwen2.5-0.5b": ("Qwen2", 151936, 896, 4864, 24, 14, 2, 64, True),
     "qwen3-0.6b": ("Qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True),
     "gemma-3-1b": ("Gemma3Text", 262144, 1152, 6912, 26, 4, 1, 256, True),
+    "pythia-1b": ("GPTNeoX", 50304, 2048, 8192, 16, 8, 8, 256, False),
     "tinyllama-1.1b": ("Llama", 32000, 2048, 5632, 22, 32, 4, 64, False),
     "llama-3.2-1b": ("Llama", 128256, 2048, 8192, 16, 32, 8, 64, True),
     "olmo-2-1b": ("Olmo2", 100352, 2048, 8192, 16, 16, 16, 128, False),
     "qwen2.5-1.5b": ("Qwen2", 151936, 1536, 8960, 28, 12, 2, 128, True),
+    "stablelm-2-1.6b": ("StableLm", 100352, 2048, 5632, 24, 32, 32, 64, False),
     "qwen3-1.7b": ("Qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True),
     "gemma-2b": ("Gemma", 256000, 2048, 16384, 18, 8, 1, 256, True),
     "granite-3.3-2b": ("Granite", 49159, 2048, 8192, 40, 32, 8, 64, True),
     "gemma-2-2b": ("Gemma2", 256000, 2304, 9216, 26, 8, 4, 256, True),
+    "pythia-2.8b": ("GPTNeoX", 50304, 2560, 10240, 32, 32, 32, 80, False),
+    "starcoder2-3b": ("Starcoder2", 49152, 3072, 12288, 30, 24, 2, 128, True),
     "smollm3-3b": ("SmolLM3", 128256, 2048, 11008, 36, 16, 4, 128, True),
     "llama-3.2-3b": ("Llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
     "ministral-3-3b": ("Ministral3", 131072, 3072, 9216, 26, 32, 8, 128, True),
@@ -40,6 +46,7 @@ SHAPES = {
     "phi-4-mini": ("Phi3", 200064, 3072, 8192, 32, 24, 8, 128, True),
     "qwen3-4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
     "llama-2-7b": ("Llama", 32000, 4096, 11008, 32, 32, 32, 128, False),
+    "pythia-6.9b": ("GPTNeoX", 50432, 4096, 16384, 32, 32, 32, 128, False),
     "mistral-7b": ("Mistral", 32768, 4096, 14336, 32, 32, 8, 128, False),
     "qwen2.5-7b": ("Qwen2", 152064, 3584, 18944, 28, 28, 4, 128, False),
     "llama-3.1-8b": ("Llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
@@ -49,7 +56,13 @@ SHAPES = {
 }
 HEAD_DIM = ["Llama", "Mistral", "Ministral3", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-JOINED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+OWN_LINEAR = {
+    "Phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "GPTNeoX": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "Starcoder2": ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"],
+}
+# families whose MLP has no gate
+PLAIN_MLP = ["GPTNeoX", "Starcoder2"]
 
 
 def attention(family):
@@ -61,6 +74,8 @@ def network(args, device, dtype):
     own = {
         "Mistral": {"sliding_window": None},
         "Gemma3Text": {"sliding_window": 512},
+        "StableLm": {"use_qkv_bias": True},
+        "Starcoder2": {"sliding_window": 4096, "bos_token_id": 0, "eos_token_id": 0},
         "Granite": {
             "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 1 / 64, "logits_scaling": 8.0,
         },
@@ -73,7 +88,7 @@ def network(args, device, dtype):
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        **({} if family == "GPTNeoX" else {"num_key_value_heads": kv_heads}),
         **({"head_dim": head_dim} if family in HEAD_DIM else {}),
         tie_word_embeddings=tied,
         max_position_embeddings=131072,
@@ -87,12 +102,13 @@ def network(args, device, dtype):
     with torch.device(device):
         base = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
     torch.set_default_dtype(torch.float32)
-    adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.targets or (JOINED if family == "Phi3" else LINEAR))
+    adapter = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=args.targets or OWN_LINEAR.get(family, LINEAR))
     model = get_peft_model(base, adapter)
     if args.checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    linear = layers * (2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * inner)
+    matrices = 2 if family in PLAIN_MLP else 3
+    linear = layers * (2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + matrices * hidden * inner)
     return model, linear + vocab * hidden
 
 

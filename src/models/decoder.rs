@@ -86,15 +86,11 @@ impl Block<'_> {
         let output = self.config.attention_bias == AttentionBias::All;
         let output = output.then_some(self.config.names().output);
         let after = self.added(b, (x, attended), output, norms.after_attention())?;
-        if !self.config.parallel_residual {
-            return b.in_chunks(after, |b, x| {
-                let mlp = self.mlp(b, x)?;
-                self.add_mlp(b, x, mlp)
-            });
+        if self.config.parallel_residual {
+            // attention and MLP both see what enters the block
+            return b.in_chunks([x, after], |b, [x, after]| self.add_mlp(b, x, after));
         }
-        // attention and MLP both see what enters the block
-        let mlp = b.in_chunks(x, |b, x| self.mlp(b, x))?;
-        self.add_mlp(b, after, mlp)
+        b.in_chunks([after], |b, [x]| self.add_mlp(b, x, x))
     }
 
     /// The stream with what attention or MLP, without the last bias, adds to it.
@@ -163,10 +159,11 @@ impl Block<'_> {
         }
     }
 
-    /// `x` with what the MLP made, without the last bias.
-    fn add_mlp(&self, b: &mut Builder<'_>, x: Value, mlp: Value) -> Result<Value, GraphError> {
+    /// `stream` with what the MLP makes of x.
+    fn add_mlp(&self, b: &mut Builder<'_>, x: Value, stream: Value) -> Result<Value, GraphError> {
+        let mlp = self.mlp(b, x)?;
         let bias = self.config.mlp_bias.then_some(self.config.names().down);
-        self.added(b, (x, mlp), bias, self.config.block_norms.after_mlp())
+        self.added(b, (stream, mlp), bias, self.config.block_norms.after_mlp())
     }
 
     /// What the MLP makes of the stream, without the last bias.

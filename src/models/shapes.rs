@@ -6,20 +6,26 @@ use super::{AttentionBias, Family, ModelConfig, Multipliers, QueryScaling, Rope,
 /// `config.json`; Mistral 7B is that of v0.3, without a window.
 type Row = (&'static str, Family, usize, usize, usize, usize, usize, usize, usize, bool);
 
-const SHAPES: [Row; 26] = [
+const SHAPES: [Row; 33] = [
     ("gemma-3-270m", Family::Gemma3, 262_144, 640, 2_048, 18, 4, 1, 256, true),
     ("smollm2-135m", Family::Llama, 49_152, 576, 1_536, 30, 9, 3, 64, true),
+    ("pythia-160m", Family::GptNeoX, 50_304, 768, 3_072, 12, 12, 12, 64, false),
+    ("pythia-410m", Family::GptNeoX, 50_304, 1_024, 4_096, 24, 16, 16, 64, false),
     ("qwen2.5-0.5b", Family::Qwen2, 151_936, 896, 4_864, 24, 14, 2, 64, true),
     ("qwen3-0.6b", Family::Qwen3, 151_936, 1_024, 3_072, 28, 16, 8, 128, true),
     ("gemma-3-1b", Family::Gemma3, 262_144, 1_152, 6_912, 26, 4, 1, 256, true),
+    ("pythia-1b", Family::GptNeoX, 50_304, 2_048, 8_192, 16, 8, 8, 256, false),
     ("tinyllama-1.1b", Family::Llama, 32_000, 2_048, 5_632, 22, 32, 4, 64, false),
     ("llama-3.2-1b", Family::Llama, 128_256, 2_048, 8_192, 16, 32, 8, 64, true),
     ("olmo-2-1b", Family::Olmo2, 100_352, 2_048, 8_192, 16, 16, 16, 128, false),
     ("qwen2.5-1.5b", Family::Qwen2, 151_936, 1_536, 8_960, 28, 12, 2, 128, true),
+    ("stablelm-2-1.6b", Family::StableLm, 100_352, 2_048, 5_632, 24, 32, 32, 64, false),
     ("qwen3-1.7b", Family::Qwen3, 151_936, 2_048, 6_144, 28, 16, 8, 128, true),
     ("gemma-2b", Family::Gemma, 256_000, 2_048, 16_384, 18, 8, 1, 256, true),
     ("granite-3.3-2b", Family::Granite, 49_159, 2_048, 8_192, 40, 32, 8, 64, true),
     ("gemma-2-2b", Family::Gemma2, 256_000, 2_304, 9_216, 26, 8, 4, 256, true),
+    ("pythia-2.8b", Family::GptNeoX, 50_304, 2_560, 10_240, 32, 32, 32, 80, false),
+    ("starcoder2-3b", Family::Starcoder2, 49_152, 3_072, 12_288, 30, 24, 2, 128, true),
     ("smollm3-3b", Family::SmolLm3, 128_256, 2_048, 11_008, 36, 16, 4, 128, true),
     ("llama-3.2-3b", Family::Llama, 128_256, 3_072, 8_192, 28, 24, 8, 128, true),
     ("ministral-3-3b", Family::Ministral3, 131_072, 3_072, 9_216, 26, 32, 8, 128, true),
@@ -27,6 +33,7 @@ const SHAPES: [Row; 26] = [
     ("phi-4-mini", Family::Phi3, 200_064, 3_072, 8_192, 32, 24, 8, 128, true),
     ("qwen3-4b", Family::Qwen3, 151_936, 2_560, 9_728, 36, 32, 8, 128, true),
     ("llama-2-7b", Family::Llama, 32_000, 4_096, 11_008, 32, 32, 32, 128, false),
+    ("pythia-6.9b", Family::GptNeoX, 50_432, 4_096, 16_384, 32, 32, 32, 128, false),
     ("mistral-7b", Family::Mistral, 32_768, 4_096, 14_336, 32, 32, 8, 128, false),
     ("qwen2.5-7b", Family::Qwen2, 152_064, 3_584, 18_944, 28, 28, 4, 128, false),
     ("llama-3.1-8b", Family::Llama, 128_256, 4_096, 14_336, 32, 32, 8, 128, false),
@@ -54,9 +61,11 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
     let (sliding_window, period) = match family {
         Family::Gemma2 => (Some(4096), 2),
         Family::Gemma3 => (Some(512), 6),
-        _ => (None, 1),
+        // all of them
+        Family::Starcoder2 => (Some(4096), layers + 1),
+        _ => (None, layers + 1),
     };
-    let full_layers = (0..layers).filter(|l| sliding_window.is_some() && (l + 1) % period == 0).collect();
+    let full_layers = (0..layers).filter(|l| (l + 1) % period == 0).collect();
     Some(ModelConfig {
         embedded: false,
         family,
@@ -70,7 +79,10 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
         norm_eps: 1e-5,
         layer_norms: family.has_layer_norms(),
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::None },
-        partial_rotary_dim: (name == "phi-4-mini").then_some(96),
+        partial_rotary_dim: match family {
+            Family::GptNeoX | Family::StableLm => Some(head_dim / 4),
+            _ => (name == "phi-4-mini").then_some(96),
+        },
         unturned_layers: (0..layers).filter(|l| family == Family::SmolLm3 && (l + 1) % 4 == 0).collect(),
         max_position_embeddings: 131_072,
         tied_head,
@@ -119,9 +131,9 @@ mod tests {
     #[test]
     fn shapes_have_the_published_sizes() {
         let millions = [
-            268.098, 134.515, 494.033, 596.050, 999.886, 1100.048, 1235.814, 1484.917, 1543.714, 1720.575,
-            2506.172, 2533.540, 2614.342, 3075.099, 3212.750, 3429.006, 3821.080, 3836.022, 4022.468,
-            6738.415, 7248.024, 7615.617, 8030.261, 8190.735, 9241.706, 14659.507,
+            268.098, 134.515, 162.323, 405.334, 494.033, 596.050, 999.886, 1011.782, 1100.048, 1235.814, 1484.917,
+            1543.714, 1644.515, 1720.575, 2506.172, 2533.540, 2614.342, 2775.209, 3030.371, 3075.099, 3212.750,
+            3429.006, 3821.080, 3836.022, 4022.468, 6738.415, 6857.302, 7248.024, 7615.617, 8030.261, 8190.735, 9241.706, 14659.507,
         ];
         for (name, expected) in shape_names().zip(millions) {
             let count = shape(name).unwrap().parameter_count() as f64 / 1e6;

@@ -253,28 +253,32 @@ impl<'a> Builder<'a> {
         Ok(Some((u, b)))
     }
 
-    /// What `layer` makes of x `[T, d]`, of which every row depends on the row of x alone: in [`Builder::mlp_chunks`] of T.
+    /// What `layer` makes of `all`, each `[T, d]`, of which every row depends on the same rows of these alone: in
+    /// [`Builder::mlp_chunks`] of T.
     ///
     /// # Errors
     /// What `layer` reports.
-    pub fn in_chunks(
+    pub fn in_chunks<const N: usize>(
         &mut self,
-        x: Value,
-        mut layer: impl FnMut(&mut Self, Value) -> Result<Value, GraphError>,
+        all: [Value; N],
+        mut layer: impl FnMut(&mut Self, [Value; N]) -> Result<Value, GraphError>,
     ) -> Result<Value, GraphError> {
-        let rows = self.graph.shape_of(x).rows();
+        let rows = all.first().map_or(0, |x| self.graph.shape_of(*x).rows());
         let count = self.mlp_chunks.min(rows);
         if count < 2 {
-            return layer(self, x);
+            return layer(self, all);
         }
         let ranges = split_rows::chunks(rows, count);
-        let mut parts = split_rows::split_rows(&mut self.graph, x, ranges.clone())?;
-        for part in &mut parts {
+        let mut split = |x| split_rows::split_rows(&mut self.graph, x, ranges.clone());
+        let parts: Vec<Vec<Value>> = all.into_iter().map(&mut split).collect::<Result<_, _>>()?;
+        let mut made = Vec::new();
+        for chunk in 0..ranges.len() {
             self.graph.begin_piece();
-            *part = layer(self, *part)?;
+            let part = std::array::from_fn(|i| parts[i][chunk]);
+            made.push(layer(self, part)?);
             self.graph.end_piece();
         }
-        split_rows::join_rows(&mut self.graph, &parts, rows, ranges)
+        split_rows::join_rows(&mut self.graph, &made, rows, ranges)
     }
 
     /// RMS normalisation with the weight `{module}.weight` `[width]`, of each `width` elements of x.
