@@ -3,6 +3,7 @@
 //! The adapted layer is `y = W x + scale * B (A x)` with A `[r, in]` and B `[out, r]`. Modules that were trained in full
 //! (`modules_to_save`) lie beside the matrices as `<module>.weight` and replace the base's.
 
+use super::adapter_config::TargetModules;
 use super::adapter_config::{ADAPTER_CONFIG, AdapterConfig};
 use super::{Checkpoint, CheckpointError, atomic, embedded, encode, write_safetensors};
 use crate::graph::DType;
@@ -77,6 +78,7 @@ impl Adapter {
             }
         }
         let config = if is_embedded { embedded::settings_alone(config) } else { config };
+        let config = with_newer_head(config, &mut tensors, &mut saved);
         Ok(Adapter { config, tensors, saved, embedded: is_embedded })
     }
 
@@ -168,6 +170,27 @@ impl Adapter {
 }
 
 /// The tensors of an adapter file: pairs by layer, and modules that were trained in full, both in alphabetical order.
+/// Transformers 4 calls the head of GPT-NeoX `embed_out`.
+fn with_newer_head(
+    config: AdapterConfig,
+    tensors: &mut [AdapterTensor],
+    saved: &mut [SavedModule],
+) -> AdapterConfig {
+    let newer = |module: &mut String| {
+        if module == "embed_out" {
+            *module = "lm_head".to_owned();
+        }
+    };
+    tensors.iter_mut().map(|tensor| &mut tensor.module).for_each(newer);
+    saved.iter_mut().map(|saved| &mut saved.module).for_each(newer);
+    let mut config = config;
+    if let TargetModules::Names(names) = &mut config.target_modules {
+        names.iter_mut().for_each(newer);
+    }
+    config.modules_to_save.iter_mut().flatten().for_each(newer);
+    config
+}
+
 fn read_tensors(
     weights: &Checkpoint,
     file: &Path,

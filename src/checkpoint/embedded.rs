@@ -18,6 +18,11 @@ pub(super) fn alone(name: &str) -> Option<String> {
     name.strip_prefix(IN_FILES).map(str::to_owned)
 }
 
+/// Whether a tensor of this name in files is of such a part.
+pub(super) fn is_part(name: &str) -> bool {
+    alone(name).is_some()
+}
+
 /// The name of a tensor in files of the whole.
 pub(super) fn in_files(name: &str) -> String {
     format!("{IN_FILES}{name}")

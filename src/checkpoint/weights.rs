@@ -14,6 +14,9 @@ use std::path::{Component, Path, PathBuf};
 /// A model's weights in one file.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
 const HEAD: &str = "lm_head.weight";
+/// What the files of GPT-NeoX call it.
+const NEOX_HEAD: &str = "embed_out.weight";
+const NEOX: &str = "gpt_neox.";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The weights of a model, memory-mapped: opening costs the headers only. Whole models are read with
@@ -284,12 +287,13 @@ impl Checkpoint {
         Ok(Checkpoint::of(index.to_path_buf(), files, tensors))
     }
 
-    /// The tensors of a language model that is a part of another are called as if it stood alone.
+    /// The tensors of a language model that is a part of another are called as if it stood alone, and GPT-NeoX's head as its module.
     fn of(path: PathBuf, files: Vec<MappedFile>, all: BTreeMap<String, Entry>) -> Self {
         let (mut tensors, mut stored_names) = (BTreeMap::new(), BTreeMap::new());
         let taken: BTreeSet<String> = all.keys().cloned().collect();
         for (stored, entry) in all {
-            let name = embedded::alone(&stored).filter(|name| !taken.contains(name));
+            let head = (stored == NEOX_HEAD).then(|| HEAD.to_owned());
+            let name = head.or_else(|| embedded::alone(&stored)).filter(|name| !taken.contains(name));
             let name = match name {
                 Some(name) => {
                     stored_names.insert(name.clone(), stored);
@@ -307,7 +311,7 @@ impl Checkpoint {
     /// # Errors
     /// Names that say so: transformers would find none of them.
     pub fn check_embedded(&self, embedded: bool) -> Result<(), CheckpointError> {
-        match self.stored_names.values().next().filter(|_| !embedded) {
+        match self.stored_names.values().find(|name| !embedded && embedded::is_part(name)) {
             Some(tensor) => {
                 Err(CheckpointError::Embedded { path: self.path.clone(), tensor: tensor.clone() })
             }
@@ -335,10 +339,11 @@ impl Checkpoint {
 
     /// What a tensor is called in the files, or would be if it were there.
     pub fn stored_name(&self, name: &str) -> String {
-        let head = name == HEAD && !self.stored_names.is_empty() && !self.contains(name);
+        let head = name == HEAD && !self.contains(name);
         match self.stored_names.get(name) {
             Some(stored) => stored.clone(),
-            None if head => embedded::in_files(name),
+            None if head && self.names().any(|name| name.starts_with(NEOX)) => NEOX_HEAD.to_owned(),
+            None if head && !self.stored_names.is_empty() => embedded::in_files(name),
             None => name.to_owned(),
         }
     }

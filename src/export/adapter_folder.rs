@@ -67,10 +67,10 @@ impl AdapterFolder {
 
     /// Splits off the adapter of the head, which training does not have but PEFT can.
     pub(super) fn without_head(&self, config: &ModelConfig) -> Result<(Adapter, bool), Error> {
+        use crate::models::HEAD;
         use crate::train::adapter::AdapterError;
-        let name = config.names().head;
         let mut blocks = self.adapter.clone();
-        let Some(at) = blocks.tensors.iter().position(|tensor| tensor.module == name) else {
+        let Some(at) = blocks.tensors.iter().position(|tensor| tensor.module == HEAD) else {
             return Ok((blocks, false));
         };
         let head = blocks.tensors.remove(at);
@@ -79,6 +79,6 @@ impl AdapterFolder {
             return Ok((blocks, true));
         }
         let (found_out, found_in) = (head.outputs, head.inputs);
-        Err(AdapterError::Shape { module: name.into(), found_out, found_in, outputs, inputs }.into())
+        Err(AdapterError::Shape { module: HEAD.into(), found_out, found_in, outputs, inputs }.into())
     }
 }

@@ -7,7 +7,7 @@ use crate::checkpoint::{
 use crate::error::Error;
 use crate::graph::blocks::{Quantiser, fits};
 use crate::graph::{DType, Shape, TensorType};
-use crate::models::{ModelConfig, Network};
+use crate::models::{HEAD_WEIGHT, ModelConfig, Network};
 use crate::train::adapter::spec_of_adapter;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::save::stored_dtype;
@@ -113,7 +113,7 @@ impl ModelWeights {
         if let Some(folder) = &options.adapter {
             notes.clone_from(&folder.notes);
             let (blocks, on_head) = folder.without_head(&config)?;
-            let own_head = spec_of_adapter(&config, &blocks)?.saves(config.names().head_weight);
+            let own_head = spec_of_adapter(&config, &blocks)?.saves(HEAD_WEIGHT);
             untied = (on_head || own_head) && config.tied_head;
         }
         let checkpoint = Checkpoint::open(model_dir)?;
@@ -165,7 +165,7 @@ impl ModelWeights {
     pub fn specs(&self, dtype: Option<DType>) -> Result<Vec<TensorSpec>, CheckpointError> {
         let parts: HashSet<&str> = self.checkpoint.block_parts().collect();
         let names = self.checkpoint.names().filter(|name| !parts.contains(name));
-        let own_head = self.untied.then_some(self.config.names().head_weight);
+        let own_head = self.untied.then_some(HEAD_WEIGHT);
         let mut specs = Vec::new();
         for name in names.filter(|name| Some(*name) != own_head).chain(own_head) {
             let source = self.source(name);
@@ -271,11 +271,7 @@ impl ModelWeights {
 
     /// The tensor of the checkpoint that a weight is made of.
     fn source<'n>(&self, name: &'n str) -> &'n str {
-        if self.untied && name == self.config.names().head_weight {
-            self.config.names().embedding
-        } else {
-            name
-        }
+        if self.untied && name == HEAD_WEIGHT { self.config.names().embedding } else { name }
     }
 
     fn copy(&self, name: &str, bytes: usize, out: &mut dyn Write) -> io::Result<()> {

@@ -11,8 +11,8 @@ mod decoder;
 mod shapes;
 
 pub use config::{
-    AttentionBias, BlockNorms, ConfigError, Family, JoinedLayers, LinearLayer, ModelConfig, Multipliers,
-    Names, QueryKeyNorms, QueryScaling, Rope, RopeScaling, Yarn,
+    AttentionBias, BlockNorms, ConfigError, EMBEDDINGS, Family, HEAD, HEAD_WEIGHT, JoinedLayers, LinearLayer,
+    ModelConfig, Multipliers, Names, QueryKeyNorms, QueryScaling, Rope, RopeScaling, Yarn,
 };
 pub use shapes::{shape, shape_names};
 
@@ -107,7 +107,7 @@ impl Network {
 
     /// Modules that can carry an adapter: the linear layers of the blocks, and the head.
     pub fn adaptable_modules(config: &ModelConfig) -> Vec<(String, usize, usize)> {
-        let head = (config.names().head.to_owned(), config.vocab_size, config.hidden_size);
+        let head = (HEAD.to_owned(), config.vocab_size, config.hidden_size);
         Network::linear_modules(config).into_iter().chain([head]).collect()
     }
 
@@ -117,7 +117,7 @@ impl Network {
     pub fn savable_modules(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         let tied = config.tied_head;
         let names = config.names();
-        let head = tied.then(|| (names.head.to_owned(), vec![config.vocab_size, config.hidden_size]));
+        let head = tied.then(|| (HEAD.to_owned(), vec![config.vocab_size, config.hidden_size]));
         let is_head = |name: &str| tied && name == names.embedding;
         let weights = config.expected_shapes().into_iter().filter(|(name, _)| !is_head(name));
         let module =
@@ -159,12 +159,7 @@ impl Network {
         let labelled =
             ops::gather_rows::gather_rows(&mut b.graph, hidden, rows, inverse, self.config.logit_scale())?;
         let head = self.head(&mut b)?;
-        let adapter = b.adapter_of(
-            self.config.names().head,
-            labelled,
-            self.config.vocab_size,
-            self.config.hidden_size,
-        )?;
+        let adapter = b.adapter_of(HEAD, labelled, self.config.vocab_size, self.config.hidden_size)?;
         let op = ops::cross_entropy::LinearCrossEntropy {
             whole: !self.fusions.head,
             soft_cap: self.config.logit_soft_cap,
@@ -227,8 +222,7 @@ impl Network {
         let picked =
             ops::gather_rows::gather_rows(&mut b.graph, hidden, index, inverse, self.config.logit_scale())?;
         let head = self.head(&mut b)?;
-        let adapter =
-            b.adapter_of(self.config.names().head, picked, self.config.vocab_size, self.config.hidden_size)?;
+        let adapter = b.adapter_of(HEAD, picked, self.config.vocab_size, self.config.hidden_size)?;
         let mut logits = matmul(&mut b.graph, Layout::NT, picked, head, 1.0, DType::F32)?;
         if let Some((u, low)) = adapter {
             let delta = matmul(&mut b.graph, Layout::NT, u, low, 1.0, DType::F32)?;
@@ -327,9 +321,8 @@ impl Network {
     fn head(&self, b: &mut Builder<'_>) -> Result<Value, GraphError> {
         let names = self.config.names();
         // a head that is trained alone is no longer the embedding
-        let tied =
-            self.config.tied_head && !self.adapter.as_ref().is_some_and(|a| a.saves(names.head_weight));
-        let name = if tied { names.embedding } else { names.head_weight };
+        let tied = self.config.tied_head && !self.adapter.as_ref().is_some_and(|a| a.saves(HEAD_WEIGHT));
+        let name = if tied { names.embedding } else { HEAD_WEIGHT };
         b.weight(name, &[self.config.vocab_size, self.config.hidden_size])
     }
 }

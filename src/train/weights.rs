@@ -6,7 +6,9 @@ use crate::checkpoint::{Checkpoint, CheckpointError, StoredBlocks, encode};
 use crate::gpu::{Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
-use crate::models::{LOCAL_ROPE_TABLE, ModelConfig, Names, Network, QUERY_ROPE_TABLE, ROPE_TABLE};
+use crate::models::{
+    EMBEDDINGS, HEAD_WEIGHT, LOCAL_ROPE_TABLE, ModelConfig, Network, QUERY_ROPE_TABLE, ROPE_TABLE,
+};
 use crate::nn::PlainLayers;
 use crate::ops::rope::rope_table;
 use crate::plan::{Bindings, StreamLayout, Streamed};
@@ -121,8 +123,9 @@ impl WeightSource {
         let (seed, norms) = match self {
             WeightSource::Checkpoint(checkpoint) => {
                 // a head that is trained by itself begins as the embedding that it is tied to
-                let tied = Names::of_head(name).filter(|_| !checkpoint.contains(name));
-                let name = tied.map_or(name, |names| names.embedding);
+                let absent = name == HEAD_WEIGHT && !checkpoint.contains(name);
+                let embedding = EMBEDDINGS.into_iter().find(|name| absent && checkpoint.contains(name));
+                let name = embedding.unwrap_or(name);
                 if let Some(stored) = checkpoint.blocks(name)? {
                     encode(&stored.blocks.dequantise_range(stored.ty, elements), dtype, out);
                     return Ok(());

@@ -24,10 +24,7 @@ def main(model_dir, file):
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
     loss.backward()
-    # as GPT-NeoX's files have it
-    head = "embed_out.weight" if model.config.model_type == "gpt_neox" else "lm_head.weight"
-    named = {head if name == "lm_head.weight" else name: parameter for name, parameter in model.named_parameters()}
-    gradients = {name: parameter.grad.flatten().tolist() for name, parameter in named.items()}
+    gradients = {name: parameter.grad.flatten().tolist() for name, parameter in model.named_parameters()}
     json.dump({"loss": loss.item(), "gradients": gradients}, sys.stdout)
 
 

@@ -4,7 +4,7 @@
 //! k are put in that order. What GPT-NeoX has head by head, queries, keys and values, lies there one after the other.
 
 use super::ExportError;
-use crate::models::{BlockNorms, Family, JoinedLayers, ModelConfig};
+use crate::models::{BlockNorms, Family, HEAD, JoinedLayers, ModelConfig};
 
 /// llama.cpp's name of a family; Mistral has Llama's there.
 pub(super) fn architecture(config: &ModelConfig) -> &'static str {
@@ -45,7 +45,7 @@ fn named(config: &ModelConfig, weight: &str) -> Option<String> {
     if module == names.norm {
         return Some(format!("output_norm.{kind}"));
     }
-    if module == names.head {
+    if module == HEAD {
         // llama.cpp has the embedding for it there, as the published models do
         let own = !matches!(config.family, Family::Gemma | Family::Gemma2);
         return own.then(|| format!("output.{kind}"));

@@ -1,6 +1,13 @@
-//! What the files of a family, and PEFT with them, call the parts of a network.
+//! What transformers 5, and PEFT with it, call the parts of a network; files do too, but for the head of GPT-NeoX, whose name in files
+//! [`crate::checkpoint`] knows.
 
 use super::{Family, JoinedLayers, ModelConfig};
+
+/// The module that gives the logits, of all families.
+pub const HEAD: &str = "lm_head";
+pub const HEAD_WEIGHT: &str = "lm_head.weight";
+/// The weights of token embeddings.
+pub const EMBEDDINGS: [&str; 2] = [LLAMA.embedding, GPT_NEOX.embedding];
 
 /// Names of modules, and of weights where the name says so.
 #[derive(Debug)]
@@ -11,10 +18,6 @@ pub struct Names {
     pub blocks: &'static str,
     /// The norm behind the last block.
     pub norm: &'static str,
-    /// The module that gives the logits.
-    pub head: &'static str,
-    /// Its weight.
-    pub head_weight: &'static str,
     /// The linear layers within a block.
     pub query: &'static str,
     pub key: &'static str,
@@ -33,8 +36,6 @@ const LLAMA: Names = Names {
     embedding: "model.embed_tokens.weight",
     blocks: "model.layers",
     norm: "model.norm",
-    head: "lm_head",
-    head_weight: "lm_head.weight",
     query: "self_attn.q_proj",
     key: "self_attn.k_proj",
     value: "self_attn.v_proj",
@@ -52,21 +53,12 @@ const GPT_NEOX: Names = Names {
     embedding: "gpt_neox.embed_in.weight",
     blocks: "gpt_neox.layers",
     norm: "gpt_neox.final_layer_norm",
-    head: "embed_out",
-    head_weight: "embed_out.weight",
     query_key_value: "attention.query_key_value",
     output: "attention.dense",
     up: "mlp.dense_h_to_4h",
     down: "mlp.dense_4h_to_h",
     ..LLAMA
 };
-
-impl Names {
-    /// Those in which a weight of this name is the head's.
-    pub fn of_head(weight: &str) -> Option<&'static Names> {
-        [&LLAMA, &GPT_NEOX].into_iter().find(|names| names.head_weight == weight)
-    }
-}
 
 impl Family {
     pub fn names(self) -> &'static Names {
@@ -99,7 +91,7 @@ impl ModelConfig {
             (true, false) => {}
             (false, _) => rules.push((&gate_up, own.up)),
         }
-        let others = [([LLAMA.output], own.output), ([LLAMA.down], own.down), ([LLAMA.head], own.head)];
+        let others = [([LLAMA.output], own.output), ([LLAMA.down], own.down)];
         rules.extend(
             others
                 .iter()
@@ -120,7 +112,7 @@ impl ModelConfig {
 
     /// The head's weight and the embedding's, where both are one.
     pub fn tied_names(&self) -> Option<[&'static str; 2]> {
-        self.tied_head.then(|| [self.names().head_weight, self.names().embedding])
+        self.tied_head.then(|| [HEAD_WEIGHT, self.names().embedding])
     }
 
     /// The block that a module or a weight belongs to; `None` for those outside of the blocks.

@@ -1,6 +1,6 @@
 //! The weights that such a model has, by name and shape.
 
-use super::{AttentionBias, JoinedLayers, ModelConfig};
+use super::{AttentionBias, HEAD_WEIGHT, JoinedLayers, ModelConfig};
 
 /// A linear layer of each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl ModelConfig {
         let names = self.names();
         let matrix = || vec![self.vocab_size, self.hidden_size];
         let embedding = (names.embedding.to_owned(), matrix());
-        let head = (!self.tied_head).then(|| (names.head_weight.to_owned(), matrix()));
+        let head = (!self.tied_head).then(|| (HEAD_WEIGHT.to_owned(), matrix()));
         [embedding].into_iter().chain(self.norm_shapes(names.norm, self.hidden_size)).chain(head).collect()
     }
 

@@ -458,7 +458,7 @@ fn layers_are_found_by_llamas_names() {
         read_fixture(model, "config.json").own_names(&given)
     };
     let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"];
-    let own = ["query_key_value", "dense_h_to_4h", "dense", "dense_4h_to_h", "embed_out"];
+    let own = ["lm_head", "query_key_value", "dense_h_to_4h", "dense", "dense_4h_to_h"];
     assert_eq!(names("gpt_neox", &all), own);
     let own = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head", "c_fc", "c_proj"];
     assert_eq!(names("starcoder2", &all), own);
