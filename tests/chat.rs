@@ -16,10 +16,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn model_dir(family: &str) -> PathBuf {
-    match family {
-        "llama" | "mistral" | "qwen2" | "gemma" => fixtures().join("models").join(family),
-        other => fixtures().join("tokenizers").join(other),
-    }
+    fixtures().join("models").join(family)
 }
 
 fn tokenizer(family: &str) -> Tokenizer {

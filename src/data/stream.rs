@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_stream_goes_on_where_the_text_before_it_ends() {
-        for family in ["models/mistral", "models/qwen2", "models/gemma", "tokenizers/gpt_neox"] {
+        for family in ["models/mistral", "models/qwen2", "models/gemma", "models/gpt_neox"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(family);
             let tokenizer = Tokenizer::open(&folder).unwrap();
             for prompt in ["the cat", "the cat ", "日本", "é", ""] {

@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn tokens_of_one_place_have_names_of_their_own() {
-        for family in ["models/mistral", "models/qwen2", "models/gemma", "tokenizers/gpt_neox"] {
+        for family in ["models/mistral", "models/qwen2", "models/gemma", "models/gpt_neox"] {
             let tokenizer = tokenizer(family);
             let all: Vec<u32> = (0..tokenizer.vocab_size() as u32).collect();
             let mut seen = std::collections::HashSet::new();
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn texts_of_tokens_make_the_text() {
-        for family in ["models/mistral", "models/qwen2", "models/gemma", "tokenizers/gpt_neox"] {
+        for family in ["models/mistral", "models/qwen2", "models/gemma", "models/gpt_neox"] {
             let tokenizer = tokenizer(family);
             let text = "x the cat sat\n on 12 mats";
             // the space that this one begins with is no token's own

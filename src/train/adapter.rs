@@ -123,9 +123,11 @@ pub fn with_saved(
         let reason = if config.tied_head && is_called(embedding, name) {
             "in this model it is the head as well, and both would come apart; lm_head can be trained alone"
                 .into()
-        } else if Network::linear_modules(config)
+        } else if config
+            .expected_shapes()
             .iter()
-            .any(|(module, _, _)| config.has_bias(module) && is_called(module, name))
+            .filter_map(|(weight, _)| weight.strip_suffix(".bias"))
+            .any(|module| is_called(module, name))
         {
             "in this model it has a bias, which is not trained beside an adapter; an adapter can sit on it"
                 .into()

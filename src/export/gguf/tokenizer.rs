@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn splittings_are_known_by_their_expressions() {
         for (folder, expected) in
-            [("models/llama", "llama-bpe"), ("models/qwen2", "qwen2"), ("tokenizers/gpt_neox", "gpt-2")]
+            [("models/llama", "llama-bpe"), ("models/qwen2", "qwen2"), ("models/gpt_neox", "gpt-2")]
         {
             let all = read(folder, 512);
             assert_eq!(all["tokenizer.ggml.model"], GgufValue::Text("gpt2".into()), "{folder}");
