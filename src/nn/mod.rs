@@ -272,7 +272,7 @@ impl<'a> Builder<'a> {
         let mut split = |x| split_rows::split_rows(&mut self.graph, x, ranges.clone());
         let parts: Vec<Vec<Value>> = all.into_iter().map(&mut split).collect::<Result<_, _>>()?;
         let mut made = Vec::new();
-        for chunk in 0..ranges.len() {
+        for (chunk, _) in ranges.iter().enumerate() {
             self.graph.begin_piece();
             let part = std::array::from_fn(|i| parts[i][chunk]);
             made.push(layer(self, part)?);
