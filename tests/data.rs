@@ -671,19 +671,19 @@ fn datasets_with_nothing_to_learn_are_refused() {
     );
     assert_eq!(
         refused(options(0.01, false, None)),
-        "val_split_fraction 0.01 of 10 records rounds to no validation record: raise it to 0.05, or set it \
+        "--data.val_split_fraction 0.01 of 10 records rounds to no validation record: raise it to 0.05, or set it \
          to 0 to train without validation"
     );
     assert_eq!(
         refused(options(0.99, true, None)),
-        "val_split_fraction 0.99 of 10 records leaves none to train on: lower it, or add records"
+        "--data.val_split_fraction 0.99 of 10 records leaves none to train on: lower it, or add records"
     );
     assert!(refused(options(0.1, true, Some(1))).starts_with("max_seq_length 1 is too short"));
 
     let (_folder, single) = data_file("one.json", r#"[{"instruction": "a", "output": "b"}]"#);
     assert_eq!(
         Dataset::open(&single, &tokenizer, &options(0.1, true, None)).unwrap_err().to_string(),
-        "val_split_fraction 0.1 of 1 record rounds to no validation record: set it to 0 to train without \
+        "--data.val_split_fraction 0.1 of 1 record rounds to no validation record: set it to 0 to train without \
          validation"
     );
 }

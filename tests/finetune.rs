@@ -449,7 +449,11 @@ fn input_that_does_not_fit_together_is_refused() {
     let array = array.display().to_string();
     check_refused(&Run::new(&[("data.json_path", &array)]), &model(), &["array.json", "line 3"]);
     check_refused(&Run::new(&[("max_seq_length", "8")]), &model(), &["data.json", "label", "max_seq_length"]);
-    check_refused(&Run::new(&[("data.val_split_fraction", "0.01")]), &model(), &["val_split_fraction 0.01"]);
+    check_refused(
+        &Run::new(&[("data.val_split_fraction", "0.01")]),
+        &model(),
+        &["--data.val_split_fraction 0.01"],
+    );
 }
 
 #[test]

@@ -238,18 +238,18 @@ pub enum DataError {
     MaxSeqLength { value: usize },
 
     #[error(
-        "val_split_fraction {fraction} is out of range: it must be at least 0 (no validation) and below 1"
+        "--data.val_split_fraction {fraction} is out of range: it must be at least 0 (no validation) and below 1"
     )]
     Fraction { fraction: f64 },
 
     #[error(
-        "val_split_fraction {fraction} of {count} {} leaves none to train on: lower it, or add records",
+        "--data.val_split_fraction {fraction} of {count} {} leaves none to train on: lower it, or add records",
         records(*count)
     )]
     NoTrainRows { count: usize, fraction: f64 },
 
     #[error(
-        "val_split_fraction {fraction} of {count} {} rounds to no validation record: {}set it to 0 to train \
+        "--data.val_split_fraction {fraction} of {count} {} rounds to no validation record: {}set it to 0 to train \
          without validation",
         records(*count),
         least_fraction(*count)

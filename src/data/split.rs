@@ -156,20 +156,20 @@ mod tests {
             assert_eq!(
                 message,
                 format!(
-                    "val_split_fraction {fraction} is out of range: it must be at least 0 (no validation) \
+                    "--data.val_split_fraction {fraction} is out of range: it must be at least 0 (no validation) \
                      and below 1"
                 )
             );
         }
         assert_eq!(
             split(3, 0.1, 0, true).unwrap_err().to_string(),
-            "val_split_fraction 0.1 of 3 records rounds to no validation record: raise it to 0.17, or set it \
+            "--data.val_split_fraction 0.1 of 3 records rounds to no validation record: raise it to 0.17, or set it \
              to 0 to train without validation"
         );
         assert_eq!(split(3, 0.17, 0, true).unwrap().1.len(), 1);
         assert_eq!(
             split(1, 0.9, 0, true).unwrap_err().to_string(),
-            "val_split_fraction 0.9 of 1 record leaves none to train on: lower it, or add records"
+            "--data.val_split_fraction 0.9 of 1 record leaves none to train on: lower it, or add records"
         );
         assert!(matches!(split(0, 0.0, 0, false), Err(DataError::NoTrainRows { count: 0, .. })));
     }
