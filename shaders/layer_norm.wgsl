@@ -1,5 +1,5 @@
 // y = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + eps), per row of x [T, d]; mean and rstd [T] are kept for the
-// gradient where somebody reads them (KEEP). RESIDUAL: it is added to y. PARTIAL: d is no multiple of four. LANES invocations share a
+// gradient where somebody reads them (KEEP). PARTIAL: d is no multiple of four. LANES invocations share a
 // row.
 {% include "shared/rows.wgsl" %}
 {% include "shared/whole_row.wgsl" %}
@@ -28,7 +28,7 @@ fn main(
     }
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
         let y = (load_x(base + i) - middle) * scale * load_weight(i) + load_bias(i);
-        store_y(base + i, within_row(i, y{% if RESIDUAL %} + load_residual(base + i){% endif %}));
+        store_y(base + i, within_row(i, y));
     }
 {% if KEEP %}
     if (lane % {{ LANES }}u == 0u) {

@@ -667,7 +667,7 @@ fn datasets_with_nothing_to_learn_are_refused() {
     );
     assert_eq!(
         refused(options(f64::NAN, false, None)),
-        "val_split_fraction NaN is out of range: it must be at least 0 (no validation) and below 1"
+        "--data.val_split_fraction NaN is out of range: it must be at least 0 (no validation) and below 1"
     );
     assert_eq!(
         refused(options(0.01, false, None)),

@@ -825,7 +825,7 @@ fn full_training_makes_a_model_that_loads() {
     if common::gpu().is_none() {
         return;
     }
-    for name in ["llama", "llama_biased", "qwen3", "gemma3"] {
+    for name in ["llama", "llama_biased", "qwen3", "gemma3", "gpt_neox", "starcoder2"] {
         full_training_from_random_weights(&common::fixtures().join("models").join(name));
     }
 }
@@ -850,6 +850,8 @@ fn full_training_from_random_weights(model: &Path) {
     let saved = Checkpoint::open(&run.out()).unwrap();
     saved.check(shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))).unwrap();
     assert_eq!(saved.names().count(), shapes.len());
+    let in_files = |file: &Path| tensors(&file.join("model.safetensors")).into_keys().collect::<Vec<_>>();
+    assert_eq!(in_files(&run.out()), in_files(model));
     // biases begin at 0, and norms where they leave as it is what they normalise
     let neutral = if config.unit_offset { 0.0 } else { 1.0 };
     for (name, _) in shapes.iter().filter(|(_, shape)| shape.len() == 1) {

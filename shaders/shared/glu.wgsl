@@ -6,7 +6,7 @@ fn sigmoid(g: vec4<f32>) -> vec4<f32> {
 }
 
 {% if ERF %}
-// exp(-g^2 / 2); beyond 13 it is 0 in f32, and the square might not be finite
+// exp(-g^2 / 2); beyond 15 it is 0 in f32, and the square might not be finite
 fn bell(g: vec4<f32>) -> vec4<f32> {
     let z = min(abs(g), vec4<f32>(20.0));
     return exp(-0.5 * z * z);
@@ -31,7 +31,9 @@ fn passing(gate: vec4<f32>) -> vec4<f32> {
 // gate * s'(gate), where s is what passes
 fn slope(gate: vec4<f32>, s: vec4<f32>) -> vec4<f32> {
 {% if TANH %}
-    return 1.5957691216057308 * gate * (1.0 + 0.134145 * gate * gate) * s * (1.0 - s);
+    // s is 0 or 1 long before the square is not finite
+    let g = clamp(gate, vec4<f32>(-100.0), vec4<f32>(100.0));
+    return 1.5957691216057308 * g * (1.0 + 0.134145 * g * g) * s * (1.0 - s);
 {% elif ERF %}
     return 0.3989422804014327 * gate * bell(gate);
 {% else %}

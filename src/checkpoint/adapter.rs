@@ -3,9 +3,8 @@
 //! The adapted layer is `y = W x + scale * B (A x)` with A `[r, in]` and B `[out, r]`. Modules that were trained in full
 //! (`modules_to_save`) lie beside the matrices as `<module>.weight` and replace the base's.
 
-use super::adapter_config::TargetModules;
 use super::adapter_config::{ADAPTER_CONFIG, AdapterConfig};
-use super::{Checkpoint, CheckpointError, atomic, embedded, encode, write_safetensors};
+use super::{Checkpoint, CheckpointError, atomic, embedded, encode, neox_head, write_safetensors};
 use crate::graph::DType;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -78,7 +77,7 @@ impl Adapter {
             }
         }
         let config = if is_embedded { embedded::settings_alone(config) } else { config };
-        let config = with_newer_head(config, &mut tensors, &mut saved);
+        let config = neox_head::with_newer_names(config, &mut tensors, &mut saved);
         Ok(Adapter { config, tensors, saved, embedded: is_embedded })
     }
 
@@ -170,27 +169,6 @@ impl Adapter {
 }
 
 /// The tensors of an adapter file: pairs by layer, and modules that were trained in full, both in alphabetical order.
-/// Transformers 4 calls the head of GPT-NeoX `embed_out`.
-fn with_newer_head(
-    config: AdapterConfig,
-    tensors: &mut [AdapterTensor],
-    saved: &mut [SavedModule],
-) -> AdapterConfig {
-    let newer = |module: &mut String| {
-        if module == "embed_out" {
-            *module = "lm_head".to_owned();
-        }
-    };
-    tensors.iter_mut().map(|tensor| &mut tensor.module).for_each(newer);
-    saved.iter_mut().map(|saved| &mut saved.module).for_each(newer);
-    let mut config = config;
-    if let TargetModules::Names(names) = &mut config.target_modules {
-        names.iter_mut().for_each(newer);
-    }
-    config.modules_to_save.iter_mut().flatten().for_each(newer);
-    config
-}
-
 fn read_tensors(
     weights: &Checkpoint,
     file: &Path,
@@ -214,6 +192,12 @@ fn read_tensors(
             {
                 saved.insert(module);
                 continue;
+            }
+            let biased = name.strip_prefix(KEY_PREFIX).and_then(|rest| rest.strip_suffix(".bias"));
+            if biased.is_some_and(|module| full.iter().any(|end| module.ends_with(end.as_str()))) {
+                let reason =
+                    "modules_to_save names this module, which has a bias; those that have none can be read";
+                return Err(wrong(name, reason.into()));
             }
             let form = format!("expected {KEY_PREFIX}<layer>.lora_A.weight or .lora_B.weight");
             return Err(wrong(name, format!("{form}; other kinds of trained tensors are not supported")));

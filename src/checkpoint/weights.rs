@@ -3,7 +3,7 @@
 use super::elements::{TensorView, decode};
 use super::mapped::{MappedFile, TensorHeader, read_exact_at};
 use super::shards::TensorSpec;
-use super::{CheckpointError, embedded};
+use super::{CheckpointError, embedded, neox_head};
 use crate::graph::DType;
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,8 +14,7 @@ use std::path::{Component, Path, PathBuf};
 /// A model's weights in one file.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
 const HEAD: &str = "lm_head.weight";
-/// What the files of GPT-NeoX call it.
-const NEOX_HEAD: &str = "embed_out.weight";
+/// What the names of other tensors of a GPT-NeoX begin with.
 const NEOX: &str = "gpt_neox.";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
@@ -29,7 +28,7 @@ pub struct Checkpoint {
     path: PathBuf,
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, Entry>,
-    /// What the tensors of a language model within another model are called in the files.
+    /// What the tensors of a language model within another model, and the head of a GPT-NeoX, are called in the files.
     stored_names: BTreeMap<String, String>,
 }
 
@@ -180,7 +179,7 @@ impl Checkpoint {
     fn missing(&self, name: &str) -> CheckpointError {
         CheckpointError::TensorMissing {
             path: self.path.clone(),
-            tensor: name.to_owned(),
+            tensor: self.stored_name(name),
             nearest: nearest_names(name, self.names()),
         }
     }
@@ -292,8 +291,8 @@ impl Checkpoint {
         let (mut tensors, mut stored_names) = (BTreeMap::new(), BTreeMap::new());
         let taken: BTreeSet<String> = all.keys().cloned().collect();
         for (stored, entry) in all {
-            let head = (stored == NEOX_HEAD).then(|| HEAD.to_owned());
-            let name = head.or_else(|| embedded::alone(&stored)).filter(|name| !taken.contains(name));
+            let name = neox_head::newer(&stored).or_else(|| embedded::alone(&stored));
+            let name = name.filter(|name| !taken.contains(name));
             let name = match name {
                 Some(name) => {
                     stored_names.insert(name.clone(), stored);
@@ -342,7 +341,7 @@ impl Checkpoint {
         let head = name == HEAD && !self.contains(name);
         match self.stored_names.get(name) {
             Some(stored) => stored.clone(),
-            None if head && self.names().any(|name| name.starts_with(NEOX)) => NEOX_HEAD.to_owned(),
+            None if head && self.names().any(|name| name.starts_with(NEOX)) => neox_head::in_neox_files(name),
             None if head && !self.stored_names.is_empty() => embedded::in_files(name),
             None => name.to_owned(),
         }

@@ -175,10 +175,10 @@ impl ModelWeights {
                     TensorSpec::new(name, dtype, ty.shape.dims())
                 }
                 None => match (self.checkpoint.tensor(source), dtype) {
-                    (Ok(view), Some(dtype)) if view.dtype.is_float() => {
+                    (Ok(view), Some(dtype)) if view.dtype.is_float() && !self.config.is_buffer(name) => {
                         TensorSpec::new(name, dtype, &view.shape)
                     }
-                    // buffers of other types go through as they are
+                    // buffers go through as they are
                     _ => TensorSpec { name: name.to_owned(), ..self.checkpoint.spec(source)? },
                 },
             });

@@ -101,17 +101,12 @@ impl Block<'_> {
         bias: Option<&str>,
         norm: Option<&str>,
     ) -> Result<Value, GraphError> {
-        let d = self.config.hidden_size;
-        let biased =
-            |b: &mut Builder<'_>, x: Value| bias.map_or(Ok(x), |name| b.bias(x, &self.name(name), d));
-        if norm.is_none() {
-            // the sum can be made with the product
-            let sum = ops::add::add(&mut b.graph, x, made)?;
-            return biased(b, sum);
-        }
-        let made = biased(b, made)?;
-        let normed = self.normalise(b, made, norm)?;
-        ops::add::add(&mut b.graph, x, normed)
+        let made = match bias {
+            Some(name) => b.bias(made, &self.name(name), self.config.hidden_size)?,
+            None => made,
+        };
+        let made = self.normalise(b, made, norm)?;
+        ops::add::add(&mut b.graph, x, made)
     }
 
     /// What attention makes of its normalised input, without the output's bias.

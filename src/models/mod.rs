@@ -41,7 +41,7 @@ pub struct Network {
     pub fusions: Fusions,
     /// What enters blocks that are made again waits in host memory for the reverse pass.
     pub host_activations: bool,
-    /// In training and evaluation, gated MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1:
+    /// In training and evaluation, MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1:
     /// all at once.
     pub mlp_chunks: usize,
     /// Parameters that stay as they are where all others are trained, by their full names.

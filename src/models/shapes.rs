@@ -61,9 +61,9 @@ pub fn shape(name: &str) -> Option<ModelConfig> {
     let (sliding_window, period) = match family {
         Family::Gemma2 => (Some(4096), 2),
         Family::Gemma3 => (Some(512), 6),
-        // all of them
-        Family::Starcoder2 => (Some(4096), layers + 1),
-        _ => (None, layers + 1),
+        // no layer of so many sees all
+        Family::Starcoder2 => (Some(4096), usize::MAX),
+        _ => (None, usize::MAX),
     };
     let full_layers = (0..layers).filter(|l| (l + 1) % period == 0).collect();
     Some(ModelConfig {

@@ -89,7 +89,7 @@ pub struct Builder<'a> {
     pub kept_blocks: Vec<bool>,
     /// Linear layers that are not in blocks though the others are.
     pub plain_layers: PlainLayers,
-    /// Gated MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1: all at once.
+    /// MLPs take the tokens in so many chunks, each made again by itself in the reverse pass; 1: all at once.
     pub mlp_chunks: usize,
     /// How layers with an adapter are built.
     form: AdapterForm,
@@ -321,7 +321,8 @@ impl<'a> Builder<'a> {
         ops::layer_norm::layer_norm(&mut self.graph, x, weight, bias, eps)
     }
 
-    /// The parts, of these widths, of each of x's heads.
+    /// The parts `[T, heads · width]` of x `[T, heads · (sum of the widths)]`, in each of whose heads they lie one after the other; with one
+    /// head each lies together.
     ///
     /// # Errors
     /// Shapes that do not fit.

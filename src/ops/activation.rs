@@ -69,6 +69,10 @@ pub struct ActivateGradient {
     pub activation: Activation,
 }
 
+/// `act(x)` of every element of x `[T, d]`.
+///
+/// # Errors
+/// An x of indices.
 pub fn activate(graph: &mut Graph, activation: Activation, x: Value) -> Result<Value, GraphError> {
     graph.apply1(Arc::new(Activate { activation }), &[x])
 }
@@ -175,11 +179,16 @@ impl Operation for ActivateGradient {
 
     fn cases() -> Vec<Case> {
         let all = |activation| {
-            [DType::F32, DType::F16, DType::BF16].map(|dtype| {
+            let case = |label: &str, inputs| {
+                Case::new(format!("{activation:?} {label}"), ActivateGradient { activation }, inputs)
+            };
+            let far = vec![-1e20, -200.0, -90.0, -6.0, 5.0, 1e10, 1e20, 200.0];
+            let far = [CaseInput::values(&[2, 4], DType::F32, far), CaseInput::random(&[2, 4], DType::F32)];
+            let types = [DType::F32, DType::F16, DType::BF16].map(|dtype| {
                 let x = CaseInput { spread: 4.0, ..CaseInput::random(&[11, 10], dtype) };
-                let inputs = vec![x, CaseInput::random(&[11, 10], dtype)];
-                Case::new(format!("{activation:?} {dtype}"), ActivateGradient { activation }, inputs)
-            })
+                case(dtype.name(), vec![x, CaseInput::random(&[11, 10], dtype)])
+            });
+            types.into_iter().chain([case("far from zero", far.to_vec())])
         };
         Activation::ALL.into_iter().flat_map(all).collect()
     }

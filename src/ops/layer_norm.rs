@@ -1,5 +1,5 @@
 //! Layer normalisation (Ba et al. 2016, arXiv:1607.06450) of the rows of x `[T, d]`: `y = n weight + bias`, `n = (x - mean) rstd`,
-//! `rstd = 1 / sqrt(variance + eps)`. Outputs y `[T, d]`, to which a residual may be added, and mean and rstd, f32 `[T]`.
+//! `rstd = 1 / sqrt(variance + eps)`. Outputs y `[T, d]`, and mean and rstd, f32 `[T]`.
 //!
 //! Gradients: `dx = rstd (w dy - mean(w dy) - n mean(w dy n))` overwrites, a residual may be added to it; `dweight = sum over rows
 //! of dy n`; that of the bias is [`BiasGradient`].
@@ -16,12 +16,10 @@ const SHADER: Shader = crate::shader!("layer_norm");
 const GRADIENT: Shader = crate::shader!("layer_norm_gradient");
 const WEIGHT_GRADIENT: Shader = crate::shader!("layer_norm_weight_gradient");
 
-/// Inputs x, weight, bias, and a residual.
+/// Inputs x, weight, bias.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerNorm {
     pub eps: f64,
-    /// The last input is added to y.
-    pub residual: bool,
 }
 
 /// Inputs x, weight, mean, rstd, dy, and a residual; output dx.
@@ -35,6 +33,10 @@ pub struct LayerNormGradient {
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerNormWeightGradient;
 
+/// The normalised rows of x `[T, d]` times weight plus bias, both `[d]`.
+///
+/// # Errors
+/// Vectors that do not fit x.
 pub fn layer_norm(
     graph: &mut Graph,
     x: Value,
@@ -42,15 +44,14 @@ pub fn layer_norm(
     bias: Value,
     eps: f64,
 ) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(LayerNorm { eps, residual: false }), &[x, weight, bias])
+    graph.apply1(Arc::new(LayerNorm { eps }), &[x, weight, bias])
 }
 
 /// A dispatch over the rows of x.
-fn over_rows(shader: Shader, launch: &Launch<'_>, residual: bool) -> Dispatch {
+fn over_rows(shader: Shader, launch: &Launch<'_>) -> Dispatch {
     let x = launch.inputs[0];
     row_dispatch(shader, launch, x.rows(), x.cols4())
         .flag("PARTIAL", !x.cols().is_multiple_of(LANE))
-        .flag("RESIDUAL", residual)
         .param("cols", x.cols())
 }
 
@@ -60,22 +61,19 @@ impl Operation for LayerNorm {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 3 + usize::from(self.residual))?;
+        expect_inputs(self.name(), inputs, 3)?;
         let x = inputs[0];
         for (name, vector) in [("weight", inputs[1]), ("bias", inputs[2])] {
             expect(self.name(), vector.shape == Shape::vector(x.cols()), || {
                 format!("{name} {vector} does not fit the rows of {x}")
             })?;
         }
-        if let Some(residual) = inputs.get(3) {
-            expect(self.name(), x == *residual, || format!("x {x} and residual {residual} differ"))?;
-        }
         let of_rows = TensorType::new(Shape::vector(x.rows()), DType::F32);
         Ok(vec![x, of_rows, of_rows])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
-        let Some(dy) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let Some(dy) = node.gradients[0] else { return Ok(vec![None; 3]) };
         let (x, weight, mean, rstd) = (node.inputs[0], node.inputs[1], node.outputs[1], node.outputs[2]);
         let dx = match node.wanted[0] {
             true => {
@@ -92,7 +90,7 @@ impl Operation for LayerNorm {
             true => Some(graph.apply1(Arc::new(BiasGradient), &[dy])?),
             false => None,
         };
-        Ok([dx, dweight, dbias].into_iter().chain(self.residual.then_some(Some(dy))).collect())
+        Ok(vec![dx, dweight, dbias])
     }
 
     fn is_cheap(&self) -> bool {
@@ -103,16 +101,13 @@ impl Operation for LayerNorm {
         let x = launch.inputs[0];
         // whoever reads one reads both
         let keep = launch.live[1] && launch.live[2];
-        let mut dispatch = over_rows(SHADER, launch, self.residual)
+        let mut dispatch = over_rows(SHADER, launch)
             .flag("KEEP", keep)
             .param_f32("eps", self.eps)
             .read("x", Place::Input(0), x.dtype)
             .read("weight", Place::Input(1), launch.inputs[1].dtype)
             .read("bias", Place::Input(2), launch.inputs[2].dtype)
             .write("y", Place::Output(0), x.dtype);
-        if self.residual {
-            dispatch = dispatch.read("residual", Place::Input(3), x.dtype);
-        }
         if keep {
             dispatch = dispatch.write_scalar("mean", Place::Output(1), DType::F32).write_scalar(
                 "rstd",
@@ -133,27 +128,19 @@ impl Operation for LayerNorm {
         });
         let y = ReferenceTensor::from_fn(outputs[0].shape, |i| {
             let normed = (x.data[i] - mean.data[i / cols]) * rstd.data[i / cols];
-            let residual = inputs.get(3).map_or(0.0, |residual| residual.data[i]);
-            normed * weight.data[i % cols] + bias.data[i % cols] + residual
+            normed * weight.data[i % cols] + bias.data[i % cols]
         });
         vec![y, mean, rstd]
     }
 
-    fn with_residual(&self) -> Option<Arc<dyn Operation>> {
-        (!self.residual).then(|| Arc::new(LayerNorm { residual: true, ..self.clone() }) as _)
-    }
-
     fn cases() -> Vec<Case> {
-        let op = |residual| LayerNorm { eps: 1e-5, residual };
+        let op = || LayerNorm { eps: 1e-5 };
         let inputs = |rows, cols, dtype| {
             vec![
                 CaseInput::random(&[rows, cols], dtype),
                 CaseInput::random(&[cols], DType::F32),
                 CaseInput::random(&[cols], DType::F32),
             ]
-        };
-        let with_residual = |rows, cols, dtype| {
-            inputs(rows, cols, dtype).into_iter().chain([CaseInput::random(&[rows, cols], dtype)]).collect()
         };
         // a mean that is far from zero: its square would drown the variance
         let far = CaseInput::values(
@@ -163,15 +150,13 @@ impl Operation for LayerNorm {
         );
         let far = vec![far, CaseInput::random(&[4], DType::F32), CaseInput::random(&[4], DType::F32)];
         vec![
-            Case::new("1x5", op(false), inputs(1, 5, DType::F32)).gradients(&[0, 1, 2]),
-            Case::new("6x16", op(false), inputs(6, 16, DType::F32)).gradients(&[0, 1, 2]),
-            Case::new("67x301", op(false), inputs(67, 301, DType::F32)),
-            Case::new("f16", op(false), inputs(9, 64, DType::F16)),
-            Case::new("bf16", op(false), inputs(9, 64, DType::BF16)),
-            Case::new("folded grid", op(false), inputs(525_000, 4, DType::F32)),
-            Case::new("far from zero", op(false), far),
-            Case::new("residual", op(true), with_residual(5, 22, DType::F32)).gradients(&[0, 1, 2, 3]),
-            Case::new("residual, bf16", op(true), with_residual(9, 64, DType::BF16)),
+            Case::new("1x5", op(), inputs(1, 5, DType::F32)).gradients(&[0, 1, 2]),
+            Case::new("6x16", op(), inputs(6, 16, DType::F32)).gradients(&[0, 1, 2]),
+            Case::new("67x301", op(), inputs(67, 301, DType::F32)),
+            Case::new("f16", op(), inputs(9, 64, DType::F16)),
+            Case::new("bf16", op(), inputs(9, 64, DType::BF16)),
+            Case::new("folded grid", op(), inputs(525_000, 4, DType::F32)),
+            Case::new("far from zero", op(), far),
         ]
     }
 }
@@ -198,7 +183,8 @@ impl Operation for LayerNormGradient {
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let x = launch.inputs[0];
-        let mut dispatch = over_rows(GRADIENT, launch, self.residual)
+        let mut dispatch = over_rows(GRADIENT, launch)
+            .flag("RESIDUAL", self.residual)
             .read("x", Place::Input(0), x.dtype)
             .read("weight", Place::Input(1), launch.inputs[1].dtype)
             .read_scalar("mean", Place::Input(2), DType::F32)

@@ -13,10 +13,10 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum AdapterError {
     #[error(
-        "no module matches {wanted:?}; modules that can carry an adapter are {known} (--modules_to_save trains an embedding, a head \
-         or norms whole)"
+        "no module matches {wanted:?}; modules that can carry an adapter are {known}{} (--modules_to_save trains {whole} whole)",
+        hint.as_deref().unwrap_or_default()
     )]
-    NoTarget { wanted: String, known: String },
+    NoTarget { wanted: String, known: String, hint: Option<String>, whole: &'static str },
     #[error("--freeze {pattern}: {reason}")]
     Freeze { pattern: String, reason: String },
     #[error("--lora_layers {layers}: the model has {count} layers, counted from 0")]
@@ -92,7 +92,17 @@ pub fn spec_of_targets(
             let mut known: Vec<&str> = all.iter().filter_map(|m| m.rsplit('.').next()).collect();
             known.sort_unstable();
             known.dedup();
-            return Err(AdapterError::NoTarget { wanted: target.clone(), known: known.join(", ") });
+            return Err(AdapterError::NoTarget {
+                wanted: target.clone(),
+                known: known.join(", "),
+                hint: config.joined_as(target).map(|(one, parts)| {
+                    format!("; {} are one layer in this model: name {one}, or all of them", parts.join(", "))
+                }),
+                whole: match config.layer_norms {
+                    true => "an embedding or a head",
+                    false => "an embedding, a head or norms",
+                },
+            });
         }
     }
     let modules =
@@ -129,8 +139,10 @@ pub fn with_saved(
             .filter_map(|(weight, _)| weight.strip_suffix(".bias"))
             .any(|module| is_called(module, name))
         {
-            "in this model it has a bias, which is not trained beside an adapter; an adapter can sit on it"
-                .into()
+            let linear = Network::linear_modules(config);
+            let adaptable = linear.iter().any(|(module, _, _)| is_called(module, name));
+            let way = if adaptable { "an adapter can sit on it" } else { "finetune_full trains it" };
+            format!("in this model it has a bias, which is not trained beside an adapter; {way}")
         } else {
             let mut known: Vec<&str> = all.iter().filter_map(|(m, _)| m.rsplit('.').next()).collect();
             known.sort_unstable();

@@ -4,11 +4,13 @@ use super::adapter::extract;
 use super::options::{FinetuneOptions, Method};
 use super::run_folder::HYPERPARAMETERS_FILE;
 use super::trainer::Trainer;
-use crate::checkpoint::{AdapterConfig, COMPANIONS, MODEL_WEIGHTS, atomic, encode, write_safetensors};
+use crate::checkpoint::{
+    AdapterConfig, COMPANIONS, MODEL_WEIGHTS, atomic, encode, in_neox_files, write_safetensors,
+};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::graph::DType;
-use crate::models::Network;
+use crate::models::{Family, Network};
 use serde_json::json;
 use std::io;
 use std::path::Path;
@@ -47,12 +49,14 @@ pub fn save_model(trainer: &Trainer, model_dir: &Path, folder: &Path) -> Result<
     }
     let dtype = stored_dtype(model_dir);
     let shapes = trainer.network().config.expected_shapes();
+    let of_neox = trainer.network().config.family == Family::GptNeoX;
     let parameters = trainer.optimiser().parameters()?.into_iter().chain(trainer.frozen_parameters()?);
     let tensors = parameters.filter_map(|(name, values)| {
         let dims = shapes.iter().find(|(n, _)| *n == name)?.1.clone();
         let mut bytes = Vec::new();
         encode(&values, dtype, &mut bytes);
-        Some((name, dtype, dims, bytes))
+        let stored = if of_neox { in_neox_files(&name) } else { name };
+        Some((stored, dtype, dims, bytes))
     });
     write_safetensors(&folder.join(MODEL_WEIGHTS), tensors, &[("format", "pt")])?;
     Ok(())

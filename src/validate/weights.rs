@@ -3,7 +3,7 @@
 use super::{Status, Validation};
 use crate::checkpoint::Checkpoint;
 use crate::memory_size::memory_text;
-use crate::models::{HEAD_WEIGHT, JoinedLayers, ModelConfig};
+use crate::models::{HEAD_WEIGHT, ModelConfig};
 use crate::nn::PlainLayers;
 use crate::train::quantize::{Quantize, QuantizeOptions};
 use crate::train::weights::WeightSource;
@@ -82,12 +82,7 @@ pub(super) fn check_weights(
             config.embedded
                 && ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.contains(part))
         };
-        let buffer = |name: &str| {
-            let masks = config.joined_layers == JoinedLayers::ByHead
-                && ["attention.bias", "attention.masked_bias"].iter().any(|mask| name.ends_with(mask));
-            masks || name.ends_with("rotary_emb.inv_freq")
-        };
-        let usual = |name: &str| buffer(name) || name == HEAD_WEIGHT || sees(name);
+        let usual = |name: &str| config.is_buffer(name) || name == HEAD_WEIGHT || sees(name);
         let extra: Vec<&str> = checkpoint.names().filter(|n| !known.contains(n) && !usual(n)).collect();
         if let Some(first) = extra.first() {
             let found = format!("{} tensors have no place in this model, such as {first}", extra.len());

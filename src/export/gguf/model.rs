@@ -1,6 +1,6 @@
 //! A model as a GGUF file, laid out as llama.cpp's `convert_hf_to_gguf.py` does.
 
-use super::names::{RowOrder, architecture, gguf_name, knows_window, permute_rows, row_order};
+use super::names::{RowOrder, architecture, gguf_name, knows_window, permute_rows, reordered, row_order};
 use super::tokenizer::{phi3_name, tokenizer_metadata};
 use super::{GgufOptions, GgufReport, folder_name, general, written};
 use crate::checkpoint::gguf::{GgmlType, GgufTensor, GgufValue, write_gguf};
@@ -92,11 +92,15 @@ fn write_tensor(
     let elements = tensor.shape.iter().product::<usize>();
     let heads = match row_order(&model.config, weight) {
         RowOrder::Same => return model.rows(weight, &mut write),
-        RowOrder::Parts { heads, parts } => {
-            // one part after the other, for a weight may be larger than memory has room for
-            let size = elements / (heads * parts);
-            return (0..parts)
-                .try_for_each(|part| write_part(model, weight, (size, parts, part), &mut write));
+        order @ RowOrder::Parts { .. } => {
+            // a row of the last head may come first: some hundred MB in the largest of these models
+            let mut all = Vec::with_capacity(elements);
+            model.rows(weight, &mut |values| {
+                all.extend_from_slice(values);
+                Ok(())
+            })?;
+            let columns = tensor.shape.get(1).copied().unwrap_or(1);
+            return write(&reordered(&all, order, columns));
         }
         RowOrder::Pairs { heads } => heads,
     };
@@ -109,29 +113,6 @@ fn write_tensor(
         if whole > 0 {
             write(&permute_rows(&waiting[..whole * head], whole, columns))?;
             waiting.drain(..whole * head);
-        }
-        Ok(())
-    })
-}
-
-/// Writes, of a weight in pieces of `size` elements, every `parts`-th from `part` on.
-fn write_part(
-    model: &ModelWeights,
-    weight: &str,
-    (size, parts, part): (usize, usize, usize),
-    write: &mut dyn FnMut(&[f32]) -> io::Result<()>,
-) -> io::Result<()> {
-    let (mut at, mut piece) = (0, Vec::with_capacity(size));
-    model.rows(weight, &mut |values| {
-        for value in values {
-            if at / size % parts == part {
-                piece.push(*value);
-            }
-            at += 1;
-            if piece.len() == size {
-                write(&piece)?;
-                piece.clear();
-            }
         }
         Ok(())
     })
@@ -334,5 +315,11 @@ mod tests {
         assert_eq!(scaled, "a scaled rotary embedding of sliding_attention");
         let unturned = of("smollm3", |config| config.unturned_layers.clear());
         assert_eq!(unturned, "no_rope_layers other than every fourth layer");
+        let silu = |config: &mut ModelConfig| config.activation = Activation::Silu;
+        assert_eq!(of("gpt_neox", silu), "hidden_act silu");
+        let unbiased = of("gpt_neox", |config| config.attention_bias = AttentionBias::None);
+        assert_eq!(unbiased, "attention_bias false");
+        assert_eq!(of("gpt_neox", |config| config.tied_head = true), "tie_word_embeddings true");
+        assert_eq!(of("starcoder2", |config| config.mlp_bias = false), "use_bias false");
     }
 }

@@ -57,7 +57,8 @@ impl Family {
     /// Gemma's first files say gelu and mean its approximation, as transformers takes it.
     pub(super) fn read_activation(self, keys: &Keys<'_>) -> Result<Activation, ConfigError> {
         // Gemma's files have the first, of which the second is an older name
-        let key = ["hidden_activation", "hidden_act"].into_iter().find(|key| keys.get(key).is_some());
+        let names = if self.is_gemma() { &["hidden_activation", "hidden_act"][..] } else { &["hidden_act"] };
+        let key = names.iter().copied().find(|key| keys.get(key).is_some());
         let Some((key, value)) = key.and_then(|key| Some((key, keys.get(key)?))) else {
             return Ok(self.activation());
         };

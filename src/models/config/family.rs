@@ -184,6 +184,11 @@ impl Family {
         }
     }
 
+    /// Whether transformers reads `head_dim`; the others have the hidden size in as many parts as there are heads.
+    pub(super) fn states_head_dim(self) -> bool {
+        !matches!(self, Family::GptNeoX | Family::StableLm)
+    }
+
     /// The size of a head where `config.json` says nothing; `None`: the hidden size in as many parts as there are heads.
     pub(super) fn default_head_dim(self) -> Option<usize> {
         match self {

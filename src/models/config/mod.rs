@@ -178,7 +178,8 @@ impl ModelConfig {
 
         let (hidden_size, heads) = (size("hidden_size", 2304)?, size("num_attention_heads", 8)?);
         let layers = size("num_hidden_layers", 26)?;
-        let head_dim = match keys.optional("head_dim", Keys::size)?.or(family.default_head_dim()) {
+        let stated = if family.states_head_dim() { keys.optional("head_dim", Keys::size)? } else { None };
+        let head_dim = match stated.or(family.default_head_dim()) {
             Some(head_dim) => head_dim,
             None if hidden_size % heads == 0 => hidden_size / heads,
             None => {
@@ -292,9 +293,6 @@ impl ModelConfig {
 }
 
 fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
-    if keys.optional("mlp_bias", Keys::flag)? == Some(true) {
-        return Err(keys.refused("mlp_bias", &Value::Bool(true), "the linear layers of MLPs have no bias"));
-    }
     if let Some(true) = keys.optional("qk_layernorm", Keys::flag)? {
         let reason = "queries and keys with a LayerNorm for each head are not built";
         return Err(keys.refused("qk_layernorm", &Value::Bool(true), reason));

@@ -75,39 +75,42 @@ impl ModelConfig {
         self.family.names()
     }
 
+    /// Last names of Llama's layers, and the last name of what they are, together, in this family.
+    fn renamed_layers(&self) -> Vec<(Vec<&'static str>, &'static str)> {
+        let own = self.names();
+        let (inputs, gate_up) = (vec![LLAMA.query, LLAMA.key, LLAMA.value], vec![LLAMA.gate, LLAMA.up]);
+        let mut all = Vec::new();
+        if self.joined_layers != JoinedLayers::None {
+            all.push((inputs, own.query_key_value));
+        }
+        match (self.gated_mlp, self.joined_layers) {
+            (true, JoinedLayers::Whole) => all.push((gate_up, own.gate_up)),
+            (true, _) => {}
+            (false, _) => all.push((gate_up, own.up)),
+        }
+        all.extend([(vec![LLAMA.output], own.output), (vec![LLAMA.down], own.down)]);
+        let last = |name: &'static str| name.rsplit_once('.').map_or(name, |(_, last)| last);
+        let all = all.into_iter().map(|(theirs, ours)| (theirs.into_iter().map(last).collect(), last(ours)));
+        all.filter(|(theirs, ours): &(Vec<_>, _)| theirs != &[*ours]).collect()
+    }
+
     /// Llama's names of layers, as LitGPT's switches have them, in those of this family: layers that are one here where all of them are
     /// named. Other names stay.
     pub fn own_names(&self, modules: &[String]) -> Vec<String> {
-        let own = self.names();
-        let (inputs, gate_up) = ([LLAMA.query, LLAMA.key, LLAMA.value], [LLAMA.gate, LLAMA.up]);
-        let (joined, whole) =
-            (self.joined_layers != JoinedLayers::None, self.joined_layers == JoinedLayers::Whole);
-        let mut rules: Vec<(&[&str], &str)> = Vec::new();
-        if joined {
-            rules.push((&inputs, own.query_key_value));
-        }
-        match (self.gated_mlp, whole) {
-            (true, true) => rules.push((&gate_up, own.gate_up)),
-            (true, false) => {}
-            (false, _) => rules.push((&gate_up, own.up)),
-        }
-        let others = [([LLAMA.output], own.output), ([LLAMA.down], own.down)];
-        rules.extend(
-            others
-                .iter()
-                .filter(|(theirs, ours)| theirs[0] != *ours)
-                .map(|(theirs, ours)| (&theirs[..], *ours)),
-        );
-        let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
         let mut all = modules.to_vec();
-        for (theirs, ours) in rules {
-            let theirs: Vec<String> = theirs.iter().map(|name| last(name)).collect();
-            if theirs.iter().all(|name| all.contains(name)) {
-                all.retain(|name| !theirs.contains(name));
-                all.push(last(ours));
+        for (theirs, ours) in self.renamed_layers() {
+            if theirs.iter().all(|name| all.iter().any(|given| given == name)) {
+                all.retain(|given| !theirs.contains(&given.as_str()));
+                all.push(ours.to_owned());
             }
         }
         all
+    }
+
+    /// The layer of which Llama's one of that name is a part, and all of its parts.
+    pub fn joined_as(&self, module: &str) -> Option<(&'static str, Vec<&'static str>)> {
+        let found = self.renamed_layers().into_iter().find(|(theirs, _)| theirs.contains(&module));
+        found.map(|(theirs, ours)| (ours, theirs))
     }
 
     /// The head's weight and the embedding's, where both are one.

@@ -1,6 +1,6 @@
 //! The weights that such a model has, by name and shape.
 
-use super::{AttentionBias, HEAD_WEIGHT, JoinedLayers, ModelConfig};
+use super::{AttentionBias, Family, HEAD_WEIGHT, JoinedLayers, ModelConfig};
 
 /// A linear layer of each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,13 @@ impl ModelConfig {
         let embedding = (names.embedding.to_owned(), matrix());
         let head = (!self.tied_head).then(|| (HEAD_WEIGHT.to_owned(), matrix()));
         [embedding].into_iter().chain(self.norm_shapes(names.norm, self.hidden_size)).chain(head).collect()
+    }
+
+    /// Whether a tensor in the files is a constant that some exporters store beside the weights.
+    pub fn is_buffer(&self, name: &str) -> bool {
+        let masks = ["attention.bias", "attention.masked_bias"];
+        let mask = self.family == Family::GptNeoX && masks.iter().any(|mask| name.ends_with(mask));
+        mask || name.ends_with("rotary_emb.inv_freq")
     }
 
     /// Whether a module has a bias.

@@ -426,6 +426,9 @@ fn families_with_layer_norms_have_the_defaults_of_transformers() {
     assert!(!older.parallel_residual && older.mlp_bias);
     let written = older.to_json(DType::F16).to_string();
     assert_eq!(ModelConfig::parse(&written, Path::new("config.json")).unwrap(), older);
+    // what transformers does not read there
+    let strange = [("head_dim", json!(32)), ("mlp_bias", json!(true)), ("hidden_activation", json!("silu"))];
+    assert_eq!(of("GPTNeoXForCausalLM", &strange).unwrap(), neox);
     let star = of("Starcoder2ForCausalLM", &[("use_bias", json!(false))]).unwrap();
     assert_eq!((star.attention_bias, star.mlp_bias, star.sliding_window), (AttentionBias::None, false, None));
     for (architecture, change, part) in [
@@ -443,6 +446,7 @@ fn families_with_layer_norms_have_the_defaults_of_transformers() {
         ("StableLmForCausalLM", ("qk_layernorm", json!(true)), "qk_layernorm = true"),
         ("StableLmForCausalLM", ("hidden_act", json!("gelu")), "the gated MLP uses silu"),
         ("Starcoder2ForCausalLM", ("residual_dropout", json!(2)), "residual_dropout is 2"),
+        ("StableLmForCausalLM", ("mlp_bias", json!(true)), "the linear layers of MLPs have no bias"),
         ("Starcoder2ForCausalLM", ("partial_rotary_factor", json!(0.5)), "turns whole heads"),
     ] {
         let text = of(architecture, &[change]).unwrap_err().to_string();
@@ -466,6 +470,9 @@ fn layers_are_found_by_llamas_names() {
     for same in ["stablelm", "llama"] {
         assert_eq!(names(same, &all), all);
     }
+    let neox = read_fixture("gpt_neox", "config.json");
+    assert_eq!(neox.joined_as("k_proj"), Some(("query_key_value", vec!["q_proj", "k_proj", "v_proj"])));
+    assert_eq!(neox.joined_as("lm_head"), None);
     // some of what is one layer is none
     assert_eq!(names("gpt_neox", &["q_proj", "v_proj"]), ["q_proj", "v_proj"]);
 }
