@@ -16,7 +16,9 @@ fn bell(g: vec4<f32>) -> vec4<f32> {
 // what of the gate passes: s
 fn passing(gate: vec4<f32>) -> vec4<f32> {
 {% if TANH %}
-    return sigmoid(1.5957691216057308 * gate * (1.0 + 0.044715 * gate * gate));
+    // the result is 0 or 1 long before the square is not finite
+    let g = clamp(gate, vec4<f32>(-100.0), vec4<f32>(100.0));
+    return sigmoid(1.5957691216057308 * g * (1.0 + 0.044715 * g * g));
 {% elif ERF %}
     // Abramowitz & Stegun 7.1.26, of |gate| / sqrt(2)
     let t = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * abs(gate));
@@ -31,7 +33,7 @@ fn passing(gate: vec4<f32>) -> vec4<f32> {
 // gate * s'(gate), where s is what passes
 fn slope(gate: vec4<f32>, s: vec4<f32>) -> vec4<f32> {
 {% if TANH %}
-    // s is 0 or 1 long before the square is not finite
+    // as above
     let g = clamp(gate, vec4<f32>(-100.0), vec4<f32>(100.0));
     return 1.5957691216057308 * g * (1.0 + 0.134145 * g * g) * s * (1.0 - s);
 {% elif ERF %}

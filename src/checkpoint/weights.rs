@@ -180,7 +180,7 @@ impl Checkpoint {
         CheckpointError::TensorMissing {
             path: self.path.clone(),
             tensor: self.stored_name(name),
-            nearest: nearest_names(name, self.names()),
+            nearest: nearest_names(&self.stored_name(name), self.names().map(|name| self.stored_name(name))),
         }
     }
 
@@ -390,9 +390,9 @@ fn missing_weights_hint(model_dir: &Path) -> String {
 }
 
 /// Up to three names that a typing or naming mistake could have meant.
-fn nearest_names<'n>(wanted: &str, names: impl Iterator<Item = &'n str>) -> Vec<String> {
-    let mut ranked: Vec<(usize, &str)> =
-        names.map(|name| (strsim::levenshtein(wanted, name), name)).collect();
+fn nearest_names(wanted: &str, names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut ranked: Vec<(usize, String)> =
+        names.map(|name| (strsim::levenshtein(wanted, &name), name)).collect();
     ranked.sort_unstable();
-    ranked.into_iter().take(3).map(|(_, name)| name.to_owned()).collect()
+    ranked.into_iter().take(3).map(|(_, name)| name).collect()
 }

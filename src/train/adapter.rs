@@ -96,7 +96,10 @@ pub fn spec_of_targets(
                 wanted: target.clone(),
                 known: known.join(", "),
                 hint: config.joined_as(target).map(|(one, parts)| {
-                    format!("; {} are one layer in this model: name {one}, or all of them", parts.join(", "))
+                    format!(
+                        "; {} are the layer {one} in this model: name that, or all of them",
+                        parts.join(", ")
+                    )
                 }),
                 whole: match config.layer_norms {
                     true => "an embedding or a head",

@@ -60,6 +60,10 @@ const GPT_NEOX: Names = Names {
     ..LLAMA
 };
 
+fn last(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(_, last)| last)
+}
+
 impl Family {
     pub fn names(self) -> &'static Names {
         match self {
@@ -89,7 +93,6 @@ impl ModelConfig {
             (false, _) => all.push((gate_up, own.up)),
         }
         all.extend([(vec![LLAMA.output], own.output), (vec![LLAMA.down], own.down)]);
-        let last = |name: &'static str| name.rsplit_once('.').map_or(name, |(_, last)| last);
         let all = all.into_iter().map(|(theirs, ours)| (theirs.into_iter().map(last).collect(), last(ours)));
         all.filter(|(theirs, ours): &(Vec<_>, _)| theirs != &[*ours]).collect()
     }
@@ -99,7 +102,10 @@ impl ModelConfig {
     pub fn own_names(&self, modules: &[String]) -> Vec<String> {
         let mut all = modules.to_vec();
         for (theirs, ours) in self.renamed_layers() {
-            if theirs.iter().all(|name| all.iter().any(|given| given == name)) {
+            let named = |name: &&str| all.iter().any(|given| given == name);
+            // an MLP without a gate has the layer behind it alone
+            let up = ours == last(self.names().up) && named(&last(LLAMA.up));
+            if up || theirs.iter().all(|name| named(name)) {
                 all.retain(|given| !theirs.contains(&given.as_str()));
                 all.push(ours.to_owned());
             }
@@ -109,8 +115,8 @@ impl ModelConfig {
 
     /// The layer of which Llama's one of that name is a part, and all of its parts.
     pub fn joined_as(&self, module: &str) -> Option<(&'static str, Vec<&'static str>)> {
-        let found = self.renamed_layers().into_iter().find(|(theirs, _)| theirs.contains(&module));
-        found.map(|(theirs, ours)| (ours, theirs))
+        let found = self.renamed_layers().into_iter().find(|(theirs, _)| theirs.contains(&last(module)));
+        found.filter(|(theirs, _)| theirs.len() > 1).map(|(theirs, ours)| (ours, theirs))
     }
 
     /// The head's weight and the embedding's, where both are one.

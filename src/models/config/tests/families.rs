@@ -473,6 +473,8 @@ fn layers_are_found_by_llamas_names() {
     let neox = read_fixture("gpt_neox", "config.json");
     assert_eq!(neox.joined_as("k_proj"), Some(("query_key_value", vec!["q_proj", "k_proj", "v_proj"])));
     assert_eq!(neox.joined_as("lm_head"), None);
+    assert_eq!(neox.joined_as("attention.o_proj"), None);
+    assert_eq!(names("starcoder2", &["up_proj"]), ["c_fc"]);
     // some of what is one layer is none
     assert_eq!(names("gpt_neox", &["q_proj", "v_proj"]), ["q_proj", "v_proj"]);
 }
