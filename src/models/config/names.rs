@@ -105,7 +105,7 @@ impl ModelConfig {
             let named = |name: &&str| all.iter().any(|given| given == name);
             // an MLP without a gate has the layer behind it alone
             let up = ours == last(self.names().up) && named(&last(LLAMA.up));
-            if up || theirs.iter().all(|name| named(name)) {
+            if up || theirs.iter().all(named) {
                 all.retain(|given| !theirs.contains(&given.as_str()));
                 all.push(ours.to_owned());
             }
