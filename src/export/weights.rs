@@ -271,7 +271,7 @@ impl ModelWeights {
 
     /// The tensor of the checkpoint that a weight is made of.
     fn source<'n>(&self, name: &'n str) -> &'n str {
-        if self.untied && name == HEAD_WEIGHT { self.config.names().embedding } else { name }
+        if self.untied && name == HEAD_WEIGHT { self.config.names().embedding_weight } else { name }
     }
 
     fn copy(&self, name: &str, bytes: usize, out: &mut dyn Write) -> io::Result<()> {

@@ -36,7 +36,7 @@ pub(super) fn hidden(
     let mut x = match stream.source {
         TokenSource::Embedded(embedded) => embedded,
         TokenSource::Tokens(tokens, order) => {
-            let table = b.weight(names.embedding, &[config.vocab_size, config.hidden_size])?;
+            let table = b.weight(names.embedding_weight, &[config.vocab_size, config.hidden_size])?;
             let scale = config.embedding_scale(b.graph.type_of(table).dtype);
             ops::embedding::embedding(&mut b.graph, table, tokens, order, scale, b.activations)?
         }

@@ -11,8 +11,8 @@ mod decoder;
 mod shapes;
 
 pub use config::{
-    AttentionBias, BlockNorms, ConfigError, EMBEDDINGS, Family, HEAD, HEAD_WEIGHT, JoinedLayers, LinearLayer,
-    ModelConfig, Multipliers, Names, QueryKeyNorms, QueryScaling, Rope, RopeScaling, Yarn,
+    AttentionBias, BlockNorms, ConfigError, EMBEDDING_WEIGHTS, Family, HEAD, HEAD_WEIGHT, JoinedLayers,
+    LinearLayer, ModelConfig, Multipliers, Names, QueryKeyNorms, QueryScaling, Rope, RopeScaling, Yarn,
 };
 pub use shapes::{shape, shape_names};
 
@@ -118,11 +118,12 @@ impl Network {
         let tied = config.tied_head;
         let names = config.names();
         let head = tied.then(|| (HEAD.to_owned(), vec![config.vocab_size, config.hidden_size]));
-        let is_head = |name: &str| tied && name == names.embedding;
+        let is_head = |name: &str| tied && name == names.embedding_weight;
         let weights = config.expected_shapes().into_iter().filter(|(name, _)| !is_head(name));
         let module =
             |(name, dims): (String, Vec<usize>)| Some((name.strip_suffix(".weight")?.to_owned(), dims));
-        weights.filter_map(module).filter(|(module, _)| !config.has_bias(module)).chain(head).collect()
+        let biased = config.biased_modules();
+        weights.filter_map(module).filter(|(module, _)| !biased.contains(module)).chain(head).collect()
     }
 
     /// Forward, loss and gradients for T tokens of which at most L carry a label.
@@ -250,7 +251,7 @@ impl Network {
     /// Whether the token embedding stays in host memory in training and evaluation.
     pub fn embeds_on_host(&self) -> bool {
         let asked = matches!(self.weights, WeightMode::Frozen(Storage { host_embedding: true, .. }));
-        asked && !self.config.tied_head && !self.trains(self.config.names().embedding)
+        asked && !self.config.tied_head && !self.trains(self.config.names().embedding_weight)
     }
 
     /// Whether a weight of the base is trained.
@@ -274,7 +275,7 @@ impl Network {
             false => {
                 let mut input = |name: &str| b.graph.input(name, Shape::vector(tokens), DType::U32);
                 let ids = input("tokens")?;
-                let trained = self.trains(self.config.names().embedding);
+                let trained = self.trains(self.config.names().embedding_weight);
                 TokenSource::Tokens(ids, trained.then(|| input("order")).transpose()?)
             }
         };
@@ -322,7 +323,7 @@ impl Network {
         let names = self.config.names();
         // a head that is trained alone is no longer the embedding
         let tied = self.config.tied_head && !self.adapter.as_ref().is_some_and(|a| a.saves(HEAD_WEIGHT));
-        let name = if tied { names.embedding } else { HEAD_WEIGHT };
+        let name = if tied { names.embedding_weight } else { HEAD_WEIGHT };
         b.weight(name, &[self.config.vocab_size, self.config.hidden_size])
     }
 }

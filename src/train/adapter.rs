@@ -131,17 +131,12 @@ pub fn with_saved(
         if spec.saved.len() > before {
             continue;
         }
-        let embedding = config.names().embedding;
-        let embedding = embedding.strip_suffix(".weight").unwrap_or(embedding);
+        let weight = config.names().embedding_weight;
+        let embedding = weight.strip_suffix(".weight").unwrap_or(weight);
         let reason = if config.tied_head && is_called(embedding, name) {
             "in this model it is the head as well, and both would come apart; lm_head can be trained alone"
                 .into()
-        } else if config
-            .expected_shapes()
-            .iter()
-            .filter_map(|(weight, _)| weight.strip_suffix(".bias"))
-            .any(|module| is_called(module, name))
-        {
+        } else if config.biased_modules().iter().any(|module| is_called(module, name)) {
             let linear = Network::linear_modules(config);
             let adaptable = linear.iter().any(|(module, _, _)| is_called(module, name));
             let way = if adaptable { "an adapter can sit on it" } else { "finetune_full trains it" };

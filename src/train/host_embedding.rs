@@ -37,7 +37,7 @@ impl HostEmbedding {
             return Ok(None);
         }
         let ty = table_type(network);
-        let name = network.config.names().embedding;
+        let name = network.config.names().embedding_weight;
         let bytes = match network.weights {
             // the values that a device would read from blocks
             WeightMode::Frozen(storage) if storage.outer.is_quantised() => {

@@ -7,7 +7,7 @@ use crate::gpu::{Gpu, GpuError, allocation};
 use crate::graph::layout::pack;
 use crate::graph::{DType, Graph, LeafKind};
 use crate::models::{
-    EMBEDDINGS, HEAD_WEIGHT, LOCAL_ROPE_TABLE, ModelConfig, Network, QUERY_ROPE_TABLE, ROPE_TABLE,
+    EMBEDDING_WEIGHTS, HEAD_WEIGHT, LOCAL_ROPE_TABLE, ModelConfig, Network, QUERY_ROPE_TABLE, ROPE_TABLE,
 };
 use crate::nn::PlainLayers;
 use crate::ops::rope::rope_table;
@@ -124,7 +124,8 @@ impl WeightSource {
             WeightSource::Checkpoint(checkpoint) => {
                 // a head that is trained by itself begins as the embedding that it is tied to
                 let absent = name == HEAD_WEIGHT && !checkpoint.contains(name);
-                let embedding = EMBEDDINGS.into_iter().find(|name| absent && checkpoint.contains(name));
+                let embedding =
+                    EMBEDDING_WEIGHTS.into_iter().find(|name| absent && checkpoint.contains(name));
                 let name = embedding.unwrap_or(name);
                 if let Some(stored) = checkpoint.blocks(name)? {
                     encode(&stored.blocks.dequantise_range(stored.ty, elements), dtype, out);

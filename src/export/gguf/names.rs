@@ -39,7 +39,7 @@ pub(super) fn gguf_name(config: &ModelConfig, weight: &str) -> Result<String, Ex
 fn named(config: &ModelConfig, weight: &str) -> Option<String> {
     let names = config.names();
     let (module, kind) = weight.rsplit_once('.')?;
-    if weight == names.embedding {
+    if weight == names.embedding_weight {
         return Some("token_embd.weight".into());
     }
     if module == names.norm {

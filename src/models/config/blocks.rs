@@ -1,5 +1,5 @@
-//! What a block consists of, beside its norms: which linear layers have a bias or are one, how the MLP is made, and how both come into
-//! the stream.
+//! What a block consists of, beside its norms: which linear layers have a bias or are one, how the MLP is made, and whether it stands beside
+//! attention.
 
 use super::keys::Keys;
 use super::{ConfigError, Family};
@@ -82,26 +82,18 @@ impl Family {
     }
 
     pub(super) fn read_bias(self, keys: &Keys<'_>) -> Result<AttentionBias, ConfigError> {
-        let said = keys.optional("attention_bias", Keys::flag)?.unwrap_or(false);
+        let flag = |key, usual| Ok::<bool, ConfigError>(keys.optional(key, Keys::flag)?.unwrap_or(usual));
+        let all = |said| if said { AttentionBias::All } else { AttentionBias::None };
+        let said = flag("attention_bias", self == Family::GptNeoX)?;
         match self {
-            Family::GptNeoX => match keys.optional("attention_bias", Keys::flag)? {
-                Some(false) => Ok(AttentionBias::None),
-                _ => Ok(AttentionBias::All),
-            },
-            Family::StableLm => match keys.optional("use_qkv_bias", Keys::flag)? {
-                Some(true) => Ok(AttentionBias::Inputs),
-                _ => Ok(AttentionBias::None),
-            },
-            Family::Starcoder2 => match keys.optional("use_bias", Keys::flag)? {
-                Some(false) => Ok(AttentionBias::None),
-                _ => Ok(AttentionBias::All),
-            },
+            Family::StableLm if flag("use_qkv_bias", false)? => Ok(AttentionBias::Inputs),
+            Family::StableLm => Ok(AttentionBias::None),
+            Family::Starcoder2 => Ok(all(flag("use_bias", true)?)),
             Family::Qwen2 => Ok(AttentionBias::Inputs),
             Family::Mistral | Family::Ministral3 | Family::Phi3 if said => {
                 Err(keys.refused("attention_bias", &json!(true), "this family's linear layers have no bias"))
             }
-            _ if said => Ok(AttentionBias::All),
-            _ => Ok(AttentionBias::None),
+            _ => Ok(all(said)),
         }
     }
 

@@ -19,7 +19,7 @@ mod weights;
 
 pub use blocks::{AttentionBias, JoinedLayers};
 pub use family::Family;
-pub use names::{EMBEDDINGS, HEAD, HEAD_WEIGHT, Names};
+pub use names::{EMBEDDING_WEIGHTS, HEAD, HEAD_WEIGHT, Names};
 pub use norms::{BlockNorms, QueryKeyNorms};
 pub use rope::{QueryScaling, Rope, RopeScaling, Yarn};
 pub use scales::Multipliers;

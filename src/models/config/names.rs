@@ -6,14 +6,13 @@ use super::{Family, JoinedLayers, ModelConfig};
 /// The module that gives the logits, of all families.
 pub const HEAD: &str = "lm_head";
 pub const HEAD_WEIGHT: &str = "lm_head.weight";
-/// The weights of token embeddings.
-pub const EMBEDDINGS: [&str; 2] = [LLAMA.embedding, GPT_NEOX.embedding];
+/// Of token embeddings, one for each way to name them.
+pub const EMBEDDING_WEIGHTS: [&str; 2] = [LLAMA.embedding_weight, GPT_NEOX.embedding_weight];
 
-/// Names of modules, and of weights where the name says so.
+/// Names of modules, and of a weight.
 #[derive(Debug)]
 pub struct Names {
-    /// The weight of the token embedding.
-    pub embedding: &'static str,
+    pub embedding_weight: &'static str,
     /// What the blocks' modules begin with: `{blocks}.0.` and so on.
     pub blocks: &'static str,
     /// The norm behind the last block.
@@ -33,7 +32,7 @@ pub struct Names {
 }
 
 const LLAMA: Names = Names {
-    embedding: "model.embed_tokens.weight",
+    embedding_weight: "model.embed_tokens.weight",
     blocks: "model.layers",
     norm: "model.norm",
     query: "self_attn.q_proj",
@@ -50,7 +49,7 @@ const LLAMA: Names = Names {
 const STARCODER2: Names = Names { up: "mlp.c_fc", down: "mlp.c_proj", ..LLAMA };
 
 const GPT_NEOX: Names = Names {
-    embedding: "gpt_neox.embed_in.weight",
+    embedding_weight: "gpt_neox.embed_in.weight",
     blocks: "gpt_neox.layers",
     norm: "gpt_neox.final_layer_norm",
     query_key_value: "attention.query_key_value",
@@ -121,7 +120,7 @@ impl ModelConfig {
 
     /// The head's weight and the embedding's, where both are one.
     pub fn tied_names(&self) -> Option<[&'static str; 2]> {
-        self.tied_head.then(|| [HEAD_WEIGHT, self.names().embedding])
+        self.tied_head.then(|| [HEAD_WEIGHT, self.names().embedding_weight])
     }
 
     /// The block that a module or a weight belongs to; `None` for those outside of the blocks.

@@ -1,6 +1,7 @@
 //! The weights that such a model has, by name and shape.
 
 use super::{AttentionBias, Family, HEAD_WEIGHT, JoinedLayers, ModelConfig};
+use std::collections::HashSet;
 
 /// A linear layer of each block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +54,7 @@ impl ModelConfig {
         layers.push(layer(names.output, hidden, queries, self.attention_bias == AttentionBias::All));
         match (self.gated_mlp, self.joined_layers) {
             (true, JoinedLayers::Whole) => layers.push(layer(names.gate_up, 2 * inner, hidden, false)),
-            (true, _) => {
-                let gate_and_up = [names.gate, names.up];
-                layers.extend(gate_and_up.map(|name| layer(name, inner, hidden, self.mlp_bias)));
-            }
+            (true, _) => layers.extend([names.gate, names.up].map(|name| layer(name, inner, hidden, false))),
             (false, _) => layers.push(layer(names.up, inner, hidden, self.mlp_bias)),
         }
         layers.push(layer(names.down, hidden, inner, self.mlp_bias));
@@ -95,7 +93,7 @@ impl ModelConfig {
     fn outer_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let names = self.names();
         let matrix = || vec![self.vocab_size, self.hidden_size];
-        let embedding = (names.embedding.to_owned(), matrix());
+        let embedding = (names.embedding_weight.to_owned(), matrix());
         let head = (!self.tied_head).then(|| (HEAD_WEIGHT.to_owned(), matrix()));
         [embedding].into_iter().chain(self.norm_shapes(names.norm, self.hidden_size)).chain(head).collect()
     }
@@ -107,15 +105,9 @@ impl ModelConfig {
         mask || name.ends_with("rotary_emb.inv_freq")
     }
 
-    /// Whether a module has a bias.
-    pub fn has_bias(&self, module: &str) -> bool {
-        let within = self
-            .block_of(module)
-            .map(|block| module.split_at(format!("{}.{block}.", self.names().blocks).len()).1);
-        match within {
-            Some(name) if self.norms().iter().any(|(norm, _)| *norm == name) => self.layer_norms,
-            Some(name) => self.linear_layers().iter().any(|layer| layer.bias && layer.name == name),
-            None => self.layer_norms && module == self.names().norm,
-        }
+    /// The modules that have a bias.
+    pub fn biased_modules(&self) -> HashSet<String> {
+        let module = |(name, _): (String, Vec<usize>)| Some(name.strip_suffix(".bias")?.to_owned());
+        self.expected_shapes().into_iter().filter_map(module).collect()
     }
 }

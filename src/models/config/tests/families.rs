@@ -399,7 +399,8 @@ fn families_with_layer_norms_are_what_their_files_say() {
     assert_eq!((star.sliding_window, star.rope.theta), (Some(12), 999_999.442_035_881_3));
     assert!(known.iter().all(|config| config.layer_norms && config.norm_eps == 1e-5));
     assert!(
-        !neox.names().embedding.starts_with("model.") && neox.block_of("gpt_neox.layers.1.mlp.x") == Some(1)
+        !neox.names().embedding_weight.starts_with("model.")
+            && neox.block_of("gpt_neox.layers.1.mlp.x") == Some(1)
     );
 }
 
