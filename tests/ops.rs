@@ -293,6 +293,7 @@ fn tensors_in_pieces_give_the_same_bits() {
 fn f16_is_rounded_to_nearest_and_infinite_beyond_its_range() {
     let Some(gpu) = common::gpu() else { return };
     let tiny = 2f32.powi(-14);
+    let step = 2f32.powi(-24);
     let signless = [
         70000.0,
         65504.0,
@@ -309,6 +310,15 @@ fn f16_is_rounded_to_nearest_and_infinite_beyond_its_range() {
         2047.5,
         2048.5,
         0.0,
+        tiny - 0.4 * step,
+        tiny - 0.5 * step,
+        tiny - step,
+        0.5 * step,
+        0.6 * step,
+        1.5 * step,
+        2.5 * step,
+        300.3 * step,
+        1e-20,
     ];
     let mut values: Vec<f32> = signless.iter().flat_map(|&v| [v, -v]).collect();
     values.extend([f32::NAN, f32::from_bits(0x7fff_ffff)]);

@@ -18,9 +18,17 @@ fn as_f16(v: vec4<f32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(select(select(bits, rounded, normal), select(infinite, bits, nan), beyond));
 }
 
+// Nothing is left to the device's own conversion: WGSL leaves open what it makes of what is beyond the range, infinity included.
+// Below the normal range f16 has steps of 2^-24, which are those of f32 from a half to one.
 fn pack_f16(v: vec4<f32>) -> vec2<u32> {
-    let halves = as_f16(v);
-    return vec2<u32>(pack2x16float(halves.xy), pack2x16float(halves.zw));
+    let bits = bitcast<vec4<u32>>(as_f16(v));
+    let magnitude = bits & vec4<u32>(0x7fffffffu);
+    let normal = (magnitude >> vec4<u32>(13u)) - vec4<u32>(0x1c000u);
+    let subnormal = bitcast<vec4<u32>>(bitcast<vec4<f32>>(magnitude) + 0.5) - vec4<u32>(0x3f000000u);
+    let finite = select(normal, subnormal, magnitude < vec4<u32>(0x38800000u));
+    let special = select(vec4<u32>(0x7e00u), vec4<u32>(0x7c00u), magnitude == vec4<u32>(0x7f800000u));
+    let word = select(finite, special, magnitude >= vec4<u32>(0x7f800000u)) | ((bits >> vec4<u32>(16u)) & vec4<u32>(0x8000u));
+    return vec2<u32>(word.x | (word.y << 16u), word.z | (word.w << 16u));
 }
 
 fn unpack_bf16(word: vec2<u32>) -> vec4<f32> {
