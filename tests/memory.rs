@@ -429,10 +429,14 @@ fn quantised_weights_over_the_binding_limit_change_no_bit() {
         // where a kernel has no room for a copy of its weight in pieces, it reads the blocks, and rounds none of their values to bf16
         let staged_alike = gpu.profile().max_storage_buffers >= STAGED_IN_PIECES;
         if !staged_alike {
-            eprintln!("{kind}: {} storage buffers: not compared bit by bit", gpu.profile().max_storage_buffers);
+            eprintln!(
+                "{kind}: {} storage buffers: not compared bit by bit",
+                gpu.profile().max_storage_buffers
+            );
         }
         let expected = run(&gpu, &resident, Recompute::None);
-        let alike = |figures: &Figures| if staged_alike { expected == *figures } else { near(&expected, figures) };
+        let alike =
+            |figures: &Figures| if staged_alike { expected == *figures } else { near(&expected, figures) };
         assert!(expected.0.is_finite() && expected.1.iter().any(|(_, g)| g.iter().any(|v| *v != 0.0)));
         assert!(alike(&run(&limited, &resident, Recompute::None)), "{kind}");
         if gpu.profile().host_buffers {
