@@ -1,5 +1,5 @@
 // From the sums of matmul_coop.wgsl, or, with SECTIONS, of the sections of another kernel, to the product as it is stored:
-//     out[row, col] (+)= alpha * (sums[row, col] + sum over k2 of r2[row, k2] * c2[col, k2]) + residual[row, col]
+//     out[row, col] (+)= alpha * (sums[row, col] + sum over k2 of r2[row, k2] * c2[col, k2]) + bias[col] + residual[row, col]
 // or what is made of it. One invocation per group of four as the result lies. PAIR and PAIR_MASKED as in matmul_tiled.wgsl.
 {% include "shared/result.wgsl" %}
 {% include "shared/pair.wgsl" %}

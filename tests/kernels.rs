@@ -347,12 +347,13 @@ fn fusions_give_the_same_losses() {
     let (plain, dropping) = (run(STEP, ""), run(STEP, " --lora_dropout 0.1"));
     assert!(plain["share_of_peak"].as_f64().is_some_and(|share| share > 0.0), "{plain}");
     for name in engraft::fuse::Fusions::NAMES {
-        let (all, step, dropout) = match name {
+        let (all, step, options) = match name {
             "dropout" => (&dropping, STEP, " --lora_dropout 0.1"),
             "head" => (&run(&many, ""), &*many, ""),
+            "bias" => (&run(STEP, " --qkv_bias"), STEP, " --qkv_bias"),
             _ => (&plain, STEP, ""),
         };
-        let without = run(step, &format!("{dropout} --no_fuse {name}"));
+        let without = run(step, &format!("{options} --no_fuse {name}"));
         for loss in ["loss_first", "loss_last"] {
             let (a, b) = (all[loss].as_f64().unwrap(), without[loss].as_f64().unwrap());
             assert!((a - b).abs() < 1e-5 * a, "{name}: {loss} {a} and {b}");

@@ -5,6 +5,8 @@
 //! adapter's ([`crate::ops::lora_linear`], both switched where the layer is built), and head and cross-entropy by chunks
 //! ([`crate::ops::cross_entropy`]).
 
+mod absorb;
+mod bias;
 mod clip;
 mod glu;
 mod residual;
@@ -19,6 +21,8 @@ use std::any::Any;
 pub struct Fusions {
     /// A low-rank adapter widens its layer's product, forward and reverse, instead of a product and a sum of its own.
     pub adapter: bool,
+    /// A bias is added where its layer's product is stored.
+    pub bias: bool,
     /// A sum with the result of a product is made where the product is stored: residual connections, and gradients that
     /// meet. So is one with the gradient of a norm: that of the residual connection around it.
     pub residual: bool,
@@ -38,8 +42,8 @@ pub struct Fusions {
 }
 
 impl Fusions {
-    pub const NAMES: [&'static str; 8] =
-        ["adapter", "residual", "dropout", "siblings", "rotary", "glu", "head", "clip"];
+    pub const NAMES: [&'static str; 9] =
+        ["adapter", "bias", "residual", "dropout", "siblings", "rotary", "glu", "head", "clip"];
 
     /// All but the named ones.
     ///
@@ -56,6 +60,7 @@ impl Fusions {
     fn switch(&mut self, name: &str) -> Option<&mut bool> {
         match name {
             "adapter" => Some(&mut self.adapter),
+            "bias" => Some(&mut self.bias),
             "residual" => Some(&mut self.residual),
             "dropout" => Some(&mut self.dropout),
             "siblings" => Some(&mut self.siblings),
@@ -72,6 +77,7 @@ impl Default for Fusions {
     fn default() -> Self {
         Fusions {
             adapter: true,
+            bias: true,
             residual: true,
             dropout: true,
             siblings: true,
@@ -92,6 +98,7 @@ pub fn fuse(graph: Graph, fusions: Fusions) -> Result<Graph, GraphError> {
     let graph = if fusions.rotary { rotary::fuse(graph)? } else { graph };
     let graph = if fusions.glu { glu::fuse(graph)? } else { graph };
     let graph = if fusions.clip { clip::fuse(graph)? } else { graph };
+    let graph = if fusions.bias { bias::fuse(graph)? } else { graph };
     if fusions.residual { residual::fuse(graph) } else { Ok(graph) }
 }
 
@@ -140,6 +147,7 @@ mod tests {
         }
         let none = Fusions {
             adapter: false,
+            bias: false,
             residual: false,
             dropout: false,
             siblings: false,

@@ -1,16 +1,11 @@
 //! `add(x, product(..))` becomes the product with `x` added where it stores its result; so with a norm, its gradient, and whatever
 //! else has [`crate::graph::Operation::with_residual`].
-//!
-//! The product moves to the place of the sum: everything it reads exists by then, and so does x. It may have no other
-//! reader, and its further outputs none before the sum.
 
-use super::together;
-use crate::graph::{Graph, GraphError, NewNode, Value};
-use std::collections::HashMap;
+use super::absorb::Absorbed;
+use crate::graph::{Graph, GraphError, Value};
 
 pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
-    let uses = graph.uses();
-    let mut changes: HashMap<usize, Vec<NewNode>> = HashMap::new();
+    let mut absorbed = Absorbed::new(&graph);
     for (at, node) in graph.nodes().iter().enumerate() {
         let &[a, b] = node.inputs.as_slice() else { continue };
         if node.op.name() != "add" || a == b {
@@ -23,26 +18,13 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             .collect();
         candidates.sort_by_key(|c| std::cmp::Reverse(c.0));
         for (from, made, other) in candidates {
-            let product = &graph.nodes()[from];
-            let Some(op) = product.op.with_residual() else { continue };
-            let alone = product.outputs[0] == made
-                && uses.get(&made) == Some(&1)
-                && !changes.contains_key(&from)
-                && together(product, node)
-                && graph.type_of(other) == graph.type_of(made);
-            let early = graph.nodes()[from + 1..at]
-                .iter()
-                .any(|n| n.inputs.iter().any(|v| product.outputs[1..].contains(v)));
-            if alone && !early {
-                let inputs = product.inputs.iter().copied().chain([other]).collect();
-                let outputs = node.outputs.iter().chain(&product.outputs[1..]).copied().collect();
-                changes.insert(from, Vec::new());
-                changes.insert(at, vec![NewNode { op, inputs, outputs }]);
+            let Some(op) = graph.nodes()[from].op.with_residual() else { continue };
+            if graph.type_of(other) == graph.type_of(made) && absorbed.take(at, (from, made), op, other) {
                 break;
             }
         }
     }
-    graph.rewritten(&changes)
+    absorbed.rewritten()
 }
 
 #[cfg(test)]

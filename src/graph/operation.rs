@@ -51,6 +51,11 @@ pub trait Operation: Any + Debug + Send + Sync {
         None
     }
 
+    /// The same operation with one more input, a vector, that is added to each row of output 0; before a residual.
+    fn with_bias(&self) -> Option<Arc<dyn Operation>> {
+        None
+    }
+
     /// Whether making the outputs again costs little beside keeping them: a pass over inputs that the reverse pass reads
     /// anyway. Operations whose input nobody else keeps (a rotary embedding) are not: their input would have to be kept
     /// in place of their output. Nor are sums: with a product they are stored as one, see [`Operation::with_residual`].

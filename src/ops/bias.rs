@@ -27,6 +27,11 @@ pub fn bias(graph: &mut Graph, x: Value, b: Value) -> Result<Value, GraphError> 
     graph.apply1(Arc::new(Bias { residual: false }), &[x, b])
 }
 
+/// Appends the gradient of a bias: the sums of each column of dy `[T, d]`, f32 `[d]`.
+pub(crate) fn bias_gradient(graph: &mut Graph, dy: Value) -> Result<Value, GraphError> {
+    graph.apply1(Arc::new(BiasGradient), &[dy])
+}
+
 impl Operation for Bias {
     fn name(&self) -> &'static str {
         "bias"
@@ -47,14 +52,10 @@ impl Operation for Bias {
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
         let Some(dy) = node.gradients[0] else { return Ok(vec![None; node.inputs.len()]) };
         let db = match node.wanted[1] {
-            true => Some(graph.apply1(Arc::new(BiasGradient), &[dy])?),
+            true => Some(bias_gradient(graph, dy)?),
             false => None,
         };
         Ok([Some(dy), db].into_iter().chain(self.residual.then_some(Some(dy))).collect())
-    }
-
-    fn is_cheap(&self) -> bool {
-        true
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {

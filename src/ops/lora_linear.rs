@@ -8,10 +8,12 @@
 //! The gradient of W exists too, for who trains it. With dropout inside the layer's own products, `e·A` gets the mask where
 //! it is summed up, and no dropped copy of x is kept.
 
+use super::bias::bias_gradient;
 use super::dropout::Dropout;
 use super::expect;
 use super::matmul::{
-    Layout, MaskOn, Masked, Operand, Product, Terms, accumulate_product, matmul, matmul_low_rank, matmul_pair,
+    Layout, MaskOn, Masked, Operand, Product, Terms, accumulate_product, expect_sums, matmul,
+    matmul_low_rank, matmul_pair, reference_sums, split_sums,
 };
 use crate::graph::{
     Case, CaseInput, DType, Graph, GraphError, Launch, LaunchPlan, Operation, Place, ReferenceTensor,
@@ -26,6 +28,8 @@ pub struct LoraLinear {
     pub dtype: DType,
     /// Dropout that the products make themselves; the fifth input is the generator's state then.
     pub dropout: Option<Dropout>,
+    /// An input after all these, f32 `[out]`, is added to each row of y. Made by [`crate::fuse`].
+    pub bias: bool,
     /// The last input is added to y.
     pub residual: bool,
 }
@@ -57,13 +61,18 @@ pub fn lora_linear(
         Dropped::Inside(dropout, rng) => (Some(dropout), Some(rng)),
     };
     let inputs: Vec<Value> = [x, weight, a, b].into_iter().chain(fifth).collect();
-    graph.apply1(Arc::new(LoraLinear { scale, dtype, dropout, residual: false }), &inputs)
+    graph.apply1(Arc::new(LoraLinear { scale, dtype, dropout, bias: false, residual: false }), &inputs)
 }
 
 impl LoraLinear {
+    /// The layer's own inputs, bias and residual.
+    fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a [T], Option<&'a T>, Option<&'a T>) {
+        split_sums(inputs, self.bias, self.residual)
+    }
+
     /// dropout(x), or the generator's state, among the inputs.
     fn fifth<'a, T>(&self, inputs: &'a [T]) -> Option<&'a T> {
-        (inputs.len() - usize::from(self.residual) == 5).then(|| &inputs[4])
+        self.split(inputs).0.get(4)
     }
 }
 
@@ -73,7 +82,10 @@ impl Operation for LoraLinear {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
+        if inputs.len() < usize::from(self.bias) + usize::from(self.residual) {
+            return Err(GraphError::invalid(self.name(), "takes x, W, A, B and perhaps dropout(x)"));
+        }
+        let (inputs, bias, residual) = self.split(inputs);
         expect(self.name(), matches!(inputs.len(), 4 | 5), || {
             "takes x, W, A, B and perhaps dropout(x)".into()
         })?;
@@ -88,9 +100,7 @@ impl Operation for LoraLinear {
         };
         expect(self.name(), fifth, || "dropout(x) is of x's type, the generator's state u32 [4]".into())?;
         let y = TensorType::new(Shape::matrix(x.rows(), w.rows()), self.dtype);
-        expect(self.name(), residual.first().is_none_or(|r| *r == y), || {
-            format!("{} cannot be added to {y}", residual[0])
-        })?;
+        expect_sums(self.name(), y, bias, residual)?;
         Ok(vec![y, TensorType::new(Shape::matrix(x.rows(), a.rows()), DType::F32)])
     }
 
@@ -100,7 +110,11 @@ impl Operation for LoraLinear {
         let (x, w, a, b, h) =
             (node.inputs[0], node.inputs[1], node.inputs[2], node.inputs[3], node.outputs[1]);
         let fifth = self.fifth(node.inputs).copied();
-        if self.residual {
+        let (own, bias, residual) = self.split(node.inputs);
+        if bias.is_some() && node.wanted[own.len()] {
+            gradients[own.len()] = Some(bias_gradient(graph, dy)?);
+        }
+        if residual.is_some() {
             gradients[node.inputs.len() - 1] = Some(dy);
         }
         let x_type = graph.type_of(x).dtype;
@@ -145,7 +159,9 @@ impl Operation for LoraLinear {
         };
         let before = self.fifth(launch.inputs).is_some() && self.dropout.is_none();
         let mask = self.dropout.map(|dropout| (Masked { dropout, on: MaskOn::Left }, Place::Input(4)));
-        let residual = self.residual.then(|| input(launch.inputs.len() - 1));
+        let (own, bias, residual) = self.split(launch.inputs);
+        let bias = bias.map(|_| input(own.len()));
+        let residual = residual.map(|_| input(launch.inputs.len() - 1));
         let main = Product { n: w.rows(), alpha: 1.0, ..down };
         let y = Operand::new(Place::Output(0), self.dtype);
         let mut plan = LaunchPlan::default();
@@ -159,7 +175,7 @@ impl Operation for LoraLinear {
         );
         // a layer that is made again at the end of its block gives h alone: nobody reads y there
         if launch.live[0] {
-            let terms = Terms { pair: Some((h, input(3), a.rows())), residual, ..Terms::default() };
+            let terms = Terms { pair: Some((h, input(3), a.rows())), bias, residual, ..Terms::default() };
             let weight = if self.dtype == DType::F32 { input(1) } else { input(1).beside(x.dtype) };
             main.launch(launch, &mut plan, (input(0), weight), terms, y);
         }
@@ -167,8 +183,8 @@ impl Operation for LoraLinear {
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let residual = self.residual.then(|| inputs[inputs.len() - 1].clone());
-        let mut y = residual.unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
+        let (_, bias, residual) = self.split(inputs);
+        let mut y = reference_sums(&outputs[0], bias, residual);
         let mut h = ReferenceTensor::zeros(outputs[1].shape);
         let dropped = match (self.dropout, self.fifth(inputs)) {
             (Some(dropout), Some(rng)) => dropout.masked(&inputs[0], rng),
@@ -184,6 +200,10 @@ impl Operation for LoraLinear {
         (!self.residual).then(|| Arc::new(LoraLinear { residual: true, ..self.clone() }) as _)
     }
 
+    fn with_bias(&self) -> Option<Arc<dyn Operation>> {
+        (!self.bias && !self.residual).then(|| Arc::new(LoraLinear { bias: true, ..self.clone() }) as _)
+    }
+
     fn cases() -> Vec<Case> {
         let inputs = |t: usize, n: usize, k: usize, r: usize, act, weight| {
             vec![
@@ -193,7 +213,7 @@ impl Operation for LoraLinear {
                 CaseInput::random(&[n, r], DType::F32),
             ]
         };
-        let op = |dtype| LoraLinear { scale: 2.0, dtype, dropout: None, residual: false };
+        let op = |dtype| LoraLinear { scale: 2.0, dtype, dropout: None, bias: false, residual: false };
         let residual = LoraLinear { residual: true, ..op(DType::F32) };
         let mut with_dropout = inputs(3, 4, 5, 2, DType::F32, DType::F32);
         with_dropout.push(CaseInput::random(&[3, 5], DType::F32));
@@ -201,6 +221,11 @@ impl Operation for LoraLinear {
         with_residual.push(CaseInput::random(&[3, 4], DType::F32));
         let mut with_both = with_dropout.clone();
         with_both.push(CaseInput::random(&[3, 4], DType::F32));
+        let biased = LoraLinear { bias: true, ..op(DType::F32) };
+        let mut with_bias = inputs(3, 5, 4, 2, DType::F32, DType::F32);
+        with_bias.push(CaseInput::random(&[5], DType::F32));
+        let mut all = with_dropout.clone();
+        all.extend([CaseInput::random(&[4], DType::F32), CaseInput::random(&[3, 4], DType::F32)]);
         let inside = LoraLinear { dropout: Some(Dropout { p: 0.25, key: 2 }), ..op(DType::F32) };
         let rng = CaseInput::indices([3, 1, 4, 0]);
         let mut inside_small = inputs(3, 4, 5, 2, DType::F32, DType::F32);
@@ -210,6 +235,9 @@ impl Operation for LoraLinear {
         vec![
             Case::new("dropout inside", inside.clone(), inside_small).gradients(&[0, 2, 3]),
             Case::new("dropout inside, odd", inside, inside_odd),
+            Case::new("bias", biased, with_bias).gradients(&[0, 1, 2, 3, 4]),
+            Case::new("dropout, bias and residual", LoraLinear { bias: true, ..residual.clone() }, all)
+                .gradients(&[0, 2, 3, 4, 5, 6]),
             Case::new("residual", residual.clone(), with_residual).gradients(&[0, 1, 2, 3, 4]),
             Case::new("dropout and residual", residual, with_both).gradients(&[0, 2, 3, 4, 5]),
             Case::new("small", op(DType::F32), inputs(3, 4, 5, 2, DType::F32, DType::F32))

@@ -6,7 +6,7 @@ use crate::cli::bench::named_shape;
 use crate::error::Error;
 use crate::fuse::Fusions;
 use crate::graph::DType;
-use crate::models::ModelConfig;
+use crate::models::{AttentionBias, ModelConfig};
 use crate::train::bench::kernels::LayerStorage;
 use crate::train::bench::small_config;
 use crate::train::options::TuneMode;
@@ -302,7 +302,7 @@ pub struct BenchTrainArgs {
     #[arg(
         long,
         value_name = "NAME",
-        conflicts_with_all = ["hidden", "layers", "heads", "kv_heads", "ffn", "vocab"]
+        conflicts_with_all = ["hidden", "layers", "heads", "kv_heads", "ffn", "vocab", "qkv_bias"]
     )]
     pub shape: Option<String>,
     /// Hidden size
@@ -323,6 +323,9 @@ pub struct BenchTrainArgs {
     /// Tokens in the vocabulary
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count)]
     pub vocab: usize,
+    /// Biases on q, k and v, as Qwen2 has them
+    #[arg(long, alias = "qkv-bias")]
+    pub qkv_bias: bool,
     /// Tokens per sample
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = count)]
     pub seq: usize,
@@ -348,7 +351,7 @@ pub struct BenchTrainArgs {
     pub recompute: RecomputeKind,
     #[command(flatten)]
     pub memory: MemoryArgs,
-    /// Fusions to leave out, for what they gain: adapter, residual, dropout, siblings, rotary, glu
+    /// Fusions to leave out, for what they gain: adapter, bias, residual, dropout, siblings, rotary, glu, head, clip
     #[arg(long, alias = "no-fuse", value_name = "NAMES", value_delimiter = ',', value_parser = fusion)]
     pub no_fuse: Vec<String>,
     #[command(flatten)]
@@ -380,7 +383,9 @@ impl BenchTrainArgs {
         if let Some(name) = &self.shape {
             return named_shape(name);
         }
+        let attention_bias = if self.qkv_bias { AttentionBias::Inputs } else { AttentionBias::None };
         Ok(ModelConfig {
+            attention_bias,
             vocab_size: self.vocab,
             hidden_size: self.hidden,
             intermediate_size: self.ffn,

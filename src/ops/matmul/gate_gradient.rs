@@ -28,7 +28,7 @@ impl Operation for GateGradient {
         let [gate, up, product @ ..] = inputs else {
             return Err(GraphError::invalid(self.name(), "takes gate, up and the operands of a product"));
         };
-        let plain = !self.product.residual && self.product.gated.is_none();
+        let plain = !self.product.bias && !self.product.residual && self.product.gated.is_none();
         expect(self.name(), plain, || "nothing is added to the product or gates it".into())?;
         let made = self.product.infer(product)?;
         expect(self.name(), *gate == made[0] && *up == made[0], || {

@@ -7,7 +7,7 @@
 //! - [`Layout::TN`]: `A [k, m]`, `B [k, n]` (gradient of its weight)
 //!
 //! The second pair widens `k` by `k2` inside the same tile loop: the low-rank adapter's share of a product costs
-//! `k2` more columns and no further pass over the result.
+//! `k2` more columns and no further pass over the result. A bias and a residual are added where it is stored.
 //!
 //! Gradients: the product of the output's gradient with the other operand, in the fitting layout. They overwrite,
 //! or add where the planner says so.
@@ -28,6 +28,7 @@ pub use product::Product;
 pub use variant::Variant;
 
 use super::activation::Activation;
+use super::bias::bias_gradient;
 use super::dropout::Dropout;
 use super::expect;
 use super::glu::gated;
@@ -53,6 +54,8 @@ pub struct Matmul {
     pub mask: Option<Masked>,
     /// A is `act(gate) * up` ([`super::glu`]): gate in A's place, up the input after the pairs. Made by [`crate::fuse`].
     pub gated: Option<Activation>,
+    /// An input after all these, f32 `[n]`, is added to each row of the result. Made by [`crate::fuse`].
+    pub bias: bool,
     /// The last input is added to the result.
     pub residual: bool,
     /// One operand is an adapter's, see [`Terms::low_rank`].
@@ -120,15 +123,23 @@ impl Layout {
 impl Matmul {
     /// The product of one or two pairs and nothing else.
     pub fn plain(layout: Layout, alpha: f64, dtype: DType) -> Self {
-        Matmul { layout, alpha, dtype, mask: None, gated: None, residual: false, low_rank: false }
+        Matmul {
+            layout,
+            alpha,
+            dtype,
+            mask: None,
+            gated: None,
+            bias: false,
+            residual: false,
+            low_rank: false,
+        }
     }
 
-    /// The inputs as pairs, generator's state or up, and residual.
-    fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a [T], Option<&'a T>, Option<&'a T>) {
-        let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(self.residual));
+    /// The inputs as pairs, and generator's state or up; of all that are not sums.
+    fn split<'a, T>(&self, inputs: &'a [T]) -> (&'a [T], Option<&'a T>) {
         let (pairs, further) =
             inputs.split_at(inputs.len() - usize::from(self.gated.is_some() || self.mask.is_some()));
-        (pairs, further.first(), residual.first())
+        (pairs, further.first())
     }
 
     /// The launch of a node whose inputs before `first` are not the product's, and which may make gradients of the result.
@@ -141,7 +152,8 @@ impl Matmul {
         let inputs = &launch.inputs[first..];
         let input = |i: usize| Operand::input(launch, first + i);
         let (m, n, k) = self.layout.extents(&inputs[0], &inputs[1]);
-        let (pairs, further, _) = self.split(inputs);
+        let (own, bias, residual) = split_sums(inputs, self.bias, self.residual);
+        let (pairs, further) = self.split(own);
         let pair = (pairs.len() == 4).then(|| {
             let (_, _, k2) = self.layout.extents(&inputs[2], &inputs[3]);
             (input(2), input(3), k2)
@@ -153,10 +165,11 @@ impl Matmul {
         let (alpha, accumulate) = (self.alpha, launch.accumulate[0]);
         let product = Product { layout: self.layout, m, n, k, alpha, accumulate, parts: 1 };
         let out = Operand::new(Place::Output(0), self.dtype);
-        let residual = self.residual.then(|| input(inputs.len() - 1));
+        let bias = bias.map(|_| input(own.len()));
+        let residual = residual.map(|_| input(inputs.len() - 1));
         let mut plan = LaunchPlan::default();
-        let terms =
-            Terms { pair, residual, mask, up, gradient_of: gate, activation, low_rank: self.low_rank };
+        let low_rank = self.low_rank;
+        let terms = Terms { pair, bias, residual, mask, up, gradient_of: gate, activation, low_rank };
         // a result in 16 bits needs no more of its second operand
         let b = if self.dtype == DType::F32 { input(1) } else { input(1).beside(inputs[0].dtype) };
         product.launch(launch, &mut plan, (input(0), b), terms, out);
@@ -173,7 +186,8 @@ impl Operation for Matmul {
         expect(self.name(), self.gated.is_none() || self.mask.is_none(), || {
             "a gated operand has no dropout beside it".into()
         })?;
-        let further = usize::from(self.residual) + usize::from(self.gated.is_some() || self.mask.is_some());
+        let sums = usize::from(self.bias) + usize::from(self.residual);
+        let further = sums + usize::from(self.gated.is_some() || self.mask.is_some());
         let pairs = match self.mask {
             Some(Masked { on: MaskOn::Pair, .. }) => 2..=2,
             _ => 1..=2,
@@ -181,7 +195,8 @@ impl Operation for Matmul {
         if !pairs.into_iter().any(|n| inputs.len() == 2 * n + further) {
             return Err(GraphError::invalid(self.name(), "takes one or two pairs of matrices"));
         }
-        let (inputs, further, residual) = self.split(inputs);
+        let (inputs, bias, residual) = split_sums(inputs, self.bias, self.residual);
+        let (inputs, further) = self.split(inputs);
         if self.mask.is_some() && further.is_some_and(|t| t.dtype != DType::U32 || t.cols() != 4) {
             return Err(GraphError::invalid(self.name(), "the generator's state is u32 [4]"));
         }
@@ -204,13 +219,8 @@ impl Operation for Matmul {
             return Err(GraphError::invalid(self.name(), "operands and result are floats"));
         }
         let output = TensorType::new(Shape::matrix(m, n), self.dtype);
-        match residual {
-            Some(residual) if *residual != output => {
-                let reason = format!("{residual} cannot be added to {output}");
-                Err(GraphError::invalid(self.name(), reason))
-            }
-            _ => Ok(vec![output]),
-        }
+        expect_sums(self.name(), output, bias, residual)?;
+        Ok(vec![output])
     }
 
     fn reverse(&self, graph: &mut Graph, node: &ReverseNode<'_>) -> Result<Vec<Option<Value>>, GraphError> {
@@ -219,7 +229,8 @@ impl Operation for Matmul {
             // masked products are made by gradient rules alone, gated ones after them
             node.refuse(self.name(), &(0..node.inputs.len()).collect::<Vec<_>>())?;
         }
-        let (factors, _, _) = self.split(node.inputs);
+        let (own, bias, residual) = split_sums(node.inputs, self.bias, self.residual);
+        let (factors, _) = self.split(own);
         let mut gradients = Vec::new();
         for (pair, wanted) in factors.chunks(2).zip(node.wanted.chunks(2)) {
             let (a, b) = (pair[0], pair[1]);
@@ -240,7 +251,10 @@ impl Operation for Matmul {
             }
         }
         gradients.extend((self.gated.is_some() || self.mask.is_some()).then_some(None));
-        gradients.extend(self.residual.then_some(Some(dc)));
+        if bias.is_some() {
+            gradients.push(if node.wanted[own.len()] { Some(bias_gradient(graph, dc)?) } else { None });
+        }
+        gradients.extend(residual.map(|_| Some(dc)));
         Ok(gradients)
     }
 
@@ -249,8 +263,9 @@ impl Operation for Matmul {
     }
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
-        let (factors, further, residual) = self.split(inputs);
-        let mut out = residual.cloned().unwrap_or_else(|| ReferenceTensor::zeros(outputs[0].shape));
+        let (own, bias, residual) = split_sums(inputs, self.bias, self.residual);
+        let (factors, further) = self.split(own);
+        let mut out = reference_sums(&outputs[0], bias, residual);
         let masked = |on: MaskOn, x: &ReferenceTensor| match (self.mask, further) {
             (Some(mask), Some(rng)) if mask.on == on => mask.dropout.masked(x, rng),
             _ => x.clone(),
@@ -358,9 +373,23 @@ impl Operation for Matmul {
             let op = Matmul::plain(layout, 0.5, DType::F16);
             cases.push(Case::new(format!("{layout:?} whole"), op.clone(), whole.clone()));
             whole.extend([a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)));
+            whole.push(CaseInput::random(&[128], DType::F32));
             whole.push(CaseInput::random(&[64, 128], DType::F16));
-            let op = Matmul { residual: true, ..op };
-            cases.push(Case::new(format!("{layout:?} whole, pair and residual"), op, whole));
+            let op = Matmul { bias: true, residual: true, ..op };
+            cases.push(Case::new(format!("{layout:?} whole, pair, bias and residual"), op, whole));
+            let (a, b) = dims(40, 7, 20);
+            let mut thin: Vec<CaseInput> = [a, b].iter().map(|d| CaseInput::random(d, DType::F32)).collect();
+            thin.push(CaseInput::random(&[7], DType::F32));
+            let op = Matmul { bias: true, ..Matmul::plain(layout, 0.5, DType::F32) };
+            let label = format!("{layout:?} thin bias");
+            cases.push(Case::new(label, op.clone(), thin).gradients(&[0, 1, 2]));
+            // in sections, and after a pair with dropout
+            let ((a, b), (a2, b2)) = (dims(35, 44, 600), dims(35, 44, 6));
+            let mut long: Vec<CaseInput> = [a, b].iter().map(|d| CaseInput::random(d, DType::BF16)).collect();
+            long.extend([a2, b2].map(|d| CaseInput::random(&d, DType::F32)));
+            long.push(CaseInput::random(&[44], DType::F32));
+            let op = Matmul { dtype: DType::BF16, ..op };
+            cases.push(Case::new(format!("{layout:?} long bias"), op, long));
             // block-quantised weights: whole tiles, odd ones, a few rows
             if layout != Layout::TN {
                 for (stored, dtype, (m, n, k)) in [
@@ -472,6 +501,45 @@ impl Operation for Matmul {
     fn with_residual(&self) -> Option<Arc<dyn Operation>> {
         (!self.residual).then(|| Arc::new(Matmul { residual: true, ..self.clone() }) as _)
     }
+
+    fn with_bias(&self) -> Option<Arc<dyn Operation>> {
+        (!self.bias && !self.residual).then(|| Arc::new(Matmul { bias: true, ..self.clone() }) as _)
+    }
+}
+
+/// The inputs of a product by what they are: its own, then a bias and a residual where it has them.
+pub(super) fn split_sums<T>(inputs: &[T], bias: bool, residual: bool) -> (&[T], Option<&T>, Option<&T>) {
+    let (inputs, residual) = inputs.split_at(inputs.len() - usize::from(residual));
+    let (own, bias) = inputs.split_at(inputs.len() - usize::from(bias));
+    (own, bias.first(), residual.first())
+}
+
+/// That a bias and a residual fit the product.
+pub(super) fn expect_sums(
+    name: &'static str,
+    output: TensorType,
+    bias: Option<&TensorType>,
+    residual: Option<&TensorType>,
+) -> Result<(), GraphError> {
+    let fits = |b: &TensorType| b.shape == Shape::vector(output.cols()) && b.dtype.is_float();
+    for (sum, fits) in [(bias, bias.is_none_or(fits)), (residual, residual.is_none_or(|r| *r == output))] {
+        expect(name, fits, || format!("{} cannot be added to {output}", sum.unwrap_or(&output)))?;
+    }
+    Ok(())
+}
+
+/// What a product is added to: the residual, or zeros, and the bias on each row.
+pub(super) fn reference_sums(
+    output: &TensorType,
+    bias: Option<&ReferenceTensor>,
+    residual: Option<&ReferenceTensor>,
+) -> ReferenceTensor {
+    let mut out = residual.cloned().unwrap_or_else(|| ReferenceTensor::zeros(output.shape));
+    if let Some(bias) = bias {
+        let cols = out.cols();
+        out.data.iter_mut().enumerate().for_each(|(i, v)| *v += bias.data[i % cols]);
+    }
+    out
 }
 
 /// `out += alpha * A·B` in f64.

@@ -104,6 +104,8 @@ pub(super) enum Unscale {
 pub struct Terms {
     /// `(a2, b2, k2)`: the product of a second pair over k2, scaled like the first.
     pub pair: Option<(Operand, Operand, usize)>,
+    /// Added to each row, `[n]`.
+    pub bias: Option<Operand>,
     /// Added as it is, `[m, n]`.
     pub residual: Option<Operand>,
     /// Dropout, and where the generator's state lies.
@@ -232,7 +234,8 @@ impl Oriented {
         let operands = |staged| self.stored(staged).map(|ty| device.bindings(ty.bytes()));
         let ([r, c], [stored_r, stored_c]) = (operands(staged), operands(false));
         let out = device.bindings(self.out_bytes(self.out.dtype));
-        let others = 2 * usize::from(self.terms.pair.is_some()) + usize::from(self.terms.mask.is_some());
+        let single = usize::from(self.terms.mask.is_some()) + usize::from(self.terms.bias.is_some());
+        let others = 2 * usize::from(self.terms.pair.is_some()) + single;
         let residual = if self.terms.residual.is_some() { out } else { 0 };
         let gradients = if self.terms.gradient_of.is_some() { 3 * out } else { 0 };
         let up = if gates { r } else { 0 };

@@ -28,7 +28,7 @@ pub struct Product {
 }
 
 impl Product {
-    /// Appends what makes `out (+)= alpha * (a·b + a2·b2) + residual`, or the gradients that are made of such a product alone.
+    /// Appends what makes `out (+)= alpha * (a·b + a2·b2) + bias + residual`, or the gradients that are made of such a product alone.
     pub fn launch(
         &self,
         launch: &Launch<'_>,
@@ -37,7 +37,9 @@ impl Product {
         terms: Terms,
         out: Operand,
     ) {
-        debug_assert!(terms.gradient_of.is_none() || (terms.residual.is_none() && !self.accumulate));
+        let sums = terms.residual.is_some() || terms.bias.is_some();
+        debug_assert!(terms.gradient_of.is_none() || (!sums && !self.accumulate));
+        debug_assert!(self.parts == 1 || terms.bias.is_none());
         let oriented = self.orient(a, b, terms, out);
         let choices = &launch.device.choices;
         let mut kernels = Kernel::candidates(launch.device, &oriented);
@@ -374,6 +376,7 @@ impl Product {
         let mut dispatch = dispatch
             .flag("PAIR", o.terms.pair.is_some())
             .flag("PAIR_MASKED", o.terms.masks(MaskOn::Pair))
+            .flag("BIAS", o.terms.bias.is_some())
             .flag("RESIDUAL", o.terms.residual.is_some())
             .flag("ACCUMULATE", self.accumulate)
             .flag("GATE_GRADIENT", o.terms.gradient_of.is_some())
@@ -382,6 +385,11 @@ impl Product {
         if let Some((r2, c2, _)) = o.terms.pair {
             dispatch =
                 dispatch.bind(r2.binding("r2", View::Vec4, false)).bind(c2.binding("c2", View::Vec4, false));
+        }
+        if let Some(bias) = o.terms.bias {
+            let stored = if o.swapped { o.rows } else { o.cols };
+            dispatch =
+                dispatch.param("bias4", stored.div_ceil(4)).bind(bias.binding("bias", View::Vec4, false));
         }
         if let Some(residual) = o.terms.residual {
             dispatch = dispatch.bind(residual.binding("residual", View::Vec4, false));
