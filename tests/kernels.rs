@@ -362,6 +362,31 @@ fn fusions_give_the_same_losses() {
     }
 }
 
+/// A measurement that its user ends is no crash of the kernel that ran.
+#[cfg(unix)]
+#[test]
+fn who_interrupts_a_measurement_loses_no_kernel() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let files = || fs::read_dir(folder.path()).unwrap().flatten().map(|file| file.file_name());
+    let trying = || files().any(|name| name.to_str().is_some_and(|name| name.starts_with("trying-")));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_engraft"))
+        .args(["tune", "--shape", "qwen2.5-0.5b", "--tokens", "2048", "--quiet"])
+        .env("ENGRAFT_CACHE", folder.path())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !trying() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "nothing is measured");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!trying(), "{:?}", files().collect::<Vec<_>>());
+}
+
 #[test]
 fn tune_measures_ahead() {
     if common::gpu().is_none() {

@@ -57,7 +57,7 @@ pub fn run(args: ChatArgs, quiet: bool) -> Result<(), Error> {
             Input::Help => note(HELP),
             Input::Interrupted => note("/exit or Ctrl-D ends the conversation"),
             Input::Unknown(word) => note(&format!(
-                "{word} is no command, /help has them; a message that begins with / is sent with a blank before it"
+                "not sent: {word} is no command, /help lists them; put a blank before a message that begins with /"
             )),
             Input::Message(text) => {
                 if talk.turn(&mut chat, &text)?.is_break() {

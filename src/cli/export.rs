@@ -14,6 +14,7 @@ pub fn run(mut args: ExportArgs, quiet: bool) -> Result<(), Error> {
     args.dir = model_folder(&args.dir, quiet)?;
     args.model_dir = args.model_dir.map(|model| settings_folder(&model, quiet)).transpose()?;
     let (source, gguf) = args.resolve()?;
+    let replaced = if gguf.path.exists() { " in place of what was there" } else { "" };
     let (what, report) = match &source.adapter {
         Some(adapter) => ("adapter", export_adapter(&source.model_dir, adapter, &gguf)?),
         None => {
@@ -37,7 +38,7 @@ pub fn run(mut args: ExportArgs, quiet: bool) -> Result<(), Error> {
     }
     if !quiet {
         eprintln!(
-            "wrote the {what} to {}: {} tensors in {}, {}, {seconds:.1} s",
+            "wrote the {what} to {}{replaced}: {} tensors in {}, {}, {seconds:.1} s",
             gguf.path.display(),
             report.tensors,
             gguf.ty,

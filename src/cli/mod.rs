@@ -25,6 +25,7 @@ mod tune;
 mod validate;
 
 use crate::error::{Error, Failure};
+use crate::train::tuning::forget_trials;
 use args::{BenchCommand, Command, Exit};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -51,6 +52,9 @@ pub fn run() -> ExitCode {
             usual(panic);
         }
     }));
+    if matches!(cli.command, Command::Evaluate(_) | Command::Tune(_) | Command::Bench(_)) {
+        end_on_signal();
+    }
     let result = match cli.command {
         Command::Finetune(args) => finetune::lora(args, cli.quiet),
         Command::FinetuneFull(args) => finetune::full(args, cli.quiet),
@@ -85,6 +89,15 @@ pub fn run() -> ExitCode {
         }
     };
     exit.into()
+}
+
+/// Ctrl-C ends commands that measure kernels and save nothing at once, and condemns none of the kernels.
+fn end_on_signal() {
+    // where a handler cannot be set, the signal ends the program as before
+    let _ = ctrlc::set_handler(|| {
+        forget_trials();
+        std::process::exit(i32::from(Exit::Stopped as u8));
+    });
 }
 
 fn exit_of(error: &Error) -> Exit {

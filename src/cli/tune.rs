@@ -28,6 +28,7 @@ pub fn run(mut args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
     let tuner = Tuner { budget: Duration::MAX, ..Tuner::new(mode) };
     tuner.readable().map_err(Error::input)?;
     let report = tuner.prepare_all(&gpu, &graphs, &mut reporter(quiet), &StopFlag::default())?;
+    super::say_notes(&report.left_out, quiet);
     if let Some(trouble) = report.trouble {
         return Err(Error::input(trouble));
     }

@@ -97,7 +97,7 @@ pub enum DataError {
 
     #[error(
         "{}: {place}: no format has these keys (found: {found}): rename them to `instruction` and `output`, `messages`, \
-         `prompt` and `completion`, or `text` (in CSV the first line names the columns), or write the prompt by \
+         `conversations`, `prompt` and `completion`, or `text` (in CSV the first line names the columns), or write the prompt by \
          --prompt_template FILE",
         file.display()
     )]

@@ -160,6 +160,8 @@ impl Gpu {
         if let Some(error) = pollster::block_on(scope.pop()).or(internal) {
             return Err(GpuError::Shader { shader: key.shader.name.into(), reason: error.to_string() });
         }
+        // a lost device answers with pipelines that do nothing
+        self.check()?;
         Ok(Arc::new(Pipeline { raw, layout }))
     }
 

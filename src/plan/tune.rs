@@ -95,6 +95,11 @@ impl Candidate {
         self.variants.retain(|v| v.name == default || keeps(&v.name));
     }
 
+    /// What the default kernel does.
+    pub fn default_dispatches(&self) -> &[Dispatch] {
+        &self.variants[0].dispatches
+    }
+
     /// Memory for what the default binds, with the indices in it; `None` where there is no room.
     ///
     /// # Errors
@@ -169,12 +174,14 @@ pub fn measure_telling(
         Err(other) => return Err(other.into()),
     };
     let mut runs = vec![Some(default_run)];
-    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(TOGETHER));
     for (n, variant) in candidate.variants[1..].iter().enumerate() {
-        if start.elapsed() > budget {
+        let begins = candidate.one_by_one || n.is_multiple_of(workers);
+        // what was compiled takes no time beside that
+        if begins && start.elapsed() > budget {
             break;
         }
-        if n.is_multiple_of(workers) && !candidate.one_by_one {
+        if begins && !candidate.one_by_one {
             // drivers compile on one core for each; what does not compile says so where it is bound
             let next = candidate.variants[1 + n..].iter().take(workers);
             about_to(&next.clone().map(|v| v.name.as_str()).collect::<Vec<_>>());
@@ -318,6 +325,8 @@ fn unmeasurable(candidate: &Candidate) -> Measurement {
 
 /// What the default runs for before anything is timed: a GPU that had nothing to do, as while kernels were compiled, has low clocks.
 const WARM_UP: Duration = Duration::from_millis(50);
+/// Variants that are compiled at a time, at most: once they are, all of them are tried.
+const TOGETHER: usize = 8;
 /// How often each is timed: once by a single launch, then by groups of launches.
 const ROUNDS: usize = 6;
 /// From this round on only those are timed that could still be the fastest.

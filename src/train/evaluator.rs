@@ -93,8 +93,8 @@ pub fn evaluate(
     let graph = network.evaluation(padded.tokens, padded.labels).map_err(TrainerError::from)?;
     let tuned = Tuner::new(options.tune)
         .prepare(&gpu, &graph, &mut |progress| on_event(EvaluateEvent::Tuned(progress.clone())))?;
-    if let Some(trouble) = tuned.trouble {
-        on_event(EvaluateEvent::Note(trouble));
+    for note in tuned.left_out.into_iter().chain(tuned.trouble) {
+        on_event(EvaluateEvent::Note(note));
     }
     drop(graph);
     let start = Instant::now();

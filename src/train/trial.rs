@@ -3,14 +3,33 @@
 //! Each measurement has a file of its own, locked while its process lives: what is not locked was left behind.
 
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Names of the files begin and end so.
 const PREFIX: &str = "trying-";
 const SUFFIX: &str = ".json";
+
+/// The files of this process, and since when each says what it says.
+static UNDER_WAY: LazyLock<Mutex<HashMap<PathBuf, Instant>>> = LazyLock::new(Mutex::default);
+
+/// What takes this long may be why its user ends the program.
+const SUSPICIOUS: Duration = Duration::from_secs(10);
+
+fn under_way() -> MutexGuard<'static, HashMap<PathBuf, Instant>> {
+    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For a program that ends because its user asks for it: what it was trying is not the cause, unless that took suspiciously long.
+pub fn forget_trials() {
+    for (path, _) in under_way().drain().filter(|(_, since)| since.elapsed() < SUSPICIOUS) {
+        let _ = fs::remove_file(path);
+    }
+}
 
 /// Variants about to be compiled or run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +65,8 @@ impl Trial {
         if self.file.is_none() {
             self.file = self.folder.as_deref().and_then(|folder| create(folder).ok());
         }
-        if let Some((file, _)) = &mut self.file {
+        if let Some((file, path)) = &mut self.file {
+            under_way().insert(path.clone(), Instant::now());
             // the first run of a variant may take the machine with it, the later ones hardly
             let sync = self.synced.insert(self.trying.variants.clone());
             let _ = write(file, &self.trying, sync);
@@ -61,6 +81,7 @@ impl Trial {
     /// Ends it: nothing is left behind.
     pub fn end(self) {
         if let Some((_, path)) = self.file {
+            under_way().remove(&path);
             let _ = fs::remove_file(path);
         }
     }
@@ -138,6 +159,28 @@ mod tests {
         drop(left);
         LeftBehind::find(&folder).into_iter().for_each(LeftBehind::forget);
         assert!(found().is_empty() && fs::read_dir(&folder).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn who_ends_the_program_condemns_no_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = || fs::read_dir(folder.path()).unwrap().count();
+        let (mut long, mut short) = (
+            Trial::new(Some(folder.path()), "device", "long".into()),
+            Trial::new(Some(folder.path()), "device", "short".into()),
+        );
+        long.note(&["a"]);
+        short.note(&["b"]);
+        let path = long.file.as_ref().unwrap().1.clone();
+        let Some(before) = Instant::now().checked_sub(2 * SUSPICIOUS) else { return };
+        under_way().insert(path, before);
+        assert_eq!(files(), 2);
+        forget_trials();
+        assert_eq!(files(), 1);
+        drop((long, short));
+        let left: Vec<String> =
+            LeftBehind::find(folder.path()).into_iter().map(|left| left.trying.class).collect();
+        assert_eq!(left, ["long"]);
     }
 
     #[test]

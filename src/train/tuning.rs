@@ -5,10 +5,11 @@
 //! others' entries alone. It is written after every class.
 //!
 //! A driver may lose the device over a kernel, or end the process. What is being tried is noted beside that file before it runs, and a
-//! variant that a measurement did not survive is left out by later starts.
+//! variant that a measurement did not survive is left out by later starts. Who ends the program by a signal calls [`forget_trials`].
 
 use super::kernel_file::{EVERY_CLASS, Entries, Entry, KernelFile, Refused, choices};
 use super::options::TuneMode;
+pub use super::trial::forget_trials;
 use super::trial::{LeftBehind, Trial};
 use crate::gpu::{Gpu, GpuError, sources};
 use crate::graph::{Choices, Graph};
@@ -135,6 +136,8 @@ impl Tuner {
                 candidate.one_by_one = suspected.contains(&class);
             }
             if !gpu.profile().cpu && self.budget < Duration::MAX {
+                // all at once; what does not compile says so where it is timed
+                let _ = gpu.prepare(candidates.iter().flat_map(Candidate::default_dispatches));
                 self.longest_first(gpu, &mut candidates, &|| {
                     stop.is_set() || start.elapsed() > self.budget / 3
                 })?;

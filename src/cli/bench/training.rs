@@ -214,9 +214,19 @@ fn step_table(step: &StepReport, earlier: Option<&Value>) -> String {
         format!("{:>7.1}% host and gaps", 100.0 * share)
     });
     let _ = writeln!(text, "{:<50}{:>10.2}{rest}", "step", step.step_ms);
-    if let Some(ms) = earlier.and_then(|v| v["step_ms"].as_f64()) {
-        let _ =
-            writeln!(text, "{:.2} times as fast as the step of {ms:.2} ms of the file", ms / step.step_ms);
+    let before = earlier.and_then(|v| v["step_ms"].as_f64().zip(v["tokens_per_s"].as_f64()));
+    if let Some((ms, rate)) = before {
+        let tokens = |ms: f64, rate: f64| (ms / 1e3 * rate).round();
+        let (then, now) = (tokens(ms, rate), tokens(step.step_ms, step.tokens_per_s));
+        let _ = if then == now {
+            writeln!(text, "{:.2} times as fast as the step of {ms:.2} ms of the file", ms / step.step_ms)
+        } else {
+            let ratio = step.tokens_per_s / rate;
+            writeln!(
+                text,
+                "{now} tokens in a step, {then} in that of the file: {ratio:.2} times its tokens/s"
+            )
+        };
     }
     if let Some(transfers) = &step.transfers {
         let _ = write!(text, "{transfers}");

@@ -15,6 +15,7 @@ use super::args::Exit;
 use super::progress::{Progress, ProgressMode};
 use crate::error::Error;
 use crate::train::metrics::Event;
+use crate::train::tuning::forget_trials;
 use ratatui::crossterm::event::{self, KeyCode, KeyEventKind, KeyModifiers};
 use state::State;
 use std::io::{self, IsTerminal};
@@ -149,6 +150,7 @@ fn keys(stop: &AtomicBool) -> io::Result<bool> {
 pub fn interrupt(stop: &AtomicBool) {
     if stop.swap(true, Ordering::Relaxed) {
         leave();
+        forget_trials();
         std::process::exit(i32::from(Exit::Stopped as u8));
     }
 }

@@ -121,8 +121,13 @@ fn on_gpu(extents: &Extents) -> Vec<Variant> {
     };
     let mut all = vec![default];
     all.extend(TILES.into_iter().filter(|v| *v != default));
-    // beyond that a row's operands do not stay in registers
-    if extents.head_dim <= 128 {
+    // beyond that a row's operands and sums do not stay in registers: an invocation has 128 to 256
+    let tensors = match extents.pass {
+        Pass::Forward => 2,
+        Pass::GradientQuery => 3,
+        Pass::GradientKeyValue => 4,
+    };
+    if tensors * extents.head_dim <= 192 {
         all.push(Variant::Rows);
     }
     all
