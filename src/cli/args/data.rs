@@ -38,7 +38,7 @@ pub struct DataArgs {
     pub num_workers: Option<usize>,
     #[command(flatten)]
     pub text: RowTextArgs,
-    /// Folder that keeps tokenised data for the next run [default: finetune's output folder, for data of 8 MiB and more]
+    /// Folder that keeps tokenised data for the next run [default: finetune's output folder, from 8 MiB on]
     #[arg(long, alias = "data-cache", alias = "data.cache", value_name = "DIR")]
     pub data_cache: Option<PathBuf>,
 }

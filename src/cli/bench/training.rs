@@ -315,12 +315,18 @@ mod tests {
         let columns: Vec<&str> = table.lines().nth(4).unwrap().split_whitespace().collect();
         assert_eq!(columns, ["matmul", "NT", "3", "750.00", "75.0%", "4.0", "2.0", "50%"]);
         assert!(table.contains("20.0% host and gaps"), "{table}");
-        let quicker = BenchTrainReport { step_ms_median: 900.0, ..report() };
+        let quicker = BenchTrainReport { step_ms_median: 900.0, tokens_per_s: 2500.0 / 0.9, ..report() };
         let quicker = StepReport::new(&quicker, &[kernel("matmul", 1.0)], peak, None);
         let table = step_table(&quicker, None);
         assert!(table.contains("900.00  less than its kernels"), "{table}");
         let table = step_table(&quicker, serde_json::to_value(&step).ok().as_ref());
         assert!(table.contains("  0.75\n") && table.contains("1.39 times as fast"), "{table}");
+        // of half the tokens
+        let smaller = BenchTrainReport { step_ms_median: 625.0, ..report() };
+        let smaller = StepReport::new(&smaller, &[kernel("matmul", 0.5)], peak, None);
+        let table = step_table(&smaller, serde_json::to_value(&step).ok().as_ref());
+        let said = "1250 tokens in a step, 2500 in that of the file: 1.00 times its tokens/s";
+        assert!(table.contains(said), "{table}");
     }
 
     #[test]
