@@ -91,10 +91,10 @@ pub fn run() -> ExitCode {
     exit.into()
 }
 
-/// Ctrl-C ends commands that measure kernels and save nothing at once, and condemns none of the kernels.
+/// Ctrl-C ends commands that measure kernels and save nothing at once, and condemns no kernel but one that took suspiciously long.
 fn end_on_signal() {
-    // where a handler cannot be set, the signal ends the program as before
-    let _ = ctrlc::set_handler(|| {
+    // where one cannot be set, or a signal is ignored (nohup), all is as without it
+    let _ = ctrlc::try_set_handler(|| {
         forget_trials();
         std::process::exit(i32::from(Exit::Stopped as u8));
     });

@@ -26,7 +26,14 @@ fn under_way() -> MutexGuard<'static, HashMap<PathBuf, Instant>> {
 
 /// For a program that ends because its user asks for it: what it was trying is not the cause, unless that took suspiciously long.
 pub fn forget_trials() {
-    for (path, _) in under_way().drain().filter(|(_, since)| since.elapsed() < SUSPICIOUS) {
+    let mut files = under_way();
+    forget(&mut files);
+    // the program goes on for a moment, and must not begin another
+    std::mem::forget(files);
+}
+
+fn forget(files: &mut HashMap<PathBuf, Instant>) {
+    for (path, _) in files.drain().filter(|(_, since)| since.elapsed() < SUSPICIOUS) {
         let _ = fs::remove_file(path);
     }
 }
@@ -62,11 +69,13 @@ impl Trial {
             return;
         }
         self.trying.variants = variants.iter().map(|&v| v.to_owned()).collect();
+        let mut files = under_way();
         if self.file.is_none() {
             self.file = self.folder.as_deref().and_then(|folder| create(folder).ok());
         }
         if let Some((file, path)) = &mut self.file {
-            under_way().insert(path.clone(), Instant::now());
+            files.insert(path.clone(), Instant::now());
+            drop(files);
             // the first run of a variant may take the machine with it, the later ones hardly
             let sync = self.synced.insert(self.trying.variants.clone());
             let _ = write(file, &self.trying, sync);
@@ -81,7 +90,8 @@ impl Trial {
     /// Ends it: nothing is left behind.
     pub fn end(self) {
         if let Some((_, path)) = self.file {
-            under_way().remove(&path);
+            let mut files = under_way();
+            files.remove(&path);
             let _ = fs::remove_file(path);
         }
     }
@@ -175,7 +185,7 @@ mod tests {
         let Some(before) = Instant::now().checked_sub(2 * SUSPICIOUS) else { return };
         under_way().insert(path, before);
         assert_eq!(files(), 2);
-        forget_trials();
+        forget(&mut under_way());
         assert_eq!(files(), 1);
         drop((long, short));
         let left: Vec<String> =

@@ -136,8 +136,6 @@ impl Tuner {
                 candidate.one_by_one = suspected.contains(&class);
             }
             if !gpu.profile().cpu && self.budget < Duration::MAX {
-                // all at once; what does not compile says so where it is timed
-                let _ = gpu.prepare(candidates.iter().flat_map(Candidate::default_dispatches));
                 self.longest_first(gpu, &mut candidates, &|| {
                     stop.is_set() || start.elapsed() > self.budget / 3
                 })?;

@@ -77,7 +77,11 @@ impl Product {
             if let Some(main) = most {
                 // what is rounded to f16 is small: who flushes subnormal numbers must be found out
                 let rounded = [oriented.r, oriented.c].into_iter().filter(|operand| operand.rounds);
-                let spreads = rounded.map(|operand| (operand.place, 2f32.powi(-15))).collect();
+                // and what is added must not hide the product
+                let added = [oriented.terms.bias, oriented.terms.residual].into_iter().flatten();
+                let added = added.filter(|_| rounded.clone().next().is_some());
+                let small = rounded.clone().chain(added);
+                let spreads = small.map(|operand| (operand.place, 2f32.powi(-15))).collect();
                 let indices = vec![];
                 main.alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
             }

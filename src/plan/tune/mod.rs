@@ -10,7 +10,7 @@ mod turns;
 use super::PlanError;
 use super::slots::live_launches;
 use crate::gpu::{BufferSlice, Gpu, GpuError};
-use crate::graph::{Alternative, Alternatives, Class, DeviceProfile, Dispatch, Graph, Place, TensorType};
+use crate::graph::{Alternative, Alternatives, Class, DeviceProfile, Graph, Place, TensorType};
 use operands::fill_operands;
 use run::{Run, Scratch, agree, no_room};
 use std::collections::HashMap;
@@ -97,11 +97,6 @@ impl Candidate {
         self.variants.retain(|v| v.name == default || keeps(&v.name));
     }
 
-    /// What the default kernel does.
-    pub fn default_dispatches(&self) -> &[Dispatch] {
-        &self.variants[0].dispatches
-    }
-
     /// Memory for what the default binds, with the indices in it; `None` where there is no room.
     ///
     /// # Errors
@@ -147,7 +142,7 @@ impl Candidate {
     }
 }
 
-/// Measures the candidate's variants: begins no new one after `budget`, and times those that it began for as long again.
+/// Measures the candidate's variants: compiles no further ones after `budget`, and times those that it began for as long again.
 ///
 /// # Errors
 /// What the device reported, other than kernels that do not compile.
@@ -180,7 +175,7 @@ pub fn measure_telling(
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(TOGETHER));
     for (n, variant) in candidate.variants[1..].iter().enumerate() {
         let begins = candidate.one_by_one || n.is_multiple_of(workers);
-        // what was compiled takes no time beside that
+        // beside that, running what was compiled takes no time
         if begins && start.elapsed() > budget {
             break;
         }
