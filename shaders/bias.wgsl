@@ -1,4 +1,4 @@
-// y = x + b, and a RESIDUAL, on every row of x [T, d]. LANES invocations share a row.
+// y = x + b on every row of x [T, d]. LANES invocations share a row.
 {% include "shared/rows.wgsl" %}
 
 @compute @workgroup_size({{ WORKGROUP }})
@@ -13,6 +13,6 @@ fn main(
     }
     let base = row * params.cols4;
     for (var i = lane % {{ LANES }}u; i < params.cols4; i += {{ LANES }}u) {
-        store_y(base + i, load_x(base + i) + load_b(i){% if RESIDUAL %} + load_residual(base + i){% endif %});
+        store_y(base + i, load_x(base + i) + load_b(i));
     }
 }

@@ -12,19 +12,16 @@ use std::sync::Arc;
 const SHADER: Shader = crate::shader!("bias");
 const GRADIENT: Shader = crate::shader!("bias_gradient");
 
-/// Inputs x, b, and a residual.
+/// Inputs x, b.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Bias {
-    /// The last input is added to y.
-    pub residual: bool,
-}
+pub struct Bias;
 
 /// Input dy; output db f32 `[d]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BiasGradient;
 
 pub fn bias(graph: &mut Graph, x: Value, b: Value) -> Result<Value, GraphError> {
-    graph.apply1(Arc::new(Bias { residual: false }), &[x, b])
+    graph.apply1(Arc::new(Bias), &[x, b])
 }
 
 /// Appends the gradient of a bias: the sums of each column of dy `[T, d]`, f32 `[d]`.
@@ -38,11 +35,8 @@ impl Operation for Bias {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        expect_inputs(self.name(), inputs, 2 + usize::from(self.residual))?;
+        expect_inputs(self.name(), inputs, 2)?;
         let (x, b) = (inputs[0], inputs[1]);
-        if let Some(residual) = inputs.get(2) {
-            expect(self.name(), x == *residual, || format!("x {x} and residual {residual} differ"))?;
-        }
         expect(self.name(), b.shape == Shape::vector(x.cols()) && x.dtype.is_float(), || {
             format!("bias {b} does not fit the rows of {x}")
         })?;
@@ -55,19 +49,14 @@ impl Operation for Bias {
             true => Some(bias_gradient(graph, dy)?),
             false => None,
         };
-        Ok([Some(dy), db].into_iter().chain(self.residual.then_some(Some(dy))).collect())
+        Ok(vec![Some(dy), db])
     }
 
     fn launch(&self, launch: &Launch<'_>) -> LaunchPlan {
         let x = launch.inputs[0];
-        let mut dispatch = row_dispatch(SHADER, launch, x.rows(), x.cols4())
-            .flag("RESIDUAL", self.residual)
+        row_dispatch(SHADER, launch, x.rows(), x.cols4())
             .read("x", Place::Input(0), x.dtype)
-            .read("b", Place::Input(1), launch.inputs[1].dtype);
-        if self.residual {
-            dispatch = dispatch.read("residual", Place::Input(2), x.dtype);
-        }
-        dispatch
+            .read("b", Place::Input(1), launch.inputs[1].dtype)
             .write("y", Place::Output(0), x.dtype)
             .cost(x.shape.elements() as f64, launch.traffic())
             .into()
@@ -75,32 +64,20 @@ impl Operation for Bias {
 
     fn reference(&self, inputs: &[ReferenceTensor], outputs: &[TensorType]) -> Vec<ReferenceTensor> {
         let (x, b) = (&inputs[0], &inputs[1]);
-        let residual = |i: usize| inputs.get(2).map_or(0.0, |residual| residual.data[i]);
-        vec![ReferenceTensor::from_fn(outputs[0].shape, |i| x.data[i] + b.data[i % x.cols()] + residual(i))]
-    }
-
-    fn with_residual(&self) -> Option<Arc<dyn Operation>> {
-        (!self.residual).then(|| Arc::new(Bias { residual: true }) as _)
+        vec![ReferenceTensor::from_fn(outputs[0].shape, |i| x.data[i] + b.data[i % x.cols()])]
     }
 
     fn cases() -> Vec<Case> {
         let inputs = |rows, cols, dtype| {
             vec![CaseInput::random(&[rows, cols], dtype), CaseInput::random(&[cols], DType::F32)]
         };
-        let with_residual = |rows, cols, dtype| {
-            inputs(rows, cols, dtype).into_iter().chain([CaseInput::random(&[rows, cols], dtype)]).collect()
-        };
-        let plain = || Bias { residual: false };
-        let sum = || Bias { residual: true };
         vec![
-            Case::new("1x5", plain(), inputs(1, 5, DType::F32)).gradients(&[0, 1]),
-            Case::new("6x16", plain(), inputs(6, 16, DType::F32)).gradients(&[0, 1]),
-            Case::new("67x300", plain(), inputs(67, 300, DType::F32)),
-            Case::new("f16", plain(), inputs(9, 21, DType::F16)),
-            Case::new("bf16", plain(), inputs(9, 64, DType::BF16)),
-            Case::new("folded grid", plain(), inputs(65_536, 1024, DType::BF16)),
-            Case::new("residual", sum(), with_residual(5, 22, DType::F32)).gradients(&[0, 1, 2]),
-            Case::new("residual, bf16", sum(), with_residual(9, 64, DType::BF16)),
+            Case::new("1x5", Bias, inputs(1, 5, DType::F32)).gradients(&[0, 1]),
+            Case::new("6x16", Bias, inputs(6, 16, DType::F32)).gradients(&[0, 1]),
+            Case::new("67x300", Bias, inputs(67, 300, DType::F32)),
+            Case::new("f16", Bias, inputs(9, 21, DType::F16)),
+            Case::new("bf16", Bias, inputs(9, 64, DType::BF16)),
+            Case::new("folded grid", Bias, inputs(65_536, 1024, DType::BF16)),
         ]
     }
 }

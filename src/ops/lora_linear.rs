@@ -82,13 +82,11 @@ impl Operation for LoraLinear {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, GraphError> {
-        if inputs.len() < usize::from(self.bias) + usize::from(self.residual) {
-            return Err(GraphError::invalid(self.name(), "takes x, W, A, B and perhaps dropout(x)"));
-        }
-        let (inputs, bias, residual) = self.split(inputs);
-        expect(self.name(), matches!(inputs.len(), 4 | 5), || {
+        let sums = usize::from(self.bias) + usize::from(self.residual);
+        expect(self.name(), matches!(inputs.len().saturating_sub(sums), 4 | 5), || {
             "takes x, W, A, B and perhaps dropout(x)".into()
         })?;
+        let (inputs, bias, residual) = self.split(inputs);
         let (x, w, a, b) = (inputs[0], inputs[1], inputs[2], inputs[3]);
         let fits =
             w.cols() == x.cols() && a.cols() == x.cols() && b.rows() == w.rows() && b.cols() == a.rows();

@@ -92,9 +92,11 @@ pub(super) fn cases() -> Vec<Case> {
         let op = Matmul::plain(layout, 0.5, DType::F16);
         cases.push(Case::new(format!("{layout:?} whole"), op.clone(), whole.clone()));
         whole.extend([a2, b2].iter().map(|d| CaseInput::random(d, DType::F32)));
-        whole.push(CaseInput::random(&[128], DType::F32));
         whole.push(CaseInput::random(&[64, 128], DType::F16));
-        let op = Matmul { bias: true, residual: true, ..op };
+        let op = Matmul { residual: true, ..op };
+        cases.push(Case::new(format!("{layout:?} whole, pair and residual"), op.clone(), whole.clone()));
+        whole.insert(4, CaseInput::random(&[128], DType::F32));
+        let op = Matmul { bias: true, ..op };
         cases.push(Case::new(format!("{layout:?} whole, pair, bias and residual"), op, whole));
         let (a, b) = dims(40, 7, 20);
         let mut thin: Vec<CaseInput> = [a, b].iter().map(|d| CaseInput::random(d, DType::F32)).collect();

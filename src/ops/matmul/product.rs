@@ -76,12 +76,13 @@ impl Product {
             let most = dispatches.iter_mut().max_by(|a, b| a.cost.flops.total_cmp(&b.cost.flops));
             if let Some(main) = most {
                 // what is rounded to f16 is small: who flushes subnormal numbers must be found out
-                let rounded = [oriented.r, oriented.c].into_iter().filter(|operand| operand.rounds);
-                // and what is added must not hide the product
-                let added = [oriented.terms.bias, oriented.terms.residual].into_iter().flatten();
-                let added = added.filter(|_| rounded.clone().next().is_some());
-                let small = rounded.clone().chain(added);
-                let spreads = small.map(|operand| (operand.place, 2f32.powi(-15))).collect();
+                let mut small = vec![oriented.r, oriented.c];
+                small.retain(|operand| operand.rounds);
+                if !small.is_empty() {
+                    // what is added must not hide the product
+                    small.extend([oriented.terms.bias, oriented.terms.residual].into_iter().flatten());
+                }
+                let spreads = small.iter().map(|operand| (operand.place, 2f32.powi(-15))).collect();
                 let indices = vec![];
                 main.alternatives = Some(Box::new(Alternatives { class, variants, indices, spreads }));
             }
