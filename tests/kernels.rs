@@ -2,7 +2,7 @@
 
 mod common;
 
-use engraft::gpu::Recording;
+use engraft::gpu::{Gpu, GpuOptions, Recording};
 use engraft::graph::layout::pack;
 use engraft::graph::{DType, DeviceProfile, Graph, Shape, TensorType};
 use engraft::ops::attention;
@@ -143,6 +143,65 @@ fn a_kernel_that_ended_an_earlier_start_is_not_tried_again() {
     let kept: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!(kept["refused"][device][&class], serde_json::json!([variants[2]]));
     assert!(tries(&variants[1]) && !tries(&variants[2]), "from the file alone");
+}
+
+/// A driver that refuses a kernel takes the device with it: another one goes on without that kernel, and the run's own never knew it.
+#[test]
+fn a_kernel_that_costs_the_device_is_left_out_in_the_same_start() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kernels.json");
+    let prepare = |gpu: &Gpu| {
+        let mut seen = Vec::new();
+        let mut progress = |p: &TuneProgress| seen.push(p.measurement.clone());
+        let graphs = [product(256), product(1024)];
+        let report = tuner(TuneMode::Full, &file)
+            .prepare_all(gpu, &graphs, &mut progress, &StopFlag::default())
+            .unwrap();
+        assert_eq!((report.trouble, report.untried), (None, 0));
+        let names = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["kernels.json"], "nothing is left of what was tried");
+        (seen, report.left_out)
+    };
+    let (measured, left_out) = prepare(&gpu);
+    assert!(measured.len() == 2 && left_out.is_empty());
+    let bad = measured[0].tried[2].0.clone();
+    drop(gpu);
+
+    let Some(gpu) = common::gpu_of(|options| GpuOptions { lost_over: Some(bad.clone()), ..options }) else {
+        return;
+    };
+    let (without, left_out) = prepare(&gpu);
+    assert!(left_out.len() == 1 && left_out[0].contains(&bad), "{left_out:?}");
+    for (before, after) in measured.iter().zip(&without) {
+        let others = before.tried.iter().filter(|(variant, _)| *variant != bad);
+        let tried: Vec<&String> = after.tried.iter().map(|(variant, _)| variant).collect();
+        assert_eq!(tried, others.map(|(variant, _)| variant).collect::<Vec<_>>());
+        assert!(after.tried.iter().all(|(_, seconds)| seconds.is_some()));
+    }
+    gpu.is_alive().unwrap();
+    let (_, left_out) = prepare(&gpu);
+    assert!(left_out.is_empty(), "the file knows it");
+}
+
+/// What a class was not tried with for want of time is for who takes all the time.
+#[test]
+fn a_thorough_search_ends_what_a_hurried_one_began() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kernels.json");
+    let prepare = |tuner: Tuner| {
+        let tuner = Tuner { file: Some(file.clone()), ..tuner };
+        tuner.prepare(&gpu, &product(256), &mut |_| {}).unwrap()
+    };
+    assert_eq!(prepare(Tuner::new(TuneMode::Cached)).measured, 1);
+    let hurried = fs::read_to_string(&file).unwrap().replace("\"gain\"", "\"untried\": 3, \"gain\"");
+    fs::write(&file, hurried).unwrap();
+    assert_eq!(prepare(Tuner::new(TuneMode::Cached)).measured, 0, "a run has other things to do");
+    let thorough = prepare(Tuner::thorough(TuneMode::Cached));
+    assert_eq!((thorough.measured, thorough.untried), (1, 0));
+    assert!(!fs::read_to_string(&file).unwrap().contains("untried"));
+    assert_eq!(prepare(Tuner::thorough(TuneMode::Cached)).measured, 0);
 }
 
 #[test]

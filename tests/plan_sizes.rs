@@ -116,7 +116,9 @@ fn choices(graphs: &[Graph], device: &DeviceProfile, seed: u64) -> Choices {
                 let kernels = matmul::Variant::all(device);
                 format!("{gating}{staged}{sections}{}", kernels[any(kernels.len())])
             };
-            choices.insert(Class { family, extents }, kernel);
+            // some of them slower than others
+            let gflops = if seed == 1 { 0.5 * (1.0 + random.next()) } else { 0.0 };
+            choices.insert_timed(Class { family, extents }, kernel, gflops);
         }
     }
     // so slow that long dispatches are cut

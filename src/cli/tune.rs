@@ -12,7 +12,6 @@ use crate::train::options::{FinetuneOptions, Precision};
 use crate::train::run_plan::planned_network;
 use crate::train::trainer::{Capacity, TrainerError, training_graph};
 use crate::train::tuning::{Tuner, default_file};
-use std::time::Duration;
 
 /// Measures and fills the cache.
 ///
@@ -25,7 +24,7 @@ pub fn run(mut args: TuneCommandArgs, quiet: bool) -> Result<(), Error> {
     let graphs = graphs(args, &config)?;
     let gpu = Gpu::open(&device)?;
     // nothing is left for later: that is what the command is for
-    let tuner = Tuner { budget: Duration::MAX, ..Tuner::new(mode) };
+    let tuner = Tuner::thorough(mode);
     tuner.readable().map_err(Error::input)?;
     let report = tuner.prepare_all(&gpu, &graphs, &mut reporter(quiet), &StopFlag::default())?;
     super::say_notes(&report.left_out, quiet);

@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn memory_is_known_of_devices_of_direct3d_alone() {
-        for adapter in crate::gpu::device::adapters() {
+        for adapter in crate::gpu::listing::adapters() {
             let (info, memory, free) = (adapter.get_info(), memory(&adapter), budget(&adapter));
             println!("{}: {free:?} of {memory:?}", info.name);
             let direct3d = info.backend == wgpu::Backend::Dx12;

@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn every_device_tells_its_budget_or_nothing() {
-        for adapter in crate::gpu::device::adapters() {
+        for adapter in crate::gpu::listing::adapters() {
             let (name, budget) = (adapter.get_info().name, vulkan::budget(&adapter));
             println!("{name}: {budget:?}");
             assert!(budget.is_none_or(|bytes| bytes > 1 << 20), "{name}: {budget:?}");

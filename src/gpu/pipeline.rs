@@ -35,6 +35,8 @@ pub(super) struct Bound {
     grid: (u32, u32),
     pub(super) on_host: bool,
     pub(super) cost: Cost,
+    /// What it counts for in a submission.
+    pub(super) load: Cost,
     pub(super) name: &'static str,
     pub(super) detail: String,
     pub(super) variant: String,
@@ -70,7 +72,11 @@ impl Gpu {
         let mut missing: Vec<ShaderKey> = Vec::new();
         {
             let cache = self.pipelines()?;
-            for key in dispatches.into_iter().map(ShaderKey::of) {
+            for dispatch in dispatches {
+                if self.shared.options.lost_over.as_ref().is_some_and(|name| dispatch.variant == *name) {
+                    self.lose(GpuError::Lost("as was asked for".into()));
+                }
+                let key = ShaderKey::of(dispatch);
                 if !cache.pipelines.contains_key(&key) && !missing.contains(&key) {
                     missing.push(key);
                 }
@@ -281,6 +287,7 @@ impl Gpu {
             grid,
             on_host: *on_host,
             cost: dispatch.cost,
+            load: dispatch.load(&self.profile()),
             name: dispatch.shader.name,
             detail: dispatch.detail.clone(),
             variant: dispatch.variant.clone(),

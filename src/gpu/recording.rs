@@ -41,7 +41,7 @@ pub(super) enum Share {
 /// How many of these steps go in one submission: up to its bound of work, or to the next upload, which comes before all of the
 /// submission after it.
 pub(super) fn submission(steps: &[Step<'_>], bound: Cost) -> usize {
-    cut(steps.iter().map(|(step, uploads)| (step.cost, !uploads.is_empty())), bound).unwrap_or(steps.len())
+    cut(steps.iter().map(|(step, uploads)| (step.load, !uploads.is_empty())), bound).unwrap_or(steps.len())
 }
 
 /// Where the steps of these costs, before some of which are uploads, go over the bound.

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn what_is_free_is_no_more_than_there_is() {
-        for adapter in crate::gpu::device::adapters() {
+        for adapter in crate::gpu::listing::adapters() {
             let (info, memory, free) = (adapter.get_info(), memory(&adapter), budget(&adapter));
             println!("{}: {free:?} of {memory:?}", info.name);
             assert_eq!(memory.is_some(), info.backend == wgpu::Backend::Vulkan, "{}", info.name);
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_subgroup_has_a_size_within_the_range_that_wgpu_names() {
-        for adapter in crate::gpu::device::adapters() {
+        for adapter in crate::gpu::listing::adapters() {
             let (info, size) = (adapter.get_info(), subgroup_size(&adapter));
             println!("{}: {size:?}", info.name);
             let range = info.subgroup_min_size..=info.subgroup_max_size;

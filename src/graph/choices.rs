@@ -18,7 +18,7 @@ pub struct Class {
 /// Measured choices of one device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
-    measured: Vec<(Class, String)>,
+    measured: Vec<Measured>,
     /// FLOP/s of the fastest kernel that is not on matrix units, in whole ones.
     fastest: u64,
     forced: Option<String>,
@@ -27,6 +27,14 @@ pub struct Choices {
     uncut: bool,
     whole: bool,
     direct: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Measured {
+    class: Class,
+    variant: String,
+    /// FLOP/s, in whole ones; 0 where they are not known.
+    speed: u64,
 }
 
 /// The other kernels for the work of a dispatch, for who measures them.
@@ -122,12 +130,20 @@ impl Choices {
 
     /// The variant to take for a class: its own, or that of one nearby.
     pub fn variant(&self, class: &Class) -> Option<&str> {
-        if let Some(forced) = &self.forced {
-            return Some(forced);
-        }
-        let near = self.measured.iter().filter_map(|(c, v)| Some((c.distance(class)?, v)));
+        self.forced.as_deref().or_else(|| self.near(class).map(|near| near.variant.as_str()))
+    }
+
+    /// FLOP/s that this variant reached for the class, or for one nearby.
+    pub fn speed(&self, class: &Class, variant: &str) -> Option<f64> {
+        let near = self.near(class).filter(|near| near.speed > 0 && near.variant == variant);
+        near.map(|near| near.speed as f64)
+    }
+
+    /// What was measured of a class or of one nearby.
+    fn near(&self, class: &Class) -> Option<&Measured> {
+        let near = self.measured.iter().filter_map(|m| Some((m.class.distance(class)?, m)));
         let best = near.min_by(|a, b| a.0.total_cmp(&b.0));
-        best.filter(|(distance, _)| *distance <= NEAR).map(|(_, variant)| variant.as_str())
+        best.filter(|(distance, _)| *distance <= NEAR).map(|(_, measured)| measured)
     }
 
     /// The variants of classes that differ in one extent alone, however far, the nearest first: in the number of tokens, most often, of
@@ -135,21 +151,27 @@ impl Choices {
     pub fn along<'a>(&'a self, class: &Class) -> impl Iterator<Item = &'a str> {
         let one =
             |other: &Class| class.extents.iter().zip(&other.extents).filter(|(a, b)| a != b).count() == 1;
-        let near = self.measured.iter().filter(|(other, _)| one(other));
+        let near = self.measured.iter().filter(|m| one(&m.class));
         let mut near: Vec<(f64, &str)> =
-            near.filter_map(|(other, v)| Some((other.distance(class)?, v.as_str()))).collect();
+            near.filter_map(|m| Some((m.class.distance(class)?, m.variant.as_str()))).collect();
         near.sort_by(|a, b| a.0.total_cmp(&b.0));
         near.into_iter().map(|(_, variant)| variant)
     }
 
     /// Whether this very class was measured.
     pub fn knows(&self, class: &Class) -> bool {
-        self.forced.is_some() || self.measured.iter().any(|(c, _)| c == class)
+        self.forced.is_some() || self.measured.iter().any(|m| m.class == *class)
     }
 
     pub fn insert(&mut self, class: Class, variant: impl Into<String>) {
-        self.measured.retain(|(c, _)| *c != class);
-        self.measured.push((class, variant.into()));
+        self.insert_timed(class, variant, 0.0);
+    }
+
+    /// With the GFLOP/s that it reached.
+    pub fn insert_timed(&mut self, class: Class, variant: impl Into<String>, gflops: f64) {
+        self.measured.retain(|m| m.class != class);
+        let speed = (gflops * 1e9) as u64;
+        self.measured.push(Measured { class, variant: variant.into(), speed });
     }
 
     /// Takes note of what a measured kernel reached that is not on matrix units.
@@ -177,7 +199,13 @@ impl Choices {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&Class, &str)> {
-        self.measured.iter().map(|(class, variant)| (class, variant.as_str()))
+        self.measured.iter().map(|m| (&m.class, m.variant.as_str()))
+    }
+
+    /// GFLOP/s of the classes of which they are known.
+    pub fn speeds(&self) -> impl Iterator<Item = (&Class, f64)> {
+        let known = self.measured.iter().filter(|m| m.speed > 0);
+        known.map(|m| (&m.class, m.speed as f64 / 1e9))
     }
 }
 
@@ -215,6 +243,19 @@ mod tests {
         assert_eq!(variant("a", &[512, 256]), None);
         assert_eq!(variant("b", &[512, 64]), None);
         assert!(choices.knows(&class("a", &[512, 64])) && !choices.knows(&class("a", &[384, 64])));
+    }
+
+    #[test]
+    fn a_speed_is_that_of_the_variant_that_was_measured() {
+        let mut choices = Choices::default();
+        choices.insert_timed(class("a", &[512, 64]), "large", 1.5);
+        choices.insert(class("b", &[512, 64]), "of no known speed");
+        assert_eq!(choices.speed(&class("a", &[384, 64]), "large"), Some(1.5e9));
+        assert_eq!(choices.speed(&class("a", &[512, 64]), "default"), None);
+        assert_eq!(choices.speed(&class("b", &[512, 64]), "of no known speed"), None);
+        assert_eq!(choices.speeds().collect::<Vec<_>>(), [(&class("a", &[512, 64]), 1.5)]);
+        choices.insert(class("a", &[512, 64]), "another");
+        assert_eq!(choices.speeds().count(), 0);
     }
 
     #[test]

@@ -197,6 +197,8 @@ pub struct Dispatch {
     pub detail: String,
     /// Which kernel of its family it is; empty where there is but one.
     pub variant: String,
+    /// FLOP/s that it reached where it was measured.
+    pub speed: Option<f64>,
     /// Other kernels for the same work, where [`Choices::listing`] asks for them.
     pub alternatives: Option<Box<Alternatives>>,
 }
@@ -212,6 +214,7 @@ impl Dispatch {
             cost: Cost::default(),
             detail: String::new(),
             variant: String::new(),
+            speed: None,
             alternatives: None,
         }
     }

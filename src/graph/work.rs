@@ -2,7 +2,8 @@
 //! two of them.
 //!
 //! Bounds are in estimated FLOPs, from the fastest kernel that was measured here, where that is on matrix units from the default of
-//! its class, of which others are no small part; until one is, from the kind of device. The slowest kernels reach a tenth of that.
+//! its class, of which others are no small part; until one is, from the kind of device. The slowest kernels reach a tenth of that: the
+//! FLOPs of those that were measured slower count as many times as the fastest would do in their time.
 
 use super::{Cost, DeviceProfile, Dispatch, LaunchPlan};
 
@@ -50,7 +51,11 @@ impl LaunchPlan {
         let most = SECONDS * device.flops_per_second();
         let split = |dispatches: &mut Vec<Dispatch>| {
             let whole = std::mem::take(dispatches);
-            dispatches.extend(whole.into_iter().flat_map(|dispatch| dispatch.split(most)));
+            let parts = |dispatch: Dispatch| {
+                let most = most / dispatch.slowness(device);
+                dispatch.split(most)
+            };
+            dispatches.extend(whole.into_iter().flat_map(parts));
         };
         split(&mut self.dispatches);
         let alternatives = self.dispatches.iter_mut().flat_map(|d| &mut d.alternatives);
@@ -62,6 +67,16 @@ impl LaunchPlan {
 const MOST_GROUPS: u64 = 65_535;
 
 impl Dispatch {
+    /// How many times as long it takes as the fastest kernel would for as many FLOPs; 1 where nobody knows.
+    fn slowness(&self, device: &DeviceProfile) -> f64 {
+        self.speed.map_or(1.0, |speed| device.flops_per_second() / speed).max(1.0)
+    }
+
+    /// What it counts for in a submission, against [`DeviceProfile::submission`].
+    pub fn load(&self, device: &DeviceProfile) -> Cost {
+        Cost { flops: self.cost.flops * self.slowness(device), ..self.cost }
+    }
+
     /// The dispatch in parts of at most so many FLOPs, where its kernel can begin anywhere; the first keeps the alternatives.
     fn split(mut self, most: f64) -> Vec<Dispatch> {
         let heavy = self.cost.flops > most && self.groups > 1 && self.shader.source.contains("group_index(");
@@ -122,6 +137,22 @@ mod tests {
         assert!(many.iter().all(|(groups, _)| *groups <= MOST_GROUPS) && many.len() == 16, "{many:?}");
         let software = DeviceProfile { cpu: true, ..fast.clone() };
         assert_eq!(parts(heavy(100), &software), [(100, None)]);
+    }
+
+    #[test]
+    fn what_was_measured_slower_is_cut_shorter() {
+        let mut choices = Choices::default();
+        choices.reached(50_000.0);
+        let device = DeviceProfile { choices: Arc::new(choices), ..DeviceProfile::typical_gpu() };
+        let at = |speed: Option<f64>| Dispatch { speed, ..heavy(1_000) };
+        // 10 TFLOP, a tenth of a second at a time
+        for (speed, expected) in
+            [(None, 2), (Some(50e12), 2), (Some(200e12), 2), (Some(5e12), 20), (Some(1e12), 100)]
+        {
+            assert_eq!(parts(at(speed), &device).len(), expected, "{speed:?}");
+        }
+        assert_eq!(at(Some(5e12)).load(&device), Cost { flops: 100e12, bytes: 1e9 });
+        assert_eq!(at(None).load(&device), at(None).cost);
     }
 
     #[test]

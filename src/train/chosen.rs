@@ -15,6 +15,9 @@ pub(super) struct Chosen {
     variants: BTreeMap<String, String>,
     /// Of the fastest that is not on matrix units; 0 where none was measured.
     gflops: f64,
+    /// GFLOP/s by class, where they are known.
+    #[serde(default)]
+    speeds: BTreeMap<String, f64>,
 }
 
 impl Chosen {
@@ -23,7 +26,8 @@ impl Chosen {
         let choices = &gpu.profile().choices;
         let variants = choices.iter().map(|(class, variant)| (class.to_string(), variant.to_owned()));
         let gflops = choices.fastest().unwrap_or(0.0) / 1e9;
-        Chosen { device: key(gpu), variants: variants.collect(), gflops }
+        let speeds = choices.speeds().map(|(class, gflops)| (class.to_string(), gflops)).collect();
+        Chosen { device: key(gpu), variants: variants.collect(), gflops, speeds }
     }
 
     /// Has plans take them again; false on another device, driver or version, whose sums differ anyway.
@@ -32,9 +36,10 @@ impl Chosen {
             return false;
         }
         let mut choices = Choices::default();
-        for (class, variant) in &self.variants {
-            if let Some(class) = parse(class) {
-                choices.insert(class, variant.as_str());
+        for (name, variant) in &self.variants {
+            if let Some(class) = parse(name) {
+                let gflops = self.speeds.get(name).copied().unwrap_or(0.0);
+                choices.insert_timed(class, variant.as_str(), gflops);
             }
         }
         choices.reached(self.gflops);

@@ -368,6 +368,12 @@ impl<'a> Finetune<'a> {
                 "measuring kernels ended after {seconds:.0} s; {left} classes of kernels keep their built-in ones until a later run measures them"
             ));
         }
+        if tuned.untried > 0 {
+            notes.push(format!(
+                "of {} classes of kernels not every kernel was tried for want of time; `engraft tune` tries them all",
+                tuned.untried
+            ));
+        }
         Ok(notes)
     }
 

@@ -26,6 +26,13 @@ pub(super) struct Entry {
     pub gflops: f64,
     /// What the variant is faster by than the default; 0 where the default's time is not known.
     pub gain: f64,
+    /// Variants that had no turn for want of time.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub untried: usize,
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Entry {
@@ -37,6 +44,7 @@ impl Entry {
             gflops: tenths(measurement.gflops),
             // JSON has no word for infinity
             gain: if gain.is_finite() { (gain * 100.0).round() / 100.0 } else { 0.0 },
+            untried: measurement.untried,
         }
     }
 
@@ -49,11 +57,11 @@ impl Entry {
 }
 
 /// What plans take of a device's entries.
-pub(super) fn choices(entries: &Entries) -> Choices {
+pub(super) fn choices<'e>(entries: impl IntoIterator<Item = (&'e String, &'e Entry)>) -> Choices {
     let mut choices = Choices::default();
     for (name, entry) in entries {
         if let Some(class) = parse(name) {
-            choices.insert(class, entry.variant.clone());
+            choices.insert_timed(class, entry.variant.clone(), entry.gflops);
             choices.reached(entry.plain_gflops());
         }
     }
@@ -145,7 +153,7 @@ mod tests {
     use super::*;
 
     fn entry(variant: &str, gflops: f64, gain: f64) -> Entry {
-        Entry { variant: variant.into(), gflops, gain }
+        Entry { variant: variant.into(), gflops, gain, untried: 0 }
     }
 
     #[test]
@@ -190,7 +198,8 @@ mod tests {
     #[test]
     fn speed_without_matrix_units_is_that_of_the_default_where_they_are_faster() {
         let fastest = |all: &[Entry]| {
-            let entries = all.iter().enumerate().map(|(n, e)| (format!("matmul {n}"), e.clone())).collect();
+            let entries = all.iter().enumerate().map(|(n, e)| (format!("matmul {n}"), e.clone()));
+            let entries: Entries = entries.collect();
             choices(&entries).fastest()
         };
         let thin = entry("tiled 16x64", 300.0, 1.5);
@@ -209,6 +218,7 @@ mod tests {
             default_seconds: f64::INFINITY,
             gflops: 1.0,
             tried: Vec::new(),
+            untried: 0,
         };
         let text = serde_json::to_string(&Entry::of(&measurement)).unwrap();
         assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), entry("rows", 1.0, 0.0));

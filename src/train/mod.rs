@@ -21,6 +21,7 @@ mod kernel_file;
 mod ledger;
 pub mod logging;
 pub mod loss_scale;
+mod measuring;
 pub mod memory;
 pub mod metrics;
 pub mod optimiser;

@@ -4,18 +4,20 @@
 //! device, backend, driver and the kernels' own text, so that a new driver or a new version measures anew and leaves the
 //! others' entries alone. It is written after every class.
 //!
-//! A driver may lose the device over a kernel, or end the process. What is being tried is noted beside that file before it runs, and a
-//! variant that a measurement did not survive is left out by later starts. Who ends the program by a signal calls [`forget_trials`].
+//! A driver may lose the device over a kernel, or end the process. Kernels are measured on a device of their own ([`Gpu::twin`]), so that
+//! the first costs nothing but that kernel. What is being tried is noted beside that file before it runs, and a variant that the process
+//! did not survive is left out by later starts. Who ends the program by a signal calls [`forget_trials`].
 
-use super::kernel_file::{EVERY_CLASS, Entries, Entry, KernelFile, Refused, choices};
+use super::kernel_file::{Entries, Entry, KernelFile, Refused, choices};
+use super::measuring::Measuring;
 use super::options::TuneMode;
+use super::trial::LeftBehind;
 pub use super::trial::forget_trials;
-use super::trial::{LeftBehind, Trial};
-use crate::gpu::{Gpu, GpuError, sources};
+use crate::gpu::{Gpu, sources};
 use crate::graph::{Choices, Graph};
 use crate::ops::fingerprint;
 use crate::plan::PlanError;
-use crate::plan::tune::{Candidate, Measurement, measure_telling, unmeasured};
+use crate::plan::tune::{Candidate, Measurement, unmeasured};
 use crate::stop::StopFlag;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -48,17 +50,30 @@ pub struct TuneReport {
     pub measured: usize,
     /// Classes that were left for want of time.
     pub left: usize,
+    /// Classes some of whose variants were left for want of time.
+    pub untried: usize,
     pub seconds: f64,
     /// A cache file that could not be read or written: the run goes on without it.
     pub trouble: Option<String>,
-    /// Kernels that an earlier start did not survive measuring, each in a line.
+    /// Kernels that measuring did not survive, each in a line.
     pub left_out: Vec<String>,
 }
 
 /// A class may take this long; its default variant is measured in any case.
 const CLASS_BUDGET: Duration = Duration::from_secs(4);
+/// And this long where nothing is left for later.
+const THOROUGH_CLASS_BUDGET: Duration = Duration::from_secs(60);
 
 impl Tuner {
+    /// The platform's cache file, all the time that it takes, and every variant tried.
+    pub fn thorough(mode: TuneMode) -> Self {
+        Tuner { budget: Duration::MAX, ..Tuner::new(mode) }
+    }
+
+    fn is_thorough(&self) -> bool {
+        self.budget == Duration::MAX
+    }
+
     /// The platform's cache file, and 30 seconds.
     pub fn new(mode: TuneMode) -> Self {
         Tuner { mode, file: default_file(), budget: Duration::from_secs(30), forced: None }
@@ -123,33 +138,41 @@ impl Tuner {
         let start = Instant::now();
         let key = key(gpu);
         let Known { mut entries, refused, suspected } = self.recollect(&key, &mut report);
-        // without a choice all classes count as unmeasured
-        gpu.set_choices(if self.mode == TuneMode::Full { Choices::default() } else { choices(&entries) });
+        let known = match self.mode {
+            // without a choice all classes count as unmeasured
+            TuneMode::Full => Choices::default(),
+            _ if self.is_thorough() => choices(entries.iter().filter(|(_, entry)| entry.untried == 0)),
+            _ => choices(&entries),
+        };
+        gpu.set_choices(known);
+        let mut measuring = Measuring::new(gpu, self.file.as_deref(), &key, refused);
         let mut work: Vec<Vec<Candidate>> = Vec::new();
         for graph in graphs {
             let mut candidates = unmeasured(graph, &gpu.profile());
             candidates.retain(|new| work.iter().flatten().all(|known| known.class != new.class));
-            candidates.retain(|new| !refused.class(&new.class.to_string(), new.default_variant()));
+            candidates.retain(|new| !measuring.refused.class(&new.class.to_string(), new.default_variant()));
             for candidate in &mut candidates {
-                let class = candidate.class.to_string();
-                candidate.retain(|variant| !refused.variant(&class, variant));
-                candidate.one_by_one = suspected.contains(&class);
+                candidate.one_by_one = suspected.contains(&candidate.class.to_string());
             }
-            if !gpu.profile().cpu && self.budget < Duration::MAX {
-                self.longest_first(gpu, &mut candidates, &|| {
-                    stop.is_set() || start.elapsed() > self.budget / 3
-                })?;
+            if !gpu.profile().cpu && !self.is_thorough() {
+                let ends = || stop.is_set() || start.elapsed() > self.budget / 3;
+                longest_first(&mut measuring, &mut candidates, &ends)?;
             }
             work.push(candidates);
         }
         let total = work.iter().map(Vec::len).sum();
         let could_keep = report.trouble.is_none();
-        for candidates in &work {
+        let class_budget = if self.is_thorough() { THOROUGH_CLASS_BUDGET } else { CLASS_BUDGET };
+        for candidates in &mut work {
             for candidate in candidates {
                 if start.elapsed() > self.budget || stop.is_set() {
                     break;
                 }
-                let measurement = self.measure(gpu, candidate, &key)?;
+                let measured = measuring.measure(candidate, class_budget);
+                report.left_out.append(&mut measuring.said);
+                report.measured += 1;
+                let Some(measurement) = measured? else { continue };
+                report.untried += measurement.untried.min(1);
                 if measurement.seconds.is_finite() {
                     let (class, entry) = (measurement.class.to_string(), Entry::of(&measurement));
                     entries.insert(class.clone(), entry.clone());
@@ -161,7 +184,6 @@ impl Tuner {
                         report.trouble = KernelFile::update(file, of_device).err();
                     }
                 }
-                report.measured += 1;
                 progress(&TuneProgress { done: report.measured, total, measurement });
             }
             if could_keep && report.trouble.is_some() {
@@ -171,7 +193,6 @@ impl Tuner {
         }
         report.left = total - report.measured;
         gpu.set_choices(choices(&entries));
-        gpu.keep_pipelines();
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -216,9 +237,7 @@ impl Tuner {
         }
     }
 
-    /// Orders classes by the time that their default kernels take in a step, for which FLOPs are no measure on a GPU: a thin product
-    /// leaves most of it idle, and attention's default is far slower than a product's. Those that `ends` leaves no time for come
-    /// last.
+    /// [`longest_first`], without a file but this tuner's.
     ///
     /// # Errors
     /// What the device reported.
@@ -229,83 +248,40 @@ impl Tuner {
         ends: &dyn Fn() -> bool,
     ) -> Result<(), PlanError> {
         let key = key(gpu);
-        let mut timed = Vec::new();
-        for candidate in candidates.drain(..) {
-            let seconds = match ends() {
-                true => None,
-                false => self.trying(&candidate, &key, |tell| candidate.default_seconds(gpu, tell))?,
-            };
-            timed.push((seconds.unwrap_or(0.0), candidate));
-        }
-        // a stable sort: the others stay in order of their FLOPs
-        timed.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-        candidates.extend(timed.into_iter().map(|(_, candidate)| candidate));
-        Ok(())
+        longest_first(
+            &mut Measuring::new(gpu, self.file.as_deref(), &key, Refused::default()),
+            candidates,
+            ends,
+        )
     }
+}
 
-    /// Measures a class.
-    ///
-    /// # Errors
-    /// What the device reported.
-    fn measure(&self, gpu: &Gpu, candidate: &Candidate, key: &str) -> Result<Measurement, PlanError> {
-        self.trying(candidate, key, |tell| measure_telling(gpu, candidate, CLASS_BUDGET, tell))
-    }
-
-    /// Runs kernels of a class, with a note on disk of what is being tried.
-    ///
-    /// # Errors
-    /// What the device reported: what was tried last is refused from then on.
-    fn trying<T>(
-        &self,
-        candidate: &Candidate,
-        key: &str,
-        run: impl FnOnce(&mut dyn FnMut(&[&str])) -> Result<T, PlanError>,
-    ) -> Result<T, PlanError> {
-        let mut trial = Trial::new(self.file.as_deref().map(folder_of), key, candidate.class.to_string());
-        match run(&mut |variants| trial.note(variants)) {
-            Err(PlanError::Gpu(error)) => Err(self.after(error, trial, candidate, key).into()),
-            other => {
-                trial.end();
-                other
-            }
-        }
-    }
-
-    /// Refuses the variant that a measurement did not survive, and says so.
-    fn after(&self, error: GpuError, trial: Trial, candidate: &Candidate, key: &str) -> GpuError {
-        let class = candidate.class.to_string();
-        let lacks_memory = matches!(error, GpuError::OutOfMemory { .. } | GpuError::OverMemoryLimit { .. });
-        let (kernel, kept) = match trial.variants() {
-            // nothing ran yet
-            [] => return error,
-            [variant] => {
-                let default = variant == candidate.default_variant();
-                let of = if default || lacks_memory { &class } else { EVERY_CLASS };
-                let refuse =
-                    |kept: &mut KernelFile| kept.refused.entry(key.to_owned()).or_default().add(of, variant);
-                let kept = self.file.as_ref().is_some_and(|file| KernelFile::update(file, refuse).is_ok());
-                (variant.clone(), kept && !default)
-            }
-            // the next start finds out which of them it is
-            several => {
-                return GpuError::Measuring {
-                    kernel: several.join(" or "),
-                    class,
-                    reason: error.to_string(),
-                    left_out: false,
-                };
+/// Orders classes by the time that their default kernels take in a step, for which FLOPs are no measure on a GPU: a thin product
+/// leaves most of it idle, and attention's default is far slower than a product's. Those that `ends` leaves no time for come
+/// last.
+///
+/// # Errors
+/// What the device reported.
+fn longest_first(
+    measuring: &mut Measuring<'_>,
+    candidates: &mut Vec<Candidate>,
+    ends: &dyn Fn() -> bool,
+) -> Result<(), PlanError> {
+    let mut timed = Vec::new();
+    for candidate in candidates.drain(..) {
+        let seconds = match ends() {
+            true => None,
+            false => {
+                let gpu = measuring.device();
+                measuring.trying(&candidate, |tell| candidate.default_seconds(&gpu, tell))?
             }
         };
-        trial.end();
-        if lacks_memory {
-            return error;
-        }
-        let reason = match error {
-            GpuError::Lost(reason) => format!("the device was lost: {reason}"),
-            other => other.to_string(),
-        };
-        GpuError::Measuring { kernel, class, reason, left_out: kept }
+        timed.push((seconds.unwrap_or(0.0), candidate));
     }
+    // a stable sort: the others stay in order of their FLOPs
+    timed.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    candidates.extend(timed.into_iter().map(|(_, candidate)| candidate));
+    Ok(())
 }
 
 /// What is known of a device before anything is measured.
@@ -317,7 +293,7 @@ struct Known {
     suspected: HashSet<String>,
 }
 
-fn folder_of(file: &Path) -> &Path {
+pub(super) fn folder_of(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -360,6 +336,7 @@ mod tests {
     use super::*;
     use crate::graph::{DType, DeviceProfile, Shape};
     use crate::ops::matmul::{Layout, matmul};
+    use crate::train::trial::Trial;
     use std::fs;
 
     fn tuner(folder: &Path) -> Tuner {
@@ -418,48 +395,6 @@ mod tests {
         assert!(known.refused.variant("matmul 8x8", "coop"));
         assert!(report.trouble.unwrap().contains("delete it"));
         assert_eq!(LeftBehind::find(folder).len(), 1);
-    }
-
-    #[test]
-    fn a_device_lost_while_measuring_names_the_kernel_and_refuses_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = folder.path();
-        let (tuner, candidate) = (tuner(folder), candidate());
-        let class = candidate.class.to_string();
-        let fail = |variants: &[&str], error: GpuError| {
-            let mut trial = Trial::new(Some(folder), "this", class.clone());
-            trial.note(variants);
-            tuner.after(error, trial, &candidate, "this")
-        };
-        let lost = GpuError::Lost("the watchdog".into());
-        let said = fail(&["tiled 64x64 per=4x4 depth=16 split=1"], lost.clone()).to_string();
-        for part in ["tiled 64x64 per=4x4", &class, "the watchdog", "run again", "--no_coop", "--tune off"] {
-            assert!(said.contains(part), "{part}: {said}");
-        }
-        let known = tuner.recollect("this", &mut TuneReport::default());
-        assert!(known.refused.variant("another class", "tiled 64x64 per=4x4 depth=16 split=1"));
-        assert_eq!(names(folder), ["kernels.json"]);
-
-        // without the default the class cannot be measured, and a run has no other
-        let default = candidate.default_variant();
-        let error = fail(&[default], lost.clone());
-        assert!(matches!(error, GpuError::Measuring { left_out: false, .. }), "{error}");
-        let times = |n| (0..n).for_each(|_| drop(fail(&[default], lost.clone())));
-        assert!(!tuner.recollect("this", &mut TuneReport::default()).refused.class(&class, default));
-        times(1);
-        assert!(tuner.recollect("this", &mut TuneReport::default()).refused.class(&class, default));
-
-        // which of several it was is for the next start
-        assert!(matches!(fail(&["a", "b"], lost.clone()), GpuError::Measuring { left_out: false, .. }));
-        let known = tuner.recollect("this", &mut TuneReport::default());
-        assert!(known.suspected.contains(&class) && !known.refused.variant(&class, "a"));
-        // nothing had run
-        assert_eq!(fail(&[], lost.clone()), lost);
-        // no room is no fault of the kernel elsewhere
-        let full = GpuError::OutOfMemory { what: "a step".into(), bytes: 0 };
-        assert_eq!(fail(&["a"], full.clone()), full);
-        let known = tuner.recollect("this", &mut TuneReport::default());
-        assert!(known.refused.variant(&class, "a") && !known.refused.variant("another class", "a"));
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl Walk {
             plan.dispatches.extend(self.halves.dispatches());
         }
         let mut dispatches = with(chosen, plan.workspaces.len());
+        dispatches[0].speed = choices.speed(&class, &chosen.to_string());
         if choices.wants(&class, candidates.len(), dispatches[0].cost.flops) {
             let alternative = |kernel: &Kernel| {
                 let mut workspaces =

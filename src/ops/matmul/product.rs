@@ -58,7 +58,11 @@ impl Product {
         let along = || choices.along(&class).filter_map(fitting).find(|kernel| kernel.suits(&oriented));
         let measured = choices.variant(&class).and_then(fitting).or_else(along);
         let mut scratch = Scratch { shared: plan.shared, next: plan.workspaces.len(), used: Vec::new() };
-        let mut dispatches = self.with(measured.unwrap_or(kernels[0]), &oriented, &mut scratch);
+        let chosen = measured.unwrap_or(kernels[0]);
+        let mut dispatches = self.with(chosen, &oriented, &mut scratch);
+        let speed = choices.speed(&class, &chosen.to_string());
+        // but for what comes before and after
+        dispatches.iter_mut().filter(|d| !d.variant.is_empty()).for_each(|d| d.speed = speed);
         let flops: f64 = dispatches.iter().map(|d| d.cost.flops).sum();
         if choices.wants(&class, kernels.len(), flops) {
             // whoever measures compares results: of tensors that are not overwritten

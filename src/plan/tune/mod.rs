@@ -47,6 +47,8 @@ pub struct Measurement {
     pub gflops: f64,
     /// Variants with their seconds; `None` for those that failed or gave other results. Those that had no turn are left out.
     pub tried: Vec<(String, Option<f64>)>,
+    /// How many those are.
+    pub untried: usize,
 }
 
 /// The classes of the graph's launches that have no measurement yet, the most work first.
@@ -228,7 +230,7 @@ fn chosen(candidate: &Candidate, runs: &[Option<Run<'_>>]) -> (usize, Measuremen
         fastest.filter(|(_, s)| s * WORTH < default_seconds).unwrap_or((0, default_seconds));
     // but for those that are right and had no turn
     let tried = (0..runs.len()).filter(|&i| runs[i].is_none() || seconds(i).is_some());
-    let tried = tried.map(|i| (candidate.variants[i].name.clone(), seconds(i))).collect();
+    let tried: Vec<_> = tried.map(|i| (candidate.variants[i].name.clone(), seconds(i))).collect();
     let flops = candidate.variants[0].dispatches.iter().map(|d| d.cost.flops).sum::<f64>();
     let measurement = Measurement {
         class: candidate.class.clone(),
@@ -236,6 +238,7 @@ fn chosen(candidate: &Candidate, runs: &[Option<Run<'_>>]) -> (usize, Measuremen
         seconds: chosen_seconds,
         default_seconds,
         gflops: flops / chosen_seconds / 1e9,
+        untried: candidate.variants.len() - tried.len(),
         tried,
     };
     (chosen, measurement)
@@ -250,6 +253,7 @@ fn unmeasurable(candidate: &Candidate) -> Measurement {
         default_seconds: f64::INFINITY,
         gflops: 0.0,
         tried: Vec::new(),
+        untried: 0,
     }
 }
 
