@@ -69,7 +69,7 @@ pub enum Error {
         memory_text(*planned),
         saved.as_ref().map_or(String::new(), |path| format!("; what was saved last is whole: {}", path.display()))
     )]
-    OutOfMemory { source: Box<Error>, planned: u64, advice: Advice, saved: Option<PathBuf> },
+    OutOfMemory { source: Box<Error>, planned: u64, advice: Box<Advice>, saved: Option<PathBuf> },
     /// A benchmark asks for more than the device has; `advice` is in the options of that benchmark, which a run's are not.
     #[error("{}; {advice}", what_is_lacking(source))]
     Benchmark { source: GpuError, advice: &'static str },

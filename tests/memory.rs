@@ -845,9 +845,9 @@ fn chunks_of_mlps_are_advised_where_they_make_a_run_fit() {
         assert!(error.advice.fits.contains(&advised), "{advised:?}: {error}");
         // an allocation that fails inside a run asks for the same
         let advice = planner.advise(1, Recompute::None, limit).unwrap();
-        assert_eq!(advice, error.advice);
+        assert_eq!(advice, *error.advice);
         let source = Box::new(Error::Gpu(GpuError::OutOfMemory { what: "activations".into(), bytes: 1 }));
-        let inside = Error::OutOfMemory { source, planned: needed(1), advice, saved: None };
+        let inside = Error::OutOfMemory { source, planned: needed(1), advice: Box::new(advice), saved: None };
         assert!(inside.to_string().contains(&format!("with {way} ")), "{inside}");
     }
     // of a run that goes on, chunks would change the sums

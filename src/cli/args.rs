@@ -218,7 +218,7 @@ pub struct GenerateArgs {
     /// The input that belongs to the prompt, as in the rows of the training [default: none]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub input: Option<String>,
-    /// How the prompt is wrapped: auto (as in training, else alpaca), none, chat (the model's template), llama3, …
+    /// How the prompt is wrapped: auto (as in training; else the model's template, alpaca), none, chat, llama3, …
     #[arg(long, alias = "prompt-style", value_name = "STYLE", default_value_t = PromptStyle::Auto.to_string())]
     pub prompt_style: String,
     /// Jinja template that writes the prompt in place of a style [default: that of the training, if any]

@@ -9,7 +9,7 @@ use crate::data::{DecodeStream, PromptForm, PromptStyle, Prompter, Tokenizer};
 use crate::error::Error;
 use crate::generate::{CacheSize, End, GenerateOptions, Generated, Generator};
 use crate::gpu::Gpu;
-use crate::train::adapter_place::ModelAndAdapter;
+use crate::train::adapter_place::{ModelAndAdapter, other_weights};
 use crate::train::setup::open_network;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
@@ -26,13 +26,21 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     let adapter = adapter_dir.as_deref().map(Adapter::read).transpose()?;
     let (precision, quantize) = (args.precision.precision, args.precision.quantize());
     let (network, source) = open_network(&model_dir, adapter.as_ref(), precision, quantize)?;
+    adapter_dir
+        .as_deref()
+        .and_then(|adapter| other_weights(adapter, &network))
+        .iter()
+        .for_each(|text| note(text));
     let tokenizer = Tokenizer::open(&model_dir)?;
     let asked = PromptForm::said(args.prompt_style.parse()?, args.prompt_template.as_deref())?;
     let asked = asked.or_trained(&model_dir, adapter_dir.as_deref());
     let prompter = Prompter::of_prompts(&tokenizer, &asked.form)?;
     asked.note.iter().for_each(|text| note(text));
-    if asked.trained.is_some() {
-        note(&format!("{}{}", prompter.name(), asked.by()));
+    let chosen = args.prompt_style == "auto" && prompter.style() == PromptStyle::Chat;
+    match asked.trained {
+        Some(_) => note(&format!("{}{}", prompter.name(), asked.by())),
+        None if chosen => note(&format!("{}, as the model has a template (--prompt_style)", prompter.name())),
+        None => {}
     }
     let text = match &args.prompt {
         Some(text) => text.clone(),

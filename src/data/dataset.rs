@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::cache::{CacheKey, tokens_of_file};
 use super::encode::Encoder;
+use super::marks::unknown_marks;
 use super::reader::read_rows;
 use super::sample::Sample;
 use super::source::{DataSource, files_of};
@@ -27,7 +28,7 @@ pub struct Dataset {
     /// Empty where the validation fraction is 0.
     pub validation: Samples,
     pub summary: DataSummary,
-    /// What the user should know of a template of their own.
+    /// What the user should know of how prompts are written.
     pub note: Option<String>,
 }
 
@@ -110,7 +111,10 @@ impl Dataset {
         let key = CacheKey::new(tokenizer, options, own.map(|(_, source)| source), &encoder);
         let paths = files.train.iter().map(|source| source.path.as_path());
         let paths: Vec<&Path> = paths.chain(files.validation.iter().map(PathBuf::as_path)).collect();
-        let note = own.and_then(|(origin, _)| keys_of_no_row(origin, encoder.row_keys()?, &paths));
+        let note = match own {
+            Some((origin, _)) => encoder.row_keys().and_then(|keys| keys_of_no_row(origin, keys, &paths)),
+            None => unknown_marks(&options.sample.style, tokenizer),
+        };
         let stores = paths
             .into_iter()
             .map(|path| tokens_of_file(path, &encoder, options, &key, stop))

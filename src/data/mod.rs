@@ -15,6 +15,7 @@ mod dataset;
 mod encode;
 mod error;
 mod format;
+mod marks;
 mod parallel;
 mod prompt;
 mod prompt_form;

@@ -87,6 +87,14 @@ impl PromptStyle {
         }
     }
 
+    /// The text of a model family's style around what is asked.
+    pub(super) fn template(&self) -> Option<&'static str> {
+        match self {
+            Self::Named(style) => Some(style.template),
+            _ => None,
+        }
+    }
+
     /// Every name, those of model families last.
     pub fn names() -> impl Iterator<Item = &'static str> {
         ["auto", "alpaca", "none", "chat"].into_iter().chain(NAMED_STYLES.iter().map(|style| style.name))

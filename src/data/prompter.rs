@@ -31,7 +31,8 @@ enum Way {
 }
 
 impl<'t> Prompter<'t> {
-    /// For single prompts. Where nobody knows the rows of the training, [`PromptStyle::Auto`] is [`PromptStyle::Alpaca`].
+    /// For single prompts. Where nobody knows the rows of the training, [`PromptStyle::Auto`] is the model's own chat template, or
+    /// [`PromptStyle::Alpaca`] where it has none.
     ///
     /// # Errors
     /// A template that cannot be read, a model without the chat template that the form needs.
@@ -39,8 +40,7 @@ impl<'t> Prompter<'t> {
         Self::new(tokenizer, form, false)
     }
 
-    /// For conversations. Where nobody knows the rows of the training, [`PromptStyle::Auto`] is the model's own template, or
-    /// [`PromptStyle::Alpaca`] where it has none. What was trained on single rows alone, in a form that has no
+    /// For conversations, for which [`PromptStyle::Auto`] is the model's own template too where it has one. What was trained on single rows alone, in a form that has no
     /// conversations, is asked the last message by itself.
     ///
     /// # Errors
@@ -58,7 +58,9 @@ impl<'t> Prompter<'t> {
         let style = match form.style_of(rows) {
             // the template writes everything
             _ if form.template.is_some() => PromptStyle::None,
-            PromptStyle::Auto if talks && tokenizer.chat_template()?.is_some() => PromptStyle::Chat,
+            PromptStyle::Auto if (talks || rows.is_none()) && tokenizer.chat_template()?.is_some() => {
+                PromptStyle::Chat
+            }
             PromptStyle::Auto => PromptStyle::Alpaca,
             style => style,
         };

@@ -7,7 +7,7 @@ pub struct NamedStyle {
     /// The system text where a record brings none.
     system: Option<&'static str>,
     /// With `{system}`, where the style has a place for it, and `{prompt}`.
-    template: &'static str,
+    pub(super) template: &'static str,
     /// Where neither the record nor the style has a system text.
     without_system: Option<&'static str>,
 }

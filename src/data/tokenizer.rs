@@ -188,6 +188,11 @@ impl Tokenizer {
         if self.is_special(id) { None } else { self.decode_stream_after(&self.letter).push(id) }
     }
 
+    /// Whether the vocabulary has this text as one token.
+    pub fn has_token(&self, text: &str) -> bool {
+        self.inner.token_to_id(text).is_some()
+    }
+
     /// How the vocabulary writes a token: its key in `tokenizer.json`.
     pub fn token_name(&self, id: u32) -> String {
         // embeddings may have more rows than the vocabulary has names

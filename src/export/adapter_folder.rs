@@ -4,9 +4,8 @@ use super::ExportError;
 use crate::checkpoint::{ADAPTER_CONFIG, Adapter};
 use crate::error::Error;
 use crate::models::ModelConfig;
-use crate::train::adapter_place::{base_of, is_adapter, saved};
-use crate::train::quantize::{Quantize, QuantizeOptions};
-use crate::train::run_folder::{HYPERPARAMETERS_FILE, read_json};
+use crate::train::adapter_place::{base_of, is_adapter, saved, trained_on};
+use crate::train::quantize::QuantizeOptions;
 use std::path::{Path, PathBuf};
 
 /// An adapter and where it was found.
@@ -55,14 +54,7 @@ impl AdapterFolder {
 
     /// How the run held the base weights, where it wrote that down and they were quantised.
     pub fn trained_on(&self) -> Option<QuantizeOptions> {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let of_run = name.starts_with("step-") || name.starts_with("best-");
-        let run = self.path.parent().filter(|_| of_run);
-        let mut folders = [Some(self.path.as_path()), run].into_iter().flatten();
-        let settings = folders.find_map(|folder| read_json(&folder.join(HYPERPARAMETERS_FILE)))?;
-        let kind: Quantize = settings["quantize"].as_str()?.parse().ok()?;
-        let head = settings["quantize_head"].as_bool().unwrap_or(false);
-        (kind != Quantize::None).then_some(QuantizeOptions { kind, head })
+        trained_on(&self.path)
     }
 
     /// Splits off the adapter of the head, which training does not have but PEFT can.

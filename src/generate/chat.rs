@@ -13,6 +13,7 @@ use crate::checkpoint::Adapter;
 use crate::data::{Asked, Conversation, DecodeStream, PromptForm, PromptStyle, Prompter, Tokenizer};
 use crate::error::Error;
 use crate::gpu::Gpu;
+use crate::train::adapter_place::other_weights;
 use crate::train::options::Precision;
 use crate::train::quantize::QuantizeOptions;
 use crate::train::setup::open_network;
@@ -94,6 +95,8 @@ pub struct Chat<'t> {
     asked: Asked,
     generator: Generator,
     stop: Vec<u32>,
+    /// On the weights that it was trained on, where these are others.
+    weights: Option<String>,
 }
 
 impl<'t> Chat<'t> {
@@ -113,11 +116,12 @@ impl<'t> Chat<'t> {
         let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
         let (network, source) =
             open_network(&options.model_dir, adapter.as_ref(), options.precision, options.quantize)?;
+        let weights = options.adapter.as_deref().and_then(|adapter| other_weights(adapter, &network));
         let limit = network.config.max_position_embeddings;
         let cache = CacheSize::new(options.context.unwrap_or(limit.min(CONTEXT)));
         let generator = Generator::new(gpu, network, &source, adapter.as_ref(), cache)?;
         let stop = prompter.stop_tokens();
-        Ok(Chat { tokenizer, prompter, asked, generator, stop })
+        Ok(Chat { tokenizer, prompter, asked, generator, stop, weights })
     }
 
     /// What conversations are written with: never [`PromptStyle::Auto`], and [`PromptStyle::None`] where a template does.
@@ -130,12 +134,12 @@ impl<'t> Chat<'t> {
         format!("{}{}", self.prompter.name(), self.asked.by())
     }
 
-    /// What the user should know of the prompts.
+    /// What the user should know of the prompts and the weights.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let alone = (!self.prompter.remembers()).then(|| {
             format!("{} has no conversations: each message is asked by itself", self.prompter.name())
         });
-        self.asked.note.clone().into_iter().chain(alone)
+        self.asked.note.clone().into_iter().chain(alone).chain(self.weights.clone())
     }
 
     pub fn generator(&self) -> &Generator {

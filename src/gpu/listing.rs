@@ -2,6 +2,7 @@
 
 use super::device::{GpuOptions, cooperative};
 use super::subgroups::Subgroups;
+use crate::memory_size::memory_text;
 use serde::Serialize;
 use std::cmp::Reverse;
 
@@ -137,6 +138,21 @@ pub(super) fn ranked() -> Vec<(DeviceInfo, wgpu::Adapter)> {
     all
 }
 
+/// GPUs other than this one whose memory holds so many bytes, best first, by how `--gpu` takes them and what they are.
+pub fn roomier(than: &DeviceInfo, bytes: u64) -> Vec<String> {
+    roomier_of(&list_devices(), than, bytes)
+}
+
+fn roomier_of(all: &[DeviceInfo], than: &DeviceInfo, bytes: u64) -> Vec<String> {
+    let others = all
+        .iter()
+        .filter(|device| device.index != than.index && device.unusable.is_none() && !device.is_software());
+    let roomy = others.filter_map(|device| Some((device, device.memory_bytes.filter(|&has| has > bytes)?)));
+    roomy
+        .map(|(device, has)| format!("--gpu {} ({}, {})", device.index, device.name, memory_text(has)))
+        .collect()
+}
+
 /// The device that is meant: a number is an index and nothing else, though names have digits too; other words are part of a name.
 pub(super) fn position(wish: &str, names: &[&str]) -> Option<usize> {
     match wish.trim().parse::<usize>() {
@@ -185,6 +201,26 @@ mod tests {
         ] {
             assert_eq!(position(wish, &names), expected, "{wish}");
         }
+    }
+
+    #[test]
+    fn devices_with_more_room_are_named() {
+        let mut all = [
+            device("this", "discrete GPU", "Vulkan", Some(8)),
+            device("large", "discrete GPU", "Vulkan", Some(24)),
+            device("shared", "integrated GPU", "Vulkan", Some(32)),
+            device("unknown", "integrated GPU", "Dx12", None),
+            DeviceInfo {
+                unusable: Some("too few buffers".into()),
+                ..device("broken", "discrete GPU", "Vulkan", Some(80))
+            },
+            device("processor", "software", "Vulkan", Some(256)),
+        ];
+        all.iter_mut().enumerate().for_each(|(index, device)| device.index = index);
+        let roomy = |gib: u64| roomier_of(&all, &all[0], gib << 30);
+        assert_eq!(roomy(20), ["--gpu 1 (large, 24.0 GiB)", "--gpu 2 (shared, 32.0 GiB)"]);
+        assert_eq!(roomy(24), ["--gpu 2 (shared, 32.0 GiB)"]);
+        assert!(roomy(64).is_empty());
     }
 
     #[test]

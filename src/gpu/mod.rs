@@ -25,7 +25,7 @@ pub use buffer::{Buffer, BufferSlice, Readback, allocation};
 pub use compose::{PARAM_ALIGNMENT, ShaderKey, param_space, sources};
 pub use device::{Gpu, GpuOptions, is_waiting};
 pub use error::{GpuError, Limit};
-pub use listing::{DeviceInfo, NEEDED_STORAGE_BUFFERS, list_devices};
+pub use listing::{DeviceInfo, NEEDED_STORAGE_BUFFERS, list_devices, roomier};
 pub use memory::HostShare;
 pub use pipeline::Work;
 pub use recording::{Recording, Upload};

@@ -14,6 +14,11 @@ pub enum HubError {
          meta-llama/Llama-3.2-1B, or ORG/NAME@REVISION"
     )]
     BadName { name: String },
+    #[error(
+        "{} is no folder{}; is it spelled as there? (`engraft download` takes a model of that name from the Hub)",
+        model.display(), beside(near)
+    )]
+    Misspelt { model: PathBuf, near: Vec<PathBuf> },
     #[error("HF_ENDPOINT is {endpoint:?}, which does not begin with http:// or https://")]
     BadEndpoint { endpoint: String },
     #[error("this system names no folder for caches; set ENGRAFT_MODELS to where models are to be kept")]
@@ -92,6 +97,16 @@ fn list_of(files: &[String]) -> String {
     }
 }
 
+fn beside(folders: &[PathBuf]) -> String {
+    match folders {
+        [] => String::new(),
+        folders => {
+            let names: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+            format!(", there are {}", list_of(&names))
+        }
+    }
+}
+
 fn token_hint(token: bool) -> &'static str {
     match token {
         true => " (the token that is set here does not see it)",
@@ -114,6 +129,7 @@ impl HubError {
         matches!(
             self,
             HubError::BadName { .. }
+                | HubError::Misspelt { .. }
                 | HubError::BadEndpoint { .. }
                 | HubError::NoPlace
                 | HubError::Offline { .. }

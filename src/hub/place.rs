@@ -42,6 +42,18 @@ fn name_of(model: &Path) -> Option<RepoName> {
     model.to_str().and_then(|text| text.parse().ok()).filter(|_| !model.exists())
 }
 
+/// What stands in the folder in which `model` would be, where that is here and holds no models: nobody means the Hub then.
+fn near(model: &Path) -> Option<Vec<PathBuf>> {
+    let folders = std::fs::read_dir(model.parent()?).ok()?.flatten().map(|entry| entry.path());
+    let mut folders: Vec<PathBuf> = folders.filter(|path| path.is_dir()).collect();
+    folders.sort();
+    // an organisation's folder has models in it
+    let is_model = |folder: &PathBuf| {
+        folder.join("config.json").is_file() && !folder.join("adapter_config.json").is_file()
+    };
+    (!folders.iter().any(is_model)).then_some(folders)
+}
+
 /// The folder that is meant by `model`: itself where it is one, or else that of the model of this name, which is
 /// downloaded where it is not here yet. What is neither is given back as it is. `found` hears of a name
 /// that is taken from this machine (true) or has to be downloaded (false).
@@ -59,6 +71,9 @@ pub fn model_folder(
     if let Some(folder) = downloaded(&models, &name) {
         found(&name, &folder, true);
         return Ok(folder);
+    }
+    if let Some(near) = near(model) {
+        return Err(HubError::Misspelt { model: model.to_owned(), near });
     }
     let folder = models.join(name.folder());
     let options = HubOptions::from_environment()?;

@@ -2,9 +2,13 @@
 //! of an adapter in the model's place its base.
 
 use super::adapter::AdapterError;
+use super::quantize::{Quantize, QuantizeOptions};
 use super::resume::{model_hash, numbered};
+use super::run_folder::{HYPERPARAMETERS_FILE, read_json};
 use crate::checkpoint::{ADAPTER_CONFIG, AdapterConfig};
 use crate::error::Error;
+use crate::models::Network;
+use crate::nn::WeightMode;
 use std::path::{Path, PathBuf};
 
 const MODEL_CONFIG: &str = "config.json";
@@ -81,6 +85,30 @@ pub(crate) fn saved(folder: &Path, file: &str) -> (PathBuf, Option<String>) {
 /// The folder of a base model that an adapter names, where it is here.
 pub(crate) fn base_of(adapter: &Path, config: &AdapterConfig) -> Option<PathBuf> {
     folders_of(adapter, config.base_model_name_or_path.as_deref()?).find(|f| f.join(MODEL_CONFIG).is_file())
+}
+
+/// How the run that made the adapter in this folder held the base weights, where it wrote that down and they were quantised.
+pub(crate) fn trained_on(adapter: &Path) -> Option<QuantizeOptions> {
+    let name = adapter.file_name().unwrap_or_default().to_string_lossy();
+    let of_run = name.starts_with("step-") || name.starts_with("best-");
+    let run = adapter.parent().filter(|_| of_run);
+    let mut folders = [Some(adapter), run].into_iter().flatten();
+    let settings = folders.find_map(|folder| read_json(&folder.join(HYPERPARAMETERS_FILE)))?;
+    let kind: Quantize = settings["quantize"].as_str()?.parse().ok()?;
+    let head = settings["quantize_head"].as_bool().unwrap_or(false);
+    (kind != Quantize::None).then_some(QuantizeOptions { kind, head })
+}
+
+/// What to say where an adapter was trained on quantised weights and the network holds others.
+pub fn other_weights(adapter: &Path, network: &Network) -> Option<String> {
+    let trained = trained_on(adapter)?.kind;
+    let WeightMode::Frozen(storage) = &network.weights else { return None };
+    (trained.dtype() != Some(storage.linear)).then(|| {
+        format!(
+            "the adapter was trained on {trained} weights and is used on {} ones; --quantize {trained} takes those of the training",
+            storage.linear
+        )
+    })
 }
 
 /// A relative path may have been meant from where the training was started, or from the adapter.

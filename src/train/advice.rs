@@ -16,10 +16,15 @@ pub struct Advice {
     pub fits: Vec<(String, u64)>,
     /// What the leanest plan needs, and its weights alone.
     pub least: Option<(String, u64, u64)>,
+    /// Other devices of this machine that have the room, as [`crate::gpu::roomier`] names them.
+    pub devices: Vec<String>,
 }
 
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.devices.is_empty() {
+            write!(f, "{} has the room; ", self.devices.join(" or "))?;
+        }
         if !self.fits.is_empty() {
             let ways = self.fits.iter().map(|(way, bytes)| format!("with {way} {}", memory_text(*bytes)));
             return f.write_str(&ways.collect::<Vec<_>>().join("; "));
@@ -96,14 +101,14 @@ impl Planner<'_> {
                 let way = format!("{options}{micro_option}--recompute {}", best.recompute());
                 let needed = best.needed_bytes();
                 if needed <= bytes {
-                    return Ok(Advice { fits: vec![(way, needed)], least: None });
+                    return Ok(Advice { fits: vec![(way, needed)], ..Advice::default() });
                 }
                 if least.as_ref().is_none_or(|(_, had, _)| needed < *had) {
                     least = Some((way, needed, best.memory.weights));
                 }
             }
         }
-        Ok(Advice { fits: Vec::new(), least })
+        Ok(Advice { least, ..Advice::default() })
     }
 
     fn with(&self, network: Network) -> Planner<'_> {

@@ -1,6 +1,7 @@
 //! Loss and perplexity of a model on a data file, in the memory that a forward pass takes: no gradients, no moments,
 //! no activation kept for a reverse pass.
 
+use super::adapter_place::other_weights;
 use super::family::Family;
 use super::host_embedding::HostEmbedding;
 use super::inputs::write_batch;
@@ -65,6 +66,9 @@ pub fn evaluate(
     let adapter = options.adapter.as_deref().map(Adapter::read).transpose()?;
     let (mut network, source) =
         open_network(&options.model_dir, adapter.as_ref(), options.precision, options.quantize)?;
+    if let Some(note) = options.adapter.as_deref().and_then(|adapter| other_weights(adapter, &network)) {
+        on_event(EvaluateEvent::Note(note));
+    }
     let tokenizer = Tokenizer::open(&options.model_dir)?;
     let limit = network.config.max_position_embeddings;
     let max_seq_length = options.max_seq_length.unwrap_or(limit).min(limit);

@@ -33,7 +33,7 @@ use crate::checkpoint::{Adapter, AdapterConfig, Checkpoint};
 use crate::data::{Dataset, PromptForm, Tokenizer};
 use crate::disk::free_space;
 use crate::error::{Error, Failure};
-use crate::gpu::{Gpu, GpuError, GpuOptions};
+use crate::gpu::{Gpu, GpuError, GpuOptions, roomier};
 use crate::graph::DType;
 use crate::models::{BlockNorms, ModelConfig, Network};
 use crate::plan::MemoryReport;
@@ -147,7 +147,13 @@ impl<'a> Finetune<'a> {
         let pipelines = if self.options.tune == TuneMode::Off { None } else { pipeline_folder() };
         let memory_limit = self.options.memory_limit;
         let gpu = Gpu::open(&GpuOptions { device, no_coop, pipelines, memory_limit, ..Default::default() })?;
-        self.plan_and_train(&gpu, &prepared)
+        self.plan_and_train(&gpu, &prepared).map_err(|error| match error {
+            Error::Memory(mut error) if !error.limit.asked => {
+                error.advice.devices = roomier(gpu.info(), error.needed);
+                Error::Memory(error)
+            }
+            other => other,
+        })
     }
 
     /// Runs to the end on a device that is open already; its own memory limit holds, and that of the options.
@@ -183,6 +189,7 @@ impl<'a> Finetune<'a> {
         if options.micro_batch() < options.micro_batch_size {
             notes.push(format!("--micro_batch_size is cut to the --batch_size of {}", options.batch_size));
         }
+        notes.extend(options.idle());
         let config = ModelConfig::read(&options.model_dir)?;
         check_method(options.method, &config, &options.model_dir)?;
         let random = options.method == Method::Full { init: WeightInit::Random };
@@ -340,7 +347,8 @@ impl<'a> Finetune<'a> {
             };
             let planner =
                 Planner { network: prepared.network.clone(), device, batch_size, resumed, demand: &demand };
-            let advice = planner.advise(options.micro_batch(), recompute, room.min(planned - 1));
+            let advice =
+                planner.advise(options.micro_batch(), recompute, room.min(planned - 1)).map(Box::new);
             let (source, saved) = (Box::new(error), saver.last().map(Path::to_path_buf));
             Error::OutOfMemory { source, planned, advice: advice.unwrap_or_default(), saved }
         })

@@ -64,7 +64,7 @@ pub struct MemoryError {
     /// Of these, bytes in host memory, where that is the device's.
     pub on_host: u64,
     pub limit: MemoryLimit,
-    pub advice: Advice,
+    pub advice: Box<Advice>,
 }
 
 /// What follows an amount of memory of which so much is the host's and counts.
@@ -215,7 +215,7 @@ impl Planner<'_> {
             needed: chosen.needed_bytes(),
             on_host: chosen.shared_host_bytes(),
             limit,
-            advice: self.advise(micro_batch, chosen.recompute(), bytes)?,
+            advice: Box::new(self.advise(micro_batch, chosen.recompute(), bytes)?),
         }))
     }
 

@@ -208,7 +208,7 @@ fn report(
     }
     let (recompute, advice) = match planner.choose(micro_batch, options.recompute, limit) {
         Ok(choice) => (choice.plan.recompute(), None),
-        Err(FitError::Memory(error)) => (error.recompute, Some(error.advice)),
+        Err(FitError::Memory(error)) => (error.recompute, Some(*error.advice)),
         Err(other) => return Err(other.into()),
     };
     let plan = planner.plan(micro_batch, recompute).map_err(FitError::from)?;

@@ -154,6 +154,11 @@ impl<'c> Run<'c> {
         Ok(())
     }
 
+    /// Whether several launches are timed together.
+    pub(super) fn is_short(&self, software: bool) -> bool {
+        launches(self.seconds, software) > 1
+    }
+
     pub(super) fn time(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
         let dispatches = self.launches * self.variant.dispatches.len();
         // nobody knows how long a single launch takes

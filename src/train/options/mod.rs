@@ -5,6 +5,7 @@
 //! holds, so their serialised form is a file format.
 
 mod checks;
+mod idle;
 mod kinds;
 mod settings;
 #[cfg(test)]
