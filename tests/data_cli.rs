@@ -165,3 +165,24 @@ fn a_run_learns_conversations_and_says_so() {
     let kept = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(kept.into_iter().all(|name| !name.to_string_lossy().starts_with("tokens-")));
 }
+
+/// A base model without the marks of a chat format would learn from unknown text.
+#[test]
+fn marks_that_the_model_lacks_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = write(&folder, "rows.json", r#"[{"instruction": "a", "output": "b"}]"#);
+    let note = |model: &str, style: &str| {
+        let model = fixtures().join("models").join(model);
+        let words = [&rows, "--model", model.to_str().unwrap(), "--data.prompt_style", style];
+        let output = data(&words);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+    };
+    let said = note("llama", "gemma");
+    assert!(said.contains("the prompt style gemma writes <end_of_turn> and <start_of_turn>"), "{said}");
+    assert!(said.contains("alpaca"), "{said}");
+    for (model, style) in [("llama", "alpaca"), ("qwen2", "chatml"), ("gemma", "gemma")] {
+        let said = note(model, style);
+        assert!(!said.contains("has no token"), "{model} {style}: {said}");
+    }
+}

@@ -430,6 +430,35 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// Without a word of how a model was trained, `generate` asks as `chat` and `serve` do; it says what was chosen, and what else an
+/// adapter was trained on.
+#[test]
+fn what_is_chosen_for_the_user_is_told() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = model("llama");
+    let options = [path(&folder), "--prompt", "a", "--max_new_tokens", "4", "--temperature", "0"];
+    let (auto, err) = success(&[&["generate"], &options[..]].concat(), "");
+    assert!(err.contains("prompt style chat, as the model has a template"), "{err}");
+    let (chat, err) = success(&[&["generate"], &options[..], &["--prompt_style", "chat"]].concat(), "");
+    assert_eq!(auto, chat);
+    assert!(!err.contains("prompt style"), "{err}");
+
+    let adapter = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(folder.join("ref/adapter").join(file), adapter.path().join(file)).unwrap();
+    }
+    std::fs::write(adapter.path().join("hyperparameters.json"), r#"{"quantize": "nf4"}"#).unwrap();
+    let with = |more: &[&str]| {
+        let all = [&["generate"], &options[..], &["--adapter", path(adapter.path())], more].concat();
+        success(&all, "").1
+    };
+    let err = with(&[]);
+    assert!(err.contains("was trained on nf4 weights and is used on bf16 ones; --quantize nf4"), "{err}");
+    assert!(!with(&["--quantize", "nf4"]).contains("was trained on nf4"));
+}
+
 #[test]
 fn the_command_generates_the_same_from_an_option_and_from_standard_input() {
     if common::gpu().is_none() {

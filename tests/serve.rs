@@ -62,6 +62,13 @@ impl Server {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
     }
 
+    /// Status line and headers of the answer, in small letters.
+    fn head(&self, method: &str, path: &str, headers: &str) -> String {
+        let mut text = String::new();
+        self.send(method, path, "", headers).read_to_string(&mut text).unwrap();
+        text.split_once("\r\n\r\n").unwrap().0.to_lowercase()
+    }
+
     fn send(&self, method: &str, path: &str, body: &str, headers: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -617,4 +624,58 @@ fn half_requests_are_cut_and_take_no_place_for_long() {
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     }
     assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
+}
+
+#[test]
+fn pages_of_this_machine_may_ask_and_others_may_not() {
+    let Some(server) = Server::start(&[]) else { return };
+    let preflight = |origin: &str| {
+        let headers = format!(
+            "Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type\r\n"
+        );
+        server.head("OPTIONS", CHAT, &headers)
+    };
+    let allowed = preflight("http://localhost:3000");
+    assert!(allowed.starts_with("http/1.1 200"), "{allowed}");
+    for line in [
+        "access-control-allow-origin: http://localhost:3000",
+        "access-control-allow-headers: content-type",
+        "access-control-allow-methods: get,post",
+    ] {
+        assert!(allowed.contains(line), "{line}: {allowed}");
+    }
+    assert!(!preflight("http://evil.example").contains("access-control-allow-origin"));
+    let from = |origin: &str| server.head("GET", "/v1/models", &format!("Origin: {origin}\r\n"));
+    let answered = from("http://127.0.0.1:5173");
+    assert!(answered.contains("access-control-allow-origin: http://127.0.0.1:5173"), "{answered}");
+    let refused = from("http://evil.example");
+    assert!(
+        refused.starts_with("http/1.1 403") && !refused.contains("access-control-allow-origin"),
+        "{refused}"
+    );
+    // not a page at all
+    assert!(!server.head("GET", "/v1/models", "").contains("access-control-allow-origin"));
+}
+
+#[test]
+fn a_key_is_asked_for_where_there_is_one() {
+    let Some(server) = Server::start(&["--api_key", "sk-42"]) else { return };
+    let status = |path: &str, headers: &str| server.call("GET", path, "", headers).0;
+    assert_eq!(status("/health", ""), 200);
+    assert_eq!(status("/v1/models", "Authorization: Bearer sk-42\r\n"), 200);
+    for wrong in [
+        "",
+        "Authorization: Bearer sk-43\r\n",
+        "Authorization: Bearer sk-4\r\n",
+        "Authorization: sk-42\r\n",
+        "Authorization: Bearer \r\n",
+    ] {
+        assert_eq!(status("/v1/models", wrong), 401, "{wrong:?}");
+    }
+    let (status, body) = server.call("POST", CHAT, &ask(json!({})).to_string(), "");
+    assert_eq!(status, 401);
+    assert!(body.contains("Authorization: Bearer KEY"), "{body}");
+    let (status, _) =
+        server.call("POST", CHAT, &ask(json!({})).to_string(), "Authorization: Bearer sk-42\r\n");
+    assert_eq!(status, 200);
 }

@@ -96,6 +96,18 @@ const CHECKS: [&str; 7] =
     ["configuration", "weights", "tokenizer", "round trip", "special tokens", "chat template", "memory"];
 
 #[test]
+fn an_adapter_in_the_models_place_is_checked_with_its_base() {
+    let base = fixtures().join("models/llama");
+    let folder = tempfile::tempdir().unwrap();
+    let mut adapter = Adapter::read(&base.join("ref/adapter")).unwrap();
+    adapter.config.base_model_name_or_path = Some(base.to_str().unwrap().into());
+    adapter.write(folder.path()).unwrap();
+    let found = Found::of(&[folder.path().to_str().unwrap()]);
+    assert_eq!((found.code, &found.report["model_dir"]), (0, &json!(base)), "{}", found.report);
+    assert!(found.named("passed").contains(&"adapter"), "{}", found.report);
+}
+
+#[test]
 fn models_that_are_right_pass_every_check() {
     for name in ["llama", "llama_untied", "llama_sharded"] {
         let folder = fixtures().join("models").join(name);

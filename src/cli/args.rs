@@ -22,6 +22,7 @@ mod bench;
 mod chat;
 mod data;
 mod download;
+mod elsewhere;
 mod export;
 pub mod litgpt;
 mod logging;
@@ -42,6 +43,7 @@ pub use bench::{
 pub use chat::{ChatArgs, SamplingArgs, TalkArgs};
 pub use data::{DataArgs, DataCommandArgs, DataKind, RowTextArgs};
 pub use download::DownloadArgs;
+pub use elsewhere::here;
 pub use export::{ExportArgs, ExportSource};
 pub use litgpt::LoraSwitches;
 pub use logging::LoggingArgs;

@@ -115,16 +115,17 @@ impl Talk<'_> {
             None => {}
         }
         self.history.push_assistant(&answer.text);
-        (self.note)(&summary(&answer, chat.context()));
+        (self.note)(&summary(&answer, chat.context(), self.options.max_new_tokens));
         Ok(ControlFlow::Continue(()))
     }
 }
 
-fn summary(answer: &Answer, context: usize) -> String {
+fn summary(answer: &Answer, context: usize, most: usize) -> String {
     let rate = if answer.seconds > 0.0 { answer.tokens as f64 / answer.seconds } else { 0.0 };
     let end = match answer.finish {
         Finish::Stop => "",
-        Finish::Length => "; cut by --max_new_tokens or the context",
+        Finish::Length if answer.tokens == most => "; cut by --max_new_tokens",
+        Finish::Length => "; cut by the end of the context",
         Finish::Caller => "; cut by Ctrl-C",
     };
     format!(

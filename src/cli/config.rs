@@ -6,6 +6,7 @@
 
 use super::args::Cli;
 use super::args::boolean;
+use super::args::here;
 use super::args::litgpt::Foreign;
 use crate::error::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -50,9 +51,8 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
     for setting in settings.iter().filter(|setting| !yields(command, setting, &said, &off)) {
         let origin = || format!("{}:{}", file.as_deref().unwrap_or(Path::new("")).display(), setting.line);
         // a run's file serves its plan too, which has no use for some of it
-        let runs = ["finetune", "finetune_full"];
         let of_run = || {
-            let commands = runs.iter().filter_map(|name| root.find_subcommand(name));
+            let commands = RUNS.iter().filter_map(|name| root.find_subcommand(name));
             commands.into_iter().any(|run| find(run, &setting.key).is_some())
         };
         if command.get_name() == "plan" && find(command, &setting.key).is_none() && of_run() {
@@ -63,9 +63,34 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
     words.extend(typed);
     Cli::try_parse_from(words).map_err(|error| match in_file(command, &error, &settings, file.as_deref()) {
         Some(error) => error,
-        None => error.exit(),
+        None => advised(error, &root, command).exit(),
     })
 }
+
+/// An error of clap that says what an option of another trainer, or of another command, is here.
+fn advised(mut error: clap::Error, root: &Command, command: &Command) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument || !RUNS.contains(&command.get_name()) {
+        return error;
+    }
+    let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else { return error };
+    let given = given.split(['=', ' ']).next().unwrap_or(given).to_owned();
+    let name = given.trim_start_matches('-');
+    let other = RUNS.iter().filter(|run| **run != command.get_name());
+    let mut other = other.filter_map(|run| root.find_subcommand(run)).filter(|run| find(run, name).is_some());
+    let tip = match (here(&given), other.next()) {
+        (_, Some(run)) => {
+            format!("{given} belongs to {}, not to {}", run.get_name(), command.get_name())
+        }
+        (Some(ours), None) => format!("here that is {ours}"),
+        (None, None) => return error,
+    };
+    error.remove(ContextKind::SuggestedArg);
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
+}
+
+/// The commands that train.
+const RUNS: [&str; 2] = ["finetune", "finetune_full"];
 
 /// Takes `--config` out of what was typed, and checks options that decide nothing.
 fn split(words: &[OsString]) -> Result<(Option<PathBuf>, Vec<OsString>), Error> {
@@ -364,7 +389,8 @@ fn word_of(
         let known = command.get_arguments().flat_map(names);
         let near = known.map(|name| (strsim::jaro_winkler(name, key), name));
         let near = near.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(likeness, _)| *likeness > 0.75);
-        let hint = near.map_or(String::new(), |(_, name)| format!("; did you mean {name}?"));
+        let near = || near.map_or(String::new(), |(_, name)| format!("; did you mean {name}?"));
+        let hint = here(key).map_or_else(near, |ours| format!("; here that is {ours}"));
         let name = command.get_name();
         return Err(Error::input(format!("{}: {key} is no option of {name}{hint}", origin())));
     };

@@ -2,7 +2,7 @@
 
 use super::args::ExportArgs;
 use super::download::{model_folder, settings_folder};
-use super::{print, say_notes};
+use super::{print, say_notes, with_parent};
 use crate::error::Error;
 use crate::export::{WeightOptions, export_adapter, export_model};
 use crate::memory_size::memory_text;
@@ -15,13 +15,15 @@ pub fn run(mut args: ExportArgs, quiet: bool) -> Result<(), Error> {
     args.model_dir = args.model_dir.map(|model| settings_folder(&model, quiet)).transpose()?;
     let (source, gguf) = args.resolve()?;
     let replaced = if gguf.path.exists() { " in place of what was there" } else { "" };
-    let (what, report) = match &source.adapter {
-        Some(adapter) => ("adapter", export_adapter(&source.model_dir, adapter, &gguf)?),
-        None => {
-            let model = WeightOptions { model_dir: source.model_dir, ..WeightOptions::default() };
-            ("model", export_model(&model, &gguf)?)
-        }
-    };
+    let (what, report) = with_parent(&gguf.path, || {
+        Ok(match &source.adapter {
+            Some(adapter) => ("adapter", export_adapter(&source.model_dir, adapter, &gguf)?),
+            None => {
+                let model = WeightOptions { model_dir: source.model_dir, ..WeightOptions::default() };
+                ("model", export_model(&model, &gguf)?)
+            }
+        })
+    })?;
     say_notes(&report.notes, quiet);
     let seconds = start.elapsed().as_secs_f64();
     if json {

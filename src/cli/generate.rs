@@ -36,11 +36,8 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
     let asked = asked.or_trained(&model_dir, adapter_dir.as_deref());
     let prompter = Prompter::of_prompts(&tokenizer, &asked.form)?;
     asked.note.iter().for_each(|text| note(text));
-    let chosen = args.prompt_style == "auto" && prompter.style() == PromptStyle::Chat;
-    match asked.trained {
-        Some(_) => note(&format!("{}{}", prompter.name(), asked.by())),
-        None if chosen => note(&format!("{}, as the model has a template (--prompt_style)", prompter.name())),
-        None => {}
+    if asked.trained.is_some() {
+        note(&format!("{}{}", prompter.name(), asked.by()));
     }
     let text = match &args.prompt {
         Some(text) => text.clone(),
@@ -54,6 +51,9 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
 
     let gpu = Gpu::open(&args.device.options())?;
     note(&format!("device {}", describe(gpu.info())));
+    if args.prompt_style == "auto" && asked.trained.is_none() && prompter.style() == PromptStyle::Chat {
+        note(&format!("{}, as the model has a template (--prompt_style)", prompter.name()));
+    }
     if max_new_tokens < args.max_new_tokens {
         note(&format!(
             "--max_new_tokens is cut to {max_new_tokens}: with the prompt of {} the model's limit of {} is reached",

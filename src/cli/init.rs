@@ -1,7 +1,7 @@
 //! `engraft init` and `engraft completions`: texts made of the definition of the command line itself.
 
 use super::args::{Cli, CompletionsArgs, InitArgs};
-use super::print;
+use super::{print, with_parent};
 use crate::checkpoint::atomic;
 use crate::error::Error;
 use clap::{Arg, ArgAction, CommandFactory};
@@ -22,8 +22,10 @@ pub fn run(args: &InitArgs) -> Result<(), Error> {
         let file = path.display();
         return Err(Error::input(format!("{file} exists; name another file, or remove it first")));
     }
-    atomic::write_file(path, |out| out.write_all(text.as_bytes()))
-        .map_err(|source| Error::Write { path: path.clone(), source })?;
+    with_parent(path, || {
+        atomic::write_file(path, |out| out.write_all(text.as_bytes()))
+            .map_err(|source| Error::Write { path: path.clone(), source })
+    })?;
     println!("wrote {0}; fill it in, then run: engraft finetune --config {0}", path.display());
     Ok(())
 }

@@ -28,6 +28,7 @@ use crate::error::{Error, Failure};
 use crate::train::tuning::forget_trials;
 use args::{BenchCommand, Command, Exit};
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs the program on the process's arguments.
@@ -108,6 +109,22 @@ fn exit_of(error: &Error) -> Exit {
         Failure::Device => Exit::NoDevice,
         Failure::Stopped => Exit::Stopped,
     }
+}
+
+/// Writes a file in a folder that need not be there yet, and is not if that fails.
+fn with_parent<T>(file: &Path, write: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let parents = file.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
+    let missing: Vec<&Path> = parents.take_while(|folder| !folder.exists()).collect();
+    if let Some(folder) = missing.first() {
+        let failed = |source| Error::Write { path: folder.to_path_buf(), source };
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let written = write();
+    if written.is_err() {
+        // those that stay empty
+        missing.iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+    }
+    written
 }
 
 /// What a result should tell its user, on standard error.

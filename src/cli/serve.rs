@@ -28,9 +28,11 @@ pub fn run(args: ServeArgs, quiet: bool) -> Result<(), Error> {
     let listener = TcpListener::bind((args.host.as_str(), args.port)).map_err(unusable)?;
     let address = listener.local_addr().map_err(unusable)?;
     let local = address.ip().is_loopback();
-    if !local {
+    let api_key = api_key(args.api_key.as_deref())?;
+    if !local && api_key.is_none() {
         eprintln!(
-            "warning: {address} can be reached from other machines, and whoever reaches it can use the model"
+            "warning: {address} can be reached from other machines, and whoever reaches it can use the model; --api_key or \
+             ENGRAFT_API_KEY asks them for a key"
         );
     }
     let found = model_and_adapter(&options.model_dir, options.adapter.as_deref(), quiet)?;
@@ -53,10 +55,21 @@ pub fn run(args: ServeArgs, quiet: bool) -> Result<(), Error> {
         }
     });
     println!("listening on http://{address}");
-    let options = ServeOptions { model, answer: args.talk.answer(), local_names_only: local };
+    let options = ServeOptions { model, answer: args.talk.answer(), local_names_only: local, api_key };
     serve(listener, &mut chat, &options, &stop, &note)?;
     note("ended");
     Ok(())
+}
+
+/// The key from the command line, or from the environment, which other users of the machine cannot read.
+fn api_key(given: Option<&str>) -> Result<Option<String>, Error> {
+    let key = given.map(str::to_owned).or_else(|| std::env::var("ENGRAFT_API_KEY").ok());
+    match key {
+        Some(key) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => Err(Error::input(
+            "the key of --api_key or ENGRAFT_API_KEY: must be of letters, digits and signs, without blanks",
+        )),
+        key => Ok(key),
+    }
 }
 
 /// `ORG/NAME` as it is, the last part of a path.

@@ -2,9 +2,11 @@
 
 use super::args::ValidateArgs;
 use super::download::{adapter_folder, model_folder};
-use super::print;
+use super::{print, say_notes};
 use crate::error::Error;
+use crate::hub::downloaded_model;
 use crate::memory_size::memory_text;
+use crate::train::adapter_place::{ModelAndAdapter, is_adapter};
 use crate::validate::{Status, Validation, validate};
 use serde_json::json;
 use std::fmt::Write as _;
@@ -15,7 +17,14 @@ use std::fmt::Write as _;
 /// A folder with problems, which makes the exit code 2; a download that failed.
 pub fn run(args: ValidateArgs, quiet: bool) -> Result<(), Error> {
     let model = model_folder(&args.model.model_dir, quiet)?;
-    let adapter = adapter_folder(args.adapter.as_deref(), quiet)?;
+    let mut adapter = adapter_folder(args.adapter.as_deref(), quiet)?;
+    let mut model = model;
+    if is_adapter(&model) {
+        // in the model's place, as elsewhere
+        let found = ModelAndAdapter::find(&model, adapter.as_deref(), &downloaded_model)?;
+        say_notes(&found.notes, quiet);
+        (model, adapter) = (found.model_dir, found.adapter);
+    }
     let found = validate(&model, adapter.as_deref());
     let failed = found.count(Status::Failed);
     match args.json {

@@ -207,7 +207,13 @@ impl Cell<'_> {
             place: self.place,
             key: key.to_owned(),
             found: keys(row),
-            needs: needs.to_owned(),
+            needs: match row.contains_key("chosen") && row.contains_key("rejected") {
+                true => format!(
+                    "{needs}. These rows are preferences, which trainers of DPO take: to train on the answers that were chosen, \
+                     rename `chosen` to `completion`, or to `messages` where it is a conversation"
+                ),
+                false => needs.to_owned(),
+            },
         }
     }
 

@@ -218,8 +218,8 @@ mod tests {
         ];
         all.iter_mut().enumerate().for_each(|(index, device)| device.index = index);
         let roomy = |gib: u64| roomier_of(&all, &all[0], gib << 30);
-        assert_eq!(roomy(20), ["--gpu 1 (large, 24.0 GiB)", "--gpu 2 (shared, 32.0 GiB)"]);
-        assert_eq!(roomy(24), ["--gpu 2 (shared, 32.0 GiB)"]);
+        assert_eq!(roomy(20), ["--gpu 1 (large, 24.00 GiB)", "--gpu 2 (shared, 32.00 GiB)"]);
+        assert_eq!(roomy(24), ["--gpu 2 (shared, 32.00 GiB)"]);
         assert!(roomy(64).is_empty());
     }
 

@@ -86,3 +86,24 @@ pub fn model_folder(
     Download { name, folder: folder.clone(), weights }.run(&Client::new(options), tell)?;
     Ok(folder)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_misspelt_folder_is_no_name_on_the_hub() {
+        let here = tempfile::tempdir().unwrap();
+        let at = |path: &str| here.path().join(path);
+        fs::create_dir_all(at("runs/step-000010")).unwrap();
+        fs::create_dir_all(at("meta-llama/Llama-3.2-1B")).unwrap();
+        fs::write(at("meta-llama/Llama-3.2-1B/config.json"), "{}").unwrap();
+        assert_eq!(near(&at("runs/step-00010")), Some(vec![at("runs/step-000010")]));
+        assert_eq!(near(&at("runs/step-000010/last")), Some(vec![]));
+        assert_eq!(near(&at("meta-llama/Llama-3.2-3B")), None, "an organisation with another model");
+        assert_eq!(near(&at("Qwen/Qwen2.5-0.5B")), None);
+        let said = HubError::Misspelt { model: "runs/x".into(), near: vec!["runs/step-000010".into()] };
+        assert!(said.to_string().starts_with("runs/x is no folder, there are runs/step-000010;"), "{said}");
+    }
+}

@@ -5,7 +5,9 @@ use super::{Event, Job, QUEUE, ServeOptions, Stop};
 use axum::Router;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Request, State};
-use axum::http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
+use axum::http::header::{
+    ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use hyper::server::conn::http1;
@@ -25,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// Bytes of a request's body: no context takes more text.
 const BODY: usize = 4 << 20;
@@ -61,7 +64,8 @@ pub(super) async fn run(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (requests, answers) = (AtomicU64::new(0), AtomicU64::new(0));
     let shared = Shared { jobs, options: options.clone(), started: now(), requests, answers };
-    let app = Router::new().fallback(answer).with_state(Arc::new(shared));
+    let app =
+        Router::new().fallback(answer).with_state(Arc::new(shared)).layer(pages(options.local_names_only));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let (end, ending) = watch::channel(());
     let mut open = JoinSet::new();
@@ -83,6 +87,15 @@ pub(super) async fn run(
     // what has not ended by then is cut with the runtime
     let _ = tokio::time::timeout(FAREWELL, ended).await;
     Ok(())
+}
+
+/// What a browser lets pages ask: those of this machine, or all where others may ask anyway.
+fn pages(of_this_machine: bool) -> CorsLayer {
+    let may = move |origin: &HeaderValue, _: &_| !of_this_machine || is_local_page(origin);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(may))
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
 }
 
 /// The next connection, once there is a place for it.
@@ -126,6 +139,15 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         return refuse(&ApiError { status: 403, ..ApiError::bad(None, message.into()) });
     }
     let path = request.uri().path().trim_end_matches('/').to_owned();
+    if let Some(key) = &shared.options.api_key
+        && path != "/health"
+        && !has_key(&request, key)
+    {
+        let message = "The key is wrong or missing: `Authorization: Bearer KEY`, with the one that the server was started with.";
+        let mut response = refuse(&ApiError { status: 401, ..ApiError::bad(None, message.into()) });
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        return response;
+    }
     let (get, post) = (request.method() == Method::GET, request.method() == Method::POST);
     match (path.as_str(), get, post) {
         ("/health", true, _) => reply(200, &json!({"status": "ok"})),
@@ -239,7 +261,7 @@ fn streamed(head: Head, events: UnboundedReceiver<Event>, include_usage: bool) -
     });
     let body = Body::from_stream(chunks.map(Ok::<_, Infallible>));
     let mut response = respond(200, "text/event-stream", body);
-    response.headers_mut().insert("cache-control", axum::http::HeaderValue::from_static("no-cache"));
+    response.headers_mut().insert("cache-control", HeaderValue::from_static("no-cache"));
     response
 }
 
@@ -258,25 +280,35 @@ fn refuse(error: &ApiError) -> Response {
 fn wrong_method(allowed: &'static str) -> Response {
     let message = format!("This address answers {allowed} alone.");
     let mut response = refuse(&ApiError { status: 405, ..ApiError::bad(None, message) });
-    response.headers_mut().insert(ALLOW, axum::http::HeaderValue::from_static(allowed));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
 fn respond(status: u16, kind: &'static str, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
 /// Whether the request names this machine as only its own programs can.
 fn is_local(request: &Request) -> bool {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    // a browser says which page asks; programs say nothing
-    let origin = request.headers().get(ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
-    let page = origin.map(|origin| origin.split_once("://").map_or("", |(_, host)| host));
-    // HTTP/1.0 needs no host, and no browser speaks it
-    host.is_none_or(is_local_name) && page.is_none_or(is_local_name)
+    // HTTP/1.0 needs no host, and no browser speaks it; a browser says which page asks, programs say nothing
+    host.is_none_or(is_local_name) && request.headers().get(ORIGIN).is_none_or(is_local_page)
+}
+
+fn is_local_page(origin: &HeaderValue) -> bool {
+    let origin = origin.to_str().unwrap_or_default();
+    is_local_name(origin.split_once("://").map_or("", |(_, host)| host))
+}
+
+/// Whether the request brings the key, in a time that does not tell how much of it is right.
+fn has_key(request: &Request, key: &str) -> bool {
+    let given = request.headers().get(AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
+    let given = given.strip_prefix(b"Bearer ").or(given.strip_prefix(b"bearer ")).unwrap_or_default();
+    let differing = given.iter().zip(key.as_bytes()).fold(0, |all, (a, b)| all | (a ^ b));
+    given.len() == key.len() && differing == 0
 }
 
 fn is_local_name(host: &str) -> bool {

@@ -32,6 +32,8 @@ pub struct ServeOptions {
     /// Only requests to `localhost` or a loopback address are answered: a page in a browser that makes its own name mean this
     /// machine (DNS rebinding) is not.
     pub local_names_only: bool,
+    /// What requests have to bring as `Authorization: Bearer KEY`, but for `/health`.
+    pub api_key: Option<String>,
 }
 
 /// Ends a server from anywhere.

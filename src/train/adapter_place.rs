@@ -64,7 +64,7 @@ impl ModelAndAdapter {
 }
 
 /// Whether the folder holds an adapter, or a run that saved one.
-pub(crate) fn is_adapter(path: &Path) -> bool {
+pub fn is_adapter(path: &Path) -> bool {
     saved(path, ADAPTER_CONFIG).0.join(ADAPTER_CONFIG).is_file()
 }
 

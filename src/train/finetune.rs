@@ -11,8 +11,7 @@ use super::folder_lock::FolderLock;
 use super::logging;
 use super::memory::{Choice, MemoryLimit, Planner};
 use super::metrics::Event;
-use super::options::TuneMode;
-use super::options::{FinetuneOptions, LoraOptions, Method, RecomputeKind, WeightInit};
+use super::options::{FinetuneOptions, LoraOptions, Method, TuneMode, WeightInit};
 use super::out_dir;
 use super::plan::Demand;
 use super::quantize::Quantize;
@@ -331,7 +330,6 @@ impl<'a> Finetune<'a> {
         }
         notes.push(choice.describe(options.recompute));
         notes.extend(choice.plan.moved_in_vain());
-        self.options.recompute = RecomputeKind::Policy(choice.plan.recompute());
         let (recompute, planned) = (choice.plan.recompute(), choice.plan.needed_bytes());
         let settings = prepared.adapter.as_ref().map(|(_, settings)| settings.clone());
         let mut saver = Saver::new(&self.options, settings, prepared.form.clone());
@@ -377,8 +375,9 @@ impl<'a> Finetune<'a> {
             ));
         }
         if tuned.untried > 0 {
+            let classes = if tuned.untried == 1 { "class" } else { "classes" };
             notes.push(format!(
-                "of {} classes of kernels not every kernel was tried for want of time; `engraft tune` tries them all",
+                "{} {classes} of kernels kept the best of those that were tried in time; `engraft tune` with this model tries all",
                 tuned.untried
             ));
         }

@@ -196,7 +196,11 @@ impl Progress {
     fn read_counters(path: &Path, options: &FinetuneOptions, data: &Dataset) -> Result<Self, Error> {
         let said = |reason: String| Error::input(format!("{}: {reason}", path.display()));
         let text = std::fs::read(path).map_err(|e| {
-            said(format!("cannot be read: {e}; --resume takes the folder of a saved step, step-NNNNNN"))
+            let steps: Vec<String> = steps_here(options, path).collect();
+            let there = if steps.is_empty() { String::new() } else { format!(": {}", steps.join(", ")) };
+            said(format!(
+                "cannot be read: {e}; --resume takes the folder of a saved step, step-NNNNNN{there}"
+            ))
         })?;
         let found: Progress = serde_json::from_slice(&text).map_err(|e| {
             said(format!(
@@ -347,6 +351,14 @@ pub(crate) fn numbered(out_dir: &Path, prefix: &str) -> Vec<(usize, PathBuf)> {
     let mut found: Vec<_> = entries.filter_map(|path| Some((number(&path)?, path))).collect();
     found.sort();
     found
+}
+
+/// The newest saved steps, of the run in `out_dir` or beside the one that was asked for.
+fn steps_here(options: &FinetuneOptions, asked: &Path) -> impl Iterator<Item = String> {
+    let beside = asked.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let steps = [options.out_dir.as_path(), beside].map(|folder| numbered(folder, "step-"));
+    let steps = steps.into_iter().find(|steps| !steps.is_empty()).unwrap_or_default();
+    steps.into_iter().rev().take(4).map(|(_, path)| path.display().to_string())
 }
 
 /// Removes what a killed process left half-written.

@@ -1,7 +1,7 @@
 //! What a run leaves behind: adapters, whole models, its settings. Files appear under their final name when complete.
 
 use super::adapter::extract;
-use super::options::{FinetuneOptions, Method};
+use super::options::{FinetuneOptions, Method, RecomputeKind};
 use super::run_folder::HYPERPARAMETERS_FILE;
 use super::trainer::Trainer;
 use crate::checkpoint::{
@@ -87,6 +87,8 @@ pub fn save_hyperparameters(
     let failed = |source| Error::Write { path: path.clone(), source };
     std::fs::create_dir_all(&options.out_dir).map_err(failed)?;
     let mut all = serde_json::to_value(options).map_err(|e| failed(e.into()))?;
+    // what auto chose; on another device it may choose otherwise, so the configuration has what was asked for
+    all["recompute"] = json!(RecomputeKind::Policy(network.recompute));
     all["run"] = json!(run);
     all["steps"] = json!(steps);
     all["device"] = json!(gpu.info().name);

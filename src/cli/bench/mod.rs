@@ -64,7 +64,7 @@ fn advised(error: Error, advice: &'static str) -> Error {
 
 fn read_json(path: &Path) -> Result<Value, Error> {
     let said = |reason: String| Error::input(format!("--compare {}: {reason}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| said(e.to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|e| said(format!("cannot be read: {e}")))?;
     serde_json::from_str(&text).map_err(|e| said(format!("{e}; give a file that --json wrote")))
 }
 

@@ -41,12 +41,23 @@ const KV_HEADS: &str = "num_key_value_heads";
 /// No model comes near; it keeps a broken file from filling the memory with names.
 const MAX_LAYERS: usize = 1 << 14;
 
+/// What to give in place of a folder without a configuration.
+fn instead_of(folder: &Path) -> String {
+    match folder.join("adapter_config.json").is_file() {
+        true => format!(
+            "this is an adapter: give the folder of its base model, and --init_adapter {} to train it further",
+            folder.display()
+        ),
+        false => "give the folder of a Hugging Face model".into(),
+    }
+}
+
 /// A configuration that cannot be read or is not supported.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     #[error("{path}: {}; give the folder of a Hugging Face model", if path.exists() { "is a file, not a folder" } else { "no such folder" })]
     FolderMissing { path: PathBuf },
-    #[error("{folder}: config.json not found; give the folder of a Hugging Face model")]
+    #[error("{folder}: config.json not found; {}", instead_of(folder))]
     FileMissing { folder: PathBuf },
     #[error("{file}: cannot be read: {source}")]
     Read { file: PathBuf, source: io::Error },
