@@ -1235,7 +1235,8 @@ fn gradients_of_logits_are_rounded_where_they_are_made() {
         (&device, (70, 131), (DType::BF16, DType::BF16), 2f64.powi(-40), None),
         (&device, (70, 131), (DType::BF16, DType::Nf4), 0.25, None),
         (&device, (70, 131), (DType::F16, DType::F16), 64.0, None),
-        // a cap that a target's logit reaches
+        // caps that a target's logit reaches, the lower one others' too
+        (&device, (70, 131), (DType::BF16, DType::BF16), 0.25, Some(40.0)),
         (&device, (70, 131), (DType::BF16, DType::BF16), 0.25, Some(20.0)),
         // two chunks on a device in software; one on a GPU, whose rows have many invocations each
         (&device, (500, 36_003), (DType::BF16, DType::BF16), 1.0, None),
@@ -1283,7 +1284,9 @@ fn gradients_of_logits_are_rounded_where_they_are_made() {
                 assert!(error <= allowed, "{} row {row}: {a} for {e}, of {largest}", case.label);
             }
         }
-        assert!(smallest < 1e-5, "{smallest}");
+        // what is left there is a matter of the cap
+        let certain = if soft_cap == Some(20.0) { 5e-5 } else { 1e-5 };
+        assert!(smallest < certain, "{smallest}");
     }
 }
 
