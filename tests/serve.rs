@@ -679,3 +679,21 @@ fn a_key_is_asked_for_where_there_is_one() {
         server.call("POST", CHAT, &ask(json!({})).to_string(), "Authorization: Bearer sk-42\r\n");
     assert_eq!(status, 200);
 }
+
+#[test]
+fn pages_from_elsewhere_may_ask_where_a_key_is_asked_for() {
+    let evil = "Origin: http://pages.example\r\n";
+    let allowed = "access-control-allow-origin: http://pages.example";
+    let open = ["--host", "0.0.0.0"];
+    let with_key: &[&str] = &[&open[..], &["--api_key", "sk-42"]].concat();
+    for (options, may) in [(&open[..], false), (with_key, true), (&with_key[2..], false)] {
+        let Some(server) = Server::start(options) else { return };
+        for method in ["OPTIONS", "GET"] {
+            let headers =
+                format!("{evil}Access-Control-Request-Method: GET\r\nAuthorization: Bearer sk-42\r\n");
+            let answered = server.head(method, "/v1/models", &headers);
+            assert_eq!(answered.contains(allowed), may, "{options:?} {method}: {answered}");
+        }
+        assert_eq!(server.notes().contains("warning: "), options == &open[..], "{}", server.notes());
+    }
+}

@@ -77,16 +77,29 @@ fn advised(mut error: clap::Error, root: &Command, command: &Command) -> clap::E
     let name = given.trim_start_matches('-');
     let other = RUNS.iter().filter(|run| **run != command.get_name());
     let mut other = other.filter_map(|run| root.find_subcommand(run)).filter(|run| find(run, name).is_some());
-    let tip = match (here(&given), other.next()) {
+    let tip = match (here_in(command, &given), other.next()) {
         (_, Some(run)) => {
             format!("{given} belongs to {}, not to {}", run.get_name(), command.get_name())
         }
-        (Some(ours), None) => format!("here that is {ours}"),
+        (Some(ours), None) => ours,
         (None, None) => return error,
     };
     error.remove(ContextKind::SuggestedArg);
     error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     error
+}
+
+/// What to type for an option of another trainer, in this command or in the one that has it.
+fn here_in(command: &Command, name: &str) -> Option<String> {
+    let ours = here(name)?;
+    let option = ours.strip_prefix("--").and_then(|option| option.split([' ', ',']).next());
+    let full = command.get_name() == "finetune_full";
+    // full training knows it, and refuses it
+    let missing = |option: &str| find(command, option).is_none() || (full && option == "quantize");
+    Some(match option.is_some_and(missing) {
+        true => format!("that is {ours} of finetune"),
+        false => format!("here that is {ours}"),
+    })
 }
 
 /// The commands that train.
@@ -390,7 +403,7 @@ fn word_of(
         let near = known.map(|name| (strsim::jaro_winkler(name, key), name));
         let near = near.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(likeness, _)| *likeness > 0.75);
         let near = || near.map_or(String::new(), |(_, name)| format!("; did you mean {name}?"));
-        let hint = here(key).map_or_else(near, |ours| format!("; here that is {ours}"));
+        let hint = here_in(command, key).map_or_else(near, |ours| format!("; {ours}"));
         let name = command.get_name();
         return Err(Error::input(format!("{}: {key} is no option of {name}{hint}", origin())));
     };
@@ -433,6 +446,21 @@ mod tests {
 
     fn pairs(text: &str) -> Vec<(usize, String, String)> {
         settings(text).unwrap().into_iter().map(|s| (s.line, s.key, s.value)).collect()
+    }
+
+    #[test]
+    fn options_of_others_are_named_in_the_command_that_takes_them() {
+        let root = crate::cli::args::Cli::command();
+        for (run, theirs, said) in [
+            ("finetune", "--r", "here that is --lora_rank"),
+            ("finetune_full", "--r", "that is --lora_rank of finetune"),
+            ("finetune", "load_in_4bit", "here that is --quantize nf4"),
+            ("finetune_full", "load_in_4bit", "that is --quantize nf4 of finetune"),
+            ("finetune_full", "output_dir", "here that is --out_dir"),
+            ("finetune_full", "--base_model", "here that is the first word behind the command"),
+        ] {
+            assert_eq!(here_in(root.find_subcommand(run).unwrap(), theirs).as_deref(), Some(said));
+        }
     }
 
     #[test]

@@ -51,8 +51,9 @@ pub fn run(args: GenerateArgs, quiet: bool) -> Result<(), Error> {
 
     let gpu = Gpu::open(&args.device.options())?;
     note(&format!("device {}", describe(gpu.info())));
-    if args.prompt_style == "auto" && asked.trained.is_none() && prompter.style() == PromptStyle::Chat {
-        note(&format!("{}, as the model has a template (--prompt_style)", prompter.name()));
+    if args.prompt_style == "auto" && asked.trained.is_none() && asked.form.template.is_none() {
+        let has = if prompter.style() == PromptStyle::Chat { "a template" } else { "no template" };
+        note(&format!("{}, as the model has {has} (--prompt_style)", prompter.name()));
     }
     if max_new_tokens < args.max_new_tokens {
         note(&format!(

@@ -63,12 +63,14 @@ pub fn run(args: ServeArgs, quiet: bool) -> Result<(), Error> {
 
 /// The key from the command line, or from the environment, which other users of the machine cannot read.
 fn api_key(given: Option<&str>) -> Result<Option<String>, Error> {
-    let key = given.map(str::to_owned).or_else(|| std::env::var("ENGRAFT_API_KEY").ok());
-    match key {
-        Some(key) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => Err(Error::input(
+    let Some(key) = given.map(Into::into).or_else(|| std::env::var_os("ENGRAFT_API_KEY")) else {
+        return Ok(None);
+    };
+    match key.into_string() {
+        Ok(key) if !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(key)),
+        _ => Err(Error::input(
             "the key of --api_key or ENGRAFT_API_KEY: must be of letters, digits and signs, without blanks",
         )),
-        key => Ok(key),
     }
 }
 

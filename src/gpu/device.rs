@@ -278,9 +278,7 @@ impl Gpu {
         self.check()?;
         let device = &self.shared.device;
         // wgpu panics where the device is lost meanwhile; its callback has recorded why
-        POLLING.set(true);
-        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.poll(until)));
-        POLLING.set(false);
+        let polled = without_panic(|| device.poll(until));
         self.check()?;
         match polled {
             Ok(Ok(_)) => Ok(()),
@@ -314,6 +312,14 @@ impl Gpu {
 
 thread_local! {
     static POLLING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What waits for a device that may be lost; `Err` for a panic of wgpu.
+pub(super) fn without_panic<T>(wait: impl FnOnce() -> T) -> std::thread::Result<T> {
+    POLLING.set(true);
+    let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(wait));
+    POLLING.set(false);
+    waited
 }
 
 /// Whether this thread waits for a device, where a panic of wgpu becomes [`GpuError::Lost`]: for a program's panic hook,

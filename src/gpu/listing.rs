@@ -138,7 +138,8 @@ pub(super) fn ranked() -> Vec<(DeviceInfo, wgpu::Adapter)> {
     all
 }
 
-/// GPUs other than this one whose memory holds so many bytes, best first, by how `--gpu` takes them and what they are.
+/// GPUs other than this one whose memory holds so many bytes where nothing else is in it, best first, by how `--gpu` takes them and
+/// what they are. Of its own backend alone: another one may list the same GPU again.
 pub fn roomier(than: &DeviceInfo, bytes: u64) -> Vec<String> {
     roomier_of(&list_devices(), than, bytes)
 }
@@ -146,7 +147,8 @@ pub fn roomier(than: &DeviceInfo, bytes: u64) -> Vec<String> {
 fn roomier_of(all: &[DeviceInfo], than: &DeviceInfo, bytes: u64) -> Vec<String> {
     let others = all
         .iter()
-        .filter(|device| device.index != than.index && device.unusable.is_none() && !device.is_software());
+        .filter(|device| device.index != than.index && device.backend == than.backend)
+        .filter(|device| device.unusable.is_none() && !device.is_software());
     let roomy = others.filter_map(|device| Some((device, device.memory_bytes.filter(|&has| has > bytes)?)));
     roomy
         .map(|(device, has)| format!("--gpu {} ({}, {})", device.index, device.name, memory_text(has)))
@@ -209,7 +211,8 @@ mod tests {
             device("this", "discrete GPU", "Vulkan", Some(8)),
             device("large", "discrete GPU", "Vulkan", Some(24)),
             device("shared", "integrated GPU", "Vulkan", Some(32)),
-            device("unknown", "integrated GPU", "Dx12", None),
+            device("unknown", "integrated GPU", "Vulkan", None),
+            device("large", "discrete GPU", "Dx12", Some(24)),
             DeviceInfo {
                 unusable: Some("too few buffers".into()),
                 ..device("broken", "discrete GPU", "Vulkan", Some(80))

@@ -1,5 +1,6 @@
 //! A device that may be lost.
 
+use super::device::without_panic;
 use super::{Gpu, GpuError, GpuOptions};
 use std::sync::atomic::Ordering;
 
@@ -16,6 +17,11 @@ impl Gpu {
         let twin = Gpu::from_adapter(self.shared.info.clone(), &self.shared.adapter, &options)?;
         twin.set_choices((*self.profile().choices).clone());
         Ok(twin)
+    }
+
+    /// Lets a lost device go. wgpu waits for it, and panics where its driver answers anything but that it is lost.
+    pub fn abandon(self) {
+        let _ = without_panic(|| drop(self));
     }
 
     /// Whether the device still works, which it says only where it is used.

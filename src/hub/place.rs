@@ -42,7 +42,13 @@ fn name_of(model: &Path) -> Option<RepoName> {
     model.to_str().and_then(|text| text.parse().ok()).filter(|_| !model.exists())
 }
 
-/// What stands in the folder in which `model` would be, where that is here and holds no models: nobody means the Hub then.
+/// So alike names are of one thing.
+const ALIKE: f64 = 0.85;
+/// And so many of them are shown.
+const SHOWN: usize = 5;
+
+/// What is meant by `model` where the folder in which it would be is here, holds no models, and either nothing else or what is spelled
+/// nearly so, or adapters: nobody means the Hub then.
 fn near(model: &Path) -> Option<Vec<PathBuf>> {
     let folders = std::fs::read_dir(model.parent()?).ok()?.flatten().map(|entry| entry.path());
     let mut folders: Vec<PathBuf> = folders.filter(|path| path.is_dir()).collect();
@@ -51,7 +57,17 @@ fn near(model: &Path) -> Option<Vec<PathBuf>> {
     let is_model = |folder: &PathBuf| {
         folder.join("config.json").is_file() && !folder.join("adapter_config.json").is_file()
     };
-    (!folders.iter().any(is_model)).then_some(folders)
+    if folders.iter().any(is_model) {
+        return None;
+    }
+    let empty = folders.is_empty();
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    folders.retain(|folder| {
+        strsim::jaro_winkler(&name(folder), &name(model)) > ALIKE
+            || folder.join("adapter_config.json").is_file()
+    });
+    folders.truncate(SHOWN);
+    (empty || !folders.is_empty()).then_some(folders)
 }
 
 /// The folder that is meant by `model`: itself where it is one, or else that of the model of this name, which is
@@ -103,6 +119,11 @@ mod tests {
         assert_eq!(near(&at("runs/step-000010/last")), Some(vec![]));
         assert_eq!(near(&at("meta-llama/Llama-3.2-3B")), None, "an organisation with another model");
         assert_eq!(near(&at("Qwen/Qwen2.5-0.5B")), None);
+        fs::create_dir_all(at("microsoft/DeepSpeed/.git")).unwrap();
+        assert_eq!(near(&at("microsoft/phi-2")), None, "an organisation's other things");
+        fs::create_dir_all(at("mine/poems")).unwrap();
+        fs::write(at("mine/poems/adapter_config.json"), "{}").unwrap();
+        assert_eq!(near(&at("mine/letters")), Some(vec![at("mine/poems")]));
         let said = HubError::Misspelt { model: "runs/x".into(), near: vec!["runs/step-000010".into()] };
         assert!(said.to_string().starts_with("runs/x is no folder, there are runs/step-000010;"), "{said}");
     }

@@ -64,8 +64,10 @@ pub(super) async fn run(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (requests, answers) = (AtomicU64::new(0), AtomicU64::new(0));
     let shared = Shared { jobs, options: options.clone(), started: now(), requests, answers };
-    let app =
-        Router::new().fallback(answer).with_state(Arc::new(shared)).layer(pages(options.local_names_only));
+    let app = Router::new()
+        .fallback(answer)
+        .with_state(Arc::new(shared))
+        .layer(pages(options.local_names_only || options.api_key.is_none()));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let (end, ending) = watch::channel(());
     let mut open = JoinSet::new();
@@ -89,7 +91,8 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// What a browser lets pages ask: those of this machine, or all where others may ask anyway.
+/// What a browser lets pages ask: those of this machine, or all where they have to bring a key. Else every page that somebody nearby
+/// looks at could use the model.
 fn pages(of_this_machine: bool) -> CorsLayer {
     let may = move |origin: &HeaderValue, _: &_| !of_this_machine || is_local_page(origin);
     CorsLayer::new()

@@ -16,14 +16,14 @@ pub struct Advice {
     pub fits: Vec<(String, u64)>,
     /// What the leanest plan needs, and its weights alone.
     pub least: Option<(String, u64, u64)>,
-    /// Other devices of this machine that have the room, as [`crate::gpu::roomier`] names them.
+    /// Other devices of this machine that have as much memory in all, as [`crate::gpu::roomier`] names them.
     pub devices: Vec<String>,
 }
 
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.devices.is_empty() {
-            write!(f, "{} has the room; ", self.devices.join(" or "))?;
+            write!(f, "{} has as much in all; ", self.devices.join(" or "))?;
         }
         if !self.fits.is_empty() {
             let ways = self.fits.iter().map(|(way, bytes)| format!("with {way} {}", memory_text(*bytes)));

@@ -84,7 +84,14 @@ impl<'g> Measuring<'g> {
             let gpu = self.device();
             let measured = self.trying(candidate, |tell| measure_telling(&gpu, candidate, budget, tell));
             match measured {
-                Ok(measurement) => return Ok(Some(measurement)),
+                Ok(measurement) => {
+                    // without a word where it was for want of memory: the next class gets another one
+                    if let Err(error) = gpu.check() {
+                        drop(gpu);
+                        self.reopen(error)?;
+                    }
+                    return Ok(Some(measurement));
+                }
                 Err(Failed::Over(loss)) => {
                     drop(gpu);
                     if !self.goes_on_after(*loss, candidate)? {
@@ -125,6 +132,11 @@ impl<'g> Measuring<'g> {
         let (note, left_out) = match &variants[..] {
             // nothing ran yet
             [] => return Failed::Otherwise(error.into()),
+            // the default serves without having been tried, and there may be room another time
+            [variant] if full && variant == candidate.default_variant() => {
+                trial.end();
+                (None, false)
+            }
             [variant] => {
                 let default = variant == candidate.default_variant();
                 let of = if default || full { &class } else { EVERY_CLASS };
@@ -156,21 +168,21 @@ impl<'g> Measuring<'g> {
     fn goes_on_after(&mut self, loss: Loss, candidate: &mut Candidate) -> Result<bool, PlanError> {
         let Loss { variants, note, error, reason, full } = loss;
         let default = variants == [candidate.default_variant()];
-        if (default && !full) || self.lost == MOST_LOST || self.twin.take().is_none() {
+        if default && !full {
             return Err(error.into());
         }
-        self.lost += 1;
-        if self.gpu.is_alive().is_err() {
-            return Err(error.into());
-        }
+        self.reopen(error)?;
+        let class = candidate.class.to_string();
         match (&variants[..], note) {
             (_, Some(note)) => {
                 // compiled one at a time, it shows which it is
                 candidate.one_by_one = true;
                 note.end();
             }
+            ([variant], None) if default => {
+                self.said.push(format!("no memory is left to measure {class}: {variant} stays ({reason})"));
+            }
             ([variant], None) => {
-                let class = candidate.class.to_string();
                 self.said
                     .push(format!("the kernel {variant} is left out: it did not survive {class} ({reason})"));
                 self.refused.add(if full { &class } else { EVERY_CLASS }, variant);
@@ -178,6 +190,21 @@ impl<'g> Measuring<'g> {
             _ => {}
         }
         Ok(!default)
+    }
+
+    /// Lets a lost device go; what is measured next opens another one.
+    ///
+    /// # Errors
+    /// That of the loss, where nothing can go on after it: the device itself is lost too, or too many were.
+    fn reopen(&mut self, error: GpuError) -> Result<(), PlanError> {
+        let lost = self.twin.take().filter(|_| self.lost < MOST_LOST);
+        let Some(lost) = lost else { return Err(error.into()) };
+        lost.abandon();
+        self.lost += 1;
+        match self.gpu.is_alive() {
+            Ok(()) => Ok(()),
+            Err(_) => Err(error.into()),
+        }
     }
 }
 

@@ -61,8 +61,6 @@ pub struct TuneReport {
 
 /// A class may take this long; its default variant is measured in any case.
 const CLASS_BUDGET: Duration = Duration::from_secs(4);
-/// And this long where nothing is left for later.
-const THOROUGH_CLASS_BUDGET: Duration = Duration::from_secs(60);
 
 impl Tuner {
     /// The platform's cache file, all the time that it takes, and every variant tried.
@@ -162,7 +160,7 @@ impl Tuner {
         }
         let total = work.iter().map(Vec::len).sum();
         let could_keep = report.trouble.is_none();
-        let class_budget = if self.is_thorough() { THOROUGH_CLASS_BUDGET } else { CLASS_BUDGET };
+        let class_budget = if self.is_thorough() { Duration::MAX } else { CLASS_BUDGET };
         for candidates in &mut work {
             for candidate in candidates {
                 if start.elapsed() > self.budget || stop.is_set() {

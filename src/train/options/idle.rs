@@ -30,11 +30,6 @@ impl FinetuneOptions {
             "without --early_stopping_patience",
         );
         add(
-            self.save_interval.is_none() && self.keep_last.is_some(),
-            "--keep_last",
-            "without --save_interval no more than the newest is kept",
-        );
-        add(
             self.save_interval.is_some() && self.autosave != usual.autosave && self.autosave.is_some(),
             "--autosave",
             "--save_interval says when to save",
@@ -43,7 +38,12 @@ impl FinetuneOptions {
         add(
             looks_once && self.eval_max_iters.is_some(),
             "--eval_max_iters",
-            "the evaluation at the end looks at all rows, and there is no other without --eval_interval",
+            match self.final_validation {
+                true => {
+                    "the evaluation at the end looks at all rows, and there is no other without --eval_interval"
+                }
+                false => "nothing is evaluated without --eval_interval",
+            },
         );
         add(
             self.eval_prompts.is_some() && self.evaluate_example.is_some(),
@@ -72,6 +72,8 @@ mod tests {
             |o| (o.min_lr, o.lr_schedule) = (1e-5, ScheduleKind::Cosine),
             |o| (o.early_stopping_min_delta, o.early_stopping_patience) = (0.1, Some(2)),
             |o| (o.keep_last, o.save_interval) = (Some(2), Some(10)),
+            // what was saved when a run was stopped
+            |o| o.keep_last = Some(2),
             |o| o.autosave = Some(60.0),
             |o| (o.autosave, o.save_interval) = (None, Some(10)),
             |o| (o.eval_max_iters, o.eval_interval) = (Some(10), Some(10)),
@@ -85,9 +87,9 @@ mod tests {
             ("--eps", |o| (o.optimizer, o.eps) = (OptimizerKind::Sgd, 1e-6)),
             ("--min_lr", |o| (o.min_lr, o.lr_schedule) = (1e-5, ScheduleKind::Constant)),
             ("--early_stopping_min_delta", |o| o.early_stopping_min_delta = 0.1),
-            ("--keep_last", |o| o.keep_last = Some(2)),
             ("--autosave", |o| (o.autosave, o.save_interval) = (Some(60.0), Some(10))),
             ("--eval_max_iters", |o| o.eval_max_iters = Some(10)),
+            ("--eval_max_iters", |o| (o.eval_max_iters, o.final_validation) = (Some(10), false)),
         ] {
             let told = told(change);
             assert!(told.starts_with(&format!("changes nothing here: {option} (")), "{option}: {told}");
